@@ -1,0 +1,22 @@
+"""What goes wrong in a way that the person at the keyboard can mend."""
+
+
+class MfError(Exception):
+    """The base of every error of this library. ``str()`` is one sentence: what was found, what was expected, where, and
+    what to do. Command lines print it as ``error: …`` and exit with 2; it never needs a stack trace."""
+
+
+class ConfigError(MfError):
+    """A flag, a parameter or a setting that cannot be."""
+
+
+class DataError(MfError):
+    """Ratings that cannot be read, or a model directory that does not hold what it should."""
+
+
+class TrainingError(MfError):
+    """A training that cannot go on (a value that is not finite)."""
+
+
+class SupabaseError(MfError):
+    """Supabase, or the way to it, refused: a key, a grant, a table, a function, the network."""

@@ -1,0 +1,88 @@
+"""What a table of ratings is, and how it lies on disk as Parquet."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mf.errors import DataError
+from mf.files import written_aside
+
+USER, MOVIE, RATING, RATED_AT = "user_id", "movie_id", "rating", "rated_at"
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+METADATA_KEY = b"mf"
+
+IdType = Literal["bigint", "text", "uuid"]
+_UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where ratings came from and what became of them; kept in the Parquet file's schema metadata under ``mf``."""
+
+    source: str  # a path, a gs:// address or "table public.ratings"; never a URL with a secret
+    rows_read: int  # data rows of the source, good or bad
+    rows_rejected: int  # rows that could not be used; each stands in rejects.csv
+    rows_replaced: int  # ratings of a (user, movie) pair that gave way to a later one
+    rows_kept: int  # rows_read - rows_rejected - rows_replaced
+    content_hash: str = ""  # of the kept rows, whatever their order in the source; filled in by write_ratings
+    columns: dict[str, str] = field(default_factory=dict)  # which source column was read as what
+
+
+def ratings_schema(user: pa.DataType, movie: pa.DataType, *, timestamps: bool) -> pa.Schema:
+    """``user_id`` and ``movie_id`` (int64 or string), ``rating`` float32 and, when the source has one, ``rated_at``
+    (microseconds, UTC)."""
+    columns = [(USER, user), (MOVIE, movie), (RATING, pa.float32())]
+    return pa.schema(columns + ([(RATED_AT, TIMESTAMP)] if timestamps else []))
+
+
+def write_ratings(table: pa.Table, path: Path, provenance: Provenance) -> Provenance:
+    """Writes ``table`` (a ``ratings_schema`` table, sorted by user and movie) to ``path`` as zstd Parquet, aside and
+    then renamed. Returns the provenance with the content hash filled in."""
+    provenance = Provenance(**{**asdict(provenance), "content_hash": content_hash(table)})
+    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(asdict(provenance))})
+    with written_aside(path) as aside:
+        pq.write_table(table, aside, compression="zstd")
+    return provenance
+
+
+def read_ratings(path: Path) -> tuple[pa.Table, Provenance]:
+    """Reads what ``write_ratings`` wrote.
+
+    Raises:
+        DataError: the file is missing, is no Parquet file, or is not a table of ratings.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: not a Parquet file of ratings ({str(error).splitlines()[0]})") from None
+    if table.column_names[:3] != [USER, MOVIE, RATING]:
+        raise DataError(f"{path}: expected the columns {USER}, {MOVIE}, {RATING}, found {', '.join(table.column_names)}")
+    kept: dict[str, Any] = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"null")) or {
+        "source": str(path), "rows_read": len(table), "rows_rejected": 0, "rows_replaced": 0, "rows_kept": len(table),
+    }  # fmt: skip
+    return table.replace_schema_metadata(None), Provenance(**kept)
+
+
+def content_hash(table: pa.Table) -> str:
+    """16 hexadecimal digits that depend on the rows' values and their order, and not on how their memory is cut."""
+    rows = pd.util.hash_pandas_object(table.to_pandas(), index=False)
+    return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()[:16]
+
+
+def id_type(ids: pa.Array | pa.ChunkedArray) -> IdType:
+    """The database type that holds these ids as they are: ``bigint`` for integers, ``uuid`` when every one is a UUID in
+    its canonical form (so that PostgreSQL gives back the same letters), else ``text``."""
+    if pa.types.is_integer(ids.type):
+        return "bigint"
+    # pc.all of nothing is true; ids of nothing are text.
+    if len(ids) and pc.all(pc.match_substring_regex(ids, _UUID)).as_py():
+        return "uuid"
+    return "text"
+

@@ -1,0 +1,40 @@
+"""Ids from outside to rows of a matrix and back."""
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mf.errors import DataError
+
+
+class Vocabulary:
+    """The ids of one kind (users or movies), each with a row number 0, 1, … in the ids' own order.
+
+    Args:
+        ids: int64 or string, no nulls, sorted, each once.
+    """
+
+    def __init__(self, ids: pa.Array) -> None:
+        self.ids = ids
+        self._index = pd.Index(ids.to_numpy(zero_copy_only=False))
+
+    @classmethod
+    def of(cls, column: pa.Array | pa.ChunkedArray) -> "Vocabulary":
+        """The vocabulary of the ids that occur in ``column``."""
+        ids = pc.unique(column)
+        return cls(pc.take(ids, pc.array_sort_indices(ids)))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+        """The row of every id in ``column``, int64; -1 for one that is not in the vocabulary.
+
+        Raises:
+            DataError: the ids are of another type than the vocabulary's.
+        """
+        if pa.types.is_integer(column.type) != pa.types.is_integer(self.ids.type):
+            raise DataError(f"ids of type {column.type} cannot be looked up among ids of type {self.ids.type}")
+        return self._index.get_indexer(pd.Index(column.to_numpy(zero_copy_only=False)))
