@@ -64,7 +64,12 @@ def add_flags(parser: argparse.ArgumentParser, config: type[Config], title: str)
             group.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=field.description)
         else:
             group.add_argument(
-                f"--{name}", type=kind, choices=choices(field), default=argparse.SUPPRESS, help=text, metavar=kind.__name__.upper()
+                f"--{name}",
+                type=kind,
+                choices=choices(field),
+                default=argparse.SUPPRESS,
+                help=text,
+                metavar=kind.__name__.upper(),
             )
 
 

@@ -63,7 +63,9 @@ def read_ratings(path: Path) -> tuple[pa.Table, Provenance]:
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not a Parquet file of ratings ({str(error).splitlines()[0]})") from None
     if table.column_names[:3] != [USER, MOVIE, RATING]:
-        raise DataError(f"{path}: expected the columns {USER}, {MOVIE}, {RATING}, found {', '.join(table.column_names)}")
+        raise DataError(
+            f"{path}: expected the columns {USER}, {MOVIE}, {RATING}, found {', '.join(table.column_names)}"
+        )
     kept: dict[str, Any] = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"null")) or {
         "source": str(path), "rows_read": len(table), "rows_rejected": 0, "rows_replaced": 0, "rows_kept": len(table),
     }  # fmt: skip
@@ -85,4 +87,3 @@ def id_type(ids: pa.Array | pa.ChunkedArray) -> IdType:
     if len(ids) and pc.all(pc.match_substring_regex(ids, _UUID)).as_py():
         return "uuid"
     return "text"
-

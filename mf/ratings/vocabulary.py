@@ -37,4 +37,5 @@ class Vocabulary:
         """
         if pa.types.is_integer(column.type) != pa.types.is_integer(self.ids.type):
             raise DataError(f"ids of type {column.type} cannot be looked up among ids of type {self.ids.type}")
-        return self._index.get_indexer(pd.Index(column.to_numpy(zero_copy_only=False)))
+        rows: npt.NDArray[np.int64] = self._index.get_indexer(pd.Index(column.to_numpy(zero_copy_only=False)))
+        return rows

@@ -1,0 +1,124 @@
+"""The way to Supabase's REST API: one client, retries for what passes, one-line errors for what does not."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import tenacity
+from postgrest.exceptions import APIError
+from supabase import Client, ClientOptions, create_client
+
+from mf.errors import SupabaseError
+from mf.supabase.credentials import Credentials
+
+TIMEOUT_S = 60.0
+TRIES = 8
+# Passing faults, by SQLSTATE, PostgREST code or HTTP status: cancelled by timeout, serialization, deadlock, lock,
+# too many connections, database starting or stopping, no connection from PostgREST, and what proxies answer.
+TRANSIENT = {
+    "57014", "40001", "40P01", "55P03", "53300", "57P01", "57P03", "PGRST000", "PGRST001", "PGRST002", "PGRST003",
+    "408", "429", "500", "502", "503", "504", "520", "521", "522", "523", "524",
+}  # fmt: skip
+
+
+class _CutResponseError(Exception):
+    """Status 200 and a body that is no JSON: a proxy's page, or an answer cut on the way."""
+
+
+@contextmanager
+def connect(credentials: Credentials) -> Iterator[Client]:
+    """A supabase-py client, closed at the end of the block.
+
+    It has its own ``httpx.Client`` (HTTP/1.1: uploads are faster, and supabase-py's own one warns), and retries are
+    ``call``'s, not postgrest-py's, which knows only GET and two statuses.
+    """
+    # httpx logs every URL at INFO, and hpack every header, the key among them, at DEBUG.
+    for name in ("httpx", "httpcore", "hpack"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with httpx.Client(timeout=TIMEOUT_S, http2=False, follow_redirects=False) as http:
+        options = ClientOptions(httpx_client=http, auto_refresh_token=False, persist_session=False)
+        yield create_client(credentials.url, credentials.key.get_secret_value(), options)
+
+
+def call(request: Any, doing: str) -> Any:
+    """Executes a supabase-py request builder (``table(…).select(…)``, ``rpc(…)``, …) and gives its ``data``.
+
+    Every request of this library may be sent twice (reads, upserts, functions that change nothing the second time), so
+    every passing fault is waited out: up to ``TRIES`` tries, with growing random pauses of half a minute at most.
+
+    Args:
+        request: what has ``execute()``.
+        doing: what the caller does, for the error: ``read table ratings``.
+
+    Raises:
+        SupabaseError: with the server's own message, and what to do where that is known.
+    """
+    return call_response(request, doing).data
+
+
+def call_response(request: Any, doing: str) -> Any:
+    """As ``call``, but gives the whole response (``data`` and ``count``)."""
+    if hasattr(request, "retry"):
+        request = request.retry(False)
+    retrying = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(TRIES),
+        wait=tenacity.wait_random_exponential(multiplier=0.25, max=30),
+        retry=tenacity.retry_if_exception(_passes),
+        reraise=True,
+    )
+    try:
+        return retrying(_execute, request)
+    except (APIError, httpx.HTTPError, _CutResponseError) as error:
+        message = explain(error, doing)
+    # Raised outside of the handler: the exception's frames and the request they hold carry the key.
+    raise SupabaseError(message)
+
+
+def _execute(request: Any) -> Any:
+    response = request.execute()
+    if isinstance(response.data, str) and response.data:
+        raise _CutResponseError(response.data[:80])
+    return response
+
+
+def _passes(error: BaseException) -> bool:
+    if isinstance(error, APIError):
+        return str(error.code) in TRANSIENT
+    return isinstance(error, httpx.TransportError | _CutResponseError) and not isinstance(
+        error, httpx.UnsupportedProtocol
+    )
+
+
+def explain(error: Exception, doing: str) -> str:
+    """One sentence of what went wrong and what to do."""
+    if isinstance(error, _CutResponseError):
+        return f"cannot {doing}: the answer is not JSON ({str(error)!r}): is the URL a Supabase project's?"
+    if not isinstance(error, APIError):
+        reason = str(error) or type(error).__name__
+        return f"cannot {doing}: no answer from Supabase ({reason}): check the URL and the network"
+    said = " ".join(str(error.message or error.details or "no message").split())
+    hint = _HINTS.get(str(error.code))
+    if hint is None and "api key" in said.lower():
+        hint = "check SUPABASE_KEY: it must be this project's secret key (sb_secret_… or the service_role JWT)"
+    code = f" ({error.code})" if error.code else ""
+    return f"cannot {doing}: {said}{code}" + (f": {hint}" if hint else "")
+
+
+_GRANT = (
+    "the key's role lacks a grant: use the secret (service_role) key, and grant it what it needs (see docs/supabase.md)"
+)
+_MIGRATE = "is it spelled right, and is the migration applied? `python -m mf schema` prints it"
+_HINTS = {
+    "42501": _GRANT,
+    "42P01": _MIGRATE,
+    "PGRST205": _MIGRATE,
+    "PGRST202": _MIGRATE,
+    "42883": _MIGRATE,
+    "42703": "the table has no such column: name the right one",
+    "PGRST204": "the table has no such column: name the right one",
+    "PGRST301": "check SUPABASE_KEY: it is not a key of this project",
+    "401": "check SUPABASE_KEY: it is not a key of this project",
+    "57014": "the statement took longer than the server allows",
+}

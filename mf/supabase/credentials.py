@@ -1,0 +1,94 @@
+"""Where Supabase is and the key to it. The key is read at the moment of use and shows nowhere."""
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from mf.errors import ConfigError, SupabaseError
+
+KEY_HELP = "set SUPABASE_KEY, or SUPABASE_KEY_SECRET to the name of a Secret Manager secret"
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """The project's URL and a key to it; ``repr`` hides the key."""
+
+    url: str
+    key: SecretStr
+
+    @classmethod
+    def find(
+        cls, url: str | None = None, key: SecretStr | None = None, environ: Mapping[str, str] | None = None
+    ) -> "Credentials":
+        """What is given wins over ``SUPABASE_URL``, ``SUPABASE_KEY`` and ``SUPABASE_KEY_SECRET`` of ``environ``
+        (default: the process's own).
+
+        Raises:
+            ConfigError: the URL or the key is missing or cannot be one.
+            SupabaseError: Secret Manager does not give the secret.
+        """
+        environ = os.environ if environ is None else environ
+        url = (url or environ.get("SUPABASE_URL", "")).rstrip("/")
+        if not url:
+            raise ConfigError("no Supabase project: give --supabase_url or set SUPABASE_URL")
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+            raise ConfigError("the Supabase URL is not of the form https://PROJECT.supabase.co")
+        if key is None and (value := environ.get("SUPABASE_KEY")):
+            key = SecretStr(value)
+        if key is None and (name := environ.get("SUPABASE_KEY_SECRET")):
+            key = _from_secret_manager(name)
+        if key is None or not key.get_secret_value().strip():
+            raise ConfigError(f"no key for {url}: {KEY_HELP}")
+        if not key.get_secret_value().isascii() or any(c.isspace() for c in key.get_secret_value().strip()):
+            raise ConfigError(f"the key for {url} holds characters that no Supabase key has: copy it again")
+        return cls(url, SecretStr(key.get_secret_value().strip()))
+
+    @property
+    def role(self) -> str:
+        """The database role that the key stands for, as far as the key itself tells: ``service_role``, ``anon``,
+        ``authenticated`` or ``unknown``."""
+        key = self.key.get_secret_value()
+        if key.startswith("sb_"):
+            return {"sb_secret": "service_role", "sb_publishable": "anon"}.get("_".join(key.split("_")[:2]), "unknown")
+        try:
+            payload = key.split(".")[1]
+            claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+            return str(claims["role"])
+        except (IndexError, KeyError, TypeError, ValueError, binascii.Error):
+            return "unknown"
+
+
+def _from_secret_manager(name: str) -> SecretStr:
+    """The payload of a secret's version, read under the process's own service account.
+
+    Args:
+        name: ``projects/P/secrets/S/versions/V``; without a version the latest one is read.
+    """
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+    from google.cloud import secretmanager
+
+    parts = name.split("/")
+    if len(parts) not in (4, 6) or parts[0] != "projects" or parts[2] != "secrets" or not all(parts):
+        raise ConfigError(f"SUPABASE_KEY_SECRET is {name!r}, expected projects/PROJECT/secrets/NAME/versions/latest")
+    if len(parts) == 4:
+        name += "/versions/latest"
+    try:
+        client = secretmanager.SecretManagerServiceClient()
+        value = client.access_secret_version(name=name, timeout=60).payload.data.decode().strip()
+    except (GoogleAPIError, GoogleAuthError, UnicodeDecodeError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SupabaseError(
+            f"the secret {name} could not be read: {first_line}; it must exist, and the account that runs this needs "
+            "the role roles/secretmanager.secretAccessor on it"
+        ) from None
+    if not value:
+        raise SupabaseError(f"the secret {name} is empty: add a version that holds the Supabase key")
+    return SecretStr(value)
