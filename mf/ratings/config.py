@@ -1,0 +1,110 @@
+"""What can be chosen about where ratings come from and how they are divided."""
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from mf.config import Config
+from mf.errors import DataError
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER
+
+# Column names understood without asking, compared in lower case and without "_", "-" and spaces.
+RECOGNISED = {
+    USER: ("userid", "user"),
+    MOVIE: ("movieid", "movie", "itemid", "item"),
+    RATING: ("rating",),
+    RATED_AT: ("timestamp", "ratedat", "createdat"),
+}
+
+
+class IngestConfig(Config):
+    """Where ratings come from and which of their columns is which."""
+
+    ratings_csv: str = Field("", description="File of ratings, plain or gzip: a path or gs://bucket/object")
+    import_table: str = Field("", description="Supabase table of ratings, read instead of a file")
+    columns: str = Field(
+        "",
+        description="Column names of a file without a header, in their order and separated by commas, "
+        "for example userId,movieId,rating,timestamp",
+    )
+    user_column: str = Field("", description="Column of the user id; found by its name (userId, user_id) when empty")
+    movie_column: str = Field(
+        "", description="Column of the movie id; found by its name (movieId, movie_id, item_id) when empty"
+    )
+    rating_column: str = Field("", description="Column of the rating; found by its name (rating) when empty")
+    timestamp_column: str = Field(
+        "",
+        description="Column of the time of the rating, in epoch seconds, epoch milliseconds or ISO 8601; found by its "
+        "name (timestamp, rated_at, created_at) when empty, and optional",
+    )
+    max_reject_fraction: float = Field(
+        0.01, ge=0, le=1, description="Share of rows, 0 to 1, that may be malformed before the import fails"
+    )
+    key_columns: str = Field(
+        "", description="Unique key of the Supabase table, separated by commas; its primary key when empty"
+    )
+
+    def find_columns(self, found: Sequence[str], where: str) -> dict[str, str]:
+        """Which of the columns ``found`` in ``where`` (a file or a table) is the user, the movie, the rating and, when
+        there is one, the time of the rating: the asked-for name where one is given, else a recognised one.
+
+        Returns:
+            ``{"user_id": "userId", "movie_id": "movieId", "rating": "rating"[, "rated_at": "timestamp"]}``.
+
+        Raises:
+            DataError: a column is missing, stands there twice, or is asked for in two roles.
+        """
+        asked = {
+            USER: (self.user_column, "--user_column"),
+            MOVIE: (self.movie_column, "--movie_column"),
+            RATING: (self.rating_column, "--rating_column"),
+            RATED_AT: (self.timestamp_column, "--timestamp_column"),
+        }
+        columns: dict[str, str] = {}
+        for role, (name, flag) in asked.items():
+            fits = [column for column in found if (column == name if name else _plain(column) in RECOGNISED[role])]
+            if len(fits) > 1:
+                what = f"the column {fits[0]} stands twice" if len(set(fits)) == 1 else f"{' and '.join(fits)} both fit"
+                raise DataError(f"{where}: {what}, expected one column for {role}; rename one, or name it with {flag}")
+            if not fits and (name or role != RATED_AT):
+                what = f"no column {name}" if name else f"no column recognised as {role}"
+                raise DataError(f"{where}: {what}, found {', '.join(found)}; name it with {flag}")
+            if fits:
+                columns[role] = fits[0]
+        if len(set(columns.values())) < len(columns):
+            uses = ", ".join(f"{role} from {column}" for role, column in columns.items())
+            raise DataError(f"{where}: one column is asked for in two roles ({uses}); name each of them once")
+        return columns
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("_", "").replace("-", "").replace(" ", "")
+
+
+class SplitConfig(Config):
+    """How ratings are divided into training, validation and test parts."""
+
+    split: Literal["random", "time", "leave_last"] = Field(
+        "random",
+        description="random: any rows are held out; time: the newest of all; leave_last: each user's newest rating",
+    )
+    val_size: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of all rows held out to steer training; leave_last: 0 or not",
+    )
+    test_size: float = Field(
+        0.1, ge=0, lt=1, description="Share of all rows held out to score once; leave_last: 0 or not"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the random split")
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        if self.val_size + self.test_size >= 1:
+            raise ValueError(
+                f"val_size {self.val_size} and test_size {self.test_size} leave nothing to train on; "
+                "their sum must be below 1"
+            )
+        return self
