@@ -1,0 +1,6 @@
+"""An embedded Supabase for laptops and tests: real PostgreSQL with pgvector, real PostgREST, a gateway; no docker, root
+or not."""
+
+from mf.local.stack import LocalSupabase, databases, recreate_database
+
+__all__ = ["LocalSupabase", "databases", "recreate_database"]

@@ -1,0 +1,47 @@
+"""The keys of one run of the embedded Supabase: random at each start, held in memory only."""
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+import time
+from dataclasses import dataclass, field
+
+VALID_S = 7 * 86_400
+
+
+def jwt(secret: str, role: str, **claims: str) -> str:
+    """A JSON Web Token signed with HS256 (RFC 7515, 7519) for ``role``, valid for ``VALID_S`` seconds."""
+    now = int(time.time())
+    payload = {"iss": "mf-local", "role": role, "iat": now, "exp": now + VALID_S, **claims}
+    signed = b".".join(_base64url(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, payload))
+    return b".".join([signed, _base64url(hmac.digest(secret.encode(), signed, hashlib.sha256))]).decode()
+
+
+def _base64url(raw: bytes) -> bytes:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=")
+
+
+@dataclass(frozen=True, repr=False)
+class Keys:
+    """What the API accepts, as a Supabase project has it: two keys of the new kind and two legacy JWTs."""
+
+    jwt_secret: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    secret_key: str = field(default_factory=lambda: f"sb_secret_{secrets.token_urlsafe(24)}")
+    publishable_key: str = field(default_factory=lambda: f"sb_publishable_{secrets.token_urlsafe(24)}")
+    service_role_key: str = field(init=False)
+    anon_key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "service_role_key", jwt(self.jwt_secret, "service_role"))
+        object.__setattr__(self, "anon_key", jwt(self.jwt_secret, "anon"))
+
+    def tokens(self) -> dict[str, str]:
+        """The JWT that PostgREST is shown for every key that a client may send."""
+        return {
+            self.secret_key: self.service_role_key,
+            self.service_role_key: self.service_role_key,
+            self.publishable_key: self.anon_key,
+            self.anon_key: self.anon_key,
+        }

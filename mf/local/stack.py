@@ -1,0 +1,132 @@
+"""PostgreSQL, PostgREST and the gateway, started and stopped as one."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from mf.errors import SupabaseError
+from mf.local import project
+from mf.local.gateway import Gateway
+from mf.local.keys import Keys, jwt
+from mf.local.postgres import Postgres, checked_name
+from mf.local.postgrest import PostgREST
+
+
+class LocalSupabase:
+    """A Supabase project on 127.0.0.1 while the ``with`` block lasts; nothing of it is left running afterwards, however
+    the program ends. Its data stay in ``home``; its keys are new each time.
+
+    Args:
+        home: a folder of its own; several databases share it, one program at a time uses it.
+        database: the project's database, created when it is not there yet; a-z, 0-9 and _.
+        max_rows: the most rows that one API answer holds; Supabase's is 1000.
+        legacy_grants: new tables and functions are open to the API's roles, as in projects made before 2026-10-30.
+        postgres: the running cluster of another one, to open a second database beside it; else one is started.
+
+    Attributes:
+        gateway: its ``faults`` and ``requests`` are for tests.
+        keys: never written to a file or a log.
+
+    Raises:
+        ConfigError: the database's name cannot be one.
+        SupabaseError: the home is in use, or a server does not start.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        database: str = "sample",
+        *,
+        max_rows: int = 1000,
+        legacy_grants: bool = False,
+        postgres: Postgres | None = None,
+    ) -> None:
+        self.home, self.database = Path(home), checked_name(database)
+        self._max_rows, self._legacy_grants, self._given = max_rows, legacy_grants, postgres
+
+    def __enter__(self) -> "LocalSupabase":
+        self.keys = Keys()
+        with contextlib.ExitStack() as stack:
+            self.postgres = self._given or stack.enter_context(Postgres(self.home))
+            self.postgres.create(self.database)
+            with self.connect() as connection:
+                connection.execute(project.default_privileges(self._legacy_grants).encode())
+            self._rest = stack.enter_context(
+                PostgREST(self.postgres, self.database, jwt_secret=self.keys.jwt_secret, max_rows=self._max_rows)
+            )
+            self.gateway = stack.enter_context(contextlib.closing(Gateway(self._rest.port, self.keys.tokens())))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    @property
+    def url(self) -> str:
+        """What ``SUPABASE_URL`` is."""
+        return f"http://127.0.0.1:{self.gateway.port}"
+
+    @property
+    def db_url(self) -> str:
+        """What ``SUPABASE_DB_URL`` is: the direct connection of the superuser ``postgres``, password included."""
+        return self.postgres.url(self.database)
+
+    @property
+    def secret_key(self) -> str:
+        """``sb_secret_…``, the service role."""
+        return self.keys.secret_key
+
+    @property
+    def publishable_key(self) -> str:
+        """``sb_publishable_…``, the role anon."""
+        return self.keys.publishable_key
+
+    @property
+    def service_role_key(self) -> str:
+        """The legacy JWT of the service role."""
+        return self.keys.service_role_key
+
+    @property
+    def anon_key(self) -> str:
+        """The legacy JWT of the role anon."""
+        return self.keys.anon_key
+
+    def user_token(self, user_id: str) -> str:
+        """The JWT of a signed-in user: role ``authenticated``, and ``auth.uid()`` is ``user_id`` (a UUID). Sent as the
+        bearer token beside the publishable key."""
+        return jwt(self.keys.jwt_secret, "authenticated", sub=user_id, aud="authenticated")
+
+    def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """An autocommit connection of the superuser to the database; use it in a ``with`` block, which closes it."""
+        return self.postgres.connect(self.database)
+
+    def migrate(self, sql: str) -> None:
+        """Runs ``sql`` in one transaction; when this returns the API serves the new schema.
+
+        Raises:
+            SupabaseError: PostgreSQL refused it, with its message and code; nothing was changed then.
+        """
+        try:
+            with self.connect() as connection, connection.transaction():
+                connection.execute(sql.encode())
+        except psycopg.Error as error:
+            raise SupabaseError(f"the migration was refused: {error.diag.message_primary} ({error.sqlstate})") from None
+        self._rest.reload(self.service_role_key)
+
+
+def databases(home: Path) -> list[str]:
+    """The databases that ``home`` holds, sorted; none when there is no such folder. The home must not be in use."""
+    if not Path(home).exists():
+        return []
+    with Postgres(home) as postgres:
+        return postgres.databases()
+
+
+def recreate_database(home: Path, database: str) -> None:
+    """Leaves ``database`` of ``home`` new and empty, whatever it held. The home must not be in use."""
+    checked_name(database)
+    with Postgres(home) as postgres:
+        postgres.drop(database)
+        postgres.create(database)

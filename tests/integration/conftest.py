@@ -1,0 +1,40 @@
+"""One embedded Supabase for the whole run; a new, empty database of it wherever a test asks for one."""
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from mf.local import LocalSupabase
+from mf.local.place import delete_home
+
+numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[LocalSupabase]:
+    """Supabase's legacy default grants are on: a migration that forgets to revoke leaves its tables open."""
+    home = Path(tempfile.mkdtemp(prefix="mf-test-"))
+    home.chmod(0o755)  # so that root's PostgreSQL, which runs as another user, lies in it too
+    try:
+        with LocalSupabase(home, legacy_grants=True) as supabase:
+            yield supabase
+    finally:
+        delete_home(home)
+
+
+@pytest.fixture(scope="module")
+def fresh_stack(stack: LocalSupabase) -> Iterator[Callable[..., LocalSupabase]]:
+    """``fresh_stack()`` opens a new, empty database with an API, keys and a gateway of its own; takes ``max_rows`` and
+    ``legacy_grants`` (on unless told otherwise). All are closed at the end of the module."""
+    with ExitStack() as opened:
+
+        def open_one(*, legacy_grants: bool = True, max_rows: int = 1000) -> LocalSupabase:
+            name = f"test_{next(numbers)}"
+            options = {"legacy_grants": legacy_grants, "max_rows": max_rows}
+            return opened.enter_context(LocalSupabase(stack.home, name, postgres=stack.postgres, **options))
+
+        yield open_one
