@@ -1,0 +1,70 @@
+"""What a model has to beat: an answer that knows how generous a user and how liked a movie is, and nothing of taste."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+# The best of 0.5 to 25 on MovieLens latest-small (0.8634, the mean of three random 90/10 splits); apart for users and
+# for movies it gains less than 0.0001.
+DAMPING = 3.0
+
+
+@dataclass(frozen=True)
+class BiasModel:
+    """Global mean plus a damped bias for each user and each movie.
+
+    The form is equation 3 of Koren, Bell and Volinsky, "Matrix Factorization Techniques for Recommender Systems"
+    (2009). The biases are not fitted but averaged, movies first, as in S. Funk's "Netflix Update: Try This at Home"
+    (2006), Koren and Bell's "Advances in Collaborative Filtering" (2011) and LensKit's ``BiasModel``:
+
+        b_m = Σ (r − μ) / (n_m + λ)            over the n_m ratings of movie m
+        b_u = Σ (r − μ − b_m) / (n_u + λ)      over the n_u ratings of user u
+    """
+
+    mean: float  # μ, in rating units
+    user_bias: Floats  # [n_users], in rating units
+    movie_bias: Floats  # [n_movies], in rating units
+
+    @classmethod
+    def fit(
+        cls,
+        users: Ints,
+        movies: Ints,
+        ratings: npt.NDArray[np.float32],
+        n_users: int,
+        n_movies: int,
+        damping: float = DAMPING,
+    ) -> Self:
+        """Fits the biases to N ≥ 1 ratings.
+
+        Args:
+            users: int64[N], rows in 0 … n_users - 1.
+            movies: int64[N], rows in 0 … n_movies - 1.
+            ratings: float32[N].
+            damping: λ ≥ 0, in ratings: a bias is drawn to 0 as if by so many ratings without one.
+        """
+        mean = float(ratings.mean(dtype=np.float64))
+        residuals = ratings.astype(np.float64) - mean
+        movie_bias = _damped_means(movies, residuals, n_movies, damping)
+        user_bias = _damped_means(users, residuals - movie_bias[movies], n_users, damping)
+        return cls(mean, user_bias, movie_bias)
+
+    def predict(self, users: Ints, movies: Ints) -> Floats:
+        """Predicted ratings, float64[N], not clipped, for rows int64[N] each; row -1 is unseen and has bias 0."""
+        # Row -1 reads the zero that is appended.
+        user_bias: Floats = np.append(self.user_bias, 0.0)
+        movie_bias: Floats = np.append(self.movie_bias, 0.0)
+        return self.mean + user_bias[users] + movie_bias[movies]
+
+
+def _damped_means(rows: Ints, values: Floats, n_rows: int, damping: float) -> Floats:
+    weights = np.bincount(rows, minlength=n_rows) + damping
+    sums = np.bincount(rows, weights=values, minlength=n_rows)
+    # Undamped, a row without ratings would be 0 / 0.
+    means: Floats = np.divide(sums, weights, out=np.zeros(n_rows), where=weights > 0)
+    return means
