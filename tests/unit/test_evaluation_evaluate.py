@@ -1,0 +1,143 @@
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mf.errors import DataError
+from mf.evaluation.evaluate import ActivityBin, Evaluation, RatingBin, Score, Unseen, evaluate
+
+
+def ratings(*rows: tuple[Any, Any, float]) -> pa.Table:
+    users, movies, values = zip(*rows, strict=True)
+    return pa.table({"user_id": users, "movie_id": movies, "rating": pa.array(values, pa.float32())})
+
+
+def scored(train: pa.Table, test: pa.Table, predictions: Sequence[float]) -> Evaluation:
+    return evaluate(train, test, np.array(predictions, np.float32), rating_min=1, rating_max=5)
+
+
+TRAIN = ratings((1, 10, 5), (1, 20, 3), (2, 10, 1))
+
+
+def test_errors_are_those_computed_by_hand() -> None:
+    found = scored(TRAIN, ratings((1, 10, 4), (2, 20, 2)), [5, 4])
+    assert (found.train_rows, found.test_rows) == (3, 2)
+    assert found.model == Score(rmse=math.sqrt((1 + 4) / 2), mae=1.5)
+    # The training ratings' mean is 3; the movies' biases are 0, the users' are 2/(2+3) and -2/(1+3).
+    assert found.global_mean == Score(rmse=1, mae=1)
+    assert found.user_movie_bias.rmse == pytest.approx(math.sqrt((0.6**2 + 0.5**2) / 2))
+    assert found.user_movie_bias.mae == pytest.approx((0.6 + 0.5) / 2)
+
+
+def test_the_bias_baseline_is_clipped_to_the_rating_range() -> None:
+    generous = ratings(*((1, movie, 5) for movie in range(50)), *((2, movie, 3) for movie in range(50)), (3, 99, 4))
+    generous = pa.concat_tables([generous, ratings(*((3, 0, 5) for _ in range(50)))])
+    unclipped = evaluate(generous, ratings((1, 0, 5)), np.array([5], np.float32), rating_min=1, rating_max=9)
+    assert unclipped.user_movie_bias.rmse > 0.1
+    assert scored(generous, ratings((1, 0, 5)), [5]).user_movie_bias.rmse == 0
+
+
+def test_unseen_users_and_movies_are_counted_once_each_and_scored_apart() -> None:
+    test = ratings((1, 10, 4), (8, 10, 4), (8, 20, 3), (9, 20, 2), (2, 77, 1))
+    found = scored(TRAIN, test, [4, 3, 3, 4, 4])
+    assert found.unseen_users == Unseen(ids=2, rows=3, rmse=math.sqrt((1 + 0 + 4) / 3))
+    assert found.unseen_movies == Unseen(ids=1, rows=1, rmse=3)
+
+
+def test_nothing_unseen_has_no_rmse_of_its_own() -> None:
+    found = scored(TRAIN, ratings((1, 10, 4)), [4])
+    assert found.unseen_users == found.unseen_movies == Unseen(0, 0, None)
+
+
+def test_ids_of_text_are_matched_like_integers() -> None:
+    text = ratings(("ann", "m1", 5), ("ann", "m2", 3), ("bob", "m1", 1))
+    found = scored(text, ratings(("bob", "m2", 2), ("eve", "m1", 4)), [4, 5])
+    assert found == scored(TRAIN, ratings((2, 20, 2), (9, 10, 4)), [4, 5])
+
+
+def test_each_decile_holds_a_tenth_of_the_users() -> None:
+    # User u has u training ratings; each of the 20 users has one test rating, predicted u/10 too high.
+    train = ratings(*((user, movie, 3) for user in range(1, 21) for movie in range(user)))
+    test = ratings(*((user, 0, 3) for user in range(1, 21)))
+    found = scored(train, test, [3 + user / 10 for user in range(1, 21)]).by_activity
+    assert [(b.from_ratings, b.to_ratings, b.rows) for b in found] == [(u, u + 1, 2) for u in range(1, 21, 2)]
+    assert found[0].rmse == pytest.approx(math.sqrt((0.1**2 + 0.2**2) / 2), rel=1e-5)
+    assert found[9].rmse == pytest.approx(math.sqrt((1.9**2 + 2.0**2) / 2), rel=1e-5)
+    assert [b.baseline_rmse for b in found] == [0] * 10
+
+
+def test_deciles_are_of_users_and_not_of_their_test_ratings() -> None:
+    # Ten users with 1 to 10 training ratings; the last has 30 test ratings, which still make one decile.
+    train = ratings(*((user, movie, 3) for user in range(1, 11) for movie in range(user)))
+    test = ratings(*((user, 0, 3) for user in range(1, 10)), *((10, 0, 3) for _ in range(30)))
+    found = scored(train, test, [3] * 39).by_activity
+    assert [(b.from_ratings, b.rows) for b in found] == [(user, 1) for user in range(1, 10)] + [(10, 30)]
+
+
+def test_equally_active_users_share_one_bin_and_unseen_ones_have_zero_ratings() -> None:
+    found = scored(TRAIN, ratings((7, 10, 3), (8, 10, 3), (2, 10, 3)), [3, 3, 4]).by_activity
+    assert found == (ActivityBin(0, 0, 2, 0, 0), ActivityBin(1, 1, 1, 1, 0.5))
+
+
+def test_predictions_are_summed_up_for_each_actual_rating() -> None:
+    test = ratings(*((1, 10, 2) for _ in range(11)), (1, 20, 4.5))
+    found = scored(TRAIN, test, [*np.linspace(2, 3, 11), 4]).by_rating
+    assert [(b.from_rating, b.to_rating, b.rows) for b in found] == [(2, 2, 11), (4.5, 4.5, 1)]
+    assert [found[0].mean, found[0].p10, found[0].p90] == pytest.approx([2.5, 2.1, 2.9])
+    assert found[1] == RatingBin(4.5, 4.5, 1, 4, 4, 4)
+
+
+def test_more_than_twenty_actual_ratings_are_put_in_twenty_bins_of_equal_width() -> None:
+    values = [0, *range(50, 101)]
+    found = scored(TRAIN, ratings(*((1, 10, value) for value in values)), values).by_rating
+    assert [(b.from_rating, b.to_rating) for b in found] == [
+        (0, 0), *((low, low + 4) for low in range(50, 95, 5)), (95, 100),
+    ]  # fmt: skip
+    assert sum(b.rows for b in found) == len(values)
+
+
+def test_a_million_float32_errors_are_summed_without_loss() -> None:
+    test = ratings((1, 10, 4.1)).take(pa.array(np.zeros(1_000_000, np.int64)))
+    found = evaluate(TRAIN, test, np.full(1_000_000, 4.0, np.float32), rating_min=1, rating_max=5)
+    assert found.model.rmse == pytest.approx(float(np.float32(4.1)) - 4, rel=1e-12)
+
+
+def test_to_json_holds_every_figure_under_its_name() -> None:
+    found = json.loads(scored(TRAIN, ratings((1, 10, 4), (8, 10, 4)), [5, 4]).to_json())
+    assert found["model"] == {"rmse": math.sqrt(0.5), "mae": 0.5}
+    assert found["unseen_users"] == {"ids": 1, "rows": 1, "rmse": 0.0}
+    assert found["unseen_movies"]["rmse"] is None
+    assert found["by_activity"][0]["from_ratings"] == 0
+    assert found["by_rating"][0]["from_rating"] == 4
+
+
+def test_an_empty_test_part_says_to_raise_test_size() -> None:
+    with pytest.raises(DataError, match=r"^the test part is empty .*3 ratings.*: raise test_size$"):
+        scored(TRAIN, TRAIN.slice(0, 0), [])
+
+
+def test_an_empty_training_part_says_to_lower_test_size() -> None:
+    with pytest.raises(DataError, match=r"^the training part is empty .*: lower test_size$"):
+        scored(TRAIN.slice(0, 0), TRAIN, [3, 3, 3])
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 1)])
+def test_predictions_of_another_length_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match=r"predictions of shape .* for 3 test ratings: expected one for each"):
+        evaluate(TRAIN, TRAIN, np.ones(shape, np.float32), rating_min=1, rating_max=5)
+
+
+def test_a_prediction_that_is_not_finite_is_named_with_its_ids() -> None:
+    with pytest.raises(
+        DataError, match=r"^2 of 3 predictions are not finite, the first is nan for user_id 1, movie_id 20:"
+    ):
+        scored(TRAIN, TRAIN, [3, math.nan, math.inf])
+
+
+def test_parts_with_ids_of_different_types_are_refused() -> None:
+    with pytest.raises(DataError, match="ids of type string"):
+        scored(TRAIN, ratings(("1", "10", 3)), [3])
