@@ -1,7 +1,7 @@
 """The way to Supabase's REST API: one client, retries for what passes, one-line errors for what does not."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ TRANSIENT = {
 
 
 class _CutResponseError(Exception):
-    """Status 200 and a body that is no JSON: a proxy's page, or an answer cut on the way."""
+    """Status 200 and a body that is no JSON: a proxy's page, or an answer cut on the way, to nothing at worst."""
 
 
 @contextmanager
@@ -37,12 +37,19 @@ def connect(credentials: Credentials) -> Iterator[Client]:
     # httpx logs every URL at INFO, and hpack every header, the key among them, at DEBUG.
     for name in ("httpx", "httpcore", "hpack"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    with httpx.Client(timeout=TIMEOUT_S, http2=False, follow_redirects=False) as http:
+    hooks = {"response": [_refuse_empty]}
+    with httpx.Client(timeout=TIMEOUT_S, http2=False, follow_redirects=False, event_hooks=hooks) as http:
         options = ClientOptions(httpx_client=http, auto_refresh_token=False, persist_session=False)
         yield create_client(credentials.url, credentials.key.get_secret_value(), options)
 
 
-def call(request: Any, doing: str) -> Any:
+def _refuse_empty(response: httpx.Response) -> None:
+    # postgrest-py makes an empty list of it, and a reader would take that for the table's end.
+    if response.request.method == "GET" and response.is_success and not response.read():
+        raise _CutResponseError("")
+
+
+def call(request: Any, doing: str, hints: Mapping[str, str] | None = None) -> Any:
     """Executes a supabase-py request builder (``table(…).select(…)``, ``rpc(…)``, …) and gives its ``data``.
 
     Every request of this library may be sent twice (reads, upserts, functions that change nothing the second time), so
@@ -51,14 +58,15 @@ def call(request: Any, doing: str) -> Any:
     Args:
         request: what has ``execute()``.
         doing: what the caller does, for the error: ``read table ratings``.
+        hints: what to do, by error code, where the caller knows better than ``explain``.
 
     Raises:
         SupabaseError: with the server's own message, and what to do where that is known.
     """
-    return call_response(request, doing).data
+    return call_response(request, doing, hints).data
 
 
-def call_response(request: Any, doing: str) -> Any:
+def call_response(request: Any, doing: str, hints: Mapping[str, str] | None = None) -> Any:
     """As ``call``, but gives the whole response (``data`` and ``count``)."""
     if hasattr(request, "retry"):
         request = request.retry(False)
@@ -71,7 +79,7 @@ def call_response(request: Any, doing: str) -> Any:
     try:
         return retrying(_execute, request)
     except (APIError, httpx.HTTPError, _CutResponseError) as error:
-        message = explain(error, doing)
+        message = explain(error, doing, hints)
     # Raised outside of the handler: the exception's frames and the request they hold carry the key.
     raise SupabaseError(message)
 
@@ -91,15 +99,15 @@ def _passes(error: BaseException) -> bool:
     )
 
 
-def explain(error: Exception, doing: str) -> str:
-    """One sentence of what went wrong and what to do."""
+def explain(error: Exception, doing: str, hints: Mapping[str, str] | None = None) -> str:
+    """One sentence of what went wrong and what to do; ``hints`` go before the library's own."""
     if isinstance(error, _CutResponseError):
         return f"cannot {doing}: the answer is not JSON ({str(error)!r}): is the URL a Supabase project's?"
     if not isinstance(error, APIError):
         reason = str(error) or type(error).__name__
         return f"cannot {doing}: no answer from Supabase ({reason}): check the URL and the network"
     said = " ".join(str(error.message or error.details or "no message").split())
-    hint = _HINTS.get(str(error.code))
+    hint = (_HINTS | dict(hints or {})).get(str(error.code))
     if hint is None and "api key" in said.lower():
         hint = "check SUPABASE_KEY: it must be this project's secret key (sb_secret_… or the service_role JWT)"
     code = f" ({error.code})" if error.code else ""
