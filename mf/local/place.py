@@ -19,7 +19,7 @@ from typing import Any
 from mf.errors import SupabaseError
 from mf.files import written_aside
 
-PRIVATE_ROOT = Path("/var/tmp")  # noqa: S108 (what is made there is checked: see _private)
+PRIVATE_ROOT = Path("/var/tmp")  # noqa: S108 (what is made there is checked: see private_folder)
 USER = "nobody"
 
 
@@ -58,7 +58,7 @@ def place(home: Path) -> Place:
     nobody = pwd.getpwnam(USER)
     run_as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
     if not _reaches(run_as, programs / "bin" / "postgres"):
-        programs = _copy(programs, _private(home) / "postgresql")
+        programs = _copy(programs, private_folder(home))
     data = _reachable_data(home, run_as)
     os.chown(data, nobody.pw_uid, nobody.pw_gid)
     return Place(programs, data, run_as)
@@ -66,9 +66,9 @@ def place(home: Path) -> Place:
 
 def delete_home(home: Path) -> None:
     """Deletes ``home`` and what lies for it under /var/tmp. It must not be in use."""
+    if private_path(home).exists():
+        shutil.rmtree(private_folder(home))
     shutil.rmtree(home, ignore_errors=True)
-    if _private_path(home).exists():
-        shutil.rmtree(_private(home))
 
 
 def _reachable_data(home: Path, run_as: dict[str, Any]) -> Path:
@@ -81,7 +81,7 @@ def _reachable_data(home: Path, run_as: dict[str, Any]) -> Path:
             raise SupabaseError(
                 f"{link}: the user {USER} cannot enter {home} any more; open it to all (chmod a+x) or delete it"
             )
-    data = _private(home) / "pgdata"
+    data = private_folder(home) / "pgdata"
     if not link.is_symlink():
         # What a deleted home of the same path left behind is not this home's.
         shutil.rmtree(data, ignore_errors=True)
@@ -100,12 +100,17 @@ def _reaches(run_as: dict[str, Any], path: Path) -> bool:
     return subprocess.run(["test", "-x", str(path)], **run_as, cwd="/").returncode == 0
 
 
-def _private_path(home: Path) -> Path:
+def private_path(home: Path) -> Path:
     return PRIVATE_ROOT / f"mf-local-{hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]}"
 
 
-def _private(home: Path) -> Path:
-    folder = _private_path(home)
+def private_folder(home: Path) -> Path:
+    """The folder of ``home`` under ``PRIVATE_ROOT``, made when it is not there; others may pass through it only.
+
+    Raises:
+        SupabaseError: something stands there that another user could have made or could change.
+    """
+    folder = private_path(home)
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
         folder.chmod(0o711)
@@ -117,14 +122,23 @@ def _private(home: Path) -> Path:
     return folder
 
 
-def _copy(programs: Path, copy: Path) -> Path:
-    original, copied = programs / "bin" / "postgres", copy / "bin" / "postgres"
-    if copied.exists() and copied.stat().st_mtime == original.stat().st_mtime:
-        return copy
-    with written_aside(copy) as aside:
-        shutil.copytree(programs, aside, symlinks=True)
-        for path in [aside, *aside.rglob("*")]:
-            if not path.is_symlink():
-                mode = path.stat().st_mode
-                path.chmod(mode | (0o055 if mode & stat.S_IXUSR else 0o044))
-    return copy
+def _copy(programs: Path, folder: Path) -> Path:
+    """Copies the programs and what they are linked with: the wheel's libraries, which they find by a relative path."""
+    package, copy = programs.parent, folder / "programs"
+    copied = copy / package.name / programs.name
+    stamp = copied / "bin" / "postgres"
+    if not stamp.exists() or stamp.stat().st_mtime != (programs / "bin" / "postgres").stat().st_mtime:
+        with written_aside(copy) as aside:
+            shutil.copytree(programs, aside / package.name / programs.name, symlinks=True)
+            libraries = package.with_name(f"{package.name}.libs")
+            if libraries.is_dir():
+                shutil.copytree(libraries, aside / libraries.name, symlinks=True)
+            _open_to_all(aside)
+    return copied
+
+
+def _open_to_all(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(mode | (0o055 if mode & stat.S_IXUSR else 0o044))

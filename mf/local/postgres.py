@@ -150,17 +150,19 @@ def checked_name(database: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A free port of 127.0.0.1, below those that systems give to outgoing connections, lest one takes it first."""
+    while True:
+        port = 20_000 + secrets.randbelow(10_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(ready: Callable[[], bool], what: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     """Waits until a server answers.
 
     Raises:
-        SupabaseError: it ended, or does not answer in time; with the last line of its log.
+        SupabaseError: it ended, or does not answer in time; with the line of its log that says why.
     """
     deadline = time.monotonic() + START_TIMEOUT_S
     while not ready():
@@ -169,8 +171,9 @@ def wait_until(ready: Callable[[], bool], what: str, process: "subprocess.Popen[
             continue
         became = "ended at once" if process.poll() is not None else f"did not answer within {START_TIMEOUT_S:.0f} s"
         end(process, signal.SIGTERM)
-        last = (log.read_text(errors="replace").strip().splitlines() or ["nothing"])[-1]
-        raise SupabaseError(f"{what} {became}; the last line of {log}: {last}")
+        lines = log.read_text(errors="replace").splitlines() or ["nothing"]
+        why = next((line for line in lines if "FATAL" in line), lines[-1])
+        raise SupabaseError(f"{what} {became}; {log} says: {why}")
 
 
 @contextlib.contextmanager

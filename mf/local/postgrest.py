@@ -1,9 +1,9 @@
 """PostgREST over one database, set as Supabase sets it."""
 
+import http.client
 import secrets
 import signal
 import time
-import urllib.request
 
 from psycopg import sql
 
@@ -34,7 +34,7 @@ class PostgREST:
             self._process = self._postgres.watchdog.spawn(
                 [str(binary)], signal.SIGTERM, env=self._environment(admin_port), stdout=out, stderr=out
             )
-        wait_until(lambda: _ok(f"http://127.0.0.1:{admin_port}/ready"), "PostgREST", self._process, log)
+        wait_until(lambda: _ok(admin_port, "/ready"), "PostgREST", self._process, log)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -54,13 +54,13 @@ class PostgREST:
             connection.execute(sql.SQL("grant execute on function {}() to service_role").format(probe))
             try:
                 connection.execute("notify pgrst, 'reload schema'")
-                self._await(f"http://127.0.0.1:{self.port}/rpc/{name}", token)
+                self._await(f"/rpc/{name}", token)
             finally:
                 connection.execute(sql.SQL("drop function {}()").format(probe))
 
-    def _await(self, url: str, token: str) -> None:
+    def _await(self, path: str, token: str) -> None:
         deadline = time.monotonic() + RELOAD_TIMEOUT_S
-        while not _ok(url, token):
+        while not _ok(self.port, path, token):
             if time.monotonic() > deadline:
                 raise SupabaseError(f"PostgREST did not read the new schema within {RELOAD_TIMEOUT_S:.0f} s")
             time.sleep(0.02)
@@ -81,11 +81,12 @@ class PostgREST:
         }
 
 
-def _ok(url: str, token: str | None = None) -> bool:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 (http, to 127.0.0.1)
+def _ok(port: int, path: str, token: str | None = None) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
-            return bool(answer.status == 200)
-    except OSError:  # what urllib raises is one
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        return connection.getresponse().status == 200
+    except (http.client.HTTPException, OSError):
         return False
+    finally:
+        connection.close()

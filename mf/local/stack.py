@@ -112,7 +112,9 @@ class LocalSupabase:
             with self.connect() as connection, connection.transaction():
                 connection.execute(sql.encode())
         except psycopg.Error as error:
-            raise SupabaseError(f"the migration was refused: {error.diag.message_primary} ({error.sqlstate})") from None
+            line = sql.count("\n", 0, int(error.diag.statement_position or 1) - 1) + 1
+            what = error.diag.message_primary or str(error).splitlines()[0]
+            raise SupabaseError(f"line {line} of the migration was refused: {what} ({error.sqlstate})") from None
         self._rest.reload(self.service_role_key)
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from select import select
@@ -32,7 +33,7 @@ class Watchdog:
         # A name of its own for each, so that two of them never overwrite one another.
         self.marker = f"{MARKER}_{secrets.token_hex(8)}"
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(Path(__file__).resolve()), self.marker],
+            [sys.executable, "-P", str(Path(__file__).resolve()), self.marker],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True, cwd="/", text=True,
         )  # fmt: skip
@@ -97,7 +98,7 @@ def _marked(marker: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if marker in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+            if marker in process.environ() and _runs(process):
                 found.append(process)
     return found
 
@@ -106,10 +107,20 @@ def _end_all(processes: list[tuple[psutil.Process, int]]) -> None:
     for process, by in processes:
         with contextlib.suppress(psutil.Error):
             process.send_signal(by)
-    _, alive = psutil.wait_procs([process for process, _ in processes], GRACE_S)
-    for process in alive:
+    deadline = time.monotonic() + GRACE_S
+    while (left := [process for process, _ in processes if _runs(process)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for process in left:
         with contextlib.suppress(psutil.Error):
             process.kill()
+
+
+def _runs(process: psutil.Process) -> bool:
+    # One that ended stays a zombie for as long as its parent does not ask for its status.
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 if __name__ == "__main__":

