@@ -10,23 +10,46 @@ from pathlib import Path
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """Gives a path beside ``path`` to write a file or a directory to; when the block ends well it takes the place of
-    ``path`` (a directory that stood there is replaced), when it raises nothing is left of it."""
+    ``path``, when it raises nothing is left of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = _aside(path)
     _remove(aside)
     try:
         yield aside
         if path.is_dir():
-            # A directory cannot be replaced by a rename, so the old one steps aside for the instant between two.
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
-            aside.rename(path)
-            _remove(old)
-        else:
-            os.replace(aside, path)
+            _remove(path)
+        os.replace(aside, path)
     finally:
         _remove(aside)
+
+
+@contextmanager
+def directory_written_aside(path: Path, seal: str) -> Iterator[Path]:
+    """As ``written_aside``, for files that belong together in a directory that may hold others.
+
+    A new directory appears by one rename. In one that exists the files are replaced and others are left alone; the file
+    ``seal``, without which the directory is not taken for whole, goes first and comes back last.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(path)
+    _remove(aside)
+    aside.mkdir()
+    try:
+        yield aside
+        if path.exists():
+            (path / seal).unlink(missing_ok=True)
+            for file in sorted(aside.iterdir(), key=lambda file: file.name == seal):
+                os.replace(file, path / file.name)
+        else:
+            aside.rename(path)
+    finally:
+        _remove(aside)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def _remove(path: Path) -> None:

@@ -37,5 +37,16 @@ class Vocabulary:
         """
         if pa.types.is_integer(column.type) != pa.types.is_integer(self.ids.type):
             raise DataError(f"ids of type {column.type} cannot be looked up among ids of type {self.ids.type}")
-        rows: npt.NDArray[np.int64] = self._index.get_indexer(pd.Index(column.to_numpy(zero_copy_only=False)))
+        if pa.types.is_integer(column.type):
+            return self._lookup(column)
+        # Each distinct text is looked up once: text that becomes Python objects row by row takes ten times as long.
+        chunked = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+        coded = chunked.dictionary_encode().unify_dictionaries()
+        if not coded.num_chunks:
+            return np.empty(0, np.int64)
+        codes: npt.NDArray[np.int32] = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
+        return self._lookup(coded.chunk(0).dictionary)[codes]
+
+    def _lookup(self, ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+        rows: npt.NDArray[np.int64] = self._index.get_indexer(pd.Index(ids.to_numpy(zero_copy_only=False)))
         return rows

@@ -1,0 +1,228 @@
+"""r̂ = mu + b_u + b_m + p_u·q_m, and the directory that holds it."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from mf.errors import DataError
+from mf.files import directory_written_aside
+from mf.ratings.schema import MOVIE, USER
+from mf.ratings.vocabulary import Vocabulary
+
+FORMAT = 1
+PREDICT_CHUNK = 1 << 18  # pairs a time: 2 × 64 MB of vectors at 64 factors
+
+
+class MatrixFactorization(nn.Module):
+    """Biased matrix factorization: r̂ = mu + b_u + b_m + p_u·q_m (Koren, Bell & Volinsky 2009, eq. 4).
+
+    Args:
+        n_users, n_movies: rows of the two sides.
+        factors: length of p_u and q_m.
+        rating_min, rating_max: the range to which ``predict`` clips.
+        mu: the global mean rating.
+        init_std: standard deviation of the factors' normal initialisation; biases start at 0.
+        dropout: probability with which an entry of an embedding is dropped while training.
+    """
+
+    mu: Tensor
+    rating_min: Tensor
+    rating_max: Tensor
+
+    def __init__(
+        self,
+        n_users: int,
+        n_movies: int,
+        factors: int,
+        *,
+        rating_min: float,
+        rating_max: float,
+        mu: float = 0.0,
+        init_std: float = 0.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        # Sparse gradients: a step then costs what the batch touches, whatever the number of users.
+        self.user_factors = nn.Embedding(n_users, factors, sparse=True)
+        self.movie_factors = nn.Embedding(n_movies, factors, sparse=True)
+        self.user_bias = nn.Embedding(n_users, 1, sparse=True)
+        self.movie_bias = nn.Embedding(n_movies, 1, sparse=True)
+        self.dropout = nn.Dropout(dropout)
+        for table, std in (
+            (self.user_factors, init_std),
+            (self.movie_factors, init_std),
+            (self.user_bias, 0.0),
+            (self.movie_bias, 0.0),
+        ):
+            nn.init.normal_(table.weight, std=std)
+        for name, value in (("mu", mu), ("rating_min", rating_min), ("rating_max", rating_max)):
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
+
+    @property
+    def factors(self) -> int:
+        return self.user_factors.embedding_dim
+
+    def embed(self, users: Tensor, movies: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """p float[B, factors], q float[B, factors], b_u float[B], b_m float[B] of the rows ``users`` and ``movies``
+        (int64[B])."""
+        return (
+            self.user_factors(users),
+            self.movie_factors(movies),
+            self.user_bias(users).squeeze(-1),
+            self.movie_bias(movies).squeeze(-1),
+        )
+
+    def score(self, p: Tensor, q: Tensor, b_u: Tensor, b_m: Tensor) -> Tensor:
+        """The prediction float[B] from what ``embed`` gives, not clipped; drops entries while training."""
+        score: Tensor = self.mu + b_u + b_m + (self.dropout(p) * self.dropout(q)).sum(-1)
+        return score
+
+    def forward(self, users: Tensor, movies: Tensor) -> Tensor:
+        """Predictions float[B], not clipped, for rows that exist."""
+        return self.score(*self.embed(users, movies))
+
+    @torch.no_grad()
+    def predict(self, users: Tensor, movies: Tensor) -> Tensor:
+        """Predictions float[N] clipped to the rating range, for rows int64[N]; -1 is a user or movie that training has
+        not seen, and contributes bias 0 and a zero vector."""
+        out = torch.empty(len(users), device=self.mu.device)
+        for start in range(0, len(users), PREDICT_CHUNK):
+            u, m = users[start : start + PREDICT_CHUNK], movies[start : start + PREDICT_CHUNK]
+            p, q, b_u, b_m = self.embed(u.clamp(min=0), m.clamp(min=0))
+            user_seen, movie_seen = (u >= 0).float(), (m >= 0).float()
+            score = self.mu + user_seen * b_u + movie_seen * b_m + user_seen * movie_seen * (p * q).sum(-1)
+            out[start : start + PREDICT_CHUNK] = score
+        return out.clamp(self.rating_min, self.rating_max)
+
+    @torch.no_grad()
+    def centre(self, user_counts: Tensor, movie_counts: Tensor) -> None:
+        """Moves what all ratings share into mu, and what all ratings of a row share into its bias, changing no
+        prediction for a pair of known rows.
+
+        With p̄, q̄ the mean vectors over ratings, p·q = (p-p̄)·(q-q̄) + p·q̄ + p̄·q - p̄·q̄. What a user has in common with
+        the average movie, p·q̄, becomes part of the user's bias, so that for an unseen movie mu + b_u is the answer of a
+        model of biases alone, and likewise for an unseen user.
+
+        Args:
+            user_counts, movie_counts: int64[n_users], int64[n_movies], training ratings of each row.
+        """
+        w_user = (user_counts / user_counts.sum()).double()
+        w_movie = (movie_counts / movie_counts.sum()).double()
+        p, q = self.user_factors.weight.double(), self.movie_factors.weight.double()
+        p_mean, q_mean = w_user @ p, w_movie @ q
+        b_u = self.user_bias.weight.double().squeeze(-1) + p @ q_mean
+        b_m = self.movie_bias.weight.double().squeeze(-1) + q @ p_mean
+        shift_u, shift_m = w_user @ b_u, w_movie @ b_m
+        self.user_factors.weight.copy_(p - p_mean)
+        self.movie_factors.weight.copy_(q - q_mean)
+        self.user_bias.weight.copy_((b_u - shift_u).unsqueeze(-1))
+        self.movie_bias.weight.copy_((b_m - shift_m).unsqueeze(-1))
+        self.mu.add_((shift_u + shift_m - p_mean @ q_mean).float())
+
+
+@dataclass
+class TrainedModel:
+    """A fitted model, the ids of its rows, and what is known of how it came about."""
+
+    module: MatrixFactorization
+    users: Vocabulary
+    movies: Vocabulary
+    run_id: str  # names this training; what is published bears it
+    solver: str
+    config: dict[str, Any]  # the solver's configuration
+    rows: dict[str, int]  # ratings it was trained on and validated on
+    metrics: dict[str, Any] = field(default_factory=dict)  # validation and test RMSE, the training curve
+    git_sha: str = "unknown"
+
+    def predict(
+        self, user_ids: pa.ChunkedArray | pa.Array, movie_ids: pa.ChunkedArray | pa.Array
+    ) -> npt.NDArray[np.float32]:
+        """Predicted ratings float32[N], clipped, for pairs of ids; unseen ids count as bias 0 and a zero vector."""
+        device = self.module.mu.device
+        users, movies = (
+            torch.from_numpy(v.rows(i)).to(device) for v, i in ((self.users, user_ids), (self.movies, movie_ids))
+        )
+        predictions: npt.NDArray[np.float32] = self.module.predict(users, movies).cpu().numpy()
+        return predictions
+
+    def save(self, directory: Path, also: Sequence[Path] = ()) -> None:
+        """Writes ``model.pt``, ``model.json``, ``user_embeddings.parquet`` and ``movie_embeddings.parquet``, aside and
+        then renamed, together with copies of the files ``also``."""
+        m = self.module.cpu()
+        with directory_written_aside(directory, seal="model.json") as aside:
+            torch.save(m.state_dict(), aside / "model.pt")
+            for name, key, vocabulary, factors, bias in (
+                ("user_embeddings", USER, self.users, m.user_factors, m.user_bias),
+                ("movie_embeddings", MOVIE, self.movies, m.movie_factors, m.movie_bias),
+            ):
+                vectors = factors.weight.detach().numpy()
+                flat = pa.array(vectors.ravel())
+                offsets = pa.array(np.arange(0, vectors.size + 1, m.factors, dtype=np.int64))
+                embedding = pa.LargeListArray.from_arrays(offsets, flat).cast(pa.list_(pa.float32()))
+                table = pa.table(
+                    {key: vocabulary.ids, "bias": bias.weight.detach().numpy().ravel(), "embedding": embedding}
+                )
+                pq.write_table(table, aside / f"{name}.parquet", compression="zstd")
+            for file in also:
+                shutil.copy(file, aside)
+            (aside / "model.json").write_text(json.dumps(self.card(), indent=2) + "\n")
+
+    def card(self) -> dict[str, Any]:
+        """What stands in ``model.json``."""
+        m = self.module
+        return {
+            "format": FORMAT,
+            "run_id": self.run_id,
+            "solver": self.solver,
+            "config": self.config,
+            "mu": m.mu.item(),
+            "factors": m.factors,
+            "rating_min": m.rating_min.item(),
+            "rating_max": m.rating_max.item(),
+            "rows": self.rows,
+            "users": len(self.users),
+            "movies": len(self.movies),
+            "git_sha": self.git_sha,
+            "metrics": self.metrics,
+        }
+
+    @classmethod
+    def load(cls, directory: Path) -> "TrainedModel":
+        """Reads what ``save`` wrote.
+
+        Raises:
+            DataError: a file is missing or does not fit the others.
+        """
+        try:
+            card = json.loads((directory / "model.json").read_text())
+            users, movies = (
+                Vocabulary(pq.read_table(directory / f"{name}.parquet", columns=[key])[key].combine_chunks())
+                for name, key in (("user_embeddings", USER), ("movie_embeddings", MOVIE))
+            )
+            module = MatrixFactorization(
+                len(users), len(movies), card["factors"], rating_min=card["rating_min"], rating_max=card["rating_max"]
+            )
+            module.load_state_dict(torch.load(directory / "model.pt", weights_only=True))
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise DataError(f"{directory} is not a model directory: {str(error).splitlines()[0]}") from None
+        return cls(
+            module,
+            users,
+            movies,
+            card["run_id"],
+            card["solver"],
+            card["config"],
+            card["rows"],
+            card["metrics"],
+            card["git_sha"],
+        )
