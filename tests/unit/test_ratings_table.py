@@ -1,0 +1,103 @@
+from datetime import UTC, datetime
+
+import pytest
+
+from mf.errors import DataError
+from mf.ratings.collect import Collector
+from mf.ratings.schema import read_ratings
+from mf.ratings.table import _check_keys, _collect, _from, _instant, _Table
+
+MOMENT = datetime(2024, 2, 29, 12, 30, 0, 250_000, UTC)
+COLUMNS = {"user_id": "userId", "movie_id": "movieId", "rating": "stars"}
+
+
+def table_of(**types):
+    return _Table("ratings", "service_role", {name: {"type": kind} for name, kind in types.items()}, frozenset())
+
+
+def test_the_filter_of_a_three_column_key_compares_the_columns_in_turn_and_bounds_the_first():
+    assert _from(["a", "b", "c"], (1, "x", 3), "gte") == (
+        'and("a".gte."1",or(and("a".gt."1"),and("a".eq."1","b".gt."x"),and("a".eq."1","b".eq."x","c".gte."3")))'
+    )
+
+
+def test_quotes_and_backslashes_of_names_and_values_are_escaped_in_a_filter():
+    assert _from(['my "id"'], ('a\\b",c',), "gt") == (
+        r'and("my \"id\"".gte."a\\b\",c",or(and("my \"id\"".gt."a\\b\",c")))'
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2024-02-29T12:30:00.25+00:00",
+        "2024-02-29T12:30:00.250",
+        "2024-02-29T18:00:00.25+05:30",
+        1709209800.25,
+        1709209800250,
+    ],
+)
+def test_a_time_is_iso_8601_in_any_zone_or_epoch_seconds_or_milliseconds(value):
+    assert _instant(value) == MOMENT
+
+
+@pytest.mark.parametrize("value", [None, "infinity", "now", "0044-03-15T00:00:00 BC", "12:30", "", 1e300, "NaN"])
+def test_what_is_no_time_gives_none(value):
+    assert _instant(value) is None
+
+
+def test_rows_that_cannot_be_used_are_rejected_with_their_key_and_reason_and_the_others_are_kept(tmp_path):
+    good = {"id": 1, "userId": 7, "movieId": "m", "stars": 4.5}
+    bad = [
+        ({"stars": None}, "empty rating"),
+        ({"stars": "NaN"}, "rating nan is not finite"),
+        ({"stars": "-Infinity"}, "rating -inf is not finite"),
+        ({"stars": 1e39}, "rating 1e+39 is larger than float32 can hold"),
+        ({"userId": None}, "empty user id"),
+        ({"movieId": ""}, "empty movie id"),
+    ]
+    rows = [good, *({**good, "id": 2 + i, **change} for i, (change, _) in enumerate(bad))]
+    collector = Collector("table public.ratings", 1.0)
+    _collect(rows, COLUMNS, ["id"], collector)
+    collector.finish(tmp_path / "ratings.parquet", tmp_path / "rejects.csv", COLUMNS)
+    assert read_ratings(tmp_path / "ratings.parquet")[0].to_pylist() == [{"user_id": 7, "movie_id": "m", "rating": 4.5}]
+    lines = (tmp_path / "rejects.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[:2] for line in lines] == [[f"row id={2 + i}", reason] for i, (_, reason) in enumerate(bad)]
+
+
+def test_an_unreadable_time_is_rejected_with_what_was_found(tmp_path):
+    rows = [{"userId": 1, "movieId": i, "stars": 3, "at": at} for i, at in enumerate(["2024-02-29", "infinity"])]
+    collector = Collector("table public.ratings", 1.0)
+    _collect(rows, COLUMNS | {"rated_at": "at"}, ["userId", "movieId"], collector)
+    collector.finish(tmp_path / "ratings.parquet", tmp_path / "rejects.csv", COLUMNS)
+    kept = read_ratings(tmp_path / "ratings.parquet")[0].to_pylist()
+    assert [row["rated_at"] for row in kept] == [datetime(2024, 2, 29, tzinfo=UTC)]
+    rejects = (tmp_path / "rejects.csv").read_text()
+    assert '"row userId=1, movieId=1","timestamp ""infinity"" is neither epoch seconds' in rejects
+
+
+@pytest.mark.parametrize(
+    ("before", "keys"),
+    [([(1, 1)], [(1, 1), (2, 1)]), ([(1, 1)], [(1, 2), (1, 2)]), ([(2, 1)], [(1, 9)]), ([], [(1, 2), (1, 1)])],
+)
+def test_integer_keys_that_do_not_ascend_are_refused(before, keys):
+    with pytest.raises(DataError, match=r"key user=\d, movie=\d came twice or out of order.*--key_columns"):
+        _check_keys(table_of(user="integer", movie="integer"), ["user", "movie"], before, keys)
+
+
+def test_text_keys_may_come_in_the_order_of_any_collation_but_never_twice():
+    table = table_of(user="string")
+    _check_keys(table, ["user"], [("b",)], [("a",), ("B",)])
+    with pytest.raises(DataError, match="key user=b came twice"):
+        _check_keys(table, ["user"], [("b",)], [("a",), ("b",)])
+    with pytest.raises(DataError, match="key user=a came twice"):
+        _check_keys(table, ["user"], [], [("a",), ("b",), ("a",)])
+
+
+def test_the_primary_key_serves_unless_columns_are_named():
+    columns = {"id": {"description": "Note:\nThis is a Primary Key.<pk/>"}, "user": {}, "movie": {}}
+    table = _Table("ratings", "service_role", columns, frozenset())
+    assert table.key("") == ["id"]
+    assert table.key("movie, user") == ["movie", "user"]
+    with pytest.raises(DataError, match="no column 'title' for --key_columns, found id, user, movie"):
+        table.key("title")
