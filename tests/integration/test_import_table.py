@@ -1,0 +1,344 @@
+import re
+import uuid
+from datetime import UTC, datetime
+from urllib.parse import unquote_plus
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from mf.errors import ConfigError, DataError, SupabaseError
+from mf.local.gateway import Fault
+from mf.ratings.config import IngestConfig
+from mf.ratings.ingest import ingest
+from mf.ratings.schema import read_ratings
+from mf.ratings.table import read_table
+from mf.supabase.client import connect
+from mf.supabase.credentials import Credentials
+
+USERS = 600
+AWKWARD = [
+    "a,b", "a.b", '"', '""', "\\", '\\"', "x\\y", "(x)", "and(a.eq.b)", " leading", "trailing ", "tab\there", "a\nb",
+    "it's", "null", "NULL", "true", "*", "%", "%2C", "&a=b", "a+b", "#", "?", "ünï", "日本", "😀", "{a}", "[1)",
+    "gte.5", ":", "a:b", "->>", "2024-01-01T00:00:00+02:00", "0", "-1", "Z", "z", "É", "/", "--", "$1", "é",
+]  # fmt: skip
+
+SETUP = """
+create table by_integer (user_id bigint, movie_id bigint, rating numeric(2,1), primary key (user_id, movie_id));
+insert into by_integer select u, m, 0.5 + (u * 7 + m) % 10 / 2.0
+  from generate_series(1, 600) u, generate_series(1, 20) m;
+
+create table by_uuid (user_id uuid, movie_id uuid, rating real, primary key (user_id, movie_id));
+insert into by_uuid select md5(u::text)::uuid, md5('movie' || m)::uuid, 3
+  from generate_series(1, 90) u, generate_series(1, 13) m;
+
+create table by_text ("userId" text, "movie, (Id)" text, rating float8, primary key ("userId", "movie, (Id)"));
+
+create table by_row (id bigint generated always as identity primary key, "user" bigint, item_id bigint, rating smallint,
+  created_at timestamptz);
+insert into by_row ("user", item_id, rating, created_at)
+  select i % 7, i, 4, timestamptz '2024-01-01 00:00+00' + i * interval '1 day' from generate_series(1, 1234) i;
+
+create table by_three (user_id int, movie_id uuid, rated_at timestamptz, rating real,
+  primary key (rated_at, movie_id, user_id));
+insert into by_three select i % 3, md5((i % 5)::text)::uuid,
+  timestamptz '2024-01-01 00:00+00' + i % 7 * interval '1.000001 s', 3 from generate_series(0, 104) i;
+
+create table no_key (user_id int, movie_id int, label text, rating real);
+insert into no_key select i, 1, 'label ' || i, 3 from generate_series(1, 10) i;
+
+create table doubled (user_id int not null, movie_id int, label text not null, rating real);
+insert into doubled select i, i + j, 'label ' || i, 3
+  from generate_series(1, 10) i, generate_series(0, 1) j where j = 0 or i = 5;
+
+create view twofold as select by_row.*, side from by_row, generate_series(1, 2) side;
+create view onefold as select * from by_row;
+
+create table null_key (user_id int, movie_id int, rating real, unique (user_id, movie_id));
+insert into null_key values (1, 1, 3), (1, null, 3);
+
+create table holes (id int primary key, user_id int, movie_id text, rating float8);
+insert into holes values (1, 1, 'a', 3), (2, null, 'a', 3), (3, 1, '', 3), (4, 1, 'b', null), (5, 1, 'c', 'NaN'),
+  (6, 1, 'd', 'Infinity'), (7, 1, 'e', 1e300), (8, 1, 'f', -0.5);
+
+create table times (user_id int primary key, movie_id int, rating real, zoned timestamptz, plain timestamp, day date,
+  seconds bigint, milliseconds bigint, words text);
+insert into times values
+  (1, 1, 3, '2024-02-29 14:30:00.123456+02', '2024-02-29 12:30', '2024-02-29', 1709209800, 1709209800250, '2024-02-29'),
+  (2, 1, 3, 'infinity', 'infinity', 'infinity', 9e18, -9e18, 'yesterday'),
+  (3, 1, 3, null, null, null, null, null, null);
+
+create table empty_table (user_id int primary key, movie_id int, rating real);
+create table float_ids (user_id float8 primary key, movie_id int, rating real);
+create table text_ratings (user_id int primary key, movie_id int, rating text);
+create table no_rating (user_id int primary key, movie_id int, "Notes" text);
+
+grant select on all tables in schema public to service_role;
+
+create table not_granted (user_id int primary key, movie_id int, rating real);
+create table "Not Readable" (user_id int primary key, movie_id int, rating real);
+insert into not_granted values (1, 1, 3);
+insert into "Not Readable" values (1, 1, 3);
+grant insert on "Not Readable" to service_role;
+
+create table guarded (user_id int primary key, movie_id int, rating real);
+insert into guarded values (1, 1, 3);
+alter table guarded enable row level security;
+create role owner_without_policy nologin;
+create view silenced as select * from guarded;
+grant select on guarded to owner_without_policy;
+grant create on schema public to owner_without_policy;
+alter view silenced owner to owner_without_policy;
+grant select on silenced to service_role;
+"""
+
+
+@pytest.fixture(scope="module")
+def database(fresh_stack):
+    """Supabase's own limit of 1,000 rows an answer, and no grant that is not given."""
+    database = fresh_stack(legacy_grants=False)
+    database.migrate(SETUP)
+    with database.connect() as connection, connection.cursor() as cursor:
+        pairs = [(user, movie, 3) for user in AWKWARD for movie in AWKWARD[::9]]
+        cursor.executemany("insert into by_text values (%s, %s, %s)", pairs)
+    return database
+
+
+@pytest.fixture(autouse=True)
+def no_faults(database):
+    database.gateway.faults.clear()
+    database.gateway.requests.clear()
+
+
+@pytest.fixture
+def read(database, tmp_path):
+    """Imports a table as a user does; gives the ratings, as rows, and where they came from."""
+
+    def read(table, *, source=database, key=None, page_size=1000, **options):
+        credentials = Credentials(source.url, SecretStr(key or source.secret_key))
+        config = IngestConfig.of(import_table=table, **options)
+        with connect(credentials) as client:
+            provenance = ingest(
+                config, tmp_path / "ratings.parquet", tmp_path / "rejects.csv",
+                read_table=lambda config, into: read_table(client, credentials, config, into, page_size=page_size),
+            )  # fmt: skip
+        return read_ratings(tmp_path / "ratings.parquet")[0].to_pylist(), provenance
+
+    return read
+
+
+def rows_of(database, query):
+    with database.connect() as connection:
+        return [dict(zip(("user_id", "movie_id", "rating"), row, strict=True)) for row in connection.execute(query)]
+
+
+def test_a_table_of_many_pages_is_read_whole_with_integer_ids(database, read):
+    rows, provenance = read("by_integer")
+    assert rows == rows_of(database, "select user_id, movie_id, rating::float8 from by_integer order by 1, 2")
+    assert (provenance.rows_read, provenance.rows_replaced) == (USERS * 20, 0)
+    assert provenance.columns == {"user_id": "user_id", "movie_id": "movie_id", "rating": "rating"}
+
+
+def test_uuid_ids_stay_the_strings_they_are(database, read):
+    rows, _ = read("by_uuid")
+    assert rows == rows_of(database, "select user_id::text, movie_id::text, rating from by_uuid order by 1, 2")
+
+
+@pytest.mark.parametrize("page_size", [1, 2, 1000])
+def test_text_keys_with_any_character_end_pages_well(database, read, page_size):
+    options = {"movie_column": "movie, (Id)", "page_size": page_size}
+    rows, provenance = read("by_text", **options)
+    assert {(row["user_id"], row["movie_id"]) for row in rows} == {(u, m) for u in AWKWARD for m in AWKWARD[::9]}
+    assert provenance.rows_replaced == 0
+
+
+def test_a_key_that_is_none_of_the_rating_columns_is_followed(read):
+    rows, provenance = read("public.by_row")
+    assert len(rows) == 1234
+    assert rows[0] == {"user_id": 0, "movie_id": 7, "rating": 4.0, "rated_at": datetime(2024, 1, 8, tzinfo=UTC)}
+    assert provenance.columns == {
+        "user_id": "user", "movie_id": "item_id", "rating": "rating", "rated_at": "created_at",
+    }  # fmt: skip
+
+
+def test_a_key_of_three_columns_with_times_is_followed_in_any_order_asked_for(read):
+    for key in ("", "rated_at,user_id,movie_id", "movie_id,rated_at,user_id"):
+        _, provenance = read("by_three", key_columns=key, page_size=4)
+        assert provenance.rows_read == 105
+
+
+def test_a_table_without_a_primary_key_is_read_along_the_columns_named(read):
+    with pytest.raises(DataError, match=r"table public\.no_key has no primary key.*--key_columns"):
+        read("no_key")
+    rows, _ = read("no_key", key_columns="label", page_size=3)
+    assert [row["user_id"] for row in rows] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("key", ["user_id", "label"])
+@pytest.mark.parametrize("page_size", [2, 3, 4, 5, 6])
+def test_a_key_that_is_not_unique_is_noticed_wherever_the_page_ends(read, key, page_size):
+    with pytest.raises(DataError, match=rf"{key}=(5|label 5) came twice.*\({key}\) is not unique"):
+        read("doubled", key_columns=key, page_size=page_size)
+
+
+def test_a_view_is_read_along_its_tables_key_unless_it_multiplies_the_rows(read):
+    assert read("onefold")[1].rows_read == 1234
+    with pytest.raises(DataError, match=r"the key id=1 came twice.*\(id\) is not unique"):
+        read("twofold")
+    assert read("twofold", key_columns="id,side")[1].rows_read == 2 * 1234
+
+
+def test_a_null_in_the_key_is_refused(read):
+    with pytest.raises(DataError, match="key column movie_id is null in a row"):
+        read("null_key", key_columns="user_id,movie_id")
+
+
+@pytest.fixture(scope="module")
+def small_answers(fresh_stack):
+    database = fresh_stack(legacy_grants=False, max_rows=100)
+    database.migrate(SETUP.partition("create table by_uuid")[0] + "grant select on by_integer to service_role")
+    return database
+
+
+@pytest.mark.parametrize("name", ["database", "small_answers"])
+def test_rows_that_stand_throughout_come_exactly_once_while_others_come_and_go(request, read, name):
+    source = request.getfixturevalue(name)
+    source.migrate("create table busy (like by_integer including all); grant select on busy to service_role")
+    with source.connect() as connection:
+        connection.execute("insert into busy select user_id * 10, movie_id, rating from by_integer")
+        chance, written = np.random.default_rng(2), []
+
+        def write(request):
+            """Between two pages: takes rows of odd movies, the one at the page's end among them, and adds others."""
+            at = re.search(r'"user_id"\.gte\."(\d+)"', unquote_plus(request.path))
+            users = [int(at[1]) if at else 0, *(chance.integers(USERS, size=5) * 10).tolist()]
+            gone = connection.execute("delete from busy where movie_id %% 2 = 1 and user_id = any(%s)", [users])
+            new = zip(
+                chance.integers(-50, USERS * 11, 20).tolist(),
+                (2 * chance.integers(50, 10**6, 20) + 1).tolist(),
+                strict=True,
+            )
+            for row in new:
+                connection.execute("insert into busy values (%s, %s, 1) on conflict do nothing", row)
+            written.append(gone.rowcount)
+
+        source.gateway.faults.append(write)
+        rows, provenance = read("busy", source=source)
+        source.gateway.faults.clear()
+        stood = "select user_id, movie_id, rating::float8 from busy where movie_id % 2 = 0 order by 1, 2"
+        assert [row for row in rows if row["movie_id"] % 2 == 0] == rows_of(source, stood)
+    assert provenance.rows_replaced == 0
+    assert len(written) > (12 if name == "database" else 60)
+    assert sum(written) > 100
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=503),
+        Fault(drop="before"),
+        Fault(drop="after"),
+        Fault(status=200, body=b"<html>sign in</html>"),
+        Fault(status=200, body=b'[{"user_id":1,"movie_id":1},{"user_', content_type="application/json"),
+        Fault(status=200, body=b"", content_type="application/json"),
+    ],
+    ids=["503", "dropped before", "dropped after", "html", "cut json", "empty"],
+)
+def test_faults_in_a_fifth_of_the_requests_change_nothing_that_is_read(database, read, fault):
+    whole, _ = read("by_integer", page_size=500)
+    chance, happened = np.random.default_rng(5), []
+
+    def sometimes(request):
+        if chance.random() < 0.2:
+            happened.append(request.path)
+            return fault
+        return None
+
+    database.gateway.faults.append(sometimes)
+    assert read("by_integer", page_size=500)[0] == whole
+    assert len(happened) >= 3
+
+
+def test_rows_with_nulls_and_numbers_that_are_none_are_rejected_by_their_key(read, tmp_path):
+    rows, provenance = read("holes", max_reject_fraction=1)
+    assert [(row["movie_id"], row["rating"]) for row in rows] == [("a", 3.0), ("f", -0.5)]
+    assert provenance.rows_rejected == 6
+    rejects = (tmp_path / "rejects.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[:2] for line in rejects] == [
+        ["row id=2", "empty user id"], ["row id=3", "empty movie id"], ["row id=4", "empty rating"],
+        ["row id=5", "rating nan is not finite"], ["row id=6", "rating inf is not finite"],
+        ["row id=7", "rating 1e+300 is larger than float32 can hold"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ("zoned", datetime(2024, 2, 29, 12, 30, 0, 123456, UTC)),
+        ("plain", datetime(2024, 2, 29, 12, 30, tzinfo=UTC)),
+        ("day", datetime(2024, 2, 29, tzinfo=UTC)),
+        ("seconds", datetime(2024, 2, 29, 12, 30, tzinfo=UTC)),
+        ("milliseconds", datetime(2024, 2, 29, 12, 30, 0, 250_000, UTC)),
+        ("words", datetime(2024, 2, 29, tzinfo=UTC)),
+    ],
+)
+def test_every_type_of_time_becomes_utc_and_what_is_none_is_rejected(read, column, expected):
+    rows, provenance = read("times", timestamp_column=column, max_reject_fraction=1)
+    assert [row["rated_at"] for row in rows] == [expected]
+    assert provenance.rows_rejected == 2
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "error", "message"),
+    [
+        (
+            "by_intger",
+            {},
+            SupabaseError,
+            r"by_intger.*does not exist \(42P01\): check --import_table.*by_integer",
+        ),
+        ("auth.users", {}, ConfigError, r"--import_table auth\.users: expected a table of the schema public"),
+        (
+            "no_rating",
+            {},
+            DataError,
+            r"no column recognised as rating, found .*movie_id, Notes.*--rating_column",
+        ),
+        ("by_integer", {"user_column": "who"}, DataError, r"no column who, found .*user_id, movie_id, rating"),
+        ("by_integer", {"key_columns": "id"}, DataError, r"no column 'id' for --key_columns, found user_id, movie_id"),
+        ("float_ids", {}, DataError, r"column user_id is of type double precision, expected integer or string"),
+        ("text_ratings", {}, DataError, r"column rating is of type text, expected integer or number"),
+        ("empty_table", {}, SupabaseError, r"no rows: either it is empty.*or row level security hides.*service_role"),
+        ("silenced", {}, SupabaseError, r"no rows: either it is empty.*or row level security hides.*service_role"),
+    ],
+)
+def test_a_table_that_cannot_serve_is_one_line_that_says_what_to_do(read, tmp_path, table, options, error, message):
+    with pytest.raises(error, match=message) as caught:
+        read(table, **options)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("table", ["not_granted", "Not Readable"])
+def test_a_missing_grant_names_the_statement_that_mends_it(database, read, table):
+    with pytest.raises(SupabaseError, match=r"permission denied for table .* \(42501\)") as caught:
+        read(table)
+    statement = re.search("`(grant select on .* to service_role;)`", str(caught.value))[1]
+    with database.connect() as connection:
+        connection.execute(statement)
+    assert read(table)[0] == [{"user_id": 1, "movie_id": 1, "rating": 3.0}]
+
+
+def test_a_public_or_a_users_key_is_refused_before_anything_is_asked(database, read):
+    for key in (database.publishable_key, database.anon_key, database.user_token(str(uuid.uuid4()))):
+        with pytest.raises(SupabaseError, match=r"row level security may hide rows.*secret key") as caught:
+            read("by_integer", key=key)
+        assert key not in str(caught.value)
+    assert not database.gateway.requests
+
+
+def test_a_key_of_another_project_is_one_line_without_the_key(read):
+    key = "sb_secret_of_another_project"
+    with pytest.raises(SupabaseError, match=r"Invalid API key.*check SUPABASE_KEY") as caught:
+        read("by_integer", key=key)
+    assert key not in str(caught.value)
