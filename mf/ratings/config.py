@@ -65,17 +65,22 @@ class IngestConfig(Config):
         for role, (name, flag) in asked.items():
             fits = [column for column in found if (column == name if name else _plain(column) in RECOGNISED[role])]
             if len(fits) > 1:
-                what = f"the column {fits[0]} stands twice" if len(set(fits)) == 1 else f"{' and '.join(fits)} both fit"
-                raise DataError(f"{where}: {what}, expected one column for {role}; rename one, or name it with {flag}")
+                names = shown(", ".join(fits), 200)
+                raise DataError(f"{where}: {len(fits)} columns fit {role}, {names}, expected one; name it with {flag}")
             if not fits and (name or role != RATED_AT):
                 what = f"no column {name}" if name else f"no column recognised as {role}"
-                raise DataError(f"{where}: {what}, found {', '.join(found)}; name it with {flag}")
+                raise DataError(f"{where}: {what}, found {shown(', '.join(found), 200)}; name it with {flag}")
             if fits:
                 columns[role] = fits[0]
         if len(set(columns.values())) < len(columns):
             uses = ", ".join(f"{role} from {column}" for role, column in columns.items())
             raise DataError(f"{where}: one column is asked for in two roles ({uses}); name each of them once")
         return columns
+
+
+def shown(text: str, length: int = 60) -> str:
+    """``text`` in double quotes, on one line and cut to ``length`` characters, for an error."""
+    return f'"{repr(text[:length])[1:-1]}{"…" if len(text) > length else ""}"'
 
 
 def _plain(name: str) -> str:

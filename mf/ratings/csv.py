@@ -1,0 +1,326 @@
+"""Ratings from a text file: delimiter, header and gzip are recognised, every line is read or accounted for."""
+
+import csv
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from mf.errors import DataError
+from mf.progress import Progress
+from mf.ratings.collect import Collector
+from mf.ratings.config import IngestConfig, shown
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER
+
+BLOCK = 8 << 20  # bytes read at once; also the longest line
+BOM = b"\xef\xbb\xbf"
+DELIMITERS = ("::", "\t", ";", "|", ",")
+# pyarrow separates at one byte only; "::" becomes this one, which text does not hold.
+UNIT_SEPARATOR = b"\x1f"
+BLANK_LINES = re.compile(rb"(?: *\r?\n)*")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+EPOCH = "^-?[0-9]{1,15}$"
+DATE = "^[0-9]{4}-[0-9]{2}-[0-9]{2}"
+# Of an integer timestamp; as seconds this is the year 5138, as milliseconds March 1973.
+LARGEST_SECONDS = 10**11
+# The years 1 to 9999, which is what Python's datetime can hold.
+FIRST_MICRO, LAST_MICRO = -62_135_596_800_000_000, 253_402_300_799_999_999
+NO_TEXT = pa.scalar(None, pa.string())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a line is divided: the delimiter, how many fields there are, and at which position each column stands."""
+
+    delimiter: str
+    width: int
+    positions: dict[str, int]
+
+
+class BadLineError(Exception):
+    """A line that is no row; ``str()`` is the reason."""
+
+
+def read_csv(path: Path, name: str, config: IngestConfig, collector: Collector, progress: Progress) -> dict[str, str]:
+    """Reads a file of ratings into ``collector``: good rows as batches, bad ones with their line number (from 1, blank
+    lines counted but skipped) and reason.
+
+    A line is a row: a quoted value cannot hold a line break, and one that does is a malformed row. In files separated
+    by ``::`` quotes are ordinary characters. Ids become int64 when all of a block are integers in canonical form (7,
+    not 007 or 7.0), else they stay strings; white space around a value is no part of it. Timestamps are epoch seconds,
+    epoch milliseconds (integers beyond 1e11) or ISO 8601, UTC unless they say otherwise.
+
+    Args:
+        path: the file, plain or gzip.
+        name: the file as the user knows it; opens every error.
+        progress: advanced by lines.
+
+    Returns:
+        Which column was read as what, ``{"user_id": "userId", …}``.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or its columns are not understood. (That it holds a header only
+            shows when the collector finishes.)
+    """
+    blocks = _blocks(path, name)
+    first, line = _first_block(blocks, name)
+    header, _, body = first.partition(b"\n")
+    try:
+        layout, columns = _layout(_text(header), f"{name} line {line}", config)
+    except BadLineError as error:
+        raise DataError(f"{name} line {line}: {error}, expected a CSV file in UTF-8") from None
+    if not config.columns:
+        first, line = body, line + 1
+    for block in chain([first], blocks):
+        _collect(block, line, layout, collector)
+        lines = block.count(b"\n")
+        line += lines
+        progress.advance(lines)
+    return columns
+
+
+def _blocks(path: Path, name: str) -> Iterator[bytes]:
+    """The file's bytes, unpacked, in pieces that end at a line's end."""
+    try:
+        with path.open("rb") as file:
+            stream = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(b"\x1f\x8b") else file
+            rest = b""
+            while data := stream.read(BLOCK):
+                end = data.rfind(b"\n") + 1
+                if end:
+                    yield rest + data[:end]
+                    rest = b""
+                rest += data[end:]
+                if len(rest) > BLOCK:
+                    raise DataError(f"{name}: a line is longer than {BLOCK:,} bytes, expected one rating a line")
+            if rest:
+                yield rest
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file, expected a file of ratings") from None
+    except IsADirectoryError:
+        raise DataError(f"{name}: a directory, expected a file of ratings") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{name}: the gzip file is damaged or cut short ({error}); copy it again") from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror})") from None
+
+
+def _first_block(blocks: Iterator[bytes], name: str) -> tuple[bytes, int]:
+    """The first block from its first line that is not blank, and the number of that line."""
+    line, mark = 1, BOM
+    for block in blocks:
+        block, mark = block.removeprefix(mark), b""
+        start = BLANK_LINES.match(block).end()  # type: ignore[union-attr]
+        line += block.count(b"\n", 0, start)
+        if block[start:].strip(b" \r"):
+            return block[start:], line
+    raise DataError(f"{name}: the file is empty, expected ratings")
+
+
+def _layout(text: str, where: str, config: IngestConfig) -> tuple[Layout, dict[str, str]]:
+    """How the file is laid out, from its first line and the configuration, and which column was read as what."""
+    splits = {delimiter: _fields_or_none(text, delimiter) for delimiter in DELIMITERS}
+    names = [name.strip() for name in config.columns.split(",")] if config.columns else []
+    if names:
+        columns = config.find_columns(names, "--columns")
+        fits = [delimiter for delimiter, fields in splits.items() if len(fields) == len(names)]
+        if not fits:
+            most = max(len(fields) for fields in splits.values())
+            raise DataError(f"{where}: expected {len(names)} fields (--columns {config.columns}), found {most}")
+        delimiter = fits[0]
+    else:
+        delimiter = max(DELIMITERS, key=lambda delimiter: len(splits[delimiter]))
+        names = [name.strip() for name in splits[delimiter]]
+        columns = _header_columns(names, where, config)
+    positions = {role: names.index(column) for role, column in columns.items()}
+    return Layout(delimiter, len(names), positions), columns
+
+
+def _header_columns(names: list[str], where: str, config: IngestConfig) -> dict[str, str]:
+    try:
+        return config.find_columns(names, where)
+    except DataError:
+        if any(NUMBER.fullmatch(name) for name in names):
+            raise DataError(
+                f"{where}: expected a header, found {shown(', '.join(names))}; for a file without one name its "
+                "columns with --columns userId,movieId,rating,timestamp"
+            ) from None
+        raise
+
+
+def _collect(block: bytes, line: int, layout: Layout, collector: Collector) -> None:
+    """Hands the rows of ``block``, whose first line has the number ``line``, to the collector."""
+    bad: dict[int, str] = {}
+    texts = _split_fast(block, layout)
+    if texts is None:
+        texts, lines, bad = _split_careful(block, line, layout)
+    else:
+        lines = np.arange(line, line + len(texts))
+    batch, texts, good = _typed(texts)
+    rejected = zip(lines[~good].tolist(), texts.filter(pa.array(~good)).to_pylist(), strict=True)
+    bad |= {number: _reason(row) for number, row in rejected}
+    raw = block.split(b"\n") if bad else []
+    for number in sorted(bad):
+        row = raw[number - line].removesuffix(b"\r").decode(errors="backslashreplace")
+        collector.reject(f"line {number}", bad[number], row)
+    collector.add(batch)
+
+
+def _split_fast(block: bytes, layout: Layout) -> pa.Table | None:
+    """The fields of ``block`` as strings, row by line, or ``None`` when it holds anything that needs a closer look."""
+    if not _is_plain(block, layout.delimiter):
+        return None
+    delimiter = layout.delimiter
+    if delimiter == "::":
+        block, delimiter = block.replace(b"::", UNIT_SEPARATOR), UNIT_SEPARATOR.decode()
+    names = [str(position) for position in range(layout.width)]
+    wanted = [str(position) for position in layout.positions.values()]
+    try:
+        table = pacsv.read_csv(
+            pa.BufferReader(block),
+            pacsv.ReadOptions(column_names=names),
+            pacsv.ParseOptions(delimiter=delimiter, quote_char=False),
+            pacsv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted),
+        )
+    except pa.ArrowInvalid:
+        return None
+    if len(table) != block.count(b"\n") + (not block.endswith(b"\n")):
+        return None
+    return table.rename_columns(list(layout.positions))
+
+
+def _is_plain(block: bytes, delimiter: str) -> bool:
+    if not block or any(odd in block for odd in (b'"', b"\0", UNIT_SEPARATOR)) or block.startswith(BOM):
+        return False
+    if block.count(b"\r") != block.count(b"\r\n"):
+        return False
+    try:
+        return block.isascii() or bool(block.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def _split_careful(block: bytes, line: int, layout: Layout) -> tuple[pa.Table, npt.NDArray[np.int64], dict[int, str]]:
+    """What ``_split_fast`` gives, for any bytes: the fields, the line number of each row, and the reason for each line
+    that is no row."""
+    rows, lines, bad = [], [], {}
+    for number, raw in enumerate(block.split(b"\n"), line):
+        raw = raw.removesuffix(b"\r")
+        if not raw.strip(b" "):
+            continue
+        try:
+            fields = _fields(_text(raw), layout.delimiter)
+            if len(fields) != layout.width:
+                raise BadLineError(f"expected {layout.width} fields, found {len(fields)}")
+        except BadLineError as error:
+            bad[number] = str(error)
+        else:
+            rows.append(fields)
+            lines.append(number)
+    texts = {
+        name: pa.chunked_array([pa.array([row[position] for row in rows], pa.string())])
+        for name, position in layout.positions.items()
+    }
+    return pa.table(texts), np.array(lines, np.int64), bad
+
+
+def _text(raw: bytes) -> str:
+    try:
+        text = raw.removesuffix(b"\r").decode()
+    except UnicodeDecodeError:
+        raise BadLineError("not UTF-8 text") from None
+    if "\0" in text:
+        raise BadLineError("a NUL byte")
+    if "\r" in text:
+        raise BadLineError("a carriage return that does not end the line")
+    return text
+
+
+def _fields(text: str, delimiter: str) -> list[str]:
+    if '"' not in text or delimiter == "::":
+        return text.split(delimiter)
+    try:
+        return next(csv.reader([text], delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise BadLineError(f"malformed quotes ({error})") from None
+
+
+def _fields_or_none(text: str, delimiter: str) -> list[str]:
+    try:
+        return _fields(text, delimiter)
+    except BadLineError:
+        return []
+
+
+def _typed(texts: pa.Table) -> tuple[pa.Table, pa.Table, npt.NDArray[np.bool_]]:
+    """The rows whose values are all good, in their types; the trimmed texts of all rows; and which rows are good."""
+    texts = pa.table({name: pc.ascii_trim_whitespace(texts[name].combine_chunks()) for name in texts.column_names})
+    values = {RATING: pa.array(_ratings(texts[RATING].chunk(0)))}
+    good = np.isfinite(values[RATING].to_numpy())
+    for name in (USER, MOVIE):
+        good &= pc.not_equal(texts[name].chunk(0), "").to_numpy(zero_copy_only=False)
+    if RATED_AT in texts.column_names:
+        values[RATED_AT] = _times(texts[RATED_AT].chunk(0))
+        good &= values[RATED_AT].is_valid().to_numpy(zero_copy_only=False)
+    usable = pa.array(good)
+    ids = {name: _ids(texts[name].chunk(0).filter(usable)) for name in (USER, MOVIE)}
+    return pa.table(ids | {name: column.filter(usable) for name, column in values.items()}), texts, good
+
+
+def _ids(texts: pa.StringArray) -> pa.Array:
+    """int64 when every id is an integer that is written the one way PostgreSQL and Python write it, else as it is."""
+    encoded = texts.dictionary_encode()
+    try:
+        integers = encoded.dictionary.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return texts
+    return integers.take(encoded.indices) if integers.cast(pa.string()).equals(encoded.dictionary) else texts
+
+
+def _ratings(texts: pa.StringArray) -> npt.NDArray[np.float32]:
+    """The numbers, float32; NaN for what is none and infinity for what float32 cannot hold."""
+    encoded = texts.dictionary_encode()
+    values = [float(text) if NUMBER.fullmatch(text) else np.nan for text in encoded.dictionary.to_pylist()]
+    with np.errstate(over="ignore"):
+        distinct = np.array(values, np.float64).astype(np.float32)
+    ratings: npt.NDArray[np.float32] = distinct[encoded.indices.to_numpy()]
+    return ratings
+
+
+def _times(texts: pa.StringArray) -> pa.TimestampArray:
+    """Microseconds, UTC; null for what is no timestamp."""
+    numbers = pc.if_else(pc.match_substring_regex(texts, EPOCH), texts, NO_TEXT).cast(pa.int64())
+    micros = pc.multiply(numbers, pc.if_else(pc.greater(pc.abs(numbers), LARGEST_SECONDS), 1_000, 1_000_000))
+    if micros.null_count:
+        dates = pc.if_else(pc.match_substring_regex(texts, DATE), texts, NO_TEXT)
+        # Digits below a microsecond would make pandas count in nanoseconds, which end in 2262, for every row.
+        dates = pc.replace_substring_regex(dates, r"(\.[0-9]{6})[0-9]+", r"\1")
+        parsed = pd.to_datetime(dates.to_pandas(), format="ISO8601", utc=True, errors="coerce").dt.as_unit("us")
+        micros = pc.coalesce(micros, pa.Array.from_pandas(parsed, type=TIMESTAMP).cast(pa.int64()))
+    possible = pc.and_(pc.greater_equal(micros, FIRST_MICRO), pc.less_equal(micros, LAST_MICRO))
+    return pc.if_else(possible, micros, pa.scalar(None, pa.int64())).cast(TIMESTAMP)
+
+
+def _reason(row: dict[str, str]) -> str:
+    """Why a row's trimmed values cannot be used."""
+    for name, what in ((USER, "user id"), (MOVIE, "movie id"), (RATING, "rating"), (RATED_AT, "timestamp")):
+        if row.get(name) == "":
+            return f"empty {what}"
+    rating = row[RATING]
+    if rating.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        return f"rating {shown(rating)} is not finite"
+    if not NUMBER.fullmatch(rating):
+        return f"rating {shown(rating)} is not a number"
+    if RATED_AT not in row or not np.isfinite(_ratings(pa.array([rating]))[0]):
+        return f"rating {shown(rating)} is larger than float32 can hold"
+    return f"timestamp {shown(row[RATED_AT])} is neither epoch seconds, epoch milliseconds nor ISO 8601"

@@ -1,0 +1,300 @@
+import gzip
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mf.errors import DataError
+from mf.progress import Progress
+from mf.ratings import csv
+from mf.ratings.collect import Collector
+from mf.ratings.config import IngestConfig
+from mf.ratings.csv import Layout, read_csv
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, read_ratings
+
+LAYOUT = Layout(",", 4, {USER: 0, MOVIE: 1, RATING: 2, RATED_AT: 3})
+
+
+class Read:
+    """What became of a file: its rows (as a table), its rejects (line, reason, row) and its columns."""
+
+    def __init__(self, folder: Path, content: bytes, **config: object) -> None:
+        path = folder / "ratings.csv"
+        path.write_bytes(content)
+        collector = Collector("ratings.csv", float(config.get("max_reject_fraction", 0.5)))  # type: ignore[arg-type]
+        self.rejects: list[tuple[str, str, str]] = []
+        reject = collector.reject
+        collector.reject = lambda *bad: (self.rejects.append(bad), reject(*bad))[1]  # type: ignore[method-assign]
+        with Progress("read") as progress:
+            self.columns = read_csv(path, "ratings.csv", IngestConfig.of(**config), collector, progress)
+        collector.finish(folder / "out.parquet", folder / "rejects.csv", self.columns)
+        self.table, self.provenance = read_ratings(folder / "out.parquet")
+        self.rows = [tuple(row.values()) for row in self.table.to_pylist()]
+
+
+def error_of(folder: Path, content: bytes, **config: object) -> str:
+    with pytest.raises(DataError) as caught:
+        Read(folder, content, **config)
+    assert "\n" not in str(caught.value)
+    assert sorted(p.name for p in folder.iterdir()) == ["ratings.csv"]
+    return str(caught.value)
+
+
+GOOD = [(1, 10, 4.5, datetime(2000, 1, 1, tzinfo=UTC)), (2, 10, 3.0, datetime(2000, 1, 2, tzinfo=UTC))]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"userId,movieId,rating,timestamp\n1,10,4.5,946684800\n2,10,3,946771200\n",
+        b"userId,movieId,rating,timestamp\n1,10,4.5,946684800\n2,10,3,946771200",
+        b"\xef\xbb\xbfuserId,movieId,rating,timestamp\r\n1,10,4.5,946684800\r\n\r\n2,10,3,946771200\r\n",
+        b"\n  \nuser_id;item_id;rating;rated_at\n2;10;3.0;2000-01-02\n1;10;4.5;2000-01-01T00:00:00Z\n",
+        b"rating\tnote\tcreated_at\tmovieId\tuserId\n4.5\t\t946684800000\t10\t1\n3\tx\t946771200000\t10\t2\n",
+        b'"User","Item","Rating","Timestamp"\n"1","10","4.5","946684800"\n"2","10","3",946771200\n',
+        b'user_id|movie_id|rating|timestamp\n1|10|4.5|946684800\n 2 | 10 | 3 |"2000-01-02 01:00:00+01:00"\n',
+        gzip.compress(b"userId,movieId,rating,timestamp\n1,10,4.5,946684800\n") + gzip.compress(b"2,10,3,946771200\n"),
+    ],
+)
+def test_headers_delimiters_line_ends_quotes_and_gzip_are_recognised(tmp_path: Path, content: bytes) -> None:
+    read = Read(tmp_path, content)
+    assert read.rows == GOOD
+    assert read.provenance.rows_rejected == 0
+    assert read.table.schema.types == [pa.int64(), pa.int64(), pa.float32(), pa.timestamp("us", "UTC")]
+
+
+@pytest.mark.parametrize("delimiter", [b"::", b"\t"])
+def test_a_file_without_a_header_is_read_when_its_columns_are_named(tmp_path: Path, delimiter: bytes) -> None:
+    content = b"1::10::4.5::946684800\n2::10::3::946771200\n".replace(b"::", delimiter)
+    read = Read(tmp_path, content, columns="userId, movieId,rating,timestamp")
+    assert read.rows == GOOD
+    assert read.columns == {USER: "userId", MOVIE: "movieId", RATING: "rating", RATED_AT: "timestamp"}
+
+
+def test_named_columns_win_over_recognised_ones(tmp_path: Path) -> None:
+    content = b"rating,stars,movieId,who\n1,5,7,ann\n"
+    read = Read(tmp_path, content, user_column="who", rating_column="stars")
+    assert read.rows == [("ann", 7, 5.0)]
+    assert read.columns == {USER: "who", MOVIE: "movieId", RATING: "stars"}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"5,7,five,1", 'rating "five" is not a number'),
+        (b"5,7,,1", "empty rating"),
+        (b"5,7,1_0,1", 'rating "1_0" is not a number'),
+        (b"5,7,0x1p3,1", 'rating "0x1p3" is not a number'),
+        ("5,7,٣,1".encode(), 'rating "٣" is not a number'),
+        (b"5,7,nan,1", 'rating "nan" is not finite'),
+        (b"5,7,-Infinity,1", 'rating "-Infinity" is not finite'),
+        (b"5,7,1e39,1", 'rating "1e39" is larger than float32 can hold'),
+        (b"5,7,3", "expected 4 fields, found 3"),
+        (b"5,7,3,1,", "expected 4 fields, found 5"),
+        (b",7,3,1", "empty user id"),
+        (b"5, ,3,1", "empty movie id"),
+        (b"5,7,3,", "empty timestamp"),
+        (b"5,7,3,soon", 'timestamp "soon" is neither epoch seconds, epoch milliseconds nor ISO 8601'),
+        (b"5,7,3,2001-02-30", 'timestamp "2001-02-30" is neither epoch seconds, epoch milliseconds nor ISO 8601'),
+        (b"5,7,3,0000-01-01", 'timestamp "0000-01-01" is neither epoch seconds, epoch milliseconds nor ISO 8601'),
+        (b"\xff,7,3,1", "not UTF-8 text"),
+        (b"5\0,7,3,1", "a NUL byte"),
+        (b"5\r,7,3,1", "a carriage return that does not end the line"),
+        (b'"5,7,3,1', "malformed quotes (unexpected end of data)"),
+        (b'"5"x,7,3,1', "malformed quotes (',' expected after '\"')"),
+    ],
+)
+@pytest.mark.parametrize("neighbour", [b"2,8,4,1\n", b'"2",8,4,1\n'])  # read by the fast parser, or by the careful one
+def test_a_bad_line_is_rejected_with_its_number_and_reason(
+    tmp_path: Path, line: bytes, reason: str, neighbour: bytes
+) -> None:
+    read = Read(tmp_path, b"userId,movieId,rating,timestamp\n1,7,3,1\n\n" + line + b"\r\n" + neighbour)
+    assert read.rejects == [("line 4", reason, line.decode(errors="backslashreplace"))]
+    assert [row[:3] for row in read.rows] == [(1, 7, 3.0), (2, 8, 4.0)]
+
+
+def test_rejects_stand_in_the_order_of_the_lines_with_their_true_numbers_over_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv, "BLOCK", 64)
+    lines = [b"userId,movieId,rating"] + [b"%d,%d,3" % (i, i) for i in range(2, 1001)]
+    bad = {10: b"x,1", 11: b"1,1,bad", 12: b"\xff,1,1", 500: b",1,1", 1000: b"1,1,inf"}
+    for number, line in bad.items():
+        lines[number - 1] = line
+    read = Read(tmp_path, b"\n".join(lines))
+    assert [where for where, _, _ in read.rejects] == [f"line {number}" for number in bad]
+    assert read.provenance.rows_read == 999
+    assert [row[0] for row in read.rows] == [i for i in range(2, 1001) if i not in bad]
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (["1", "-7", "0", "9223372036854775807"], [-7, 0, 1, 9223372036854775807]),
+        (["007", "7"], ["007", "7"]),
+        (["+7"], ["+7"]),
+        (["-0"], ["-0"]),
+        (["7.0"], ["7.0"]),
+        (["0x1F"], ["0x1F"]),
+        (["9223372036854775808"], ["9223372036854775808"]),
+        (["b5f4c0f2-0c5e-4c6e-9d3f-0123456789ab"], ["b5f4c0f2-0c5e-4c6e-9d3f-0123456789ab"]),
+        (["日本", "a b"], ["a b", "日本"]),
+    ],
+)
+def test_ids_stay_what_they_were(tmp_path: Path, ids: list[str], expected: list[object]) -> None:
+    content = "userId,movieId,rating\n" + "".join(f" {id},1,3\n" for id in ids)
+    assert Read(tmp_path, content.encode()).table[USER].to_pylist() == expected
+
+
+def test_timestamps_of_every_kind_are_read_whatever_stands_beside_them(tmp_path: Path) -> None:
+    times = {
+        "978300760": datetime(2000, 12, 31, 22, 12, 40, tzinfo=UTC),
+        "978300760001": datetime(2000, 12, 31, 22, 12, 40, 1000, tzinfo=UTC),
+        "-1": datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC),
+        "2020-01-02T03:04:05.123456789Z": datetime(2020, 1, 2, 3, 4, 5, 123456, tzinfo=UTC),
+        "2020-01-02 03:04:05+02:00": datetime(2020, 1, 2, 1, 4, 5, tzinfo=UTC),
+        "9000-01-01": datetime(9000, 1, 1, tzinfo=UTC),
+    }
+    rows = [f"{user},1,3,{text}\n" for user, text in enumerate(times)]
+    read = Read(tmp_path, ("userId,movieId,rating,created_at\n" + "".join(rows)).encode())
+    assert read.table[RATED_AT].to_pylist() == list(times.values())
+
+
+def test_a_text_id_far_down_makes_all_ids_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv, "BLOCK", 64)
+    content = b"userId,movieId,rating\n" + b"".join(b"%d,1,3\n" % i for i in range(99)) + b"x1,1,3\n"
+    ids = Read(tmp_path, content).table[USER].to_pylist()
+    assert ids == sorted([*map(str, range(99)), "x1"])
+
+
+def test_a_rejected_row_does_not_decide_the_type_of_the_ids(tmp_path: Path) -> None:
+    read = Read(tmp_path, b"userId,movieId,rating\n1,1,3\n2,1,3\nuser,1,none\n")
+    assert read.table[USER].to_pylist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "config", "message"),
+    [
+        (b"", {}, "ratings.csv: the file is empty, expected ratings"),
+        (b"\xef\xbb\xbf\n \r\n", {}, "ratings.csv: the file is empty, expected ratings"),
+        (b"userId,movieId,rating\n\n", {}, "ratings.csv: no ratings found, expected at least one row"),
+        (
+            b"user_id,film,rating\n1,2,3\n",
+            {},
+            'no column recognised as movie_id, found "user_id, film, rating"; name it',
+        ),
+        (b"user_id,film,rating\n1,2,3\n", {}, "--movie_column"),
+        (b"u,movie_id,rating\n1,2,3\n", {"user_column": "uid"}, 'line 1: no column uid, found "u, movie_id, rating"'),
+        (b"userId,userId,movieId,rating\n1,1,2,3\n", {}, '2 columns fit user_id, "userId, userId", expected one'),
+        (
+            b"userId,movieId,itemId,rating\n",
+            {},
+            '2 columns fit movie_id, "movieId, itemId", expected one; name it with',
+        ),
+        (b"userId,movieId,rating\n", {"rating_column": "movieId"}, "one column is asked for in two roles"),
+        (
+            b"\n1,2,3.5\n",
+            {},
+            'line 2: expected a header, found "1, 2, 3.5"; for a file without one name its columns with',
+        ),
+        (b"1::2::5::978300760\n", {}, "--columns userId,movieId,rating,timestamp"),
+        (b"1,2,3\n", {"columns": "userId,movieId,rating,timestamp"}, "line 1: expected 4 fields (--columns userId,"),
+        (b"1,2,3\n", {"columns": "a,b,c"}, '--columns: no column recognised as user_id, found "a, b, c"'),
+        ("userId,movieId,rating\n1,2,3\n".encode("utf-16"), {}, "line 1: not UTF-8 text, expected a CSV file in UTF-8"),
+        (b"userId,movieId,rating\r1,2,3\r", {}, "line 1: a carriage return that does not end the line"),
+        (
+            b"userId,movieId,rating\n1,2,x\n",
+            {},
+            '1 of 1 rows are bad (100.00%, at most 50.00% may be): line 2: rating "x"',
+        ),
+        (gzip.compress(b"userId,movieId,rating\n1,2,3\n")[:-9], {}, "the gzip file is damaged or cut short"),
+        (gzip.compress(b"userId,movieId,rating\n1,2,3\n" * 99)[:30], {}, "the gzip file is damaged or cut short"),
+        (b"\x1f\x8bnothing of the kind", {}, "the gzip file is damaged or cut short"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line_that_says_why(
+    tmp_path: Path, content: bytes, config: dict[str, object], message: str
+) -> None:
+    assert message in error_of(tmp_path, content, **config)
+
+
+def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
+    for path, message in ((tmp_path / "none.csv", "no such file"), (tmp_path, "a directory, expected a file")):
+        with Progress("read") as progress, pytest.raises(DataError, match=f"r.csv: {message}"):
+            read_csv(path, "r.csv", IngestConfig(), Collector("r.csv", 0), progress)
+
+
+def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv, "BLOCK", 64)
+    message = error_of(tmp_path, b"userId,movieId,rating\n1,2,3\n" + b"x" * 1000)
+    assert message == "ratings.csv: a line is longer than 64 bytes, expected one rating a line"
+
+
+def rows_of(split: tuple[pa.Table, np.ndarray, dict[int, str]]) -> object:
+    """Everything that the collector would be given."""
+    texts, lines, bad = split
+    batch, texts, good = csv._typed(texts)
+    rejected = texts.filter(pa.array(~good)).to_pylist()
+    reasons = bad | dict(zip(lines[~good].tolist(), map(csv._reason, rejected), strict=True))
+    return batch.schema, batch.to_pydict(), lines[good].tolist(), reasons
+
+
+FIELD = st.one_of(
+    st.integers(-(2**65), 2**65).map(str),
+    st.floats().map(str),
+    st.sampled_from(["", " ", " 7 ", "007", "+5", ".5", "5.", "1e39", "1e-50", "nan", "Inf", "NULL", "NA", "٣", "é"]),
+    st.sampled_from(["2020-01-02", "9000-01-01", "2020-01-02T03:04:05.123456789Z", "2020-02-30", "978300760", "now"]),
+    st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\n\r"), max_size=4),
+)
+LINES = st.lists(st.lists(FIELD, min_size=3, max_size=5).map(",".join), min_size=1, max_size=6)
+
+
+@given(LINES.map(lambda lines: "\n".join(lines).encode()))
+@settings(max_examples=300, deadline=None)
+@example(b"\xef\xbb\xbf1,2,3,4")
+@example(b"1,2,3,4\r\n2,3,4,5\r\n")
+@example(b"1,2,3,4\n\n2,3,4,5\n")
+@example(b"1,2,3,4\r2,3,4,5\n\n")
+def test_the_fast_and_the_careful_parser_agree(block: bytes) -> None:
+    fast = csv._split_fast(block, LAYOUT)
+    if fast is not None:
+        lines = np.arange(1, 1 + len(fast))
+        assert rows_of((fast, lines, {})) == rows_of(csv._split_careful(block, 1, LAYOUT))
+
+
+@given(st.lists(st.tuples(st.integers(), st.text("ab7 ", min_size=1), st.floats(width=32, allow_nan=False))))
+@settings(max_examples=100, deadline=None)
+def test_the_fast_parser_takes_every_clean_block_of_any_delimiter(rows: list[tuple[int, str, float]]) -> None:
+    for delimiter in csv.DELIMITERS:
+        layout = Layout(delimiter, 4, {USER: 0, MOVIE: 1, RATING: 2})
+        block = "".join(delimiter.join((str(u), m, repr(r), "rest")) + "\n" for u, m, r in rows).encode()
+        fast = csv._split_fast(block, layout)
+        assert (fast is None) == (not rows)
+        if fast is not None:
+            assert rows_of((fast, np.arange(1, 1 + len(rows)), {})) == rows_of(csv._split_careful(block, 1, layout))
+
+
+@given(st.one_of(st.binary(max_size=200), st.text('1,;:\t"\n\r-.e é', max_size=100).map(str.encode)), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_every_input_ends_in_rows_or_in_one_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, header: bool
+) -> None:
+    content = b"userId,movieId,rating\n" + content if header else content
+    folder = tmp_path_factory.mktemp("any")
+    try:
+        read = Read(folder, content, max_reject_fraction=1, columns="" if header else "userId,movieId,rating")
+    except DataError as error:
+        message = str(error)
+        assert message.splitlines() == [message]
+        assert [p.name for p in folder.iterdir()] == ["ratings.csv"]
+    else:
+        counts = read.provenance
+        assert counts.rows_read == len(read.rejects) + counts.rows_replaced + len(read.rows)
+        blank = sum(not line.strip(b" \r") for line in content.split(b"\n"))
+        assert counts.rows_read + blank + header == content.count(b"\n") + 1
