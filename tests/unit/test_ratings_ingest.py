@@ -1,0 +1,79 @@
+import csv
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from mf.errors import ConfigError, DataError
+from mf.ratings.collect import Collector
+from mf.ratings.config import IngestConfig, SplitConfig
+from mf.ratings.ingest import ingest
+from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
+
+
+def test_a_csv_file_becomes_parquet_and_a_file_of_rejects(tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("userId,movieId,rating\n" + "".join(f"{i},1,4\n" for i in range(99)) + "5,1,bad\n")
+    provenance = ingest(IngestConfig.of(ratings_csv=str(source)), tmp_path / "out.parquet", tmp_path / "rejects.csv")
+    table, kept = read_ratings(tmp_path / "out.parquet")
+    assert kept == provenance
+    assert (kept.source, kept.rows_read, kept.rows_rejected, kept.rows_kept) == (str(source), 100, 1, 99)
+    assert table[USER].to_pylist() == list(range(99))
+    with (tmp_path / "rejects.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1] == ["line 101", 'rating "bad" is not a number', "5,1,bad"]
+
+
+def test_a_table_is_read_by_what_the_caller_hands_in(tmp_path: Path) -> None:
+    def read_table(config: IngestConfig, collector: Collector) -> dict[str, str]:
+        assert config.import_table == "ratings"
+        ratings = pa.array([4.5], pa.float32())
+        collector.add(pa.table({USER: pa.array(["a"]), MOVIE: pa.array([1]), RATING: ratings}))
+        return {USER: "uid"}
+
+    config = IngestConfig.of(import_table="ratings")
+    provenance = ingest(config, tmp_path / "out.parquet", tmp_path / "rejects.csv", read_table=read_table)
+    assert (provenance.source, provenance.columns, provenance.rows_kept) == ("table public.ratings", {USER: "uid"}, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "found neither"),
+        ({"ratings_csv": "a", "import_table": "b"}, "found both"),
+        ({"import_table": "b"}, "Supabase"),
+    ],
+)
+def test_not_exactly_one_readable_source_is_refused(tmp_path: Path, config: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ingest(IngestConfig.of(**config), tmp_path / "out.parquet", tmp_path / "rejects.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_source_leaves_earlier_results_as_they_were(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("userId,movieId,rating\n1,1,4\n")
+    config = IngestConfig.of(ratings_csv=str(tmp_path / "in.csv"))
+    before = ingest(config, tmp_path / "out.parquet", tmp_path / "rejects.csv")
+    (tmp_path / "in.csv").write_text("userId,movieId,rating\n1,1,x\n")
+    with pytest.raises(DataError):
+        ingest(config, tmp_path / "out.parquet", tmp_path / "rejects.csv")
+    assert read_ratings(tmp_path / "out.parquet")[1] == before
+
+
+@pytest.mark.parametrize("address", ["gs://", "gs://bucket", "gs://bucket/", "gs:///object", "gs://bucket/folder/"])
+def test_a_malformed_address_in_cloud_storage_is_refused(tmp_path: Path, address: str) -> None:
+    with pytest.raises(DataError, match=f"{address}: expected gs://bucket/object"):
+        ingest(IngestConfig.of(ratings_csv=address), tmp_path / "out.parquet", tmp_path / "rejects.csv")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"val_size": 0.5, "test_size": 0.5}, "their sum must be below 1"),
+        ({"test_size": 1.0}, "test_size: .*less than 1"),
+        ({"val_size": -0.1}, "val_size: .*greater than or equal to 0"),
+        ({"split": "newest"}, "split: .*'random', 'time' or 'leave_last'"),
+    ],
+)
+def test_sizes_that_leave_nothing_and_unknown_splits_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SplitConfig.of(**values)
