@@ -1,0 +1,109 @@
+from collections import Counter
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mf.errors import DataError
+from mf.ratings.config import SplitConfig
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER
+from mf.ratings.split import split
+
+SPLITS = ["random", "time", "leave_last"]
+
+
+def table(rows: list[tuple[object, object, int]]) -> pa.Table:
+    """Ratings of (user, movie, seconds), in this order; the rating is the row's number."""
+    users, movies, seconds = zip(*rows, strict=True)
+    return pa.table(
+        {
+            USER: pa.array(users),
+            MOVIE: pa.array(movies),
+            RATING: pa.array(range(len(rows)), pa.float32()),
+            RATED_AT: pa.array([datetime.fromtimestamp(s, UTC) for s in seconds], TIMESTAMP),
+        }
+    )
+
+
+def planted(text_ids: bool = False) -> pa.Table:
+    rng = np.random.default_rng(0)
+    pairs = sorted({(int(u), int(m)) for u, m in rng.integers(0, [40, 60], (1000, 2))})
+    rows = [(f"u{u}" if text_ids else u, m, int(rng.integers(50))) for u, m in pairs]
+    return table(rows)
+
+
+def keys(part: pa.Table) -> list[tuple[object, object]]:
+    return list(zip(part[USER].to_pylist(), part[MOVIE].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+@pytest.mark.parametrize("text_ids", [False, True])
+def test_parts_are_disjoint_sorted_and_together_the_whole_whatever_the_order_of_the_source(
+    kind: str, text_ids: bool
+) -> None:
+    ratings, config = planted(text_ids), SplitConfig.of(split=kind, val_size=0.1, test_size=0.2, seed=3)
+    parts = split(ratings, config)
+    assert all(len(part) and keys(part) == sorted(keys(part)) for part in parts)
+    assert sorted(key for part in parts for key in keys(part)) == sorted(keys(ratings))
+    assert Counter(v for part in parts for v in part[RATING].to_pylist()) == Counter(ratings[RATING].to_pylist())
+    shuffled = ratings.take(pa.array(np.random.default_rng(1).permutation(len(ratings))))
+    chunked = pa.concat_tables([shuffled.slice(0, 7), shuffled.slice(7)])
+    assert split(chunked, config) == parts
+
+
+@pytest.mark.parametrize("kind", ["random", "time"])
+def test_sizes_are_shares_of_all_rows(kind: str) -> None:
+    ratings = table([(u, m, u * m) for u in range(10) for m in range(20)])
+    parts = split(ratings, SplitConfig.of(split=kind, val_size=0.1, test_size=0.25))
+    assert [len(part) for part in parts] == [130, 20, 50]
+
+
+def test_another_seed_gives_another_random_split_and_the_same_seed_the_same() -> None:
+    def test_keys(seed: int) -> list[tuple[object, object]]:
+        return keys(split(planted(), SplitConfig.of(seed=seed)).test)
+
+    assert test_keys(0) == test_keys(0)
+    assert test_keys(0) != test_keys(1)
+
+
+def test_time_holds_out_the_newest_and_orders_ties_by_user_and_movie() -> None:
+    ratings = table([(2, 1, 5), (1, 1, 9), (1, 2, 5), (3, 1, 5), (1, 3, 1)])
+    parts = split(ratings, SplitConfig.of(split="time", val_size=0.2, test_size=0.4))
+    assert [keys(part) for part in parts] == [[(1, 2), (1, 3)], [(2, 1)], [(1, 1), (3, 1)]]
+
+
+def test_leave_last_takes_the_newest_of_each_user_and_keeps_one_to_train_on() -> None:
+    ratings = table([(1, 7, 30), (1, 8, 20), (1, 9, 10), (2, 7, 5), (2, 8, 5), (3, 1, 99), (4, 5, 1), (4, 6, 2)])
+    parts = split(ratings, SplitConfig.of(split="leave_last"))
+    assert [keys(part) for part in parts] == [[(1, 9), (2, 7), (3, 1), (4, 5)], [(1, 8)], [(1, 7), (2, 8), (4, 6)]]
+    only_validation = split(ratings, SplitConfig.of(split="leave_last", test_size=0))
+    assert keys(only_validation.validation) == keys(parts.test)
+    assert len(only_validation.test) == 0
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_a_part_of_size_0_is_empty_and_has_the_same_columns(kind: str) -> None:
+    ratings = planted()
+    parts = split(ratings, SplitConfig.of(split=kind, val_size=0, test_size=0))
+    assert parts.train == ratings
+    assert parts.validation == parts.test == ratings.slice(0, 0)
+
+
+@pytest.mark.parametrize("kind", ["time", "leave_last"])
+def test_a_split_by_time_without_timestamps_is_an_error(kind: str) -> None:
+    with pytest.raises(DataError, match=f"^split {kind}: the ratings have no timestamps.*use --split random$"):
+        split(planted().drop_columns([RATED_AT]), SplitConfig.of(split=kind))
+
+
+def test_random_needs_no_timestamps() -> None:
+    assert len(split(planted().drop_columns([RATED_AT]), SplitConfig.of()).train)
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_too_few_ratings_for_every_part_are_an_error(kind: str) -> None:
+    for rows in ([(1, 1, 1)], [(1, 1, 1), (2, 1, 1)], [(1, 1, 1), (1, 2, 1)]):
+        with pytest.raises(DataError, match=f"^split {kind}: {len(rows)} ratings leave none for the validation part"):
+            split(table(rows), SplitConfig.of(split=kind))
+    with pytest.raises(DataError, match="there are no ratings"):
+        split(table([(1, 1, 1)]).slice(0, 0), SplitConfig.of(split=kind))
