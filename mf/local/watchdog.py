@@ -36,6 +36,8 @@ class Watchdog:
             [sys.executable, "-P", str(Path(__file__).resolve()), self.marker],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True, cwd="/", text=True,
+            # Without the marker of another one, which would end this one before its work is done.
+            env={name: value for name, value in os.environ.items() if not name.startswith(MARKER)},
         )  # fmt: skip
         os.environ[self.marker] = "1"
 
@@ -90,8 +92,8 @@ def _watch(marker: str, parent: int) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 servers.append((psutil.Process(pid), by))
     _end_all([*servers, *((process, signal.SIGTERM) for process in _marked(marker))])
-    while left := _marked(marker):  # what the marked processes started meanwhile
-        _end_all([(process, signal.SIGKILL) for process in left])
+    for _ in range(3):  # what the marked processes started meanwhile
+        _end_all([(process, signal.SIGKILL) for process in _marked(marker)])
 
 
 def _marked(marker: str) -> list[psutil.Process]:

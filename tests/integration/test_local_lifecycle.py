@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -65,16 +65,18 @@ def program(home: Path, way: str = "main", prefix: tuple[str, ...] = ()) -> Iter
             process.kill()
 
 
-def family(process: subprocess.Popen) -> list[psutil.Process]:
-    """What the program started: the watchdog, PostgreSQL's processes, PostgREST, the sleeper."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert {"postgres", "postgrest"} <= {child.name()[:9].rstrip("-") for child in children}
-    assert any("time.sleep" in " ".join(child.cmdline()) for child in children)
-    assert any("watchdog.py" in " ".join(child.cmdline()) for child in children)
-    return children
+def family(process: subprocess.Popen) -> dict[psutil.Process, str]:
+    """What the program started, each with its command line: the watchdog, PostgreSQL, PostgREST, the sleeper."""
+    commands = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # PostgreSQL's short-lived workers
+            commands[child] = " ".join(child.cmdline())
+    for part in ("bin/postgres -D", "/postgrest", "watchdog.py", "time.sleep"):
+        assert any(part in command for command in commands.values())
+    return commands
 
 
-def alive(processes: list[psutil.Process], timeout_s: float = 8.0) -> list[psutil.Process]:
+def alive(processes: Iterable[psutil.Process], timeout_s: float = 8.0) -> list[psutil.Process]:
     """Those that still run after the time; a zombie does not run, and not every container's first process reaps."""
     deadline = time.monotonic() + timeout_s
     while (left := [process for process in processes if runs(process)]) and time.monotonic() < deadline:
@@ -118,11 +120,11 @@ if sys.platform == "linux":  # elsewhere the kernel has no such help to give
     def test_the_servers_end_without_the_watchdog_too(home):
         with program(home) as process:
             started = family(process)
-            servers = [child for child in started if child.name().startswith("postgre")]
-            for child in set(started) - set(servers):
+            others = {child for child, command in started.items() if "watchdog.py" in command or "sleep" in command}
+            for child in others:
                 child.kill()
             process.kill()
-            assert alive(servers) == []
+            assert alive(set(started) - others) == []
 
 
 def test_what_was_committed_survives_a_kill_of_everything(home):
@@ -186,6 +188,12 @@ def test_a_folder_that_is_no_home_yet_has_no_databases(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_home_that_cannot_be_written_to_is_an_error_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SupabaseError, match=r"file/home cannot be written to \(Not a directory\): choose"):
+        recreate_database(tmp_path / "file" / "home", "sample")
+
+
 def test_the_second_start_is_quick(home):
     start = time.monotonic()
     with LocalSupabase(home):
@@ -230,7 +238,10 @@ def test_a_user_who_is_not_root_runs_it_as_himself(tmp_path):
         os.chown(home, 65534, 65534)
     with program(home, prefix=prefix) as process:
         started = family(process)
-        assert {child.uids().real for child in started} == {os.geteuid() or 65534}
+        servers = [
+            child for child, command in started.items() if "bin/postgres -D" in command or "/postgrest" in command
+        ]
+        assert {server.uids().real for server in servers} == {os.geteuid() or 65534}
         process.kill()
         assert alive(started) == []
     assert not (home / "pgdata").is_symlink()

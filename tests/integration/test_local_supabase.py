@@ -8,12 +8,12 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
+from supabase import ClientOptions, create_client
 
 from mf.errors import SupabaseError
 from mf.local import LocalSupabase
 from mf.local.gateway import Fault, Request, Served
 from mf.local.tools import postgrest_binary
-from supabase import ClientOptions, create_client
 
 PROJECT = """
 create table movies (movie_id int primary key, v extensions.vector);
