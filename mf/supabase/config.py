@@ -1,0 +1,66 @@
+"""What the database is to look like, and what an export sends there."""
+
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from mf.config import Config
+from mf.ratings.schema import IdType
+
+MAX_NAME_BYTES = 63  # PostgreSQL cuts longer identifiers without an error
+
+
+def _identifier(name: str) -> str:
+    if not 0 < len(name.encode()) <= MAX_NAME_BYTES:
+        raise ValueError(f"a name of 1 to {MAX_NAME_BYTES} bytes is expected")
+    # Names stand inside dollar-quoted blocks of the migration.
+    if not name.isprintable() or "$" in name:
+        raise ValueError('a name without control characters and "$" is expected')
+    return name
+
+
+def _view_name(name: str) -> str:
+    if name.startswith("mf_"):
+        raise ValueError("names that start with mf_ belong to the tables behind the views: choose another")
+    return name
+
+
+Identifier = Annotated[str, AfterValidator(_identifier)]
+ViewName = Annotated[Identifier, AfterValidator(_view_name)]
+MovieView = Annotated[ViewName, Field(description="view of the published movie embeddings, in schema public")]
+UserView = Annotated[ViewName, Field(description="view of the published user embeddings, in schema public")]
+
+
+class _Views(Config):
+    movie_export_table: MovieView = "movie_embeddings"
+    user_export_table: UserView = "user_embeddings"
+
+    @model_validator(mode="after")
+    def _two_views(self) -> Self:
+        if self.movie_export_table == self.user_export_table:
+            raise ValueError(f"movie_export_table and user_export_table are both {self.user_export_table!r}")
+        return self
+
+
+class SchemaConfig(_Views):
+    """What the migration is made for."""
+
+    user_id_type: IdType = Field(default="bigint", description="type of user ids in the database")
+    movie_id_type: IdType = Field(default="bigint", description="type of movie ids in the database")
+    ratings_table: Annotated[str, AfterValidator(lambda name: name and _identifier(name))] = Field(
+        default="", description="table of schema public whose ratings recommend_movies can leave out (exclude_rated)"
+    )
+    user_column: Identifier = Field("user_id", description="the ratings table's column of user ids")
+    movie_column: Identifier = Field("movie_id", description="the ratings table's column of movie ids")
+
+    @model_validator(mode="after")
+    def _ratings_are_no_view_of_ours(self) -> Self:
+        if self.ratings_table in (self.movie_export_table, self.user_export_table):
+            raise ValueError(f"ratings_table and an export table are both {self.ratings_table!r}")
+        return self
+
+
+class ExportConfig(_Views):
+    """How a model directory goes to Supabase."""
+
+    batch_size: int = Field(default=1000, ge=1, le=20_000, description="rows an upsert request")

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from mf.errors import ConfigError
+from mf.supabase.config import ExportConfig, SchemaConfig
+from mf.supabase.schema import migration
+
+MIGRATION = Path(__file__).parents[2] / "supabase" / "migrations" / "20261124000000_mf.sql"
+
+
+def test_the_kept_migration_is_the_one_that_the_defaults_print():
+    assert MIGRATION.read_bytes() == migration(SchemaConfig()).encode(), (
+        f"write it anew: python -m mf schema > {MIGRATION.relative_to(MIGRATION.parents[2])}"
+    )
+
+
+def test_names_are_quoted_as_identifiers_and_as_literals():
+    sql = migration(SchemaConfig(movie_export_table="My \"films'", ratings_table="Stars"))
+    assert 'view public."My ""films\'" with' in sql
+    assert "in ('My \"films''', 'user_embeddings')" in sql
+    assert "to_regclass('public.\"Stars\"')" in sql
+    assert 'from public."Stars" rated' in sql
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"movie_export_table": "m" * 64}, "movie_export_table: a name of 1 to 63 bytes is expected"),
+        ({"user_export_table": "é" * 32}, "user_export_table: a name of 1 to 63 bytes is expected"),
+        ({"user_export_table": ""}, "user_export_table: a name of 1 to 63 bytes is expected"),
+        ({"user_export_table": "mf_runs"}, "names that start with mf_ belong to the tables behind the views"),
+        ({"ratings_table": "a$mf$b"}, "without control characters"),
+        ({"user_column": "a\nb"}, "without control characters"),
+        ({"movie_export_table": "user_embeddings"}, "are both 'user_embeddings'"),
+        ({"ratings_table": "movie_embeddings"}, "ratings_table and an export table are both 'movie_embeddings'"),
+        ({"user_id_type": "int"}, "user_id_type: Input should be 'bigint', 'text' or 'uuid' (given: 'int')"),
+        ({"users_table": "x"}, "users_table: "),
+    ],
+)
+def test_a_name_or_type_that_cannot_be_is_refused_in_one_line(values, said):
+    with pytest.raises(ConfigError) as error:
+        SchemaConfig.of(**values)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_export_takes_the_same_view_names_and_no_empty_batches():
+    assert ExportConfig().movie_export_table == SchemaConfig().movie_export_table
+    with pytest.raises(ConfigError, match=r"batch_size: .* greater than or equal to 1 \(given: 0\)"):
+        ExportConfig.of(batch_size=0)
