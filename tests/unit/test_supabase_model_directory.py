@@ -1,0 +1,111 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mf.errors import DataError
+from mf.supabase.model_directory import read_model
+
+HEADER = {"run_id": "r1", "factors": 2, "mu": 3.5, "rating_min": 0.5, "rating_max": 5, "solver": "adam"}
+VECTORS = [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]
+
+
+def write(directory, header=None, *, kind="movie", **columns):
+    """A model of three users and three movies, some columns of one side replaced."""
+    (directory / "model.json").write_text(json.dumps(HEADER | (header or {})))
+    for side in ("user", "movie"):
+        table = {
+            f"{side}_id": pa.array([7, 5, 6]),
+            "bias": pa.array([0.1, 0.2, 0.3], pa.float32()),
+            "embedding": pa.array(VECTORS, pa.list_(pa.float32())),
+        }
+        if side == kind:
+            table = {name: column for name, column in (table | columns).items() if column is not None}
+        pq.write_table(pa.table(table), directory / f"{side}_embeddings.parquet")
+    return directory
+
+
+def test_a_model_directory_is_read_whole(tmp_path):
+    model = read_model(write(tmp_path))
+    assert (model.header.run_id, model.header.factors, model.header.rating_max) == ("r1", 2, 5.0)
+    assert model.users.ids.to_pylist() == [7, 5, 6]
+    assert model.movies.id_type == "bigint"
+    assert model.movies.vectors.dtype == np.float32
+    np.testing.assert_array_equal(model.movies.vectors, np.array(VECTORS, np.float32))
+
+
+def test_the_content_hash_follows_the_published_content_and_nothing_else(tmp_path):
+    first = read_model(write(tmp_path)).content_hash
+    assert read_model(write(tmp_path, {"metrics": {"rmse": 0.8}})).content_hash == first
+    assert read_model(write(tmp_path, {"mu": 3.6})).content_hash != first
+    assert read_model(write(tmp_path, bias=pa.array([0.1, 0.2, 0.4], pa.float32()))).content_hash != first
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ({"run_id": 5}, "model.json: run_id is 5, expected a text"),
+        ({"run_id": " "}, "model.json: run_id is ' ', expected a text"),
+        ({"factors": 2.0}, "model.json: factors is 2.0, expected an integer of 1 or more"),
+        ({"factors": True}, "model.json: factors is True, expected an integer of 1 or more"),
+        ({"mu": float("nan")}, "model.json: mu is nan, expected a finite number"),
+        ({"rating_max": None}, "model.json: rating_max is None, expected a finite number"),
+        ({"factors": 3}, "embedding has 2 values, model.json says factors 3"),
+    ],
+)
+def test_a_header_that_cannot_be_is_refused(tmp_path, header, said):
+    with pytest.raises(DataError) as error:
+        read_model(write(tmp_path, header))
+    assert said in str(error.value)
+
+
+def float_lists(rows):
+    return pa.array(rows, pa.list_(pa.float32()))
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"embedding": float_lists([[1, 2], [1, float("nan")], [1, 2]])}, "row 1: embedding holds a value that is not"),
+        ({"embedding": float_lists([[1, 2], [1, 2], [1, float("inf")]])}, "row 2: embedding holds a value that is not"),
+        ({"embedding": float_lists([[1, 2], [1, None], [1, 2]])}, "row 1: embedding holds a null"),
+        ({"embedding": float_lists([[1, 2], [1], [1, 2, 3]])}, "row 1: embedding has 1 values, model.json says"),
+        ({"embedding": float_lists([[1, 2], [1, 2], None])}, "row 2: embedding has 0 values, model.json says"),
+        ({"embedding": pa.array(VECTORS)}, "embedding is of type list<"),
+        ({"bias": pa.array([0, float("nan"), 0], pa.float32())}, "row 1: bias is not finite"),
+        ({"bias": pa.array([0, None, 0], pa.float32())}, "bias is float with 1 nulls"),
+        ({"bias": None}, "no column bias: expected movie_id, bias and embedding"),
+        ({"movie_id": pa.array([1, 2, 1])}, "movie_id 1 stands in more than one row"),
+        ({"movie_id": pa.array(["a", "b", "b"])}, "movie_id 'b' stands in more than one row"),
+        ({"movie_id": pa.array([1, None, 2])}, "row 1: movie_id is null"),
+        ({"movie_id": pa.array([1.0, 2.0, 3.0])}, "movie_id is of type double, expected int64 or string"),
+        ({"movie_id": pa.array([1, 2, 2**63], pa.uint64())}, "movie_id does not fit bigint"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["one row group", "many"])
+def test_embeddings_that_cannot_be_are_refused_by_file_row_and_column(tmp_path, columns, said, layout):
+    path = write(tmp_path, **columns) / "movie_embeddings.parquet"
+    if layout == "many":
+        pq.write_table(pq.read_table(path), path, row_group_size=1)
+    with pytest.raises(DataError) as error:
+        read_model(tmp_path)
+    assert "movie_embeddings.parquet" in str(error.value)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_no_rows_no_file_and_no_parquet_are_refused(tmp_path):
+    path = write(tmp_path) / "user_embeddings.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(DataError, match=r"user_embeddings\.parquet: no rows"):
+        read_model(tmp_path)
+    path.write_text("user_id,bias")
+    with pytest.raises(DataError, match=r"user_embeddings\.parquet: cannot be read as Parquet"):
+        read_model(tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=r"user_embeddings\.parquet: cannot be read as Parquet"):
+        read_model(tmp_path)
+    with pytest.raises(DataError, match=r"model\.json: cannot be read as JSON"):
+        read_model(tmp_path / "nowhere")
