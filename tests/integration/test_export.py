@@ -1,0 +1,337 @@
+"""Exports against real PostgreSQL and PostgREST, disturbed on the way."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from planted import Planted, planted
+from pydantic import SecretStr
+
+from mf.errors import DataError, SupabaseError
+from mf.local.gateway import Fault
+from mf.supabase.client import call, connect
+from mf.supabase.config import ExportConfig, SchemaConfig
+from mf.supabase.credentials import Credentials
+from mf.supabase.export import Published, export, rollback
+from mf.supabase.recommend import published_run, recommend_movies
+from mf.supabase.schema import migration
+
+SMALL_BATCHES = ExportConfig(batch_size=20)
+COUNTS = """
+select r.run_id, (select count(*) from public.mf_user_embeddings u where u.run_id = r.run_id),
+  (select count(*) from public.mf_movie_embeddings m where m.run_id = r.run_id)
+from public.mf_runs r order by 1
+"""
+
+
+@pytest.fixture(scope="module")
+def migrated(fresh_stack):
+    database = fresh_stack()
+    database.migrate(migration(SchemaConfig()))
+    return database
+
+
+@pytest.fixture
+def database(migrated):
+    with migrated.connect() as connection:
+        connection.execute("truncate public.mf_runs cascade")
+    migrated.gateway.faults.clear()
+    migrated.gateway.requests.clear()
+    yield migrated
+    migrated.gateway.faults.clear()
+
+
+@pytest.fixture
+def client(database):
+    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
+        yield client
+
+
+def sql(database, text, *values):
+    with database.connect() as connection:
+        return connection.execute(text, values).fetchall()
+
+
+def writes(database):
+    return [r for r in database.gateway.requests if r.method == "POST" and "/mf_schema" not in r.path]
+
+
+def statuses(client):
+    return {r["run_id"]: r["status"] for r in call(client.rpc("mf_list_runs"), "list")}
+
+
+def assert_published(client, model):
+    assert published_run(client)["run_id"] == model.run_id
+    answer = recommend_movies(client, model.user_ids[3], 20)
+    assert [movie for movie, _ in answer] == [movie for movie, _ in model.best(3, 20)]
+    for view, n in (("user_embeddings", len(model.user_ids)), ("movie_embeddings", len(model.movie_ids))):
+        rows = client.table(view).select("run_id").execute().data
+        assert [r["run_id"] for r in rows] == [model.run_id] * n
+
+
+def test_an_export_publishes_the_whole_model_and_a_second_one_changes_nothing(database, client, tmp_path):
+    model = planted("r1")
+    directory = model.write(tmp_path)
+    assert export(client, directory, SMALL_BATCHES) == Published("r1", 120, 300, changed=True, previous=None)
+    assert_published(client, model)
+    # xmin is the transaction that wrote a row last.
+    state = "select r::text, (select sum(u.xmin::text::bigint) from public.mf_user_embeddings u) from public.mf_runs r"
+    before = sql(database, state)
+    assert export(client, directory, SMALL_BATCHES) == Published("r1", 120, 300, changed=False, previous="r1")
+    assert sql(database, state) == before
+
+
+def test_vectors_arrive_as_the_very_float32_that_they_were(database, client, tmp_path):
+    odd = np.array([[1e-42, 3.4e38], [-0.1, 16777217], [1 / 3, -1e-7]], np.float32)
+    model = Planted("odd", [1, 2, 3], odd[:, 0], odd, [1, 2, 3], np.zeros(3, np.float32), odd)
+    export(client, model.write(tmp_path), ExportConfig())
+    stored = sql(database, "select user_id, bias, embedding::real[] from public.mf_user_embeddings order by user_id")
+    assert [(np.float32(bias), *np.float32(vector)) for _, bias, vector in stored] == [(row[0], *row) for row in odd]
+
+
+def test_an_export_killed_halfway_changes_nothing_that_readers_see_and_a_rerun_finishes_it(database, client, tmp_path):
+    old, new = planted("old", seed=1), planted("new", seed=2)
+    export(client, old.write(tmp_path / "old"), ExportConfig())
+    program = (
+        "import os, sys; from pathlib import Path; from mf.supabase.client import connect; "
+        "from mf.supabase.config import ExportConfig; from mf.supabase.credentials import Credentials; "
+        "from mf.supabase.export import export\n"
+        "with connect(Credentials.find()) as client: export(client, Path(sys.argv[1]), ExportConfig(batch_size=20))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(new.write(tmp_path / "new"))],
+        env=os.environ | {"SUPABASE_URL": database.url, "SUPABASE_KEY": database.secret_key},
+    )
+
+    def kill_in_the_users(request):
+        if "/mf_user_embeddings" in request.path and sql(database, COUNTS)[0][1] >= 40:
+            process.send_signal(signal.SIGKILL)
+
+    database.gateway.faults.append(kill_in_the_users)
+    assert process.wait(60) == -signal.SIGKILL
+    database.gateway.faults.clear()
+    run_id, users, movies = sql(database, COUNTS)[0]
+    assert (run_id, movies) == ("new", 300)
+    assert 40 <= users < 120
+    assert statuses(client) == {"old": "published", "new": "loading"}
+    assert_published(client, old)
+    with pytest.raises(SupabaseError, match=r"the run new is incomplete: \d+ of 120 users and 300 of 300 movies"):
+        call(client.rpc("mf_publish", {"run": "new"}), "publish run new")
+    assert export(client, tmp_path / "new", SMALL_BATCHES) == Published("new", 120, 300, changed=True, previous="old")
+    assert_published(client, new)
+
+
+def test_an_export_is_whole_when_a_fifth_of_the_requests_fail(database, client, tmp_path):
+    rng = random.Random(20)
+    faults = [Fault(status=503), Fault(drop="before"), Fault(drop="after")]
+    database.gateway.faults.append(lambda request: rng.choice(faults) if rng.random() < 0.2 else None)
+    for seed in range(3):
+        model = planted(f"r{seed}", seed=seed)
+        done = export(client, model.write(tmp_path / str(seed)), SMALL_BATCHES)
+        assert done == Published(f"r{seed}", 120, 300, changed=True, previous=f"r{seed - 1}" if seed else None)
+    database.gateway.faults.clear()
+    outcomes = [request.status for request in database.gateway.requests]
+    assert outcomes.count(503) > 3
+    assert outcomes.count(None) > 6
+    assert_published(client, model)
+    assert sql(database, COUNTS) == [("r1", 120, 300), ("r2", 120, 300)]
+
+
+def test_an_answer_lost_after_the_flip_is_still_told_as_a_change(database, client, tmp_path):
+    lost = iter([Fault(drop="after")])
+    database.gateway.faults.append(lambda request: next(lost, None) if request.path.endswith("/mf_publish") else None)
+    assert export(client, planted("r1").write(tmp_path), ExportConfig()).changed
+    assert [r.status for r in database.gateway.requests if r.path.endswith("/mf_publish")] == [None, 200]
+
+
+def test_a_wrong_key_is_refused_in_one_line_that_does_not_hold_it(database, tmp_path):
+    wrong = "sb_secret_wrongwrongwrong"
+    with (
+        connect(Credentials(database.url, SecretStr(wrong))) as client,
+        pytest.raises(SupabaseError, match="check SUPABASE_KEY") as error,
+    ):
+        export(client, planted("r1").write(tmp_path), ExportConfig())
+    assert wrong not in str(error.value)
+    assert "\n" not in str(error.value)
+    assert sql(database, COUNTS) == []
+
+
+@pytest.mark.parametrize("key", ["publishable_key", "anon_key"])
+def test_a_key_of_the_public_is_refused_before_anything_is_written(database, tmp_path, key):
+    with (
+        connect(Credentials(database.url, SecretStr(getattr(database, key)))) as client,
+        pytest.raises(SupabaseError, match=r"permission denied for function mf_schema \(42501\): the key's role lacks"),
+    ):
+        export(client, planted("r1").write(tmp_path), ExportConfig())
+    assert writes(database) == []
+
+
+def test_a_model_with_a_nan_is_refused_and_nothing_is_sent(database, client, tmp_path):
+    model = planted("r1")
+    model.p[17, 3] = np.nan
+    with pytest.raises(DataError, match=r"user_embeddings\.parquet row 17: embedding holds a value that is not finite"):
+        export(client, model.write(tmp_path), ExportConfig())
+    assert database.gateway.requests == []
+
+
+@pytest.mark.parametrize("ids", ["text", "uuid"])
+def test_ids_that_do_not_fit_the_databases_are_refused_with_the_command(database, client, tmp_path, ids):
+    said = rf"user_id_type is '{ids}', and its migration was made for 'bigint': apply what "
+    with pytest.raises(SupabaseError, match=rf"{said}`python -m mf schema --user_id_type {ids} --movie_id_type {ids}`"):
+        export(client, planted("r1", ids=ids).write(tmp_path), ExportConfig())
+    assert writes(database) == []
+
+
+def test_integer_ids_go_into_a_database_of_text_ids(fresh_stack, tmp_path):
+    database = fresh_stack()
+    database.migrate(migration(SchemaConfig(user_id_type="text", movie_id_type="text")))
+    model = planted("r1", users=4, movies=30)
+    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
+        export(client, model.write(tmp_path), ExportConfig())
+        answer = recommend_movies(client, str(model.user_ids[3]), 5)
+    assert [movie for movie, _ in answer] == [str(movie) for movie, _ in model.best(3, 5)]
+
+
+def test_a_view_that_the_migration_did_not_make_is_refused(database, client, tmp_path):
+    config = ExportConfig(movie_export_table="films")
+    with pytest.raises(SupabaseError, match=r"made for 'movie_embeddings': .* schema --movie_export_table films`"):
+        export(client, planted("r1").write(tmp_path), config)
+    assert writes(database) == []
+
+
+def test_without_the_migration_the_command_that_prints_it_is_told(fresh_stack, tmp_path):
+    database = fresh_stack()
+    with (
+        connect(Credentials(database.url, SecretStr(database.secret_key))) as client,
+        pytest.raises(SupabaseError, match=r"is the migration applied\? `python -m mf schema` prints it$"),
+    ):
+        export(client, planted("r1").write(tmp_path), ExportConfig())
+
+
+def test_what_another_content_left_half_loaded_under_the_same_run_goes(database, client, tmp_path):
+    first, second = planted("r1", users=200, seed=1), planted("r1", users=100, seed=2)
+    database.gateway.faults.append(lambda request: Fault(status=403) if request.path.endswith("/mf_publish") else None)
+    with pytest.raises(SupabaseError, match="cannot publish run r1"):
+        export(client, first.write(tmp_path / "first"), ExportConfig())
+    database.gateway.faults.clear()
+    assert sql(database, COUNTS) == [("r1", 200, 300)]
+    export(client, second.write(tmp_path / "second"), ExportConfig())
+    assert sql(database, COUNTS) == [("r1", 100, 300)]
+    assert_published(client, second)
+    with pytest.raises(
+        SupabaseError, match=r"the run r1 is already in the database \(published\) with another content"
+    ):
+        export(client, tmp_path / "first", ExportConfig())
+    assert_published(client, second)
+
+
+def test_surplus_rows_keep_a_run_from_being_published(database, client, tmp_path):
+    model = planted("r1")
+
+    def add_a_row(request):
+        if request.path.endswith("/mf_publish"):
+            sql(database, "insert into public.mf_movie_embeddings values ('r1', -5, 0, '[1]') returning run_id")
+
+    database.gateway.faults.append(add_a_row)
+    with pytest.raises(SupabaseError, match=r"120 of 120 users and 301 of 300 movies are there; run its export again"):
+        export(client, model.write(tmp_path), ExportConfig())
+    assert published_run(client) is None
+
+
+def test_pruning_keeps_the_published_run_the_one_before_it_and_what_loads(database, client, tmp_path):
+    for seed in range(4):
+        export(client, planted(f"r{seed}", users=5, movies=5, seed=seed).write(tmp_path / str(seed)), ExportConfig())
+    assert statuses(client) == {"r3": "published", "r2": "retired"}
+    new = "insert into public.mf_runs (run_id, content_hash, factors, mu, rating_min, rating_max, n_users, n_movies, "
+    new += "created_at) values (%s, 'h', 1, 0, 0, 1, 1, 1, now() - %s::interval) returning 1"
+    sql(database, new, "stale", "25 hours")
+    sql(database, new, "loading", "23 hours")
+    assert call(client.rpc("mf_prune"), "prune") == {"removed": ["stale"]}
+    assert statuses(client) == {"r3": "published", "r2": "retired", "loading": "loading"}
+    assert call(client.rpc("mf_prune", {"keep": 0}), "prune") == {"removed": ["r2"]}
+    assert sql(database, COUNTS) == [("loading", 0, 0), ("r3", 5, 5)]
+    with pytest.raises(SupabaseError, match="keep is -1, expected a number of earlier runs"):
+        call(client.rpc("mf_prune", {"keep": -1}), "prune")
+
+
+def test_the_previous_run_is_brought_back_and_a_lost_answer_does_not_undo_it(database, client, tmp_path):
+    old, new = planted("old", seed=1), planted("new", seed=2)
+    with pytest.raises(SupabaseError, match="there is no earlier run to bring back"):
+        rollback(client)
+    for model in (old, new):
+        export(client, model.write(tmp_path / model.run_id), ExportConfig())
+    lost = iter([Fault(drop="after")])
+    database.gateway.faults.append(lambda request: next(lost, None) if request.path.endswith("/mf_rollback") else None)
+    assert rollback(client) == "old"
+    assert_published(client, old)
+    assert statuses(client) == {"old": "published", "new": "retired"}
+    assert rollback(client, "new") == "new"
+    assert_published(client, new)
+    with pytest.raises(SupabaseError, match="there is no earlier run nope to bring back"):
+        rollback(client, "nope")
+
+
+def test_a_retired_model_that_is_exported_again_is_published_without_being_sent_again(database, client, tmp_path):
+    for seed in (1, 2):
+        export(client, planted(f"r{seed}", seed=seed).write(tmp_path / str(seed)), ExportConfig())
+    database.gateway.requests.clear()
+    assert export(client, tmp_path / "1", ExportConfig()) == Published("r1", 120, 300, changed=True, previous="r2")
+    assert [r.path.rsplit("/", 1)[1] for r in writes(database)] == ["mf_register", "mf_publish", "mf_prune"]
+    assert_published(client, planted("r1", seed=1))
+
+
+def test_two_runs_published_at_once_leave_one_published(database, client, tmp_path):
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        planted(name, users=20, movies=20, seed=ord(name)).write(tmp_path / name)
+
+    def send(name):
+        with connect(Credentials(database.url, SecretStr(database.secret_key))) as own:
+            export(own, tmp_path / name, SMALL_BATCHES)
+
+    threads = [threading.Thread(target=send, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(statuses(client).values()) == ["published", "retired"]
+    last = published_run(client)["run_id"]
+    assert_published(client, planted(last, users=20, movies=20, seed=ord(last)))
+
+
+def test_readers_see_one_whole_run_in_every_statement_while_twenty_are_published(database, client, tmp_path):
+    def constant(i):
+        """Every predicted rating of run i is 3 i + 1."""
+        ids, ones = list(range(60)), np.ones(60, np.float32)
+        return Planted(f"r{i}", ids, i * ones, ones[:, None], ids, i * ones, ones[:, None], i, -1000, 1000)
+
+    export(client, constant(0).write(tmp_path / "0"), ExportConfig())
+    mixed, seen, stop = [], set(), threading.Event()
+
+    def read():
+        with connect(Credentials(database.url, SecretStr(database.secret_key))) as reader:
+            while not stop.is_set():
+                for view in ("user_embeddings", "movie_embeddings"):
+                    rows = call(reader.table(view).select("run_id,bias"), "read")
+                    seen.update(r["run_id"] for r in rows)
+                    if len(rows) != 60 or len({(r["run_id"], r["bias"]) for r in rows}) != 1:
+                        mixed.append(rows)
+                ratings = [rating for _, rating in recommend_movies(reader, 7, 60)]
+                if len(ratings) != 60 or len(set(ratings)) != 1 or (ratings[0] - 1) % 3:
+                    mixed.append(ratings)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for i in range(1, 21):
+        export(client, constant(i).write(tmp_path / str(i)), ExportConfig())
+    stop.set()
+    for reader in readers:
+        reader.join(30)
+    assert mixed == []
+    assert len(seen) >= 5
