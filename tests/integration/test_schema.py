@@ -1,0 +1,209 @@
+"""The migration on a real PostgreSQL with Supabase's legacy default grants, seen through a real PostgREST."""
+
+import httpx
+import pytest
+from planted import planted
+from pydantic import SecretStr
+
+from mf.errors import SupabaseError
+from mf.supabase.client import connect
+from mf.supabase.config import ExportConfig, SchemaConfig
+from mf.supabase.credentials import Credentials
+from mf.supabase.export import export
+from mf.supabase.recommend import recommend_movies
+from mf.supabase.schema import migration
+
+USER = "6f0a4c1e-8a53-4f5e-9a51-0d5a5e0a3c11"
+# Nothing but what the migration made: what belongs to an extension lies in another schema.
+RELATIONS = """
+select c.relname, c.relkind, c.relrowsecurity, c.reloptions, c.oid
+from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+order by 1
+"""
+FUNCTIONS = """
+select p.proname, p.proargnames[1:p.pronargs], p.proargtypes::regtype[]::text[], p.prosecdef, p.proconfig, p.oid
+from pg_proc p where p.pronamespace = 'public'::regnamespace order by 1
+"""
+ARGUMENTS = {"bigint": 1, "integer": 1, "boolean": False, "text": "no run", "jsonb": {}}
+EXPECTED = {"mf_runs", "mf_user_embeddings", "mf_movie_embeddings", "user_embeddings", "movie_embeddings"}
+EXPECTED |= {"recommend_movies", "similar_movies", "mf_schema", "mf_register", "mf_publish", "mf_list_runs"}
+EXPECTED |= {"mf_rollback", "mf_prune"}
+
+
+def rows(stack, sql, *values):
+    with stack.connect() as connection:
+        return connection.execute(sql, values).fetchall()
+
+
+def run(stack, sql):
+    with stack.connect() as connection:
+        connection.execute(sql)
+
+
+@pytest.fixture(scope="module")
+def migrated(fresh_stack):
+    stack = fresh_stack()
+    stack.migrate(migration(SchemaConfig()))
+    return stack
+
+
+@pytest.fixture
+def empty(fresh_stack):
+    return fresh_stack()
+
+
+def requests(stack):
+    """One call of every relation and function that the catalog has, as (name, method, path, JSON body)."""
+    for name, *_ in rows(stack, RELATIONS):
+        yield name, "GET", f"/{name}?limit=1", None
+        yield name, "POST", f"/{name}", [{"run_id": "x"}]
+        yield name, "PATCH", f"/{name}?run_id=eq.x", {"run_id": "x"}
+        yield name, "DELETE", f"/{name}?run_id=eq.x", None
+    for name, names, types, *_ in rows(stack, FUNCTIONS):
+        arguments = {n: ARGUMENTS[t] for n, t in zip(names or [], types, strict=True)}
+        yield name, "POST", f"/rpc/{name}", arguments
+
+
+def ask(stack, key, token, method, path, body):
+    headers = {"apikey": key, "Authorization": f"Bearer {token or key}"}
+    return httpx.request(method, f"{stack.url}/rest/v1{path}", headers=headers, json=body)
+
+
+def test_the_catalog_shows_what_is_expected_to_be_there(migrated):
+    assert {name for name, *_ in requests(migrated)} == EXPECTED
+
+
+@pytest.mark.parametrize("who", ["legacy anon", "publishable", "signed-in", "signed-in, legacy"])
+def test_every_table_view_and_function_is_refused_to_all_but_the_service_role(migrated, who):
+    key = migrated.anon_key if "legacy" in who else migrated.publishable_key
+    token = migrated.user_token(USER) if "signed-in" in who else None
+    for name, method, path, body in requests(migrated):
+        answer = ask(migrated, key, token, method, path, body)
+        assert answer.json().get("code") == "42501", f"{method} {name}: {answer.status_code} {answer.text}"
+
+
+@pytest.mark.parametrize("key", ["service_role_key", "secret_key"])
+def test_the_service_role_reaches_everything(migrated, key):
+    for name, method, path, body in requests(migrated):
+        answer = ask(migrated, getattr(migrated, key), None, method, path, body)
+        readable = method == "GET" or path in ("/rpc/recommend_movies", "/rpc/similar_movies", "/rpc/mf_schema")
+        assert answer.status_code == 200 if readable else "42501" not in answer.text, f"{name}: {answer.text}"
+
+
+def test_no_privilege_is_left_and_every_object_is_guarded(migrated):
+    for role in ("anon", "authenticated"):
+        for name, *_, oid in rows(migrated, RELATIONS):
+            held = "SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER"
+            assert rows(migrated, "select has_table_privilege(%s, %s::oid, %s)", role, oid, held) == [(False,)], name
+        for name, *_, oid in rows(migrated, FUNCTIONS):
+            assert rows(migrated, "select has_function_privilege(%s, %s::oid, 'EXECUTE')", role, oid) == [(False,)], (
+                name
+            )
+    for name, kind, row_security, options, _ in rows(migrated, RELATIONS):
+        assert row_security if kind == "r" else options == ["security_invoker=true"], name
+    for name, _, _, definer, settings, _ in rows(migrated, FUNCTIONS):
+        assert not definer, name
+        assert 'search_path=""' in settings, name
+
+
+def test_no_argument_bears_a_columns_name_and_no_function_has_two_forms(migrated):
+    columns = {
+        c for (c,) in rows(migrated, "select column_name from information_schema.columns where table_schema = 'public'")
+    }
+    functions = rows(migrated, FUNCTIONS)
+    assert not columns & {argument for _, names, *_ in functions for argument in names or []}
+    assert len({name for name, *_ in functions}) == len(functions)
+
+
+def test_running_it_again_changes_nothing(migrated):
+    before = (
+        rows(migrated, RELATIONS),
+        rows(migrated, FUNCTIONS),
+        rows(migrated, "select * from pg_indexes where schemaname = 'public'"),
+    )
+    migrated.migrate(migration(SchemaConfig()))
+    after = (
+        rows(migrated, RELATIONS),
+        rows(migrated, FUNCTIONS),
+        rows(migrated, "select * from pg_indexes where schemaname = 'public'"),
+    )
+    assert after == before
+
+
+def test_it_runs_as_plain_statements_too_and_leaves_nothing_when_refused(empty):
+    with empty.connect() as connection:
+        connection.execute(migration(SchemaConfig()))
+        assert connection.execute("select public.mf_schema() ->> 'user_id_type'").fetchone() == ("bigint",)
+    with pytest.raises(SupabaseError, match=r"there is no table public\.nope"):
+        empty.migrate(migration(SchemaConfig(ratings_table="nope", movie_export_table="films")))
+    assert rows(empty, "select to_regclass('public.films')") == [(None,)]
+
+
+def test_other_id_types_than_the_tables_have_are_refused_until_the_tables_go(empty):
+    empty.migrate(migration(SchemaConfig()))
+    other = migration(SchemaConfig(user_id_type="uuid", movie_id_type="text"))
+    with pytest.raises(SupabaseError, match=r"user_id is bigint, and this migration is for uuid") as error:
+        empty.migrate(other)
+    assert "--user_id_type bigint" in str(error.value)
+    run(empty, str(error.value).split("first run: ")[1].split(";")[0])
+    empty.migrate(other)
+    empty.migrate(other)
+    signatures = {name: types for name, _, types, *_ in rows(empty, FUNCTIONS)}
+    assert signatures["recommend_movies"] == ["uuid", "integer", "boolean"]
+    assert signatures["similar_movies"] == ["text", "integer"]
+    assert len(signatures) == len(rows(empty, FUNCTIONS))
+
+
+def test_a_table_or_a_view_of_the_users_with_a_views_name_is_refused_with_the_command_that_renames_it(empty):
+    run(empty, 'create table public."Movie embeddings" (movie_id int, embedding text)')
+    run(empty, "create view public.user_embeddings as select 1 as user_id, 0.0::real as bias")
+    sql = migration(SchemaConfig(movie_export_table="Movie embeddings"))
+    for kind, name in (("table", '"Movie embeddings"'), ("view", "user_embeddings")):
+        with pytest.raises(SupabaseError, match=rf"a {kind} of yours bears the name public\.") as error:
+            empty.migrate(sql)
+        command = str(error.value).split("; run: ")[1].split(";")[0]
+        assert command.startswith(f"alter {kind} public.{name} rename to ")
+        run(empty, command)
+    empty.migrate(sql)
+    assert rows(empty, "select to_regclass('public.\"Movie embeddings_old\"') is not null") == [(True,)]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"ratings_table": "stars"}, "there is no table public.stars: give --ratings_table"),
+        ({"ratings_table": "votes"}, "the table public.votes has no column user_id: give --user_column"),
+        (
+            {"ratings_table": "votes", "user_column": "voter", "movie_column": "film"},
+            "has no column film: give --movie_c",
+        ),
+        (
+            {"ratings_table": "votes", "user_column": "voter", "movie_column": "name"},
+            "public.votes.name is text, which cannot be compared with movie ids of type bigint",
+        ),
+    ],
+)
+def test_a_ratings_table_that_cannot_serve_is_refused(migrated, config, said):
+    run(migrated, "create table if not exists public.votes (voter integer, movie bigint, name text)")
+    try:
+        with pytest.raises(SupabaseError) as error:
+            migrated.migrate(migration(SchemaConfig(**config)))
+        assert said in str(error.value)
+    finally:
+        run(migrated, "drop table public.votes")
+
+
+def test_in_a_project_without_default_grants_the_service_role_can_export_and_recommend(fresh_stack, tmp_path):
+    stack = fresh_stack(legacy_grants=False)
+    run(stack, 'create table public."Votes" ("user" integer, "Movie" integer)')
+    config = SchemaConfig(
+        movie_export_table="My films'", user_export_table='people "in"', ratings_table="Votes", user_column="user",
+        movie_column="Movie",
+    )  # fmt: skip
+    stack.migrate(migration(config))
+    model = planted("r1", users=5, movies=8)
+    with connect(Credentials(stack.url, SecretStr(stack.secret_key))) as client:
+        views = {"movie_export_table": config.movie_export_table, "user_export_table": config.user_export_table}
+        assert export(client, model.write(tmp_path), ExportConfig(**views)).changed
+        assert len(recommend_movies(client, model.user_ids[0], 3, exclude_rated=True)) == 3
+        assert len(client.table(config.movie_export_table).select("movie_id,bias,embedding,run_id").execute().data) == 8
