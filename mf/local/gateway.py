@@ -57,7 +57,8 @@ class Gateway:
 
     Attributes:
         port: chosen by the system.
-        faults: callables that are asked in turn for every request; the first ``Fault`` returned happens.
+        faults: callables that are asked in turn for every request, from several threads at a time; the first ``Fault``
+            that one returns happens.
         requests: what was served, in the order of the answers.
     """
 

@@ -59,7 +59,7 @@ def place(home: Path) -> Place:
     run_as = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
     if not _reaches(run_as, programs / "bin" / "postgres"):
         programs = _copy(programs, private_folder(home))
-    data = _reachable_data(home, run_as)
+    data = data_folder(home, run_as)
     os.chown(data, nobody.pw_uid, nobody.pw_gid)
     return Place(programs, data, run_as)
 
@@ -71,7 +71,8 @@ def delete_home(home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
 
 
-def _reachable_data(home: Path, run_as: dict[str, Any]) -> Path:
+def data_folder(home: Path, run_as: dict[str, Any]) -> Path:
+    """The data's folder for a user who is not root: ``home/pgdata``, or where that links to."""
     link = home / "pgdata"
     if not link.is_symlink():
         if _reaches(run_as, home):
@@ -101,6 +102,7 @@ def _reaches(run_as: dict[str, Any], path: Path) -> bool:
 
 
 def private_path(home: Path) -> Path:
+    """Named after the home's path, so that it is found again."""
     return PRIVATE_ROOT / f"mf-local-{hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]}"
 
 

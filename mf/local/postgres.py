@@ -21,9 +21,10 @@ from psycopg import sql
 from mf.errors import ConfigError, SupabaseError
 from mf.local import project
 from mf.local.place import Place, place
-from mf.local.watchdog import GRACE_S, Watchdog, end
+from mf.local.watchdog import Watchdog, end, end_all
 
 START_TIMEOUT_S = 30.0
+_given_ports: set[int] = set()  # a server takes a moment to bind its own
 # fsync off: the system's page cache outlives any kill of processes, kill -9 too, and this store need not survive a
 # power cut. The other safeguards stay on: a killed server recovers from its log, and no committed row is lost.
 SETTINGS = {
@@ -154,7 +155,9 @@ def free_port() -> int:
         port = 20_000 + secrets.randbelow(10_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            if port not in _given_ports:
+                _given_ports.add(port)
+                return port
 
 
 def wait_until(ready: Callable[[], bool], what: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -202,11 +205,7 @@ def _end_orphans(data: Path) -> None:
         with contextlib.suppress(psutil.Error):
             if process.name() == "postgres" and process.cwd() == str(data.resolve()):
                 orphans.append(process)
-    for process in orphans:
-        with contextlib.suppress(psutil.Error):
-            process.send_signal(signal.SIGINT)
-    for process in psutil.wait_procs(orphans, GRACE_S)[1]:
-        process.kill()
+    end_all([(process, signal.SIGINT) for process in orphans])
     # Left by a crash; its pid may be another process's by now, and PostgreSQL would then refuse to start.
     (data / "postmaster.pid").unlink(missing_ok=True)
 

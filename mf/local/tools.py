@@ -95,5 +95,5 @@ def _npm(scratch: Path) -> list[str]:
 def _run(command: list[str], failure: str, cwd: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
     if done.returncode:
-        last = [line for line in done.stderr.splitlines() if "error" in line.lower()] or ["no message"]
-        raise SupabaseError(f"{failure} ({last[0].strip()}): check the network, or {WAY_OUT}")
+        said = next((line for line in done.stderr.splitlines() if "error" in line.lower()), "no message")
+        raise SupabaseError(f"{failure} ({said.strip()}): check the network, or {WAY_OUT}")

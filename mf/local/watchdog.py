@@ -91,9 +91,9 @@ def _watch(marker: str, parent: int) -> None:
             pid, by = map(int, line.split())
             with contextlib.suppress(psutil.NoSuchProcess):
                 servers.append((psutil.Process(pid), by))
-    _end_all([*servers, *((process, signal.SIGTERM) for process in _marked(marker))])
+    end_all([*servers, *((process, signal.SIGTERM) for process in _marked(marker))])
     for _ in range(3):  # what the marked processes started meanwhile
-        _end_all([(process, signal.SIGKILL) for process in _marked(marker)])
+        end_all([(process, signal.SIGKILL) for process in _marked(marker)])
 
 
 def _marked(marker: str) -> list[psutil.Process]:
@@ -105,7 +105,8 @@ def _marked(marker: str) -> list[psutil.Process]:
     return found
 
 
-def _end_all(processes: list[tuple[psutil.Process, int]]) -> None:
+def end_all(processes: list[tuple[psutil.Process, int]]) -> None:
+    """Sends each its signal, and ends by force what still runs after ``GRACE_S``."""
     for process, by in processes:
         with contextlib.suppress(psutil.Error):
             process.send_signal(by)

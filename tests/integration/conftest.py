@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mf.local import LocalSupabase
-from mf.local.place import delete_home
+from mf.local import LocalSupabase, delete_home
 
 numbers = itertools.count(1)
 

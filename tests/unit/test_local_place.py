@@ -35,6 +35,39 @@ def test_a_link_planted_for_the_private_folder_is_refused(home, tmp_path):
         place.private_folder(home)
 
 
+@pytest.fixture
+def closed_home(home, monkeypatch):
+    home.mkdir()
+    monkeypatch.setattr(place, "_reaches", lambda run_as, path: False)
+    return home
+
+
+def test_a_closed_homes_data_are_found_again_but_not_those_of_a_deleted_home(closed_home):
+    data = place.data_folder(closed_home, {})
+    (data / "PG_VERSION").touch()
+    assert place.data_folder(closed_home, {}) == data == (closed_home / "pgdata").resolve()
+    assert (data / "PG_VERSION").exists()
+    (closed_home / "pgdata").unlink()
+    assert list(place.data_folder(closed_home, {}).iterdir()) == []
+
+
+def test_a_closed_home_that_lost_its_data_is_an_error(closed_home, tmp_path):
+    data = place.data_folder(closed_home, {})
+    moved = closed_home.rename(tmp_path / "moved")
+    with pytest.raises(SupabaseError, match=f"moved was moved: its data lie in {data}; move it back"):
+        place.data_folder(moved, {})
+    moved.rename(closed_home)
+    data.rmdir()
+    with pytest.raises(SupabaseError, match="are gone; delete"):
+        place.data_folder(closed_home, {})
+
+
+def test_an_open_home_that_was_closed_later_is_an_error(closed_home):
+    (closed_home / "pgdata").mkdir()
+    with pytest.raises(SupabaseError, match=r"pgdata: the user nobody cannot enter .* any more; open it to all"):
+        place.data_folder(closed_home, {})
+
+
 @pytest.mark.parametrize("name", ["", "1a", "Sample", "a-b", 'a"; drop', "template1", "postgres", "a" * 64])
 def test_a_name_that_cannot_be_a_database_is_refused(name):
     with pytest.raises(ConfigError, match=r"^database '.*': expected"):
