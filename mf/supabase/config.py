@@ -50,8 +50,8 @@ class SchemaConfig(_Views):
     ratings_table: Annotated[str, AfterValidator(lambda name: name and _identifier(name))] = Field(
         default="", description="table of schema public whose ratings recommend_movies can leave out (exclude_rated)"
     )
-    user_column: Identifier = Field("user_id", description="the ratings table's column of user ids")
-    movie_column: Identifier = Field("movie_id", description="the ratings table's column of movie ids")
+    user_column: Identifier = Field(default="user_id", description="the ratings table's column of user ids")
+    movie_column: Identifier = Field(default="movie_id", description="the ratings table's column of movie ids")
 
     @model_validator(mode="after")
     def _ratings_are_no_view_of_ours(self) -> Self:
