@@ -73,6 +73,12 @@ def test_time_holds_out_the_newest_and_orders_ties_by_user_and_movie() -> None:
     assert [keys(part) for part in parts] == [[(1, 2), (1, 3)], [(2, 1)], [(1, 1), (3, 1)]]
 
 
+def test_ratings_of_one_moment_are_held_out_from_the_end_of_the_order_by_user_and_movie() -> None:
+    parts = split(table([(u, 1, u % 2) for u in range(100)]), SplitConfig.of(split="time"))
+    assert [user for user, _ in keys(parts.validation)] == list(range(61, 81, 2))
+    assert [user for user, _ in keys(parts.test)] == list(range(81, 101, 2))
+
+
 def test_leave_last_takes_the_newest_of_each_user_and_keeps_one_to_train_on() -> None:
     ratings = table([(1, 7, 30), (1, 8, 20), (1, 9, 10), (2, 7, 5), (2, 8, 5), (3, 1, 99), (4, 5, 1), (4, 6, 2)])
     parts = split(ratings, SplitConfig.of(split="leave_last"))
@@ -105,5 +111,7 @@ def test_too_few_ratings_for_every_part_are_an_error(kind: str) -> None:
     for rows in ([(1, 1, 1)], [(1, 1, 1), (2, 1, 1)], [(1, 1, 1), (1, 2, 1)]):
         with pytest.raises(DataError, match=f"^split {kind}: {len(rows)} ratings leave none for the validation part"):
             split(table(rows), SplitConfig.of(split=kind))
+    with pytest.raises(DataError, match=r"3 ratings leave none for the (training|validation) part"):
+        split(table([(u, 1, u) for u in range(3)]), SplitConfig.of(split=kind, val_size=0.49, test_size=0.5))
     with pytest.raises(DataError, match="there are no ratings"):
         split(table([(1, 1, 1)]).slice(0, 0), SplitConfig.of(split=kind))
