@@ -1,5 +1,7 @@
 """The migration on a real PostgreSQL with Supabase's legacy default grants, seen through a real PostgREST."""
 
+import re
+
 import httpx
 import pytest
 from planted import planted
@@ -79,7 +81,9 @@ def test_every_table_view_and_function_is_refused_to_all_but_the_service_role(mi
     token = migrated.user_token(USER) if "signed-in" in who else None
     for name, method, path, body in requests(migrated):
         answer = ask(migrated, key, token, method, path, body)
-        assert answer.json().get("code") == "42501", f"{method} {name}: {answer.status_code} {answer.text}"
+        assert answer.json()["code"] == "42501", f"{method} {name}: {answer.status_code} {answer.text}"
+        # Refused by its own name: an open function may still fail on the tables behind it.
+        assert re.fullmatch(rf"permission denied for (table|view|function) {name}", answer.json()["message"])
 
 
 @pytest.mark.parametrize("key", ["service_role_key", "secret_key"])
