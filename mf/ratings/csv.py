@@ -76,7 +76,7 @@ def read_csv(path: Path, name: str, config: IngestConfig, collector: Collector, 
     first, line = _first_block(blocks, name)
     header, _, body = first.partition(b"\n")
     try:
-        layout, columns = _layout(_text(header), f"{name} line {line}", config)
+        layout, columns = _layout(_text(header.removesuffix(b"\r")), f"{name} line {line}", config)
     except BadLineError as error:
         raise DataError(f"{name} line {line}: {error}, expected a CSV file in UTF-8") from None
     if not config.columns:
@@ -112,7 +112,7 @@ def _blocks(path: Path, name: str) -> Iterator[bytes]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{name}: the gzip file is damaged or cut short ({error}); copy it again") from None
     except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror})") from None
+        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from None
 
 
 def _first_block(blocks: Iterator[bytes], name: str) -> tuple[bytes, int]:
@@ -137,7 +137,9 @@ def _layout(text: str, where: str, config: IngestConfig) -> tuple[Layout, dict[s
         if not fits:
             most = max(len(fields) for fields in splits.values())
             raise DataError(f"{where}: expected {len(names)} fields (--columns {config.columns}), found {most}")
-        delimiter = fits[0]
+        # Two delimiters can fit, as in 1,2,3.5,Action|Comedy|Drama|War; the right one leaves a number for the rating.
+        rating = names.index(columns[RATING])
+        delimiter = next((fit for fit in fits if NUMBER.fullmatch(splits[fit][rating].strip())), fits[0])
     else:
         delimiter = max(DELIMITERS, key=lambda delimiter: len(splits[delimiter]))
         names = [name.strip() for name in splits[delimiter]]
@@ -178,7 +180,7 @@ def _collect(block: bytes, line: int, layout: Layout, collector: Collector) -> N
 
 def _split_fast(block: bytes, layout: Layout) -> pa.Table | None:
     """The fields of ``block`` as strings, row by line, or ``None`` when it holds anything that needs a closer look."""
-    if not _is_plain(block, layout.delimiter):
+    if not _is_plain(block):
         return None
     delimiter = layout.delimiter
     if delimiter == "::":
@@ -199,7 +201,7 @@ def _split_fast(block: bytes, layout: Layout) -> pa.Table | None:
     return table.rename_columns(list(layout.positions))
 
 
-def _is_plain(block: bytes, delimiter: str) -> bool:
+def _is_plain(block: bytes) -> bool:
     if not block or any(odd in block for odd in (b'"', b"\0", UNIT_SEPARATOR)) or block.startswith(BOM):
         return False
     if block.count(b"\r") != block.count(b"\r\n"):
@@ -236,7 +238,7 @@ def _split_careful(block: bytes, line: int, layout: Layout) -> tuple[pa.Table, n
 
 def _text(raw: bytes) -> str:
     try:
-        text = raw.removesuffix(b"\r").decode()
+        text = raw.decode()
     except UnicodeDecodeError:
         raise BadLineError("not UTF-8 text") from None
     if "\0" in text:

@@ -75,6 +75,11 @@ def test_a_file_without_a_header_is_read_when_its_columns_are_named(tmp_path: Pa
     assert read.columns == {USER: "userId", MOVIE: "movieId", RATING: "rating", RATED_AT: "timestamp"}
 
 
+def test_of_two_delimiters_that_fit_the_one_that_leaves_a_rating_is_taken(tmp_path: Path) -> None:
+    read = Read(tmp_path, b"1,2,3.5,Action|Comedy|Drama|War\n", columns="userId,movieId,rating,genres")
+    assert read.rows == [(1, 2, 3.5)]
+
+
 def test_named_columns_win_over_recognised_ones(tmp_path: Path) -> None:
     content = b"rating,stars,movieId,who\n1,5,7,ann\n"
     read = Read(tmp_path, content, user_column="who", rating_column="stars")
@@ -104,6 +109,7 @@ def test_named_columns_win_over_recognised_ones(tmp_path: Path) -> None:
         (b"\xff,7,3,1", "not UTF-8 text"),
         (b"5\0,7,3,1", "a NUL byte"),
         (b"5\r,7,3,1", "a carriage return that does not end the line"),
+        (b"5,7,3,1\r", "a carriage return that does not end the line"),
         (b'"5,7,3,1', "malformed quotes (unexpected end of data)"),
         (b'"5"x,7,3,1', "malformed quotes (',' expected after '\"')"),
     ],
