@@ -1,0 +1,48 @@
+from kfp.dsl import Artifact, Dataset, Output
+
+from components.base import component
+
+
+@component
+def ingest(
+    ratings: Output[Dataset],
+    rejects: Output[Artifact],
+    ratings_csv: str,
+    import_table: str,
+    supabase_url: str,
+    columns: str,
+    user_column: str,
+    movie_column: str,
+    rating_column: str,
+    timestamp_column: str,
+    key_columns: str,
+    max_reject_fraction: float,
+):
+    """Reads ratings from a CSV or a Supabase table, checks every row, and writes the good ones as Parquet."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from mf.errors import reported
+    from mf.ratings.config import IngestConfig
+    from mf.ratings.ingest import ingest
+    from mf.ratings.table import reader
+
+    ratings.path += ".parquet"
+    rejects.path += ".csv"
+    with reported():
+        config = IngestConfig.of(
+            ratings_csv=ratings_csv,
+            import_table="" if ratings_csv else import_table,
+            columns=columns,
+            user_column=user_column,
+            movie_column=movie_column,
+            rating_column=rating_column,
+            timestamp_column=timestamp_column,
+            key_columns=key_columns,
+            max_reject_fraction=max_reject_fraction,
+        )
+        with reader(config, supabase_url) as read_table:
+            provenance = ingest(config, Path(ratings.path), Path(rejects.path), read_table=read_table)
+    print(provenance.summary())
+    ratings.metadata.update(asdict(provenance))
+    rejects.metadata["rows"] = provenance.rows_rejected

@@ -1,0 +1,64 @@
+from kfp.dsl import Dataset, Input, Model, Output
+
+from components.base import component
+
+
+@component
+def train(
+    train_ratings: Input[Dataset],
+    validation_ratings: Input[Dataset],
+    model: Output[Model],
+    factors: int,
+    batch_size: int,
+    epochs: int,
+    lr: float,
+    weight_decay: float,
+    l2: float,
+    bias_damping: float,
+    dropout: float,
+    clip_grad: float,
+    schedule: str,
+    patience: int,
+    init_std: float,
+    seed: int,
+):
+    """Fits the matrix factorization, on the GPU when the machine has one."""
+    import shutil
+    import tempfile
+    from pathlib import Path
+
+    from mf.errors import reported
+    from mf.ratings.schema import read_ratings
+    from mf.solvers import AdamConfig
+    from mf.train import pick_device
+    from mf.train import train as fit
+
+    with reported(), tempfile.TemporaryDirectory() as work:
+        config = AdamConfig.of(
+            factors=factors,
+            batch_size=batch_size,
+            epochs=epochs,
+            lr=lr,
+            weight_decay=weight_decay,
+            l2=l2,
+            bias_damping=bias_damping,
+            dropout=dropout,
+            clip_grad=clip_grad if clip_grad > 0 else None,
+            schedule=schedule,
+            patience=patience,
+            init_std=init_std,
+            seed=seed,
+        )
+        ratings, _ = read_ratings(Path(train_ratings.path))
+        validation, _ = read_ratings(Path(validation_ratings.path))
+        device, where = pick_device(use_cuda=True)
+        print(where)
+        fitted = fit(ratings, validation, config, device=device, callbacks=[lambda e: print(e.line(), flush=True)])
+        # A mounted bucket cannot rename a directory: the model is made on the local disk and then copied.
+        fitted.save(Path(work) / "model")
+        shutil.copytree(Path(work) / "model", model.path, dirs_exist_ok=True)
+    best = fitted.metrics["validation_rmse"]
+    model.metadata.update(run_id=fitted.run_id, solver=fitted.solver, factors=factors, git_sha=fitted.git_sha)
+    if best is not None:
+        model.metadata["validation_rmse"] = best
+    print(f"model {fitted.run_id}: {len(fitted.users):,} users, {len(fitted.movies):,} movies, {factors} factors")
