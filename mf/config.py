@@ -4,9 +4,11 @@ are made from it."""
 import argparse
 import types
 import typing
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from mf.errors import ConfigError
@@ -52,11 +54,18 @@ def choices(field: FieldInfo) -> tuple[str, ...] | None:
     return None
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type[Config], title: str) -> None:
-    """Adds one flag for every field of ``config``. A flag that is not given stays out of the parsed namespace, so that
-    what was given can be told from a default."""
+_METAVARS = {int: "N", float: "X", Path: "DIR", SecretStr: "KEY"}
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, config: type[Config], title: str, leave_out: Collection[str] = ()
+) -> None:
+    """Adds one flag for every field of ``config`` but those to ``leave_out``. A flag that is not given stays out of the
+    parsed namespace, so that what was given can be told from a default."""
     group = parser.add_argument_group(title)
     for name, field in config.model_fields.items():
+        if name in leave_out:
+            continue
         kind = plain_type(field)
         default = "none" if field.default is None else field.default
         text = f"{field.description} (default: {default if default != '' else 'none'})".replace("%", "%%")
@@ -69,7 +78,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type[Config], title: str)
                 choices=choices(field),
                 default=argparse.SUPPRESS,
                 help=text,
-                metavar=kind.__name__.upper(),
+                metavar=_METAVARS.get(kind, "TEXT"),
             )
 
 

@@ -1,5 +1,9 @@
 """What goes wrong in a way that the person at the keyboard can mend."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MfError(Exception):
     """The base of every error of this library. ``str()`` is one sentence: what was found, what was expected, where, and
@@ -20,3 +24,13 @@ class TrainingError(MfError):
 
 class SupabaseError(MfError):
     """Supabase, or the way to it, refused: a key, a grant, a table, a function, the network."""
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turns an ``MfError`` of the block into one line on stderr, ``error: …``, and exit status 2."""
+    try:
+        yield
+    except MfError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)

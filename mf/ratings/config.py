@@ -36,7 +36,7 @@ class IngestConfig(Config):
     timestamp_column: str = Field(
         "",
         description="Column of the time of the rating, in epoch seconds, epoch milliseconds or ISO 8601; found by its "
-        "name (timestamp, rated_at, created_at) when empty, and optional",
+        "name (timestamp, rated_at, created_at) when empty, and optional; none: do without",
     )
     max_reject_fraction: float = Field(
         0.01, ge=0, le=1, description="Share of rows, 0 to 1, that may be malformed before the import fails"
@@ -63,6 +63,8 @@ class IngestConfig(Config):
         }
         columns: dict[str, str] = {}
         for role, (name, flag) in asked.items():
+            if role == RATED_AT and name == "none":
+                continue
             fits = [column for column in found if (column == name if name else _plain(column) in RECOGNISED[role])]
             if len(fits) > 1:
                 names = shown(", ".join(fits), 200)

@@ -35,6 +35,6 @@ def ingest(config: IngestConfig, output: Path, rejects: Path, *, read_table: Rea
     else:
         if read_table is None:
             raise ConfigError(f"the table {config.import_table} needs Supabase; set SUPABASE_URL and SUPABASE_KEY")
-        collector = Collector(f"table public.{config.import_table}", config.max_reject_fraction)
+        collector = Collector(f"table public.{config.import_table.removeprefix('public.')}", config.max_reject_fraction)
         columns = read_table(config, collector)
     return collector.finish(output, rejects, columns)

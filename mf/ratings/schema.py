@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -34,6 +34,13 @@ class Provenance:
     content_hash: str = ""  # of the kept rows, whatever their order in the source; filled in by write_ratings
     columns: dict[str, str] = field(default_factory=dict)  # which source column was read as what
 
+    def summary(self) -> str:
+        """One line for a person."""
+        return (
+            f"{self.source}: {self.rows_read:,} rows read, {self.rows_rejected:,} rejected, "
+            f"{self.rows_replaced:,} replaced by a later rating of the same pair, {self.rows_kept:,} kept"
+        )
+
 
 def ratings_schema(user: pa.DataType, movie: pa.DataType, *, timestamps: bool) -> pa.Schema:
     """``user_id`` and ``movie_id`` (int64 or string), ``rating`` float32 and, when the source has one, ``rated_at``
@@ -58,18 +65,27 @@ def read_ratings(path: Path) -> tuple[pa.Table, Provenance]:
     Raises:
         DataError: the file is missing, is no Parquet file, or is not a table of ratings.
     """
+    provenance = read_provenance(path)
+    return pq.read_table(path, partitioning=None).replace_schema_metadata(None), provenance
+
+
+def read_provenance(path: Path) -> Provenance:
+    """What ``write_ratings`` noted of where the ratings came from, without reading them.
+
+    Raises:
+        DataError: as ``read_ratings``.
+    """
     try:
-        table = pq.read_table(path)
+        schema = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not a Parquet file of ratings ({str(error).splitlines()[0]})") from None
-    if table.column_names[:3] != [USER, MOVIE, RATING]:
+    noted = (schema.metadata or {}).get(METADATA_KEY)
+    if schema.names[:3] != [USER, MOVIE, RATING] or noted is None:
         raise DataError(
-            f"{path}: expected the columns {USER}, {MOVIE}, {RATING}, found {', '.join(table.column_names)}"
+            f"{path}: expected a file of ratings as ingest writes it ({USER}, {MOVIE}, {RATING} and their source), "
+            f"found the columns {', '.join(schema.names)}"
         )
-    kept: dict[str, Any] = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"null")) or {
-        "source": str(path), "rows_read": len(table), "rows_rejected": 0, "rows_replaced": 0, "rows_kept": len(table),
-    }  # fmt: skip
-    return table.replace_schema_metadata(None), Provenance(**kept)
+    return Provenance(**json.loads(noted))
 
 
 def content_hash(table: pa.Table) -> str:

@@ -1,9 +1,11 @@
 """Ratings from a Supabase table, through its REST API: page after page along a unique key."""
 
+import functools
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain, pairwise
@@ -12,14 +14,16 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 from postgrest import CountMethod
+from pydantic import SecretStr
 from supabase import Client
 
 from mf.errors import ConfigError, DataError, SupabaseError
 from mf.progress import Progress
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
+from mf.ratings.ingest import ReadTable
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER
-from mf.supabase.client import call, call_response
+from mf.supabase.client import call, call_response, connect
 from mf.supabase.credentials import Credentials
 
 SCHEMA = "public"  # the one that Supabase's API shows by default
@@ -38,6 +42,24 @@ EPOCH_SECONDS_MAX = 1e11
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]
+
+
+@contextmanager
+def reader(config: IngestConfig, url: str = "", key: SecretStr | None = None) -> Iterator[ReadTable | None]:
+    """What ``ingest`` needs to read the table of ``config``; ``None`` when that names a file, which needs no key.
+
+    Args:
+        url, key: of the Supabase project; those of the environment when empty.
+
+    Raises:
+        ConfigError, SupabaseError: the credentials cannot be had.
+    """
+    if not config.import_table:
+        yield None
+        return
+    credentials = Credentials.find(url, key)
+    with connect(credentials) as client:
+        yield functools.partial(read_table, client, credentials)
 
 
 def read_table(

@@ -63,4 +63,4 @@ class SchemaConfig(_Views):
 class ExportConfig(_Views):
     """How a model directory goes to Supabase."""
 
-    batch_size: int = Field(default=1000, ge=1, le=20_000, description="rows an upsert request")
+    rows_per_request: int = Field(default=1000, ge=1, le=20_000, description="rows an upsert request")

@@ -26,6 +26,13 @@ class Published:
     changed: bool  # False: this run was the published one already
     previous: str | None  # the run that readers saw before
 
+    def summary(self) -> str:
+        """One line for a person."""
+        if not self.changed:
+            return f"run {self.run_id} was published already"
+        before = f"the run before, {self.previous}, is kept" if self.previous else "it is the first one"
+        return f"published run {self.run_id}: {self.users:,} users, {self.movies:,} movies; {before}"
+
 
 def export(client: Client, model_dir: Path, config: ExportConfig) -> Published:
     """Publishes the model of ``model_dir``. Until its last step readers see the run that they saw before, whole; broken
@@ -41,8 +48,8 @@ def export(client: Client, model_dir: Path, config: ExportConfig) -> Published:
     registered = call(client.rpc("mf_register", {"run": _run(model)}), f"register run {run_id}")
     changed = registered["status"] != "published"
     if registered["status"] == "loading":
-        _load(client, "mf_movie_embeddings", MOVIE, run_id, model.movies, config.batch_size)
-        _load(client, "mf_user_embeddings", USER, run_id, model.users, config.batch_size)
+        _load(client, "mf_movie_embeddings", MOVIE, run_id, model.movies, config.rows_per_request)
+        _load(client, "mf_user_embeddings", USER, run_id, model.users, config.rows_per_request)
     if changed:
         call(client.rpc("mf_publish", {"run": run_id}), f"publish run {run_id}")
     call(client.rpc("mf_prune"), f"remove old runs (run {run_id} is published)")
@@ -85,10 +92,10 @@ def _run(model: PublishedModel) -> dict[str, Any]:
     return asdict(model.header) | counts | {"content_hash": model.content_hash}
 
 
-def _load(client: Client, table: str, key: str, run_id: str, side: Embeddings, batch_size: int) -> None:
+def _load(client: Client, table: str, key: str, run_id: str, side: Embeddings, rows_per_request: int) -> None:
     with Progress(f"export to {table}", total=len(side)) as progress:
-        for start in range(0, len(side), batch_size):
-            rows = _rows(key, run_id, side, slice(start, start + batch_size))
+        for start in range(0, len(side), rows_per_request):
+            rows = _rows(key, run_id, side, slice(start, start + rows_per_request))
             request = client.table(table).upsert(rows, on_conflict=f"run_id,{key}", returning="minimal")  # type: ignore[arg-type]
             call(request, f"write to table {table}")
             progress.advance(len(rows))

@@ -21,7 +21,7 @@ from mf.supabase.export import Published, export, rollback
 from mf.supabase.recommend import published_run, recommend_movies
 from mf.supabase.schema import migration
 
-SMALL_BATCHES = ExportConfig(batch_size=20)
+SMALL_BATCHES = ExportConfig(rows_per_request=20)
 COUNTS = """
 select r.run_id, (select count(*) from public.mf_user_embeddings u where u.run_id = r.run_id),
   (select count(*) from public.mf_movie_embeddings m where m.run_id = r.run_id)
@@ -101,7 +101,7 @@ def test_an_export_killed_halfway_changes_nothing_that_readers_see_and_a_rerun_f
         "import os, sys; from pathlib import Path; from mf.supabase.client import connect; "
         "from mf.supabase.config import ExportConfig; from mf.supabase.credentials import Credentials; "
         "from mf.supabase.export import export\n"
-        "with connect(Credentials.find()) as client: export(client, Path(sys.argv[1]), ExportConfig(batch_size=20))"
+        "with connect(Credentials.find()) as client: export(client, Path(sys.argv[1]), ExportConfig(rows_per_request=20))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(new.write(tmp_path / "new"))],

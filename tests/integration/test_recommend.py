@@ -49,7 +49,7 @@ def model(client, kind, tmp_path_factory) -> Planted:
     assert published_run(client) is None
     assert recommend_movies(client, model.user_ids[0]) == []
     assert similar_movies(client, model.movie_ids[0]) == []
-    export(client, model.write(tmp_path_factory.mktemp("model")), ExportConfig(batch_size=100))
+    export(client, model.write(tmp_path_factory.mktemp("model")), ExportConfig(rows_per_request=100))
     return model
 
 

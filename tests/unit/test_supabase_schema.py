@@ -47,5 +47,5 @@ def test_a_name_or_type_that_cannot_be_is_refused_in_one_line(values, said):
 
 def test_an_export_takes_the_same_view_names_and_no_empty_batches():
     assert ExportConfig().movie_export_table == SchemaConfig().movie_export_table
-    with pytest.raises(ConfigError, match=r"batch_size: .* greater than or equal to 1 \(given: 0\)"):
-        ExportConfig.of(batch_size=0)
+    with pytest.raises(ConfigError, match=r"rows_per_request: .* greater than or equal to 1 \(given: 0\)"):
+        ExportConfig.of(rows_per_request=0)

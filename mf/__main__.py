@@ -1,0 +1,159 @@
+"""The command line: ``python -m mf`` trains once, ``python -m mf schema`` prints the database's migration."""
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import pyarrow as pa
+from pydantic import Field, SecretStr
+from sklearn.metrics import root_mean_squared_error
+
+from mf.config import Config, add_flags, given
+from mf.errors import ConfigError, DataError, reported
+from mf.ratings.config import IngestConfig, SplitConfig
+from mf.ratings.ingest import ingest
+from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
+from mf.ratings.split import split
+from mf.ratings.table import reader
+from mf.solvers import SOLVERS, AdamConfig
+from mf.supabase.client import connect
+from mf.supabase.config import ExportConfig, SchemaConfig
+from mf.supabase.credentials import Credentials
+from mf.supabase.export import export
+from mf.supabase.schema import migration
+from mf.train import pick_device, train
+
+
+class TrainerConfig(Config):
+    """What the one-shot trainer reads and writes."""
+
+    ratings_csv: str = Field(
+        "data/ratings.csv", description="file of ratings, plain or gzip: a path or gs://bucket/object"
+    )
+    val_size: float = Field(0.1, ge=0, lt=1, description="share of the ratings held out to steer training; 0: none")
+    test_csv: str = Field("", description="file of ratings that are scored once, after training")
+    output_dir: Path = Field(Path("output"), description="model directory to write")
+    use_cuda: bool = Field(False, description="train on the GPU when there is one")
+    supabase_url: str = Field(
+        "", description="Supabase project; on the command line it also says to publish there. Else SUPABASE_URL"
+    )
+    supabase_key: SecretStr | None = Field(None, description="its secret key; better left to SUPABASE_KEY")
+    import_table: str = Field(
+        "ratings", description="table of ratings, read when there is a Supabase project and no --ratings_csv"
+    )
+    publish: bool = Field(False, description="publish the embeddings to the Supabase project of SUPABASE_URL")
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes ``--ratings_csv`` also as ``--ratings-csv`` and ``--ratingscsv``, and says what is wrong in one line."""
+
+    def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        known = {re.sub("[-_]", "", flag): flag for flag in self._option_string_actions}
+        spelled = (re.fullmatch(r"(--[\w-]+)(=.*)?", word, re.DOTALL) for word in argv)
+        words = [
+            known.get(re.sub("[-_]", "", match[1]), match[1]) + (match[2] or "") if match else word
+            for match, word in zip(spelled, argv, strict=True)
+        ]
+        namespace, unknown = self.parse_known_args(words)
+        if unknown:
+            # Names only: the value behind a misspelled flag may be a key.
+            flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+            self.error(f"unknown flag {flags[0]}" if flags else "a value that belongs to no flag")
+        return namespace
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command that ``argv`` names; a mistake of the user's ends in one line and exit status 2."""
+    with reported():
+        if argv[:1] == ["schema"]:
+            print_schema(argv[1:])
+        else:
+            train_once(argv)
+
+
+def print_schema(argv: Sequence[str]) -> None:
+    """``python -m mf schema``: the SQL that makes a Supabase project ready."""
+    parser = Parser(
+        "python -m mf schema", description="Prints the migration for a Supabase project.", allow_abbrev=False
+    )
+    add_flags(parser, SchemaConfig, "the database")
+    print(migration(SchemaConfig.of(**given(parser.parse_args(argv), SchemaConfig))), end="")
+
+
+def train_once(argv: Sequence[str]) -> None:
+    """``python -m mf``: reads ratings, trains, writes a model directory and publishes it when that was asked for."""
+    parser = Parser("python -m mf", description="Trains on a file or a table of ratings, once.", allow_abbrev=False)
+    parser.add_argument("--solver", choices=SOLVERS, default="adam", help="how the model is fitted (default: adam)")
+    add_flags(parser, TrainerConfig, "ratings, model, Supabase")
+    add_flags(parser, AdamConfig, "solver adam")
+    add_flags(parser, IngestConfig, "the columns of a file or a table", leave_out=TrainerConfig.model_fields)
+    add_flags(parser, ExportConfig, "what is published", leave_out=["rows_per_request"])
+    namespace = parser.parse_args(argv)
+    trainer = TrainerConfig.of(**given(namespace, TrainerConfig))
+    solver = SOLVERS[namespace.solver].of(**given(namespace, SOLVERS[namespace.solver]))
+    division = SplitConfig.of(val_size=trainer.val_size, test_size=0, seed=solver.seed)
+    if trainer.output_dir.exists() and not trainer.output_dir.is_dir():
+        raise ConfigError(f"--output_dir: {trainer.output_dir} is a file, expected a directory")
+    source = _source(namespace, trainer)
+    views = ExportConfig.of(**given(namespace, ExportConfig))
+    # Asked for before the training, so that a missing key is not found out an hour later.
+    publish = trainer.publish or trainer.supabase_url
+    credentials = Credentials.find(trainer.supabase_url, trainer.supabase_key) if publish else None
+
+    with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
+        work = Path(scratch)
+        with reader(source, trainer.supabase_url, trainer.supabase_key) as read_table:
+            print(ingest(source, work / "ratings.parquet", work / "rejects.csv", read_table=read_table).summary())
+        parts = split(read_ratings(work / "ratings.parquet")[0], division)
+        test = _test_part(trainer.test_csv, source, work, parts.train) if trainer.test_csv else None
+        device, where = pick_device(trainer.use_cuda)
+        print(where)
+        report = [lambda epoch: print(epoch.line(), flush=True)]
+        model = train(parts.train, parts.validation, solver, device=device, callbacks=report)
+        if test is not None:
+            predicted = model.predict(test[USER], test[MOVIE])
+            model.metrics["test_rmse"] = float(root_mean_squared_error(test[RATING], predicted))
+        model.save(trainer.output_dir, also=sorted(work.glob("*rejects.csv")))
+    print(f"model {model.run_id}: {len(model.users):,} users, {len(model.movies):,} movies, in {trainer.output_dir}/")
+    if test is not None:
+        print(f"test RMSE {model.metrics['test_rmse']:.4f}")
+    if credentials:
+        with connect(credentials) as client:
+            print(export(client, trainer.output_dir, views).summary())
+
+
+def _test_part(file: str, source: IngestConfig, work: Path, seen: pa.Table) -> pa.Table:
+    """The ratings of ``file``, read as those of ``source`` were."""
+    config = IngestConfig.of(**{**source.model_dump(), "ratings_csv": file, "import_table": ""})
+    print(ingest(config, work / "test.parquet", work / "test_rejects.csv").summary())
+    test, _ = read_ratings(work / "test.parquet")
+    for name in (USER, MOVIE):
+        found, expected = test.schema.field(name).type, seen.schema.field(name).type
+        if found != expected:
+            raise DataError(f"{file}: {name} is {found}, expected {expected} as in the ratings to train on")
+    return test
+
+
+def _source(namespace: argparse.Namespace, trainer: TrainerConfig) -> IngestConfig:
+    """The table when it is asked for, or when Supabase is configured and no file is named; else the file."""
+    named = given(namespace, IngestConfig)
+    configured = bool(trainer.supabase_url or os.environ.get("SUPABASE_URL"))
+    if "ratings_csv" in named and "import_table" in named:
+        raise ConfigError("--ratings_csv and --import_table are both given, expected one of them")
+    if "import_table" in named or ("ratings_csv" not in named and configured):
+        named["import_table"] = trainer.import_table
+    else:
+        named["ratings_csv"] = trainer.ratings_csv
+    return IngestConfig.of(**named)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

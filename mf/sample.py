@@ -1,0 +1,91 @@
+"""A small set of ratings whose truth is known, so that what a model makes of it can be judged."""
+
+import csv
+import itertools
+import json
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr
+
+from mf.files import directory_written_aside
+
+Floats = npt.NDArray[np.float64]
+
+USERS, MOVIES, RATINGS, RANK = 400, 300, 14_000, 2
+MEAN, NOISE = 3.5, 0.55
+USER_BIAS, MOVIE_BIAS, TASTE = 0.35, 0.45, 0.65  # standard deviations of b_u, b_m and p_u·q_m
+FIRST_SECOND, SECONDS = 1_577_836_800, 4 * 365 * 86_400  # four years from 2020-01-01
+
+TITLE_WORDS = (
+    "Silent Broken Golden Last Hidden Crimson Distant Burning Little Lonely Frozen Endless Paper Midnight Wild",
+    "Harbour Garden Orchestra Letter Summer Lighthouse Stranger River Kingdom Mirror Train Island Promise Winter",
+    "Rising Returns Forever Calling Dancing Waiting Sings Remembers",
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Where the sample lies and the best RMSE that anything can reach on it."""
+
+    ratings_csv: Path
+    titles: dict[int, str]
+    noise_floor: float
+
+
+def write_sample(directory: Path, seed: int = 0) -> Sample:
+    """Writes ``ratings.csv`` (userId, movieId, rating, timestamp; a few hundred KB), ``movies.csv`` (movieId, title)
+    and ``truth.json`` to ``directory``.
+
+    A rating is mu + b_u + b_m + p_u·q_m + noise, rounded to half stars and clipped to 0.5 … 5, with few busy users and
+    popular movies and many others. The noise floor is the RMSE of the predictor that knows every parameter, the
+    conditional mean of the rounded rating.
+    """
+    rng = np.random.default_rng(seed)
+    users, movies = _who_rated_what(rng)
+    p, q = (rng.normal(size=(n, RANK)) * np.sqrt(TASTE / np.sqrt(RANK)) for n in (USERS, MOVIES))
+    b_u, b_m = rng.normal(0, USER_BIAS, USERS), rng.normal(0, MOVIE_BIAS, MOVIES)
+    score = MEAN + b_u[users] + b_m[movies] + (p[users] * q[movies]).sum(1)
+    ratings = np.clip(np.round((score + rng.normal(0, NOISE, len(score))) * 2) / 2, 0.5, 5.0)
+    times = FIRST_SECOND + rng.integers(0, SECONDS, len(score))
+    names = [str(uuid.UUID(bytes=rng.bytes(16), version=4)) for _ in range(USERS)]
+    titles = _titles(rng)
+    floor = float(np.sqrt(np.mean((ratings - _expected_rating(score)) ** 2)))
+
+    with directory_written_aside(directory, seal="truth.json") as aside:
+        with (aside / "ratings.csv").open("w", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["userId", "movieId", "rating", "timestamp"])
+            rows.writerows(zip((names[u] for u in users), movies + 1, ratings, times, strict=True))
+        with (aside / "movies.csv").open("w", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["movieId", "title"])
+            rows.writerows(titles.items())
+        (aside / "truth.json").write_text(json.dumps({"noise_floor": floor, "seed": seed}) + "\n")
+    return Sample(directory / "ratings.csv", titles, floor)
+
+
+def _who_rated_what(rng: np.random.Generator) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Distinct pairs in random order, drawn by the users' activity (log-normal) and the movies' popularity (Zipf)."""
+    activity = rng.lognormal(0, 0.7, USERS)
+    popularity = 1 / (np.arange(MOVIES) + 8) ** 0.7
+    chance = np.outer(activity, rng.permutation(popularity)).ravel()
+    pairs = rng.choice(USERS * MOVIES, RATINGS, replace=False, p=chance / chance.sum())
+    return pairs // MOVIES, pairs % MOVIES
+
+
+def _expected_rating(score: Floats) -> Floats:
+    """E[clip(round(score + noise))]: the half-star levels' sum of P(rating ≥ level) · 0.5."""
+    levels = np.arange(1.0, 5.01, 0.5)
+    expected: Floats = 0.5 + 0.5 * ndtr((score[:, None] - (levels - 0.25)) / NOISE).sum(1)
+    return expected
+
+
+def _titles(rng: np.random.Generator) -> dict[int, str]:
+    """A title for every movie id, 1, 2, …; no two are the same."""
+    names = [" ".join(words) for words in itertools.product(*(words.split() for words in TITLE_WORDS))]
+    chosen = rng.choice(len(names), MOVIES, replace=False)
+    return {i + 1: f"The {names[n]} ({rng.integers(1950, 2025)})" for i, n in enumerate(chosen)}
