@@ -1,0 +1,43 @@
+"""The pipeline's parameters as a person meets them: in the console and in the README, from one text."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mf.config import Config
+from mf.ratings.config import IngestConfig, SplitConfig
+from mf.solvers import AdamConfig
+from mf.supabase.config import ExportConfig
+
+STEPS = ("ingest", "split", "train", "evaluate", "export")
+OWN = {
+    "ratings_csv": "File of ratings, plain or gzip: gs://bucket/object; when empty, import_table is read",
+    "import_table": "Supabase table of ratings, read when ratings_csv is empty",
+    "supabase_url": "Supabase project to import from and publish to, https://PROJECT.supabase.co",
+    "seed": "Seed of the split, the initialisation, the order of the ratings and dropout",
+    "clip_grad": "Largest norm of a step's gradient; -1: no limit",
+    "train_accelerator_type": "GPU of the train step: NVIDIA_TESLA_T4, NVIDIA_L4, NVIDIA_TESLA_A100, …",
+    "train_accelerator_count": "GPUs of the train step",
+    **{f"{step}_cpu": f"CPU cores of the {step} step" for step in STEPS},
+    **{f"{step}_memory": f"Memory of the {step} step, for example 16G" for step in STEPS},
+}
+CONFIGS: tuple[type[Config], ...] = (IngestConfig, SplitConfig, AdamConfig, ExportConfig)
+
+
+def description(parameter: str) -> str:
+    """What a pipeline parameter means: its config field's own words, but where the pipeline has others.
+
+    Raises:
+        KeyError: nothing describes it.
+    """
+    if parameter in OWN:
+        return str(OWN[parameter])
+    text = next(c.model_fields[parameter].description for c in CONFIGS if parameter in c.model_fields)
+    return text[0].upper() + text[1:]
+
+
+def described(pipeline: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the descriptions to the docstring, where KFP looks for them."""
+    names = list(pipeline.__annotations__)
+    lines = "\n".join(f"    {name}: {description(name)}." for name in names)
+    pipeline.__doc__ = f"{pipeline.__doc__}\n\nArgs:\n{lines}\n"
+    return pipeline

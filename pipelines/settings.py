@@ -1,0 +1,50 @@
+"""Where and with what the pipeline runs on Vertex AI: ``settings.toml``."""
+
+import tomllib
+from pathlib import Path
+
+from pydantic import Field
+
+from mf.config import Config
+from mf.errors import ConfigError
+from mf.version import git_sha
+
+DEFAULT_FILE = Path(__file__).with_name("settings.toml")
+
+
+class Settings(Config):
+    """What is settled when the pipeline is compiled or submitted; everything else is a parameter of the run."""
+
+    project: str = Field("", description="Google Cloud project of the runs")
+    region: str = Field("europe-west4", description="region of the runs")
+    pipeline_root: str = Field(
+        "", pattern=r"^(gs://[a-z0-9][a-z0-9._-]+(/.*)?)?$", description="gs://bucket/folder for artifacts"
+    )
+    service_account: str = Field("", description="account that the steps run as; empty: the project's default")
+    image_repository: str = Field("mf", min_length=1, description="registry path that the images were pushed to")
+    image_tag: str = Field("", pattern=r"^[\w.-]*$", description="their tag; empty: the commit")
+    supabase_key_secret: str = Field(
+        "",
+        pattern=r"^(projects/[^/]+/secrets/[^/]+(/versions/[^/]+)?)?$",
+        description="name of the Secret Manager secret that holds the Supabase key",
+    )
+
+    @classmethod
+    def load(cls, file: Path = DEFAULT_FILE) -> "Settings":
+        """Reads a settings file.
+
+        Raises:
+            ConfigError: it is missing, is no TOML, or holds an unknown key or an impossible value.
+        """
+        try:
+            values = tomllib.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file}: {error}") from None
+        try:
+            return cls.of(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
+
+    def image(self, kind: str) -> str:
+        """The image ``cpu`` or ``gpu`` that a step runs in."""
+        return f"{self.image_repository}/mf-python-{kind}:{self.image_tag or git_sha()}"
