@@ -13,7 +13,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     ``path``, when it raises nothing is left of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     _remove(aside)
     try:
         yield aside
@@ -26,30 +26,26 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def directory_written_aside(path: Path, seal: str) -> Iterator[Path]:
-    """As ``written_aside``, for files that belong together in a directory that may hold others.
+    """As ``written_aside``, for files that belong together in a directory that may hold others, which are left alone.
 
-    A new directory appears by one rename. In one that exists the files are replaced and others are left alone; the file
-    ``seal``, without which the directory is not taken for whole, goes first and comes back last.
+    The file ``seal``, without which the directory is not taken for whole, goes first and comes back last.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(path)
+    is_new = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    # Inside, not beside: the directory may be a mounted volume, or a link to one, and no rename leaves a volume.
+    aside = path / f".{os.getpid()}.part"
     _remove(aside)
     aside.mkdir()
     try:
         yield aside
-        if path.exists():
-            (path / seal).unlink(missing_ok=True)
-            for file in sorted(aside.iterdir(), key=lambda file: file.name == seal):
-                os.replace(file, path / file.name)
-        else:
-            aside.rename(path)
+        (path / seal).unlink(missing_ok=True)
+        for file in sorted(aside.iterdir(), key=lambda file: file.name == seal):
+            os.replace(file, path / file.name)
     finally:
         _remove(aside)
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+        if is_new and not any(path.iterdir()):
+            path.rmdir()
 
 
 def _remove(path: Path) -> None:
