@@ -28,9 +28,11 @@ class SupabaseError(MfError):
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turns an ``MfError`` of the block into one line on stderr, ``error: …``, and exit status 2."""
+    """Turns an ``MfError`` of the block, or a file system's refusal (no permission, no space), into one line on stderr,
+    ``error: …``, and exit status 2."""
     try:
         yield
-    except MfError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    except (MfError, OSError) as error:
+        # A file's name, or what a server said, may hold line ends.
+        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
         sys.exit(2)
