@@ -15,9 +15,9 @@ from mf.errors import ConfigError
 
 
 class Config(BaseModel):
-    """Base of every configuration: immutable, and an unknown key is an error."""
+    """Base of every configuration: immutable, numbers are finite, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -31,8 +31,10 @@ class Config(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = ".".join(str(part) for part in first["loc"])
-            # The rejected input is shown for a named field only: a model-level message already says what it saw.
-            given = f" (given: {first['input']!r})" if name and first["type"] != "missing" else ""
+            # The rejected input is shown for a field that there is: a model-level message already says what it saw, and
+            # what stands under a misspelled name may be a key.
+            shown = name and first["type"] not in ("missing", "extra_forbidden")
+            given = f" (given: {first['input']!r})" if shown else ""
             message = first["msg"].removeprefix("Value error, ")
             raise ConfigError(f"{name}: {message}{given}" if name else message) from None
 
@@ -78,7 +80,7 @@ def add_flags(
                 choices=choices(field),
                 default=argparse.SUPPRESS,
                 help=text,
-                metavar=_METAVARS.get(kind, "TEXT"),
+                metavar="|".join(choices(field) or ()) or _METAVARS.get(kind, "TEXT"),
             )
 
 
