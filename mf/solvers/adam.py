@@ -79,9 +79,7 @@ def fit(
         validation_rmse = _validate(model, penalty, validation) if len(validation) else None
         for name, value in (("train", train_rmse), ("validation", validation_rmse)):
             if value is not None and not math.isfinite(value):
-                raise TrainingError(
-                    f"epoch {epoch}: the {name} RMSE is {value}: lower --lr (it is {config.lr:g}), or set --clip_grad 1"
-                )
+                raise _diverged(epoch, f"the {name} RMSE is {value}", config)
         seconds = time.perf_counter() - started
         report = EpochReport(epoch, config.epochs, train_rmse, validation_rmse, seconds, len(train) / seconds)
         for callback in callbacks:
@@ -97,7 +95,14 @@ def fit(
     if best is not None:
         model.load_state_dict(best[1])
     model.centre(penalty.user_counts, penalty.movie_counts)
+    # The last step's outcome shows in no RMSE when there are no validation ratings.
+    if not all(table.isfinite().all() for table in model.state_dict().values()):
+        raise _diverged(epoch, "a parameter is not finite", config)
     return model.eval()
+
+
+def _diverged(epoch: int, found: str, config: AdamConfig) -> TrainingError:
+    return TrainingError(f"epoch {epoch}: {found}: lower --lr (it is {config.lr:g}), or set --clip_grad 1")
 
 
 @dataclass(frozen=True)
@@ -144,9 +149,11 @@ class Penalty:
 def _schedule(optimiser: RowAdam, config: AdamConfig, steps: int) -> torch.optim.lr_scheduler.OneCycleLR | None:
     if config.schedule == "constant":
         return None
-    # One more than the steps: the schedule's own last value is then never asked for beyond its end.
+    # One more than the steps: the schedule's own last value is then never asked for beyond its end. Its rise takes a
+    # step at least: with one that takes none torch divides by zero.
+    total = steps + 1
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=config.lr, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
+        optimiser, max_lr=config.lr, total_steps=total, pct_start=max(0.1, 2 / total), cycle_momentum=False
     )
 
 
