@@ -1,6 +1,7 @@
 """r̂ = mu + b_u + b_m + p_u·q_m, and the directory that holds it."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -116,8 +117,7 @@ class MatrixFactorization(nn.Module):
         Args:
             user_counts, movie_counts: int64[n_users], int64[n_movies], training ratings of each row.
         """
-        w_user = (user_counts / user_counts.sum()).double()
-        w_movie = (movie_counts / movie_counts.sum()).double()
+        w_user, w_movie = (counts.double() / counts.sum() for counts in (user_counts, movie_counts))
         p, q = self.user_factors.weight.double(), self.movie_factors.weight.double()
         p_mean, q_mean = w_user @ p, w_movie @ q
         b_u = self.user_bias.weight.double().squeeze(-1) + p @ q_mean
@@ -205,6 +205,8 @@ class TrainedModel:
         """
         try:
             card = json.loads((directory / "model.json").read_text())
+            if card["format"] != FORMAT:
+                raise ValueError(f"model.json has format {card['format']}, expected {FORMAT}")
             users, movies = (
                 Vocabulary(pq.read_table(directory / f"{name}.parquet", columns=[key])[key].combine_chunks())
                 for name, key in (("user_embeddings", USER), ("movie_embeddings", MOVIE))
@@ -213,16 +215,9 @@ class TrainedModel:
                 len(users), len(movies), card["factors"], rating_min=card["rating_min"], rating_max=card["rating_max"]
             )
             module.load_state_dict(torch.load(directory / "model.pt", weights_only=True))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise DataError(f"{directory} is not a model directory: {str(error).splitlines()[0]}") from None
-        return cls(
-            module,
-            users,
-            movies,
-            card["run_id"],
-            card["solver"],
-            card["config"],
-            card["rows"],
-            card["metrics"],
-            card["git_sha"],
-        )
+            noted = {name: card[name] for name in ("run_id", "solver", "config", "rows", "metrics", "git_sha")}
+        except KeyError as error:
+            raise DataError(f"{directory} is not a whole model directory: {error} is missing in it") from None
+        except (OSError, ValueError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise DataError(f"{directory} is not a model directory: {' '.join(str(error).split())[:300]}") from None
+        return cls(module, users, movies, **noted)
