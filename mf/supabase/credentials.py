@@ -37,8 +37,8 @@ class Credentials:
         url = (url or environ.get("SUPABASE_URL", "")).rstrip("/")
         if not url:
             raise ConfigError("no Supabase project: give --supabase_url or set SUPABASE_URL")
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+        if not _is_address(url):
+            # Not shown: it may hold a password, or be the key.
             raise ConfigError("the Supabase URL is not of the form https://PROJECT.supabase.co")
         if key is None and (value := environ.get("SUPABASE_KEY")):
             key = SecretStr(value)
@@ -65,15 +65,32 @@ class Credentials:
             return "unknown"
 
 
+def _is_address(url: str) -> bool:
+    """Whether ``url`` is http(s)://host[:port][/path] and nothing more."""
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and not (parts.username or parts.password or parts.query or parts.fragment)
+            and not any(c.isspace() for c in url)
+        )
+    except ValueError:
+        return False
+
+
 def _from_secret_manager(name: str) -> SecretStr:
     """The payload of a secret's version, read under the process's own service account.
 
     Args:
         name: ``projects/P/secrets/S/versions/V``; without a version the latest one is read.
     """
-    from google.api_core.exceptions import GoogleAPIError
+    from google.api_core.exceptions import GoogleAPIError, NotFound, PermissionDenied
     from google.auth.exceptions import GoogleAuthError
     from google.cloud import secretmanager
+    from requests import RequestException
 
     parts = name.split("/")
     if len(parts) not in (4, 6) or parts[0] != "projects" or parts[2] != "secrets" or not all(parts):
@@ -82,13 +99,19 @@ def _from_secret_manager(name: str) -> SecretStr:
         name += "/versions/latest"
     try:
         client = secretmanager.SecretManagerServiceClient()
-        value = client.access_secret_version(name=name, timeout=60).payload.data.decode().strip()
-    except (GoogleAPIError, GoogleAuthError, UnicodeDecodeError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        payload = client.access_secret_version(name=name, timeout=60).payload.data
+    except NotFound:
+        raise SupabaseError(f"there is no secret {name}: create it, or correct SUPABASE_KEY_SECRET") from None
+    except PermissionDenied:
         raise SupabaseError(
-            f"the secret {name} could not be read: {first_line}; it must exist, and the account that runs this needs "
-            "the role roles/secretmanager.secretAccessor on it"
+            f"no access to the secret {name}: give the account that runs this the role "
+            "roles/secretmanager.secretAccessor on it"
         ) from None
+    except (GoogleAPIError, GoogleAuthError, RequestException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SupabaseError(f"the secret {name} could not be read: {reason}") from None
+    # What is no text is left to the check of the key's characters: a decoding error would carry the payload.
+    value = payload.decode(errors="replace").strip()
     if not value:
         raise SupabaseError(f"the secret {name} is empty: add a version that holds the Supabase key")
     return SecretStr(value)
