@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field, SecretStr
 from sklearn.metrics import root_mean_squared_error
@@ -21,7 +22,7 @@ from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
 from mf.ratings.split import split
 from mf.ratings.table import reader
 from mf.solvers import SOLVERS, AdamConfig
-from mf.supabase.client import connect
+from mf.supabase.client import call, connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.export import export
@@ -67,6 +68,8 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
     def error(self, message: str) -> NoReturn:
+        # argparse would show the value here, and what is given to a flag that takes none may be a key.
+        message = re.sub("ignored explicit argument .*", "it takes no value", message, flags=re.DOTALL)
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
@@ -90,7 +93,11 @@ def print_schema(argv: Sequence[str]) -> None:
 
 def train_once(argv: Sequence[str]) -> None:
     """``python -m mf``: reads ratings, trains, writes a model directory and publishes it when that was asked for."""
-    parser = Parser("python -m mf", description="Trains on a file or a table of ratings, once.", allow_abbrev=False)
+    parser = Parser(
+        "python -m mf",
+        description="Trains on a file or a table of ratings, once. To print the migration: python -m mf schema.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--solver", choices=SOLVERS, default="adam", help="how the model is fitted (default: adam)")
     add_flags(parser, TrainerConfig, "ratings, model, Supabase")
     add_flags(parser, AdamConfig, "solver adam")
@@ -100,13 +107,15 @@ def train_once(argv: Sequence[str]) -> None:
     trainer = TrainerConfig.of(**given(namespace, TrainerConfig))
     solver = SOLVERS[namespace.solver].of(**given(namespace, SOLVERS[namespace.solver]))
     division = SplitConfig.of(val_size=trainer.val_size, test_size=0, seed=solver.seed)
-    if trainer.output_dir.exists() and not trainer.output_dir.is_dir():
-        raise ConfigError(f"--output_dir: {trainer.output_dir} is a file, expected a directory")
+    _check_output(trainer.output_dir)
     source = _source(namespace, trainer)
     views = ExportConfig.of(**given(namespace, ExportConfig))
-    # Asked for before the training, so that a missing key is not found out an hour later.
     publish = trainer.publish or trainer.supabase_url
     credentials = Credentials.find(trainer.supabase_url, trainer.supabase_key) if publish else None
+    if credentials:
+        # Asked before the training, so that a wrong key or a missing migration is not found out an hour later.
+        with connect(credentials) as client:
+            call(client.rpc("mf_schema"), "publish to this Supabase project")
 
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         work = Path(scratch)
@@ -120,7 +129,9 @@ def train_once(argv: Sequence[str]) -> None:
         model = train(parts.train, parts.validation, solver, device=device, callbacks=report)
         if test is not None:
             predicted = model.predict(test[USER], test[MOVIE])
-            model.metrics["test_rmse"] = float(root_mean_squared_error(test[RATING], predicted))
+            # In float64: scikit-learn would otherwise sum millions of squares in float32.
+            actual = test[RATING].to_numpy().astype(np.float64)
+            model.metrics["test_rmse"] = float(root_mean_squared_error(actual, predicted.astype(np.float64)))
         model.save(trainer.output_dir, also=sorted(work.glob("*rejects.csv")))
     print(f"model {model.run_id}: {len(model.users):,} users, {len(model.movies):,} movies, in {trainer.output_dir}/")
     if test is not None:
@@ -135,11 +146,22 @@ def _test_part(file: str, source: IngestConfig, work: Path, seen: pa.Table) -> p
     config = IngestConfig.of(**{**source.model_dump(), "ratings_csv": file, "import_table": ""})
     print(ingest(config, work / "test.parquet", work / "test_rejects.csv").summary())
     test, _ = read_ratings(work / "test.parquet")
-    for name in (USER, MOVIE):
+    for position, name in enumerate((USER, MOVIE)):
         found, expected = test.schema.field(name).type, seen.schema.field(name).type
-        if found != expected:
+        if pa.types.is_integer(found) and not pa.types.is_integer(expected):
+            # Ids that are text may all look like integers in a smaller file, and were read as the text they are.
+            test = test.set_column(position, name, test[name].cast(expected))
+        elif found != expected:
             raise DataError(f"{file}: {name} is {found}, expected {expected} as in the ratings to train on")
     return test
+
+
+def _check_output(directory: Path) -> None:
+    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--output_dir {directory}: {there} is a file, expected a directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output_dir {directory}: no permission to write to {there}")
 
 
 def _source(namespace: argparse.Namespace, trainer: TrainerConfig) -> IngestConfig:
