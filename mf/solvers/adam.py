@@ -22,7 +22,8 @@ class AdamConfig(Config):
     """Options of the ``adam`` solver; the defaults are the original trainer's.
 
     It minimises, over the parameters of the rows that each batch touches, the batch's mean of
-    (r - r̂)² + w_u·(‖p_u‖² + b_u²) + w_m·(‖q_m‖² + b_m²)
+    (r - r̂)² + l2·(‖p_u‖² + ‖q_m‖²) + bias_damping·(b_u²/n_u + b_m²/n_m)
+    where n_u and n_m are the ratings of the user and of the movie; for weight_decay's part of it see ``Penalty``.
     """
 
     factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
