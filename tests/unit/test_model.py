@@ -1,0 +1,270 @@
+"""The model by hand, and its directory read back by other means than the code that wrote it."""
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+
+from mf import model as module_under_test
+from mf.errors import DataError
+from mf.model import MatrixFactorization, TrainedModel
+from mf.ratings.vocabulary import Vocabulary
+from mf.solvers import AdamConfig, Interactions
+from mf.solvers.adam import Penalty
+
+PAIRS = [(u, m) for u in range(3) for m in range(3)]
+FILES = {"model.pt", "model.json", "user_embeddings.parquet", "movie_embeddings.parquet"}
+IDS: dict[str, tuple[list[Any], list[Any]]] = {
+    "integers": ([-7, 3, 2**53 + 1], [10, 20, 2**62]),
+    "text": (["Zoë", "a,b", "o'x"], ['"q"', "007", "x y"]),
+    "uuids": tuple(sorted(str(uuid.uuid5(uuid.NAMESPACE_URL, f"{kind}{i}")) for i in range(3)) for kind in "um"),
+}
+
+
+def by_hand() -> MatrixFactorization:
+    model = MatrixFactorization(3, 3, 2, rating_min=2.0, rating_max=4.5, mu=3.0)
+    fill(model, [[1, 0], [0, 1], [1, 1]], [[0.5, 0], [0, -1], [1, 2]], [0.5, -0.5, 0], [0.25, 0, -1])
+    return model.eval()
+
+
+def fill(model: MatrixFactorization, p: Any, q: Any, b_u: Any, b_m: Any) -> None:
+    with torch.no_grad():
+        for table, values in ((model.user_factors, p), (model.movie_factors, q)):
+            table.weight.copy_(torch.as_tensor(values))
+        for table, values in ((model.user_bias, b_u), (model.movie_bias, b_m)):
+            table.weight.copy_(torch.as_tensor(values).unsqueeze(-1))
+
+
+def random_model(users: int, movies: int, factors: int = 4) -> MatrixFactorization:
+    generator = torch.Generator().manual_seed(0)
+    model = MatrixFactorization(users, movies, factors, rating_min=0.5, rating_max=5.0, mu=3.25)
+    shapes = ((users, factors), (movies, factors), (users,), (movies,))
+    fill(model, *(torch.randn(shape, generator=generator) + 0.3 for shape in shapes))
+    return model.eval()
+
+
+def trained(ids: str = "integers") -> TrainedModel:
+    users, movies = (Vocabulary.of(pa.array(values)) for values in IDS[ids])
+    return TrainedModel(
+        random_model(3, 3), users, movies, "run-1", "adam", {"factors": 4}, {"train": 9}, {"test_rmse": 0.9}, "abc"
+    )
+
+
+def rows(pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    return torch.tensor([u for u, _ in pairs]), torch.tensor([m for _, m in pairs])
+
+
+def test_predictions_are_those_computed_by_hand() -> None:
+    raw = [4.25, 3.5, 3.5, 2.75, 1.5, 3.5, 3.75, 2.0, 5.0]
+    assert by_hand()(*rows(PAIRS)).tolist() == raw
+    assert by_hand().predict(*rows(PAIRS)).tolist() == [min(max(r, 2.0), 4.5) for r in raw]
+
+
+def test_an_unseen_user_or_movie_has_no_bias_and_no_vector() -> None:
+    pairs = [(0, -1), (1, -1), (-1, 0), (-1, 2), (-1, -1)]
+    assert by_hand().predict(*rows(pairs)).tolist() == [3.5, 2.5, 3.25, 2.0, 3.0]
+
+
+def test_a_prediction_does_not_depend_on_how_the_pairs_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_under_test, "PREDICT_CHUNK", 4)
+    assert by_hand().predict(*rows(PAIRS)).tolist() == [4.25, 3.5, 3.5, 2.75, 2.0, 3.5, 3.75, 2.0, 4.5]
+
+
+def test_dropout_plays_no_part_in_predict() -> None:
+    model = MatrixFactorization(3, 3, 2, rating_min=2.0, rating_max=4.5, mu=3.0, dropout=0.9)
+    model.load_state_dict(by_hand().state_dict())
+    model.train()
+    assert torch.equal(model.predict(*rows(PAIRS)), by_hand().predict(*rows(PAIRS)))
+    assert not torch.equal(model(*rows(PAIRS)), by_hand()(*rows(PAIRS)))
+
+
+def test_the_gradient_is_that_of_finite_differences_penalty_included() -> None:
+    model = random_model(3, 4).double()
+    users, movies = torch.tensor([0, 1, 2, 0, 1, 0]), torch.tensor([0, 1, 2, 3, 0, 0])
+    ratings = torch.tensor([4.0, 1.0, 3.5, 2.0, 5.0, 0.5])
+    config = AdamConfig(l2=0.07, bias_damping=3, weight_decay=0.02)
+    penalty = Penalty.of(Interactions(users, movies, ratings, 3, 4), config)
+
+    def loss() -> Tensor:
+        embedded = model.embed(users, movies)
+        return (model.score(*embedded) - ratings).square().mean() + penalty.of_batch(users, movies, *embedded)
+
+    loss().backward()
+    step = 1e-5
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        gradient, flat = parameter.grad.to_dense().flatten(), parameter.data.view(-1)
+        for i, value in enumerate(flat.tolist()):
+            sides = []
+            for side in (value + step, value - step):
+                flat[i] = side
+                sides.append(loss().item())
+            flat[i] = value
+            assert gradient[i].item() == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=1e-6, abs=1e-9)
+
+
+def test_centring_changes_no_prediction_for_known_pairs() -> None:
+    model, pairs = random_model(6, 5), rows([(u, m) for u in range(6) for m in range(5)])
+    before = model(*pairs).detach()
+    model.centre(torch.tensor([5, 1, 0, 9, 2, 3]), torch.tensor([10, 1, 4, 0, 5]))
+    torch.testing.assert_close(model(*pairs).detach(), before, rtol=0, atol=5e-6)
+
+
+def test_after_centring_biases_and_vectors_are_zero_on_average_over_ratings() -> None:
+    model = random_model(6, 5)
+    user_counts, movie_counts = torch.tensor([5, 1, 0, 9, 2, 3]), torch.tensor([10, 1, 4, 0, 5])
+    model.centre(user_counts, movie_counts)
+    for counts, tables in (
+        (user_counts, (model.user_factors, model.user_bias)),
+        (movie_counts, (model.movie_factors, model.movie_bias)),
+    ):
+        for table in tables:
+            mean = counts.float() @ table.weight.detach() / counts.sum()
+            assert mean.abs().max() < 1e-6
+
+
+def test_mu_is_the_mean_prediction_over_ratings_after_centring() -> None:
+    """Each user rates each movie in proportion to the counts, so the mean over pairs is weighted by their product."""
+    model = random_model(3, 3)
+    user_counts, movie_counts = torch.tensor([1, 2, 3]), torch.tensor([2, 2, 2])
+    weights = torch.tensor([user_counts[u] * movie_counts[m] for u, m in PAIRS]) / 36
+    mean = (weights * model(*rows(PAIRS)).detach()).sum().item()
+    model.centre(user_counts, movie_counts)
+    assert model.mu.item() == pytest.approx(mean, abs=1e-5)
+
+
+@pytest.mark.parametrize("ids", IDS)
+def test_a_model_directory_gives_back_the_model(tmp_path: Path, ids: str) -> None:
+    model = trained(ids)
+    model.save(tmp_path / "deep" / "model")
+    assert {path.name for path in (tmp_path / "deep" / "model").iterdir()} == FILES
+    loaded = TrainedModel.load(tmp_path / "deep" / "model")
+    assert loaded.users.ids.equals(model.users.ids)
+    assert loaded.movies.ids.equals(model.movies.ids)
+    assert loaded.card() == model.card()
+    for name, value in model.module.state_dict().items():
+        assert torch.equal(loaded.module.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("ids", IDS)
+def test_predictions_can_be_recomputed_from_the_parquet_files_and_the_card_alone(tmp_path: Path, ids: str) -> None:
+    model = trained(ids)
+    model.save(tmp_path)
+    card = json.loads((tmp_path / "model.json").read_text())
+    sides = []
+    for kind in ("user", "movie"):
+        table = pq.read_table(tmp_path / f"{kind}_embeddings.parquet")
+        text = pa.int64() if ids == "integers" else pa.string()
+        assert [(f.name, f.type) for f in table.schema] == [
+            (f"{kind}_id", text), ("bias", pa.float32()), ("embedding", pa.list_(pa.float32()))
+        ]  # fmt: skip
+        sides.append({row[f"{kind}_id"]: (row["bias"], np.array(row["embedding"])) for row in table.to_pylist()})
+    nobody: Any = -1 if ids == "integers" else "nobody"
+    pairs = [(u, m) for u in [*IDS[ids][0], nobody] for m in [*IDS[ids][1], nobody]]
+    unseen = (0.0, np.zeros(card["factors"]))
+    expected = []
+    for user, movie in pairs:
+        (b_u, p), (b_m, q) = sides[0].get(user, unseen), sides[1].get(movie, unseen)
+        expected.append(np.clip(card["mu"] + b_u + b_m + p @ q, card["rating_min"], card["rating_max"]))
+    predicted = model.predict(pa.array([u for u, _ in pairs]), pa.array([m for _, m in pairs]))
+    assert predicted.dtype == np.float32
+    np.testing.assert_allclose(predicted, expected, rtol=0, atol=2e-6)
+    assert len(set(expected)) > 8
+
+
+def test_the_state_dict_loads_without_pickle_and_the_card_says_what_it_must(tmp_path: Path) -> None:
+    trained().save(tmp_path)
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    assert shapes == {
+        "mu": (), "rating_min": (), "rating_max": (), "user_factors.weight": (3, 4), "movie_factors.weight": (3, 4),
+        "user_bias.weight": (3, 1), "movie_bias.weight": (3, 1),
+    }  # fmt: skip
+    assert json.loads((tmp_path / "model.json").read_text()) == {
+        "format": 1, "run_id": "run-1", "solver": "adam", "config": {"factors": 4}, "mu": 3.25, "factors": 4,
+        "rating_min": 0.5, "rating_max": 5.0, "rows": {"train": 9}, "users": 3, "movies": 3, "git_sha": "abc",
+        "metrics": {"test_rmse": 0.9},
+    }  # fmt: skip
+
+
+def test_other_files_of_the_directory_are_kept_and_an_older_model_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    trained("text").save(tmp_path)
+    (tmp_path / "rejects.csv").write_text("of the reading")
+    trained("uuids").save(tmp_path / "copy", also=[tmp_path / "rejects.csv"])
+    trained("integers").save(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "copy" / "rejects.csv").read_text() == "of the reading"
+    assert TrainedModel.load(tmp_path).users.ids.to_pylist() == IDS["integers"][0]
+
+
+def test_a_save_that_fails_while_writing_leaves_the_older_model_whole(tmp_path: Path) -> None:
+    trained("text").save(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        trained("integers").save(tmp_path, also=[tmp_path / "is not there"])
+    assert TrainedModel.load(tmp_path).users.ids.to_pylist() == IDS["text"][0]
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_a_save_that_fails_halfway_leaves_no_model_that_loads(tmp_path: Path) -> None:
+    trained("text").save(tmp_path)
+    (tmp_path / "model.pt").unlink()
+    (tmp_path / "model.pt").mkdir()  # no file can take its place
+    with pytest.raises(OSError, match=r"model\.pt"):
+        trained("integers").save(tmp_path)
+    with pytest.raises(DataError, match="is not a model directory"):
+        TrainedModel.load(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"model.json"}
+
+
+def spoilt(directory: Path, how: str) -> None:
+    card = directory / "model.json"
+    if how.endswith("is gone"):
+        (directory / how.split()[0]).unlink()
+    elif how.endswith("is garbage"):
+        (directory / how.split()[0]).write_bytes(b"\xffgarbage")
+    elif how == "model.pt is empty":
+        (directory / "model.pt").write_bytes(b"")
+    elif how == "model.json is a list":
+        card.write_text("[]")
+    elif how == "a user is missing":
+        table = pq.read_table(directory / "user_embeddings.parquet")
+        pq.write_table(table.slice(1), directory / "user_embeddings.parquet")
+    else:
+        values = json.loads(card.read_text())
+        values |= {"format of tomorrow": {"format": 2}, "factors are text": {"factors": "4"}}.get(how, {})
+        values.pop(how.removeprefix("no "), None)
+        card.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("model.json is gone", "No such file or directory"),
+        ("model.pt is gone", "No such file or directory"),
+        ("user_embeddings.parquet is gone", "user_embeddings.parquet"),
+        ("model.json is garbage", "decode byte"),
+        ("model.pt is garbage", "is not a model directory: "),
+        ("model.pt is empty", "is not a model directory: "),
+        ("movie_embeddings.parquet is garbage", "[Pp]arquet"),
+        ("model.json is a list", "list"),
+        ("a user is missing", r"user_factors.weight: copying a param with shape torch.Size\(\[3, 4\]\)"),
+        ("format of tomorrow", "model.json has format 2, expected 1"),
+        ("factors are text", "is not a model directory: "),
+        ("no run_id", "'run_id' is missing in it"),
+    ],
+)
+def test_what_is_not_a_model_directory_is_named_in_one_line(tmp_path: Path, how: str, said: str) -> None:
+    trained().save(tmp_path)
+    spoilt(tmp_path, how)
+    with pytest.raises(DataError, match=said) as error:
+        TrainedModel.load(tmp_path)
+    assert str(error.value).startswith(str(tmp_path))
+    assert "\n" not in str(error.value)
