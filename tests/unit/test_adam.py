@@ -1,0 +1,288 @@
+"""The adam solver: each option by what it must do to the parameters, and the whole by a known noise floor."""
+
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mf.errors import TrainingError
+from mf.evaluation.baselines import BiasModel
+from mf.model import MatrixFactorization
+from mf.solvers import AdamConfig, EpochReport, Interactions, fit
+from mf.solvers.adam import Penalty, clip_grad_norm
+from mf.solvers.row_adam import RowAdam
+from pipelines.training import ADAM
+
+CPU = torch.device("cpu")
+NOISE = 0.5
+USERS, MOVIES, RATINGS = 800, 500, 40_000
+
+
+def interactions(users: list[int], movies: list[int], ratings: list[float]) -> Interactions:
+    u, m = torch.tensor(users, dtype=torch.int64), torch.tensor(movies, dtype=torch.int64)
+    n_users, n_movies = (int(rows.max()) + 1 if len(rows) else 0 for rows in (u, m))
+    return Interactions(u, m, torch.tensor(ratings, dtype=torch.float32), n_users, n_movies)
+
+
+def small(seed: int = 0) -> tuple[Interactions, Interactions]:
+    """300 and 60 ratings of 20 users and 15 movies, pure noise around 3.5."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = torch.randperm(300, generator=generator)
+    ratings = 3.5 + torch.randn(300, generator=generator)
+    train = Interactions(pairs // 15, pairs % 15, ratings, 20, 15)
+    held = pairs[:60]
+    return train, Interactions(held // 15, held % 15, ratings[:60] + torch.randn(60, generator=generator), 20, 15)
+
+
+NONE = interactions([], [], [])
+
+
+@cache
+def planted() -> tuple[Interactions, Interactions, Interactions]:
+    """Training, validation and test part (80, 10, 10%) of ratings mu + b_u + b_m + p·q + N(0, 0.5²), of rank 2, neither
+    rounded nor clipped; users and movies unevenly busy. No predictor can have an RMSE below 0.5 but by chance."""
+    rng = np.random.default_rng(0)
+    activity, popularity = rng.lognormal(0, 0.5, USERS), rng.lognormal(0, 0.7, MOVIES)
+    chance = np.outer(activity, popularity).ravel()
+    pairs = rng.choice(USERS * MOVIES, RATINGS, replace=False, p=chance / chance.sum())
+    users, movies = pairs // MOVIES, pairs % MOVIES
+    p, q = rng.normal(0, 0.7, (USERS, 2)), rng.normal(0, 0.7, (MOVIES, 2))
+    b_u, b_m = rng.normal(0, 0.4, USERS), rng.normal(0, 0.4, MOVIES)
+    ratings = 3.5 + b_u[users] + b_m[movies] + (p[users] * q[movies]).sum(1) + rng.normal(0, NOISE, RATINGS)
+    whole = Interactions(
+        *(torch.tensor(x) for x in (users, movies, ratings.astype(np.float32))), n_users=USERS, n_movies=MOVIES
+    )
+    ends = (0, RATINGS * 8 // 10, RATINGS * 9 // 10, RATINGS)
+    train, validation, test = (
+        replace(whole, users=whole.users[a:b], movies=whole.movies[a:b], ratings=whole.ratings[a:b])
+        for a, b in pairwise(ends)
+    )
+    return train, validation, test
+
+
+@cache
+def planted_model() -> tuple[MatrixFactorization, tuple[EpochReport, ...]]:
+    train, validation, _ = planted()
+    epochs: list[EpochReport] = []
+    return fit(train, validation, ADAM, CPU, [epochs.append]), tuple(epochs)
+
+
+def bias_model() -> BiasModel:
+    train = planted()[0]
+    return BiasModel.fit(train.users.numpy(), train.movies.numpy(), train.ratings.numpy(), USERS, MOVIES)
+
+
+def rmse(predicted: Tensor | np.ndarray, actual: Tensor) -> float:
+    return float(np.sqrt(np.mean((np.asarray(predicted, np.float64) - actual.double().numpy()) ** 2)))
+
+
+def test_the_pipelines_defaults_come_near_the_noise_floor_of_planted_ratings() -> None:
+    """Measured: 0.580 over a floor of 0.5 (40 ratings a user for 65 parameters each), biases alone 0.870."""
+    test = planted()[2]
+    model = rmse(planted_model()[0].predict(test.users, test.movies), test.ratings)
+    biases = rmse(bias_model().predict(test.users.numpy(), test.movies.numpy()), test.ratings)
+    assert NOISE - 0.02 < model < NOISE + 0.1
+    assert model < biases - 0.25
+
+
+@pytest.mark.parametrize("side", ["user", "movie"])
+def test_beside_an_unseen_movie_or_user_the_answer_is_nearly_the_damped_bias_models(side: str) -> None:
+    """Measured: apart by 0.10, where the answers' standard deviation is 0.38."""
+    known, unseen = torch.arange(USERS if side == "user" else MOVIES), torch.tensor(-1)
+    pairs = torch.broadcast_tensors(*((known, unseen) if side == "user" else (unseen, known)))
+    ours = planted_model()[0].predict(*pairs).double().numpy()
+    theirs = bias_model().predict(*(rows.numpy() for rows in pairs))
+    assert np.sqrt(np.mean((ours - theirs) ** 2)) < 0.15
+    assert theirs.std() > 0.3
+
+
+def test_weight_decay_adds_up_over_an_epoch_to_what_torch_adds_to_dense_gradients() -> None:
+    train, _ = small()
+    penalty = Penalty.of(train, AdamConfig(weight_decay=0.01))
+    model = MatrixFactorization(20, 15, 3, rating_min=0, rating_max=5, init_std=1)
+    torch.nn.init.normal_(model.user_bias.weight)
+    for batch in torch.randperm(300).split(50):
+        users, movies = train.users[batch], train.movies[batch]
+        penalty.of_batch(users, movies, *model.embed(users, movies)).backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad.to_dense(), 6 * 0.01 * parameter.detach(), rtol=1e-4, atol=1e-7)
+
+
+def test_bias_damping_leaves_n_by_n_plus_damping_of_a_rows_mean_error() -> None:
+    """Users come in pairs that rate 2.5 and 4.5, so that the movie's bias stays 0; l2 keeps the vectors at 0."""
+    users, ratings = [], []
+    for user, n in enumerate([1, 1, 4, 4, 20, 20]):
+        users += [user] * n
+        ratings += [4.5 if user % 2 else 2.5] * n
+    train = interactions(users, [0] * len(users), ratings)
+    config = AdamConfig(factors=1, epochs=400, lr=0.05, schedule="one_cycle", weight_decay=0, l2=10, bias_damping=4)
+    bias = fit(train, NONE, config, CPU).user_bias.weight.detach().flatten().tolist()
+    assert bias == pytest.approx([-1 / 5, 1 / 5, -1 / 2, 1 / 2, -5 / 6, 5 / 6], abs=0.005)
+
+
+def test_clipping_bounds_the_norm_of_the_whole_gradient_and_keeps_its_direction() -> None:
+    def gradients(max_norm: float | None) -> Tensor:
+        torch.manual_seed(0)
+        model = MatrixFactorization(3, 3, 2, rating_min=0, rating_max=5, init_std=1)
+        model(torch.tensor([0, 0, 1]), torch.tensor([2, 2, 0])).square().sum().backward()
+        if max_norm is not None:
+            clip_grad_norm(model, max_norm)
+        found = [parameter.grad for parameter in model.parameters()]
+        return torch.cat([g.to_dense().flatten() for g in found if g is not None])
+
+    free = gradients(None)
+    assert free.norm() > 1
+    torch.testing.assert_close(gradients(0.5), free * 0.5 / free.norm(), rtol=1e-5, atol=1e-7)
+    assert torch.equal(gradients(1e6), free)
+
+
+def test_a_step_with_a_clipped_gradient_is_a_clipped_step() -> None:
+    """A gradient far below Adam's eps of 1e-8 moves a parameter by a tenth of lr at most, another one by lr."""
+    train, _ = small()
+    moved = {
+        clip: fit(train, NONE, AdamConfig(lr=0.5, clip_grad=clip), CPU).user_bias.weight.detach().abs().max().item()
+        for clip in (None, 1e-9)
+    }
+    assert moved[1e-9] < 0.1 < 0.4 < moved[None]
+
+
+def test_dropout_changes_the_training_and_is_off_in_the_fitted_model() -> None:
+    train, validation = small()
+    config = AdamConfig(epochs=3, lr=0.05, factors=8, init_std=0.5)
+    plain, dropped = (fit(train, validation, config.model_copy(update={"dropout": p}), CPU) for p in (0.0, 0.5))
+    assert not torch.equal(plain.user_factors.weight, dropped.user_factors.weight)
+    assert not dropped.training
+    assert torch.equal(dropped(train.users, train.movies), dropped(train.users, train.movies))
+
+
+OVERFITTING = AdamConfig(epochs=60, lr=0.1, factors=16, batch_size=32, patience=3)
+
+
+def test_it_stops_early_and_keeps_the_best_epoch() -> None:
+    train, validation = small()
+    epochs: list[EpochReport] = []
+    model = fit(train, validation, OVERFITTING, CPU, [epochs.append])
+    errors = [epoch.validation_rmse for epoch in epochs]
+    best = errors.index(min(errors))
+    assert len(epochs) == best + 1 + 3 < 60
+    assert [epoch.epoch for epoch in epochs] == list(range(1, len(epochs) + 1))
+    assert rmse(model.predict(validation.users, validation.movies), validation.ratings) == pytest.approx(errors[best])
+    assert errors[best] < errors[-1] - 0.01
+
+
+def test_without_patience_every_epoch_is_run_and_the_best_one_kept() -> None:
+    train, validation = small()
+    epochs: list[EpochReport] = []
+    config = OVERFITTING.model_copy(update={"epochs": 15, "patience": 0})
+    model = fit(train, validation, config, CPU, [epochs.append])
+    assert len(epochs) == 15
+    found = rmse(model.predict(validation.users, validation.movies), validation.ratings)
+    assert found == pytest.approx(min(epoch.validation_rmse for epoch in epochs))
+
+
+def test_without_validation_ratings_every_epoch_is_run_and_the_last_one_kept() -> None:
+    train, _ = small()
+    epochs: list[EpochReport] = []
+    model = fit(train, NONE, OVERFITTING.model_copy(update={"epochs": 12}), CPU, [epochs.append])
+    assert [epoch.validation_rmse for epoch in epochs] == [None] * 12
+    assert rmse(model.predict(train.users, train.movies), train.ratings) < epochs[-2].train_rmse < epochs[0].train_rmse
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
+    train, validation = small()
+    config = AdamConfig(epochs=3, factors=4, lr=0.05, dropout=0.2, batch_size=64, schedule="one_cycle")
+    states = [fit(train, validation, config.model_copy(update={"seed": seed}), CPU).state_dict() for seed in (5, 5, 6)]
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+    assert not torch.equal(states[0]["user_factors.weight"], states[2]["user_factors.weight"])
+
+
+def test_validation_ratings_steer_and_are_never_trained_on() -> None:
+    train, validation = small()
+    config = AdamConfig(epochs=1, factors=4, lr=0.05)
+    with_it, without = fit(train, validation, config, CPU).state_dict(), fit(train, NONE, config, CPU).state_dict()
+    assert all(torch.equal(value, without[name]) for name, value in with_it.items())
+
+
+def test_validation_ratings_of_unseen_users_and_movies_are_scored() -> None:
+    train, _ = small()
+    validation = Interactions(torch.tensor([-1, 3, -1]), torch.tensor([2, -1, -1]), torch.ones(3), 20, 15)
+    epochs: list[EpochReport] = []
+    model = fit(train, validation, AdamConfig(lr=0.05), CPU, [epochs.append])
+    mu, b_u, b_m = (x.detach() for x in (model.mu, model.user_bias.weight[3, 0], model.movie_bias.weight[2, 0]))
+    expected = torch.stack([mu + b_m, mu + b_u, mu]) - 1
+    assert epochs[0].validation_rmse == pytest.approx(expected.square().mean().sqrt().item(), rel=1e-5)
+
+
+def test_one_cycle_rises_to_lr_in_a_tenth_of_the_steps_and_falls_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = RowAdam.step
+
+    def noted(self: RowAdam) -> None:
+        rates.append(self.param_groups[0]["lr"])
+        step(self)
+
+    monkeypatch.setattr(RowAdam, "step", noted)
+    fit(small()[0], NONE, AdamConfig(epochs=20, batch_size=60, lr=0.02, schedule="one_cycle"), CPU)
+    assert len(rates) == 100
+    assert max(rates) == pytest.approx(0.02, rel=0.01)
+    assert 7 <= int(np.argmax(rates)) <= 12
+    assert rates[0] == pytest.approx(0.02 / 25)
+    assert rates[-1] < 0.02 / 500
+    rates.clear()
+    fit(small()[0], NONE, AdamConfig(epochs=2, batch_size=60, lr=0.02), CPU)
+    assert rates == [0.02] * 10
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8, 9, 10, 19])
+def test_one_cycle_takes_any_number_of_steps(steps: int) -> None:
+    epochs: list[EpochReport] = []
+    fit(small()[0], NONE, AdamConfig(epochs=steps, schedule="one_cycle"), CPU, [epochs.append])
+    assert len(epochs) == steps
+
+
+@pytest.mark.parametrize(
+    ("options", "validated", "said"),
+    [
+        ({"lr": 1e30, "batch_size": 30, "epochs": 3}, True, "epoch 1: the train RMSE is (nan|inf): "),
+        ({"lr": 1e30, "epochs": 3}, True, "epoch 1: the validation RMSE is nan: "),
+        ({"lr": 1e30, "epochs": 2}, False, "epoch 2: the train RMSE is (nan|inf): "),
+        ({"lr": 1e30}, False, "epoch 1: a parameter is not finite: "),
+    ],
+)
+def test_a_value_that_is_not_finite_ends_the_training_with_the_epoch_and_what_to_lower(
+    options: dict[str, float], validated: bool, said: str
+) -> None:
+    train, validation = small()
+    with pytest.raises(TrainingError, match=rf"^{said}lower --lr \(it is 1e\+30\), or set --clip_grad 1$"):
+        fit(train, validation if validated else NONE, AdamConfig(**options), CPU)
+
+
+def test_the_callers_number_of_threads_is_left_as_it_was() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        fit(small()[0], NONE, AdamConfig(), CPU)
+        with pytest.raises(TrainingError):
+            fit(small()[0], NONE, AdamConfig(lr=1e30), CPU)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_range_and_the_mean_are_those_of_the_training_ratings() -> None:
+    train, validation = small()
+    model = fit(train, validation, AdamConfig(lr=1e-9), CPU)
+    assert (model.rating_min, model.rating_max) == (train.ratings.min(), train.ratings.max())
+    assert model.mu.item() == pytest.approx(train.ratings.double().mean().item(), abs=1e-3)
+
+
+def test_an_epochs_line_says_what_was_reached_how_fast_and_what_is_left() -> None:
+    report = EpochReport(3, 5, 0.8, 0.87314, 1.5, 12345.6)
+    assert report.line() == ("epoch 3/5  validation RMSE 0.8731  train RMSE 0.8000  1.5 s  12,346 ratings/s  3 s left")
+    assert replace(report, validation_rmse=None).line().startswith("epoch 3/5  train RMSE 0.8000")
