@@ -1,0 +1,115 @@
+import base64
+import json
+import traceback
+
+import pytest
+from pydantic import SecretStr
+
+from mf.errors import ConfigError, MfError
+from mf.supabase.credentials import Credentials
+
+URL, KEY = "https://abc.supabase.co", "sb_secret_0123456789"
+
+
+def jwt(**claims: str) -> str:
+    return ".".join(
+        base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in ({}, claims, 0)
+    )
+
+
+def found(**environ: str) -> tuple[str, str]:
+    credentials = Credentials.find(environ=environ)
+    return credentials.url, credentials.key.get_secret_value()
+
+
+def test_they_are_found_in_the_environment() -> None:
+    assert found(SUPABASE_URL=f"{URL}/", SUPABASE_KEY=f" {KEY}\n") == (URL, KEY)
+
+
+def test_the_processs_own_environment_is_read_at_the_moment_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("sb_secret_one", "sb_secret_two"):
+        monkeypatch.setenv("SUPABASE_URL", URL)
+        monkeypatch.setenv("SUPABASE_KEY", key)
+        assert Credentials.find().key.get_secret_value() == key
+
+
+def test_what_is_given_wins_over_the_environment() -> None:
+    environ = {"SUPABASE_URL": "https://other.supabase.co", "SUPABASE_KEY": "other", "SUPABASE_KEY_SECRET": "no/name"}
+    credentials = Credentials.find(URL, SecretStr(KEY), environ)
+    assert (credentials.url, credentials.key.get_secret_value()) == (URL, KEY)
+    credentials = Credentials.find(URL, None, environ)
+    assert (credentials.url, credentials.key.get_secret_value()) == (URL, "other")
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({}, "no Supabase project: give --supabase_url or set SUPABASE_URL"),
+        ({"SUPABASE_KEY": KEY}, "no Supabase project: give --supabase_url or set SUPABASE_URL"),
+        ({"SUPABASE_URL": URL}, f"no key for {URL}: set SUPABASE_KEY, or SUPABASE_KEY_SECRET to the name of a Secret"),
+        ({"SUPABASE_URL": URL, "SUPABASE_KEY": " \n"}, f"no key for {URL}: "),
+        ({"SUPABASE_URL": URL, "SUPABASE_KEY": "sb_secret_a b"}, "holds characters that no Supabase key has: copy it"),
+        ({"SUPABASE_URL": URL, "SUPABASE_KEY": "sb_secret_é"}, "holds characters that no Supabase key has: copy it"),
+        (
+            {"SUPABASE_URL": URL, "SUPABASE_KEY_SECRET": "my-secret"},
+            "SUPABASE_KEY_SECRET is 'my-secret', expected projects/PROJECT/secrets/NAME/versions/latest",
+        ),
+        ({"SUPABASE_URL": URL, "SUPABASE_KEY_SECRET": "projects//secrets/x"}, "expected projects/PROJECT/secrets/NAME"),
+    ],
+)
+def test_what_is_missing_or_cannot_be_is_told_in_one_line(environ: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Credentials.find(environ=environ)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "sb_secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "abc.supabase.co", "ftp://abc.supabase.co", "https://", "http://[::1", "https://abc.supabase.co:port",
+        "https://abc.supabase.co:0", "https://abc.supabase.co:99999", "https://me:sb_secret_x@abc.supabase.co",
+        "https://abc.supabase.co?apikey=sb_secret_x", "https://abc.supabase.co#sb_secret_x", "https://a b.co",
+        "https://.supabase.co", "https://abc..co", "sb_secret_x",
+    ],
+)  # fmt: skip
+def test_an_address_that_cannot_be_asked_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Credentials.find(url, SecretStr(KEY), {})
+    assert str(error.value) == "the Supabase URL is not of the form https://PROJECT.supabase.co"
+
+
+@pytest.mark.parametrize("url", [URL, "http://127.0.0.1:54321", "https://[::1]:8000", "https://example.org/supabase"])
+def test_an_address_that_can_be_asked_is_taken(url: str) -> None:
+    assert Credentials.find(url, SecretStr(KEY), {}).url == url
+
+
+@pytest.mark.parametrize(
+    ("key", "role"),
+    [
+        (KEY, "service_role"),
+        ("sb_publishable_abc", "anon"),
+        ("sb_other_abc", "unknown"),
+        (jwt(role="service_role"), "service_role"),
+        (jwt(role="anon"), "anon"),
+        (jwt(role="authenticated"), "authenticated"),
+        (jwt(sub="somebody"), "unknown"),
+        ("a.b.c", "unknown"),
+        ("a.####.c", "unknown"),
+        ("abc", "unknown"),
+    ],
+)
+def test_the_role_is_what_the_key_itself_tells(key: str, role: str) -> None:
+    assert Credentials(URL, SecretStr(key)).role == role
+
+
+def test_the_key_shows_in_no_text_and_in_no_traceback_with_locals() -> None:
+    credentials = Credentials.find(URL, SecretStr(KEY), {})
+    assert KEY not in f"{credentials} {credentials!r} {vars(credentials)}"
+    try:
+        Credentials.find("ftp://x", SecretStr(KEY), {"SUPABASE_KEY": "other"})
+    except MfError as error:
+        shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+    assert "key" in shown
+    assert KEY not in shown
