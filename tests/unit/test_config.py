@@ -35,10 +35,7 @@ def parser() -> argparse.ArgumentParser:
     ("values", "said"),
     [
         ({"size": 0}, "size: Input should be greater than or equal to 1 (given: 0)"),
-        (
-            {"size": "a\nb"},
-            r"size: Input should be a valid integer, unable to parse string as an integer (given: 'a\nb')",
-        ),
+        ({"kind": "a\nb"}, r"kind: Input should be 'plain' or 'fancy' (given: 'a\nb')"),
         ({"size": 2.5}, "size: Input should be a valid integer, got a number with a fractional part (given: 2.5)"),
         ({"rate": float("nan")}, "rate: Input should be a finite number (given: nan)"),
         ({"rate": float("inf")}, "rate: Input should be a finite number (given: inf)"),
@@ -57,7 +54,7 @@ def test_a_missing_value_is_named() -> None:
     class Needy(Config):
         size: int
 
-    with pytest.raises(ConfigError, match="^size: Field required$"):
+    with pytest.raises(ConfigError, match=r"^size: Field required$"):
         Needy.of()
 
 
