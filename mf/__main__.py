@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str]) -> None:
     """Runs the command that ``argv`` names; a mistake of the user's ends in one line and exit status 2."""
     with reported():
-        if argv[:1] == ["schema"]:
+        if list(argv[:1]) == ["schema"]:
             print_schema(argv[1:])
         else:
             train_once(argv)

@@ -1,6 +1,7 @@
 """The pipeline's parameters as a person meets them: in the console and in the README, from one text."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mf.config import Config
@@ -15,7 +16,7 @@ OWN = {
     "supabase_url": "Supabase project to import from and publish to, https://PROJECT.supabase.co",
     "seed": "Seed of the split, the initialisation, the order of the ratings and dropout",
     "clip_grad": "Largest norm of a step's gradient; -1: no limit",
-    "train_accelerator_type": "GPU of the train step: NVIDIA_TESLA_T4, NVIDIA_L4, NVIDIA_TESLA_A100, …",
+    "train_accelerator_type": "GPU of the train step: NVIDIA_TESLA_T4, NVIDIA_L4, NVIDIA_TESLA_A100 and others",
     "train_accelerator_count": "GPUs of the train step",
     **{f"{step}_cpu": f"CPU cores of the {step} step" for step in STEPS},
     **{f"{step}_memory": f"Memory of the {step} step, for example 16G" for step in STEPS},
@@ -30,14 +31,25 @@ def description(parameter: str) -> str:
         KeyError: nothing describes it.
     """
     if parameter in OWN:
-        return str(OWN[parameter])
-    text = next(c.model_fields[parameter].description for c in CONFIGS if parameter in c.model_fields)
-    return text[0].upper() + text[1:]
+        return OWN[parameter]
+    field = next(config.model_fields[parameter] for config in CONFIGS if parameter in config.model_fields)
+    return str(field.description)[0].upper() + str(field.description)[1:]
 
 
 def described(pipeline: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the descriptions to the docstring, where KFP looks for them."""
-    names = list(pipeline.__annotations__)
+    names = inspect.signature(pipeline).parameters
     lines = "\n".join(f"    {name}: {description(name)}." for name in names)
     pipeline.__doc__ = f"{pipeline.__doc__}\n\nArgs:\n{lines}\n"
     return pipeline
+
+
+def table(definitions: Mapping[str, Mapping[str, Any]]) -> str:
+    """The parameters of a compiled pipeline as a table in Markdown, in the order of the pipeline's signature."""
+    rows = ["| parameter | default | meaning |", "|---|---|---|"]
+    for name, defined in definitions.items():
+        default = defined["defaultValue"]
+        if defined["parameterType"] == "NUMBER_INTEGER":
+            default = int(default)
+        rows.append(f"| `{name}` | {f'`{default}`' if default != '' else ''} | {defined['description']} |")
+    return "\n".join(rows) + "\n"

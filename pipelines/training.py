@@ -18,7 +18,7 @@ NAME = "mf-training"
 
 # What holds from small data to large. `python -m mf` keeps the original trainer's defaults instead.
 ADAM = AdamConfig(
-    batch_size=1024, epochs=10, lr=1e-2, weight_decay=0, l2=0.06, bias_damping=3, schedule="one_cycle", patience=2
+    batch_size=512, epochs=10, lr=7e-3, weight_decay=0, l2=0.06, bias_damping=3, schedule="one_cycle", patience=3
 )
 INGEST, SPLIT, EXPORT = IngestConfig(import_table="ratings"), SplitConfig(), ExportConfig()
 
@@ -26,7 +26,7 @@ INGEST, SPLIT, EXPORT = IngestConfig(import_table="ratings"), SplitConfig(), Exp
 def build(settings: Settings) -> GraphComponent:
     """The pipeline for the images and secrets of ``settings``; compiled for Vertex AI and run on a laptop alike."""
 
-    @dsl.pipeline(name=NAME)
+    @dsl.pipeline(name=NAME)  # type: ignore[untyped-decorator]
     @described
     def training(
         ratings_csv: str = INGEST.ratings_csv,
@@ -69,7 +69,7 @@ def build(settings: Settings) -> GraphComponent:
         evaluate_memory: str = "16G",
         export_cpu: str = "2",
         export_memory: str = "8G",
-    ):
+    ) -> None:
         """Turns ratings into user and movie embeddings in Supabase."""
         ingested = components.ingest(
             ratings_csv=ratings_csv,

@@ -38,7 +38,7 @@ def _download(bucket: str, name: str, path: Path, address: str) -> None:
     # Imported here: who reads local files only does not pay the second it takes.
     from google.api_core import exceptions
     from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
-    from google.cloud import storage
+    from google.cloud import storage  # type: ignore[attr-defined]
     from google.cloud.storage.retry import DEFAULT_RETRY
     from requests import RequestException
 

@@ -41,7 +41,10 @@ class AdamConfig(Config):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="probability with which an entry of an embedding is dropped")
     clip_grad: float | None = Field(None, gt=0, description="largest norm of a step's gradient")
-    schedule: Literal["constant", "one_cycle"] = Field("constant", description="how the step size goes over the epochs")
+    schedule: Literal["constant", "one_cycle"] = Field(
+        "constant",
+        description="how the step size goes: constant, or one_cycle, up in a tenth of the steps and down to 0",
+    )
     patience: int = Field(0, ge=0, description="epochs without a better validation RMSE before it stops; 0: never")
     init_std: float = Field(0.01, gt=0, description="standard deviation of the vectors' entries at the start")
     seed: int = Field(0, ge=0, description="of the initialisation, the order of the ratings and dropout")

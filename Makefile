@@ -1,0 +1,58 @@
+# Everything a person does with the project; `make` alone lists it.
+PYTHON ?= python3
+# cpu or cuda; on Linux pip's default build of torch is the CUDA one. TORCH_INDEX may name an index of CPU builds.
+TORCH ?= cpu
+TORCH_INDEX ?=
+# Parameters of the pipeline for run, seed-table and submit: PARAMS="epochs=20 factors=32"
+PARAMS ?=
+RATINGS ?=
+IMPORT_TABLE ?=
+SETTINGS ?= pipelines/settings.toml
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# pip shows what it downloads on a terminal and is silent in a log.
+QUIET := $(if $(MAKE_TERMOUT),,--quiet)
+PIP := $(PY) -m pip --disable-pip-version-check install $(QUIET)
+TORCH_VERSION := $(shell sed -n 's/.*"torch==\(.*\)".*/\1/p' pyproject.toml)
+INSTALLED := $(VENV)/installed-$(TORCH)
+params := $(addprefix --param ,$(PARAMS))
+
+.PHONY: help install run seed-table test compile submit lint clean
+.DEFAULT_GOAL := help
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+install: $(INSTALLED) ## make the virtual environment (.venv) from the lock files
+
+$(INSTALLED): requirements/all.lock pyproject.toml
+	@$(PYTHON) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, found " + sys.version.split()[0])'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (about two minutes)"
+	@$(PIP) --require-hashes -r requirements/all.lock
+	@PY="$(PY)" TORCH="$(TORCH)" TORCH_INDEX="$(TORCH_INDEX)" VERSION="$(TORCH_VERSION)" QUIET="$(QUIET)" requirements/install-torch
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/installed-* && touch $@
+
+run: $(INSTALLED) ## train, evaluate and publish on this machine: RATINGS=file.csv or IMPORT_TABLE=ratings, else the sample
+	@$(PY) -m pipelines run $(if $(RATINGS),--ratings '$(RATINGS)') $(if $(IMPORT_TABLE),--import_table '$(IMPORT_TABLE)') $(params)
+
+seed-table: $(INSTALLED) ## fill the table "ratings" of the embedded Supabase from RATINGS=file.csv, else from the sample
+	@$(PY) -m pipelines seed-table $(if $(RATINGS),--ratings '$(RATINGS)') $(if $(IMPORT_TABLE),--import_table '$(IMPORT_TABLE)') $(params)
+
+test: $(INSTALLED) ## run all tests
+	@$(PY) -m pytest
+
+compile: $(INSTALLED) ## write build/mf-training.yaml, what Vertex AI Pipelines runs
+	@$(PY) -m pipelines compile --settings '$(SETTINGS)'
+
+submit: $(INSTALLED) ## run the compiled pipeline on Vertex AI (pipelines/settings.toml says where)
+	@$(PY) -m pipelines submit --settings '$(SETTINGS)' $(params)
+
+lint: $(INSTALLED) ## check style and types
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+clean: ## remove what was made here, the virtual environment and local databases included
+	@test ! -d .mf/supabase || $(PY) -c 'from pathlib import Path; from mf.local import delete_home; delete_home(Path(".mf/supabase"))'
+	@rm -rf $(VENV) .mf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

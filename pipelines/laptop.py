@@ -1,0 +1,112 @@
+"""The pipeline on one machine: the function that is compiled for Vertex AI, run through ``kfp.local`` against an
+embedded Supabase."""
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, redirect_stdout
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
+from kfp import local
+
+from mf.errors import MfError
+from mf.local import LocalSupabase
+from mf.supabase.schema import migration
+from pipelines.settings import Settings
+from pipelines.sources import Source
+from pipelines.steplog import StepLog
+from pipelines.summary import summarise
+from pipelines.training import NAME, build
+
+KEPT_RUNS = 3  # of each source
+EXECUTOR = "kfp.dsl.executor_main"  # stands in the command of every step's process
+
+
+def run(source: Source, parameters: Mapping[str, Any], home: Path) -> None:
+    """Trains, evaluates and publishes, then prints what a reader of the published run gets.
+
+    Args:
+        source: the ratings.
+        parameters: of the pipeline, beyond the source's own.
+        home: folder for the databases and for what the steps write.
+
+    Raises:
+        MfError: a step failed, or the embedded Supabase did.
+    """
+    folder = home / "runs" / source.database
+    folder.mkdir(parents=True, exist_ok=True)
+    with stopping(), LocalSupabase(home / "supabase", source.database) as supabase:
+        views = {k: v for k, v in parameters.items() if k.endswith("_export_table")}
+        schema = source.schema(supabase)
+        supabase.migrate(migration(type(schema).of(**{**schema.model_dump(), **views})))
+        with environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=supabase.secret_key):
+            run_steps({**parameters, **source.parameters, "supabase_url": supabase.url}, folder)
+        *old, newest = sorted(folder.glob(f"{NAME}-*"))
+        for earlier in old[: -KEPT_RUNS + 1]:
+            shutil.rmtree(earlier)
+        summarise(source, schema, supabase, newest)
+
+
+def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:
+    """Runs the pipeline's steps one after another, each in a process of its own; shows their lines, and keeps all that
+    the runner prints in ``log.txt``."""
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
+    with closing(StepLog(folder / "log.txt", sys.stdout)) as log, redirect_stdout(log), warnings.catch_warnings():
+        # A laptop has the machine it has; the image is not used.
+        warnings.filterwarnings(
+            "ignore", message=".*(have no effect in the current local runner|non-Python base image)"
+        )
+        try:
+            build(Settings.load())(**parameters)
+        except RuntimeError:
+            failed = f"the step {log.step} failed"
+            raise MfError(f"{failed}: {log.error}" if log.error else f"{failed}; see {folder / 'log.txt'}") from None
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Sets variables that the steps' processes inherit, in place of any Supabase project of the user's own."""
+    before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("SUPABASE_")}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and the end of a ``make`` that started this end the step that runs, and then the program in good
+    order."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        # kfp.local waits for the step's process, so that has to end first.
+        for child in psutil.Process().children(recursive=True):
+            if EXECUTOR in child.cmdline():
+                child.terminate()
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    if "MAKELEVEL" in os.environ:
+        threading.Thread(target=_end_with_parent, args=[os.getppid()], daemon=True).start()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)

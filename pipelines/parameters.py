@@ -1,0 +1,34 @@
+"""Parameters as a person gives them, ``epochs=20``, checked against the pipeline before anything starts."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from mf.errors import ConfigError
+
+TYPES = {"NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "STRING": str}
+
+
+def parse(given: Iterable[str], definitions: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """``["epochs=20", "lr=0.01"]`` as values of the types that the pipeline asks for.
+
+    Args:
+        given: ``name=value`` each.
+        definitions: ``root.inputDefinitions.parameters`` of the compiled pipeline.
+
+    Raises:
+        ConfigError: a parameter that the pipeline does not have, or a value that is not of its type.
+    """
+    values = {}
+    for pair in given:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"parameter {name!r}: expected name=value")
+        if name not in definitions:
+            raise ConfigError(f"the pipeline has no parameter {name!r}; it has {', '.join(sorted(definitions))}")
+        kind = TYPES[definitions[name]["parameterType"]]
+        try:
+            values[name] = kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise ConfigError(f"parameter {name}: expected {what}, found {text!r}") from None
+    return values

@@ -1,0 +1,75 @@
+"""What a run ends with: figures beside the baselines, and recommendations as an app would get them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import SecretStr
+from supabase import Client
+
+from mf.local import LocalSupabase
+from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
+from mf.supabase.client import connect
+from mf.supabase.config import SchemaConfig
+from mf.supabase.credentials import Credentials
+from mf.supabase.recommend import recommend_movies, similar_movies
+from pipelines.sources import Source
+
+SHOWN = 5
+LABELS = {"global_mean": "global mean", "user_movie_bias": "user + movie biases", "model": "this model"}
+
+
+def summarise(source: Source, schema: SchemaConfig, supabase: LocalSupabase, outputs: Path) -> None:
+    """Prints the figures of the run whose steps wrote ``outputs``, and asks the API for recommendations."""
+    ratings, provenance = read_ratings(outputs / "ingest" / "ratings.parquet")
+    scores = json.loads((outputs / "evaluate" / "evaluation.json").read_text())
+    print(
+        f"\nratings   {provenance.rows_read:,} rows read, {provenance.rows_rejected:,} rejected, "
+        f"{provenance.rows_kept:,} kept\n\nRMSE on {scores['test_rows']:,} test ratings"
+    )
+    for name, label in (
+        ("global_mean", "global mean"),
+        ("user_movie_bias", "user + movie biases"),
+        ("model", "this model"),
+    ):
+        print(f"  {label:<20} {scores[name]['rmse']:.4f}")
+    if source.noise_floor is not None:
+        print(f"  {'noise floor':<20} {source.noise_floor:.4f}  (nothing can do better on this sample)")
+
+    titles = source.titles(supabase)
+    user, liked = example(ratings)
+    with connect(Credentials(supabase.url, SecretStr(supabase.secret_key))) as client:
+        print(f"\nrecommended to user {user}")
+        for movie, rating in unseen(client, schema, ratings, user):
+            print(f"  {rating:.2f}  {titles.get(str(movie), movie)}")
+        print(f"\nsimilar to {titles.get(str(liked), liked)}")
+        for movie, similarity in similar_movies(client, liked, SHOWN):
+            print(f"  {similarity:.2f}  {titles.get(str(movie), movie)}")
+    print(f"\nreport    {_short(outputs / 'evaluate' / 'report.html')}")
+    print("your data make run RATINGS=path/to/ratings.csv")
+
+
+def example(ratings: pa.Table) -> tuple[Any, Any]:
+    """The user with the most ratings, and of the movies that this user likes best the one that most have rated."""
+    users, movies = (pc.value_counts(ratings[name].combine_chunks()) for name in (USER, MOVIE))
+    user = users.field("values")[pc.index(users.field("counts"), pc.max(users.field("counts"))).as_py()]
+    own = ratings.filter(pc.equal(ratings[USER], user))
+    best = own.filter(pc.equal(own[RATING], pc.max(own[RATING])))[MOVIE].to_pylist()
+    counts = dict(zip(movies.field("values").to_pylist(), movies.field("counts").to_pylist(), strict=True))
+    return user.as_py(), max(best, key=lambda movie: (counts[movie], str(movie)))
+
+
+def unseen(client: Client, schema: SchemaConfig, ratings: pa.Table, user: Any) -> list[tuple[Any, float]]:
+    """The user's best movies among those the user has not rated: left out by the database where it holds the ratings,
+    else here."""
+    if schema.ratings_table:
+        return recommend_movies(client, user, SHOWN, exclude_rated=True)
+    rated = set(ratings.filter(pc.equal(ratings[USER], pa.scalar(user)))[MOVIE].to_pylist())
+    best = recommend_movies(client, user, SHOWN + len(rated))
+    return [(movie, rating) for movie, rating in best if movie not in rated][:SHOWN]
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,56 @@
+"""The compiled pipeline as a run on Vertex AI."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from google.api_core.exceptions import GoogleAPIError
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import aiplatform, storage  # type: ignore[attr-defined]
+
+from mf.errors import ConfigError, MfError
+from mf.version import git_sha
+from pipelines.settings import Settings
+from pipelines.training import NAME
+
+
+def submit(settings: Settings, file: Path, parameters: Mapping[str, Any]) -> str:
+    """Starts a run and says where to watch it.
+
+    Args:
+        settings: the project, region, bucket and account of the run.
+        file: the compiled pipeline.
+        parameters: checked values that differ from the pipeline's defaults.
+
+    Raises:
+        ConfigError: a setting is missing.
+        MfError: Google Cloud refused, in its own words.
+    """
+    missing = [name for name in ("project", "region", "pipeline_root") if not getattr(settings, name)]
+    if missing:
+        raise ConfigError(f"pipelines/settings.toml: set {', '.join(missing)}")
+    try:
+        _check_bucket(settings)
+        aiplatform.init(project=settings.project, location=settings.region)
+        # enable_caching stays unset: a value would override what each step says for itself.
+        job = aiplatform.PipelineJob(
+            display_name=NAME,
+            template_path=str(file),
+            pipeline_root=settings.pipeline_root,
+            parameter_values=dict(parameters),
+            labels={"git_sha": git_sha().lower()},
+        )
+        job.submit(service_account=settings.service_account or None)
+    except (GoogleAPIError, GoogleAuthError) as error:
+        raise MfError(f"Vertex AI did not take the run: {' '.join(str(error).split())}") from None
+    return f"submitted {job.resource_name}\n{job._dashboard_uri()}"
+
+
+def _check_bucket(settings: Settings) -> None:
+    """The SDK would make a bucket that it does not find, in a place of its own choice."""
+    bucket = settings.pipeline_root.removeprefix("gs://").split("/")[0]
+    if storage.Client(project=settings.project).lookup_bucket(bucket) is None:
+        raise ConfigError(
+            f"pipeline_root: there is no bucket {bucket}; make it: "
+            f"gcloud storage buckets create gs://{bucket} --location={settings.region}"
+        )
