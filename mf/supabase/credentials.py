@@ -87,7 +87,7 @@ def _from_secret_manager(name: str) -> SecretStr:
     Args:
         name: ``projects/P/secrets/S/versions/V``; without a version the latest one is read.
     """
-    from google.api_core.exceptions import GoogleAPIError, NotFound, PermissionDenied
+    from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound
     from google.auth.exceptions import GoogleAuthError
     from google.cloud import secretmanager
     from requests import RequestException
@@ -102,7 +102,7 @@ def _from_secret_manager(name: str) -> SecretStr:
         payload = client.access_secret_version(name=name, timeout=60).payload.data
     except NotFound:
         raise SupabaseError(f"there is no secret {name}: create it, or correct SUPABASE_KEY_SECRET") from None
-    except PermissionDenied:
+    except Forbidden:
         raise SupabaseError(
             f"no access to the secret {name}: give the account that runs this the role "
             "roles/secretmanager.secretAccessor on it"
