@@ -1,0 +1,127 @@
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from mf import version
+from mf.errors import DataError
+from mf.model import TrainedModel
+from mf.ratings.schema import ratings_schema
+from mf.solvers import AdamConfig, EpochReport
+from mf.train import pick_device, train
+from mf.version import git_sha
+
+CPU = torch.device("cpu")
+CONFIG = AdamConfig(factors=2, epochs=3, lr=0.05)
+CHECKOUT = Path(version.__file__).parents[1]
+
+
+def table(rows: list[tuple[Any, Any, float]]) -> pa.Table:
+    kind = pa.int64() if not rows or isinstance(rows[0][0], int) else pa.string()
+    columns = zip(*rows, strict=True) if rows else ([], [], [])
+    return pa.table([pa.array(column) for column in columns], schema=ratings_schema(kind, kind, timestamps=False))
+
+
+RATINGS = table([(u, m, float((u // 10 * m) % 5 + 1)) for u in (10, 20, 30) for m in (7, 8, 9)])
+VALIDATION = table([(10, 7, 2.0), (99, 8, 3.0), (20, 77, 4.0)])
+
+
+def fitted(ratings: pa.Table = RATINGS, validation: pa.Table = VALIDATION, config: AdamConfig = CONFIG) -> TrainedModel:
+    return train(ratings, validation, config, device=CPU)
+
+
+def test_the_rows_of_the_model_are_the_ids_of_the_training_part_alone() -> None:
+    model = fitted()
+    assert (model.users.ids.to_pylist(), model.movies.ids.to_pylist()) == ([10, 20, 30], [7, 8, 9])
+    assert model.module.user_factors.weight.shape == (3, 2)
+
+
+def test_predictions_follow_the_ids_whatever_their_order() -> None:
+    model = fitted()
+    forward = model.predict(RATINGS["user_id"], RATINGS["movie_id"])
+    backward = RATINGS.take(pa.array(range(len(RATINGS) - 1, -1, -1)))
+    assert np.array_equal(model.predict(backward["user_id"], backward["movie_id"]), forward[::-1])
+    rows = torch.arange(9)
+    assert forward.tolist() == model.module.predict(rows // 3, rows % 3).tolist()
+    assert len(set(forward.tolist())) > 3
+
+
+def test_ids_of_another_type_than_the_models_are_refused() -> None:
+    with pytest.raises(DataError, match="ids of type string cannot be looked up among ids of type int64"):
+        fitted().predict(pa.array(["10"]), pa.array([7]))
+
+
+def test_what_is_known_of_the_training_stands_in_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MF_GIT_SHA", "0123456789ab")
+    seen: list[EpochReport] = []
+    model = train(RATINGS, VALIDATION, CONFIG, device=CPU, callbacks=[seen.append])
+    assert (model.solver, model.git_sha, model.rows) == ("adam", "0123456789ab", {"train": 9, "validation": 3})
+    assert AdamConfig.of(**model.config) == CONFIG
+    errors = [epoch.validation_rmse for epoch in seen]
+    assert len(errors) == 3
+    assert model.metrics["validation_rmse"] == min(errors)
+    assert model.metrics["best_epoch"] == errors.index(min(errors)) + 1
+    assert [epoch["validation_rmse"] for epoch in model.metrics["epochs"]] == errors
+
+
+def test_without_validation_ratings_the_last_epoch_is_the_best() -> None:
+    metrics = fitted(validation=table([])).metrics
+    assert (metrics["validation_rmse"], metrics["best_epoch"]) == (None, 3)
+
+
+def test_the_run_id_names_the_time_and_the_ratings() -> None:
+    first, second = fitted(), fitted(ratings=RATINGS.slice(1))
+    assert first.run_id != second.run_id
+    day, time, content = first.run_id.split("-")
+    assert (len(day), len(time), len(content)) == (8, 6, 6)
+
+
+def test_the_same_ratings_config_and_seed_give_the_same_predictions() -> None:
+    predicted = [fitted().predict(RATINGS["user_id"], RATINGS["movie_id"]) for _ in range(2)]
+    assert np.array_equal(*predicted)
+
+
+def test_no_ratings_are_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(DataError, match=r"^no ratings to train on: lower --val_size, or give more ratings$"):
+        fitted(ratings=table([]))
+
+
+def test_the_gpu_is_taken_when_asked_for_and_its_absence_is_told() -> None:
+    assert pick_device(use_cuda=False) == (CPU, "training on the CPU")
+    device, said = pick_device(use_cuda=True)
+    if torch.cuda.is_available():
+        assert (device.type, said) == ("cuda", f"training on the GPU: {torch.cuda.get_device_name()}")
+    else:
+        assert device == CPU
+        assert said == f"training on the CPU: no GPU is available to this PyTorch ({torch.__version__})"
+
+
+def test_the_commit_is_the_one_an_image_carries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MF_GIT_SHA", "0123456789ab")
+    assert git_sha() == "0123456789ab"
+
+
+def test_the_commit_is_else_that_of_the_checkout_and_changed_files_show(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("MF_GIT_SHA", raising=False)
+    monkeypatch.setattr(version, "__file__", str(tmp_path / "mf" / "version.py"))
+    assert git_sha() == "unknown"
+
+    def git(*arguments: str) -> str:
+        options = ["-c", "user.name=n", "-c", "user.email=e", "-C", str(tmp_path)]
+        return subprocess.run(["git", *options, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    (tmp_path / "file").write_text("old")
+    git("add", "file")
+    git("commit", "-m", "first")
+    git("tag", "-a", "v1", "-m", "a tag is not a commit")
+    commit = git("rev-parse", "--short=12", "HEAD")
+    assert git_sha() == commit
+    (tmp_path / "file").write_text("new")
+    assert git_sha() == f"{commit}-dirty"
