@@ -1,0 +1,369 @@
+"""`python -m mf` as a person at the keyboard sees it: lines, files, exit status."""
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import mf
+from mf.__main__ import main
+from mf.model import TrainedModel
+from mf.supabase.config import SchemaConfig
+from mf.supabase.schema import migration
+
+KEY = "sb_secret_0123456789"
+HEADER = "userId,movieId,rating\n"
+MODEL_FILES = {"model.pt", "model.json", "user_embeddings.parquet", "movie_embeddings.parquet", "rejects.csv"}
+Run = Callable[..., tuple[int, str, str]]
+
+# As the README and the original trainer have them.
+DEFAULTS = {
+    "solver": "adam", "ratings_csv": "data/ratings.csv", "val_size": "0.1", "batch_size": "2048", "epochs": "1",
+    "factors": "64", "lr": "0.001", "weight_decay": "1e-06", "dropout": "0.0", "clip_grad": "none", "use_cuda": "off",
+    "supabase_url": "none", "supabase_key": "none", "import_table": "ratings", "publish": "off",
+    "movie_export_table": "movie_embeddings", "user_export_table": "user_embeddings", "test_csv": "none",
+    "output_dir": "output", "seed": "0", "l2": "0.0", "bias_damping": "0.0", "schedule": "constant", "patience": "0",
+    "init_std": "0.01", "columns": "none", "user_column": "none", "movie_column": "none", "rating_column": "none",
+    "timestamp_column": "none", "max_reject_fraction": "0.01", "key_columns": "none",
+}  # fmt: skip
+
+
+def integer(kind: str, i: int) -> str:
+    return str(i + 1)
+
+
+def text(kind: str, i: int) -> str:
+    return f"{kind} é{i:03}"
+
+
+def uuid_(kind: str, i: int) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{kind}{i}"))
+
+
+def ratings(name: Callable[[str, int], str] = integer, users: int = 30, movies: int = 10) -> str:
+    rows = (f"{name('u', u)},{name('m', m)},{(u * m) % 5 + 1}\n" for u in range(users) for m in range(movies))
+    return HEADER + "".join(rows)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in an empty folder without Supabase and gives exit status, stdout and stderr; whatever happens,
+    no temporary file stays behind."""
+    folder, temporary = tmp_path / "work", tmp_path / "temporary"
+    for path in (folder, temporary):
+        path.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    for name in [name for name in os.environ if name.startswith("SUPABASE_")]:
+        monkeypatch.delenv(name)
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        try:
+            main(argv)
+            status: Any = 0
+        except SystemExit as ended:
+            status = ended.code or 0
+        assert list(temporary.glob("mf-*")) == []
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def trained(run: Run, *argv: str, directory: str = "output") -> tuple[list[str], dict[str, Any]]:
+    """The lines that a run that ends well prints, and its model.json."""
+    status, out, err = run(*argv)
+    assert (status, err) == (0, "")
+    return out.splitlines(), json.loads(Path(directory, "model.json").read_text())
+
+
+def refused(run: Run, *argv: str) -> str:
+    """The one line of a run that a mistake ends; nothing is written."""
+    before = sorted(Path().rglob("*"))
+    status, _, err = run(*argv)
+    assert status == 2
+    assert re.fullmatch(r"error: [^\n]+\n", err)
+    assert sorted(Path().rglob("*")) == before
+    return err.removeprefix("error: ").removesuffix("\n")
+
+
+def test_every_flag_has_the_default_that_is_promised(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    status, out, _ = run("--help")
+    assert status == 0
+    shown = {}
+    for flag, rest in re.findall(r"^  --(\w+)(.*(?:\n {10}.*)*)", out, re.MULTILINE):
+        default = re.search(r"\(default: (.*)\)$", rest)
+        shown[flag] = default[1] if default else "off"
+    assert shown == DEFAULTS
+
+
+def test_a_run_without_options_uses_the_defaults(run: Run) -> None:
+    Path("data").mkdir()
+    Path("data/ratings.csv").write_text(ratings())
+    lines, card = trained(run)
+    assert lines[0].startswith("data/ratings.csv: 300 rows read, 0 rejected, 0 replaced")
+    assert lines[1] == "training on the CPU"
+    assert {path.name for path in Path("output").iterdir()} == MODEL_FILES
+    assert (card["solver"], card["rows"], card["factors"]) == ("adam", {"train": 270, "validation": 30}, 64)
+    shown = {name: "none" if value is None else str(value) for name, value in card["config"].items()}
+    assert shown == {name: DEFAULTS[name] for name in shown}
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--ratings_csv", "r.csv", "--val_size", "0", "--batch_size", "64", "--use_cuda", "--output_dir", "o"],
+        ["--ratings-csv", "r.csv", "--val-size", "0", "--batch-size", "64", "--use-cuda", "--output-dir", "o"],
+        ["--ratingscsv", "r.csv", "--valsize", "0", "--batchsize", "64", "--usecuda", "--outputdir", "o"],
+        ["--ratings_csv=r.csv", "--val-size=0", "--batchsize=64", "--usecuda", "--output_dir=o"],
+    ],
+)
+def test_flags_are_spelled_with_underscores_hyphens_or_run_together(run: Run, argv: list[str]) -> None:
+    Path("r.csv").write_text(ratings())
+    lines, card = trained(run, *argv, directory="o")
+    assert (card["config"]["batch_size"], card["rows"]["validation"]) == (64, 0)
+    assert re.match(r"training on the (GPU: |CPU: no GPU is available to this PyTorch)", lines[1])
+
+
+def test_every_option_of_the_solver_reaches_it(run: Run) -> None:
+    Path("r.csv").write_text(ratings())
+    options = {
+        "factors": 3, "batch_size": 50, "epochs": 2, "lr": 0.02, "weight_decay": 0.001, "l2": 0.01, "bias_damping": 2.0,
+        "dropout": 0.1, "clip_grad": 1.5, "schedule": "one_cycle", "patience": 1, "init_std": 0.1, "seed": 7,
+    }  # fmt: skip
+    _, card = trained(run, "--ratings_csv", "r.csv", *(f"--{name}={value}" for name, value in options.items()))
+    assert card["config"] == options
+
+
+def test_a_line_an_epoch_and_the_test_rmse_at_the_end(run: Run) -> None:
+    Path("r.csv").write_text(ratings())
+    Path("test.csv").write_text(HEADER + "1,2,3.5\n2,99,1\n77,3,4.5\n")
+    lines, card = trained(run, "--ratings_csv", "r.csv", "--test_csv", "test.csv", "--epochs", "5", "--lr", "0.05")
+    epochs = [re.fullmatch(r"epoch (\d)/5  validation RMSE (\d\.\d{4})  train RMSE \d\.\d{4}  .*", x) for x in lines]
+    assert [match[1] for match in epochs if match] == ["1", "2", "3", "4", "5"]
+    reached = [f"{epoch['validation_rmse']:.4f}" for epoch in card["metrics"]["epochs"]]
+    assert [match[2] for match in epochs if match] == reached
+    predicted = TrainedModel.load(Path("output")).predict(pa.array([1, 2, 77]), pa.array([2, 99, 3]))
+    errors = predicted - np.array([3.5, 1, 4.5])
+    assert card["metrics"]["test_rmse"] == pytest.approx(np.sqrt((errors**2).mean()), rel=1e-6)
+    assert lines[-1] == f"test RMSE {card['metrics']['test_rmse']:.4f}"
+
+
+def test_test_ratings_take_nothing_from_the_training(run: Run) -> None:
+    Path("r.csv").write_text(ratings())
+    Path("test.csv").write_text(ratings(users=3))
+    options = ["--ratings_csv", "r.csv", "--epochs", "2", "--lr", "0.05"]
+    trained(run, *options, "--output_dir", "without", directory="without")
+    _, card = trained(run, *options, "--output_dir", "with", "--test_csv", "test.csv", directory="with")
+    assert card["rows"] == {"train": 270, "validation": 30}
+    for name in ("user", "movie"):
+        tables = [pq.read_table(f"{folder}/{name}_embeddings.parquet") for folder in ("with", "without")]
+        assert tables[0].equals(tables[1])
+
+
+def test_val_size_0_trains_on_everything(run: Run) -> None:
+    Path("r.csv").write_text(ratings())
+    lines, card = trained(run, "--ratings_csv", "r.csv", "--val_size", "0", "--epochs", "2")
+    assert card["rows"] == {"train": 300, "validation": 0}
+    assert card["metrics"]["validation_rmse"] is None
+    assert [line[:22] for line in lines[2:4]] == ["epoch 1/2  train RMSE ", "epoch 2/2  train RMSE "]
+
+
+@pytest.mark.parametrize(("name", "kind"), [(integer, "int64"), (text, "string"), (uuid_, "string")])
+def test_ids_stay_what_they_were(run: Run, name: Callable[[str, int], str], kind: str) -> None:
+    Path("r.csv").write_text(ratings(name))
+    Path("test.csv").write_text(HEADER + f"{name('u', 3)},{name('m', 4)},5\n{name('u', 500)},{name('m', 4)},5\n")
+    lines, card = trained(run, "--ratings_csv", "r.csv", "--test_csv", "test.csv")
+    assert (card["users"], card["movies"]) == (30, 10)
+    assert lines[-1].startswith("test RMSE ")
+    for side, n in (("user", 30), ("movie", 10)):
+        ids = pq.read_table(f"output/{side}_embeddings.parquet")[f"{side}_id"]
+        assert str(ids.type) == kind
+        assert sorted(map(str, ids.to_pylist())) == sorted(name(side[0], i) for i in range(n))
+
+
+def test_test_ids_that_only_look_like_integers_are_the_text_ids_of_the_training(run: Run) -> None:
+    Path("r.csv").write_text(ratings() + "anna,1,5\n1,film,5\n")
+    Path("test.csv").write_text(HEADER + "1,2,3\n7,3,1\n")
+    Path("same.csv").write_text(HEADER + "1,2,3\n7,3,1\nnobody,nothing,3\n")
+    options = ["--ratings_csv", "r.csv", "--lr", "0.3"]
+    _, looks = trained(run, *options, "--test_csv", "test.csv")
+    _, is_text = trained(run, *options, "--test_csv", "same.csv")
+    nobody = 3 * is_text["metrics"]["test_rmse"] ** 2 - 2 * looks["metrics"]["test_rmse"] ** 2
+    assert nobody == pytest.approx((is_text["mu"] - 3) ** 2, abs=1e-5)
+
+
+def test_a_gzip_file_without_a_header_is_read_with_its_columns_named(run: Run) -> None:
+    body = ratings().removeprefix(HEADER).replace(",", "::")
+    Path("r.dat").write_bytes(gzip.compress(body.encode()))
+    _, card = trained(run, "--ratings_csv", "r.dat", "--columns", "userId,movieId,rating")
+    assert (card["users"], card["movies"]) == (30, 10)
+
+
+def test_bad_rows_below_the_limit_are_listed_beside_the_model(run: Run) -> None:
+    Path("r.csv").write_text(ratings() + "1,99,five\n")
+    lines, _ = trained(run, "--ratings_csv", "r.csv", "--val_size", "0")
+    assert lines[0].startswith("r.csv: 301 rows read, 1 rejected, ")
+    assert Path("output/rejects.csv").read_text().splitlines()[1].startswith("line 302,")
+    assert "is not a number" in Path("output/rejects.csv").read_text()
+
+
+def test_an_output_directory_keeps_the_files_of_others(run: Run) -> None:
+    Path("r.csv").write_text(ratings())
+    trained(run, "--ratings_csv", "r.csv", "--output_dir", ".", directory=".")
+    assert {path.name for path in Path().iterdir()} == MODEL_FILES | {"r.csv"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "r.csv: no such file, expected a file of ratings"),
+        ("", "r.csv: the file is empty, expected ratings"),
+        (HEADER, "r.csv: no ratings found, expected at least one row"),
+        (
+            "a,b,c\n1,2,3\n",
+            r'r\.csv line 1: no column recognised as user_id, found "a, b, c"; name it with --user_column',
+        ),
+        ("1,2,3\n1,3,4\n", r"r\.csv line 1: expected a header, found .*--columns userId,movieId,rating,timestamp"),
+        (ratings() + "1,50,five\n" * 9, r'9 of 309 rows are bad \(2\.91%, .*line 302: rating "five" is not a number'),
+        (HEADER + "1,2,good\n", r'1 of 1 rows are bad .*line 2: rating "good" is not a number'),
+        (HEADER + "1,2,nan\n2,2,inf\n", r'line 2: rating "nan" is not finite; line 3: rating "inf" is not finite'),
+        (HEADER + ",2,3\n2,,3\n", "line 2: empty user id; line 3: empty movie id"),
+        (HEADER + "1,2,3,4\n1,2\n", "line 2: expected 3 fields, found 4; line 3: expected 3 fields, found 2"),
+        (HEADER + "1,2,3\n", "split random: 1 ratings leave none for the validation part with val_size 0.1"),
+    ],
+)
+def test_ratings_that_cannot_be_used_are_told_in_one_line(run: Run, content: str | None, said: str) -> None:
+    if content is not None:
+        Path("r.csv").write_text(content)
+    assert re.search(said, refused(run, "--ratings_csv", "r.csv"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--val_size", "1"], "val_size: Input should be less than 1 (given: 1.0)"),
+        (["--val_size", "nan"], "val_size: Input should be a finite number (given: nan)"),
+        (["--val_size", "half"], "argument --val_size: invalid float value: 'half' (see python -m mf --help)"),
+        (["--epochs", "0"], "epochs: Input should be greater than or equal to 1 (given: 0)"),
+        (["--epochs", "1.5"], "argument --epochs: invalid int value: '1.5' (see python -m mf --help)"),
+        (["--lr", "-1"], "lr: Input should be greater than 0 (given: -1.0)"),
+        (["--lr", "inf"], "lr: Input should be a finite number (given: inf)"),
+        (["--dropout", "1"], "dropout: Input should be less than 1 (given: 1.0)"),
+        (["--clip_grad", "0"], "clip_grad: Input should be greater than 0 (given: 0.0)"),
+        (["--seed", "-1"], "seed: Input should be greater than or equal to 0 (given: -1)"),
+        (["--max_reject_fraction", "2"], "max_reject_fraction: Input should be less than or equal to 1 (given: 2.0)"),
+        (["--solver", "magic"], "argument --solver: invalid choice: 'magic' (choose from 'adam') (see python -m mf"),
+        (["--schedule", "odd"], "argument --schedule: invalid choice: 'odd' (choose from 'constant', 'one_cycle')"),
+        (["--epochs"], "argument --epochs: expected one argument (see python -m mf --help)"),
+        (["--movie_export_table", "mf_x"], "movie_export_table: names that start with mf_ belong to the tables"),
+        (["--user_export_table", "movie_embeddings"], "movie_export_table and user_export_table are both"),
+        (["--output_dir", "r.csv"], "--output_dir r.csv: r.csv is a file, expected a directory"),
+        (["--output_dir", "r.csv/model"], "r.csv is a file, expected a directory"),
+        (["--import_table", "ratings"], "--ratings_csv and --import_table are both given, expected one of them"),
+        (["--publish"], "no Supabase project: give --supabase_url or set SUPABASE_URL"),
+        (["--supabase_url", "https://abc.supabase.co"], "no key for https://abc.supabase.co: set SUPABASE_KEY, or"),
+        (["--supabase_url", "abc", "--supabase_key", KEY], "the Supabase URL is not of the form https://PROJECT"),
+        (["--test_csv", "none.csv"], "none.csv: no such file, expected a file of ratings"),
+        (["--test_csv", "text.csv"], "text.csv: user_id is string, expected int64 as in the ratings to train on"),
+        (["--lr", "1e30"], "epoch 1: the validation RMSE is nan: lower --lr (it is 1e+30), or set --clip_grad 1"),
+        (["--ratings_csv", "a\nb.csv"], "a b.csv: no such file, expected a file of ratings"),
+        (["schema"], "a value that belongs to no flag (see python -m mf --help)"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_told_in_one_line(run: Run, argv: list[str], said: str) -> None:
+    Path("r.csv").write_text(ratings())
+    Path("text.csv").write_text(ratings(text))
+    assert said in refused(run, "--ratings_csv", "r.csv", *argv)
+
+
+def test_a_table_without_supabase_is_told_in_one_line(run: Run) -> None:
+    assert refused(run, "--import_table", "ratings") == "no Supabase project: give --supabase_url or set SUPABASE_URL"
+
+
+def test_without_a_file_and_without_supabase_the_default_file_is_missed(run: Run) -> None:
+    assert refused(run) == "data/ratings.csv: no such file, expected a file of ratings"
+
+
+def test_a_project_in_the_environment_is_read_when_no_file_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUPABASE_URL", "https://abc.supabase.co")
+    assert refused(run).startswith("no key for https://abc.supabase.co: set SUPABASE_KEY, or SUPABASE_KEY_SECRET")
+    Path("r.csv").write_text(ratings())
+    lines, _ = trained(run, "--ratings_csv", "r.csv")
+    assert lines[-1].startswith("model ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--supabase_kei", KEY], "unknown flag --supabase_kei"),
+        ([f"--supabase_kei={KEY}"], "unknown flag --supabase_kei"),
+        (["--supabase_key=", KEY], "a value that belongs to no flag"),
+        ([KEY], "a value that belongs to no flag"),
+        ([f"--publish={KEY}"], "argument --publish: it takes no value"),
+        ([f"--use_cuda={KEY}\nx"], "argument --use_cuda: it takes no value"),
+        (["--ratings", "r.csv"], "unknown flag --ratings"),
+    ],
+)
+def test_what_stands_behind_a_wrong_flag_is_not_shown(run: Run, argv: list[str], said: str) -> None:
+    assert refused(run, *argv) == f"{said} (see python -m mf --help)"
+
+
+def test_schema_prints_the_migration(run: Run) -> None:
+    assert run("schema") == (0, migration(SchemaConfig()), "")
+    argv = [
+        "schema",
+        "--user-id-type",
+        "uuid",
+        "--movieidtype=text",
+        "--movie_export_table",
+        "films",
+        "--ratings_table",
+        "ratings",
+    ]
+    config = SchemaConfig(
+        user_id_type="uuid", movie_id_type="text", movie_export_table="films", ratings_table="ratings"
+    )
+    assert run(*argv) == (0, migration(config), "")
+
+
+def test_schema_refuses_what_cannot_be_in_one_line(run: Run) -> None:
+    assert refused(run, "schema", "--user_id_type", "int").startswith("argument --user_id_type: invalid choice: 'int'")
+    assert refused(run, "schema", "--epochs", "3") == "unknown flag --epochs (see python -m mf schema --help)"
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "out", "err"),
+    [
+        (["--ratings_csv", "bad.csv"], 2, "", "error: bad.csv: 1 of 1 rows are bad"),
+        (["--ratings_csv", "r.csv", "--factors", "2"], 0, "r.csv: 300 rows read", ""),
+    ],
+)
+def test_it_runs_as_a_program(tmp_path: Path, argv: list[str], status: int, out: str, err: str) -> None:
+    (tmp_path / "r.csv").write_text(ratings())
+    (tmp_path / "bad.csv").write_text(HEADER + "1,2,x\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SUPABASE_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "mf", *argv],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(Path(mf.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (status, int(status > 0))
+    assert done.stdout.startswith(out)
+    assert done.stderr.startswith(err)
+    assert (tmp_path / "output" / "model.json").exists() is (status == 0)
