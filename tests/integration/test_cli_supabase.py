@@ -1,0 +1,179 @@
+"""`python -m mf` from a table to a published model, against real PostgreSQL and PostgREST."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pydantic import SecretStr
+
+from mf.__main__ import main
+from mf.local import LocalSupabase
+from mf.model import TrainedModel
+from mf.supabase.client import connect
+from mf.supabase.config import SchemaConfig
+from mf.supabase.credentials import Credentials
+from mf.supabase.recommend import published_run, recommend_movies
+from mf.supabase.schema import migration
+
+TABLE = """
+create table ratings (user_id uuid, movie_id bigint, rating real, primary key (user_id, movie_id));
+insert into ratings select md5(u::text)::uuid, m * 1000, 0.5 + (u * m) % 10 / 2.0
+  from generate_series(1, 60) u, generate_series(1, 40) m where (u + m) % 7 > 0;
+create table empty_ratings (user_id uuid, movie_id bigint, rating real, primary key (user_id, movie_id));
+grant select on ratings, empty_ratings to service_role;
+"""
+OPTIONS = ["--factors", "4", "--epochs", "3", "--lr", "0.05"]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def prepared(fresh_stack: Callable[..., LocalSupabase]) -> LocalSupabase:
+    database = fresh_stack()
+    database.migrate(migration(SchemaConfig(user_id_type="uuid")))
+    database.migrate(TABLE)
+    return database
+
+
+@pytest.fixture
+def database(prepared: LocalSupabase) -> LocalSupabase:
+    with prepared.connect() as connection:
+        connection.execute("truncate public.mf_runs cascade")
+    prepared.gateway.requests.clear()
+    return prepared
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], database: Any) -> Run:
+    """Runs the command in an empty folder and gives exit status, stdout and stderr. The secret key stands in neither,
+    and in no file."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("SUPABASE_")]:
+        monkeypatch.delenv(name)
+
+    def run(*argv: str, **environ: str) -> tuple[int, str, str]:
+        status: Any = 0
+        with monkeypatch.context() as context:
+            for name, value in environ.items():
+                context.setenv(name, value)
+            try:
+                main([*OPTIONS, *argv] if argv[:1] != ("schema",) else list(argv))
+            except SystemExit as ended:
+                status = ended.code
+        out, err = capfd.readouterr()
+        written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+        for key in (database.secret_key, database.service_role_key, environ.get("SUPABASE_KEY", "sb_secret_")):
+            assert key not in out + err
+            assert key.encode() not in written
+        return status, out, err
+
+    return run
+
+
+def environment(database: LocalSupabase) -> dict[str, str]:
+    return {"SUPABASE_URL": database.url, "SUPABASE_KEY": database.secret_key}
+
+
+def published(database: LocalSupabase) -> dict[str, Any] | None:
+    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
+        return published_run(client)
+
+
+def test_a_project_in_the_environment_is_read_and_never_published_to(database: LocalSupabase, run: Run) -> None:
+    status, out, err = run(**environment(database))
+    assert (status, err) == (0, "")
+    assert out.startswith("table public.ratings: 2,057 rows read, 0 rejected, 0 replaced")
+    assert out.splitlines()[-1].startswith("model ")
+    assert published(database) is None
+    assert {request.method for request in database.gateway.requests} <= {"GET", "HEAD"}
+    model = TrainedModel.load(Path("output"))
+    assert (len(model.users), model.movies.ids.to_pylist()) == (60, [m * 1000 for m in range(1, 41)])
+
+
+def test_a_file_that_is_named_goes_before_the_table(database: LocalSupabase, run: Run) -> None:
+    rows = "".join(f"{u},{m},{(u * m) % 5 + 1}\n" for u in range(10) for m in range(10))
+    Path("r.csv").write_text("userId,movieId,rating\n" + rows)
+    status, out, _ = run("--ratings_csv", "r.csv", **environment(database))
+    assert (status, out.split(":")[0]) == (0, "r.csv")
+    assert database.gateway.requests == []
+
+
+@pytest.mark.parametrize("how", ["--publish", "--supabase_url"])
+def test_what_is_published_recommends_as_the_model_does(database: LocalSupabase, run: Run, how: str) -> None:
+    environ = environment(database)
+    argv = ["--publish"] if how == "--publish" else ["--supabase_url", environ.pop("SUPABASE_URL")]
+    status, out, err = run("--val_size", "0", *argv, **environ)
+    assert (status, err) == (0, "")
+    model = TrainedModel.load(Path("output"))
+    assert out.splitlines()[-1] == (f"published run {model.run_id}: 60 users, 40 movies; it is the first one")
+    row = published(database)
+    assert row is not None
+    assert row["run_id"] == json.loads(Path("output/model.json").read_text())["run_id"]
+    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
+        for user in model.users.ids.to_pylist()[::6]:
+            answer = recommend_movies(client, user, 10)
+            predicted = model.predict(pa.array([user] * 40), model.movies.ids)
+            order = np.argsort(-unclipped(model, user), kind="stable")[:10]
+            assert [movie for movie, _ in answer] == model.movies.ids.take(pa.array(order)).to_pylist()
+            assert [rating for _, rating in answer] == pytest.approx(predicted[order].tolist(), abs=1e-5)
+
+
+def unclipped(model: TrainedModel, user: str) -> np.ndarray:
+    row = int(model.users.rows(pa.array([user]))[0])
+    weights = {name: value.double().numpy() for name, value in model.module.state_dict().items()}
+    return weights["movie_bias.weight"][:, 0] + weights["movie_factors.weight"] @ weights["user_factors.weight"][row]
+
+
+def test_schema_prints_the_migration_that_the_database_takes(database: LocalSupabase, run: Run) -> None:
+    status, out, _ = run("schema", "--user_id_type", "uuid")
+    assert (status, out) == (0, migration(SchemaConfig(user_id_type="uuid")))
+    with database.connect() as connection:
+        before = connection.execute("select count(*) from pg_catalog.pg_class").fetchone()
+    database.migrate(out)
+    with database.connect() as connection:
+        assert connection.execute("select count(*) from pg_catalog.pg_class").fetchone() == before
+
+
+@pytest.mark.parametrize("argv", [[], ["--ratings_csv", "r.csv", "--publish"]])
+def test_a_wrong_key_is_told_in_one_line_before_anything_is_written(
+    database: LocalSupabase, run: Run, argv: list[str]
+) -> None:
+    Path("r.csv").write_text("userId,movieId,rating\n1,1,3\n")
+    status, out, err = run(*argv, **environment(database) | {"SUPABASE_KEY": "sb_secret_wrongwrongwrong"})
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"error: cannot [^\n]*check SUPABASE_KEY[^\n]*\n", err)
+    assert [path.name for path in Path().iterdir()] == ["r.csv"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--import_table", "reviews"], "reviews"),
+        (["--import_table", "empty_ratings"], "empty_ratings"),
+        (["--user_column", "viewer"], "no column viewer"),
+        (
+            ["--supabase_url", "http://127.0.0.1:1/\nx"],
+            "the Supabase URL is not of the form https://PROJECT.supabase.co",
+        ),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_told_in_one_line(
+    database: LocalSupabase, run: Run, argv: list[str], said: str
+) -> None:
+    status, out, err = run(*argv, **environment(database))
+    assert (status, out) == (2, "")
+    assert re.fullmatch(rf"error: [^\n]*{said}[^\n]*\n", err)
+    assert list(Path().iterdir()) == []
+
+
+def test_a_missing_migration_is_told_before_the_training(fresh_stack: Callable[..., LocalSupabase], run: Run) -> None:
+    Path("r.csv").write_text("userId,movieId,rating\n1,1,3\n")
+    status, out, err = run("--ratings_csv", "r.csv", "--publish", **environment(fresh_stack()))
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"error: [^\n]*is the migration applied\? `python -m mf schema` prints it\n", err)
+    assert [path.name for path in Path().iterdir()] == ["r.csv"]
