@@ -1,0 +1,124 @@
+"""The key from Secret Manager: the real SDK, over REST, against a small server that answers as the service does."""
+
+import base64
+import functools
+import json
+import threading
+import traceback
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import secretmanager
+
+from mf.errors import ConfigError, MfError, SupabaseError
+from mf.supabase.credentials import Credentials
+
+KEY = "sb_secret_0123456789"
+URL = "https://abc.supabase.co"
+NAME = "projects/p/secrets/{}/versions/latest"
+# By secret: the status, and the payload or the message.
+ANSWERS: dict[str, tuple[int, bytes | str]] = {
+    "good": (200, f"{KEY}\n".encode()),
+    "empty": (200, b""),
+    "blank": (200, b" \n"),
+    "binary": (200, b"sb_secret_\xff\xfe012345"),
+    "missing": (404, "Secret [projects/p/secrets/missing] not found or has no versions."),
+    "closed": (403, "Permission 'secretmanager.versions.access' denied on resource (or it may not exist)."),
+    "disabled": (400, "Secret Version [projects/p/secrets/disabled/versions/1] is in DISABLED state."),
+}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path.partition("?")[0])  # type: ignore[attr-defined]
+        status, said = ANSWERS[self.path.split("/")[5]]
+        body = {"error": {"code": status, "message": said}}
+        if isinstance(said, bytes):
+            body = {"name": NAME, "payload": {"data": base64.b64encode(said).decode()}}
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is printed."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def asked(server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that are asked for; clients go to the server here, over REST and without an account."""
+    client = functools.partial(
+        secretmanager.SecretManagerServiceClient,
+        credentials=AnonymousCredentials(),
+        transport="rest",
+        client_options={"api_endpoint": f"http://127.0.0.1:{server.server_port}"},
+    )
+    monkeypatch.setattr(secretmanager, "SecretManagerServiceClient", client)
+    server.asked = []  # type: ignore[attr-defined]
+    return server.asked  # type: ignore[attr-defined,no-any-return]
+
+
+def find(secret: str, **environ: str) -> Credentials:
+    name = secret if "/" in secret else NAME.format(secret)
+    return Credentials.find(environ={"SUPABASE_URL": URL, "SUPABASE_KEY_SECRET": name, **environ})
+
+
+@pytest.mark.parametrize("name", ["projects/p/secrets/good", NAME.format("good"), "projects/p/secrets/good/versions/7"])
+def test_the_key_is_the_payload_of_the_secrets_version(asked: list[str], name: str) -> None:
+    credentials = find(name)
+    assert credentials.key.get_secret_value() == KEY
+    assert KEY not in repr(credentials)
+    assert asked == [f"/v1/{name if 'versions' in name else name + '/versions/latest'}:access"]
+
+
+def test_a_key_in_the_environment_goes_before_the_secret(asked: list[str]) -> None:
+    assert find("good", SUPABASE_KEY="sb_secret_other").key.get_secret_value() == "sb_secret_other"
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("secret", "said"),
+    [
+        ("missing", "there is no secret {name}: create it, or correct SUPABASE_KEY_SECRET"),
+        (
+            "closed",
+            "no access to the secret {name}: give the account that runs this the role "
+            "roles/secretmanager.secretAccessor on it",
+        ),
+        ("empty", "the secret {name} is empty: add a version that holds the Supabase key"),
+        ("blank", "the secret {name} is empty: add a version that holds the Supabase key"),
+        ("binary", f"the key for {URL} holds characters that no Supabase key has: copy it again"),
+    ],
+)
+def test_what_is_wrong_with_a_secret_is_told_in_a_line_of_its_own(asked: list[str], secret: str, said: str) -> None:
+    with pytest.raises(MfError) as error:
+        find(secret)
+    assert str(error.value) == said.format(name=NAME.format(secret))
+    assert len(asked) == 1
+    shown = "".join(traceback.TracebackException.from_exception(error.value, capture_locals=True).format())
+    assert "012345" not in shown
+
+
+def test_any_other_refusal_is_told_with_the_services_own_words(asked: list[str]) -> None:
+    with pytest.raises(SupabaseError, match=r"^the secret \S+ could not be read: 400 .* is in DISABLED state\.$"):
+        find("disabled")
+
+
+def test_a_name_that_cannot_be_one_is_refused_unasked(asked: list[str]) -> None:
+    with pytest.raises(ConfigError, match="SUPABASE_KEY_SECRET is 'p/good', expected projects/PROJECT/secrets/NAME"):
+        find("p/good")
+    assert asked == []
