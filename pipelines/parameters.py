@@ -1,5 +1,6 @@
 """Parameters as a person gives them, ``epochs=20``, checked against the pipeline before anything starts."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,7 +29,9 @@ def parse(given: Iterable[str], definitions: dict[str, dict[str, Any]]) -> dict[
         kind = TYPES[definitions[name]["parameterType"]]
         try:
             values[name] = kind(text)
+            if kind is float and not math.isfinite(values[name]):
+                raise ValueError
         except ValueError:
-            what = "a whole number" if kind is int else "a number"
+            what = "a whole number" if kind is int else "a finite number"
             raise ConfigError(f"parameter {name}: expected {what}, found {text!r}") from None
     return values
