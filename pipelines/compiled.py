@@ -39,11 +39,12 @@ def definitions_in(file: Path) -> Definitions:
     """The parameters of a compiled pipeline.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or the file is something else.
     """
     try:
-        compiled = yaml.safe_load(file.read_text())
+        found: Definitions = yaml.safe_load(file.read_text())["root"]["inputDefinitions"]["parameters"]
     except FileNotFoundError:
         raise ConfigError(f"{file}: no compiled pipeline there: run `make compile`") from None
-    found: Definitions = compiled["root"]["inputDefinitions"]["parameters"]
+    except (yaml.YAMLError, ValueError, LookupError, TypeError):
+        raise ConfigError(f"{file} is no compiled pipeline: run `make compile`") from None
     return found
