@@ -6,10 +6,9 @@ import shutil
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -92,21 +91,25 @@ def stopping() -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> NoReturn:
         # kfp.local waits for the step's process, so that has to end first.
         for child in psutil.Process().children(recursive=True):
-            if EXECUTOR in child.cmdline():
-                child.terminate()
+            with suppress(psutil.Error):  # Ctrl-C on a terminal reaches it too: it may end meanwhile
+                if EXECUTOR in child.cmdline():
+                    child.terminate()
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    over = threading.Event()
     if "MAKELEVEL" in os.environ:
-        threading.Thread(target=_end_with_parent, args=[os.getppid()], daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=[os.getppid(), over], daemon=True).start()
     try:
         yield
     finally:
+        over.set()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
+def _end_with_parent(parent: int, over: threading.Event) -> None:
+    while not over.wait(0.5):
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
