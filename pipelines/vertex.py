@@ -28,7 +28,7 @@ def submit(settings: Settings, file: Path, parameters: Mapping[str, Any]) -> str
     """
     missing = [name for name in ("project", "region", "pipeline_root") if not getattr(settings, name)]
     if missing:
-        raise ConfigError(f"pipelines/settings.toml: set {', '.join(missing)}")
+        raise ConfigError(f"the settings lack {', '.join(missing)}: set them in pipelines/settings.toml")
     try:
         _check_bucket(settings)
         aiplatform.init(project=settings.project, location=settings.region)
