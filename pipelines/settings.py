@@ -38,8 +38,10 @@ class Settings(Config):
         """
         try:
             values = tomllib.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{file}: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"{file}: {error.strerror}, expected a settings file") from None
+        except ValueError as error:
+            raise ConfigError(f"{file} is no TOML: {error}") from None
         try:
             return cls.of(**values)
         except ConfigError as error:
