@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mf.__main__ import Parser
 from mf.errors import ConfigError, reported
@@ -13,6 +14,7 @@ from pipelines.parameters import parse
 from pipelines.settings import DEFAULT_FILE, Settings
 
 HOME = Path(__file__).parents[1] / ".mf"
+LOCAL = ("ratings_csv", "import_table", "supabase_url")  # parameters that a run on this machine sets itself
 
 
 def compile_command(parser: Parser, argv: Sequence[str]) -> None:
@@ -41,14 +43,14 @@ def run_command(parser: Parser, argv: Sequence[str]) -> None:
         raise ConfigError("--ratings and --import_table are both given, expected one of them")
     from pipelines import laptop, sources
 
-    parameters = parse(options.param, definitions())
+    parameters = _local_parameters(options.param)
     if options.import_table:
-        source = sources.table(options.import_table, parameters, HOME)
+        source = sources.table(options.import_table, parameters, options.home)
     elif options.ratings:
         source = sources.file(options.ratings, parameters)
     else:
-        source = sources.sample(HOME)
-    laptop.run(source, parameters, HOME)
+        source = sources.sample(options.home)
+    laptop.run(source, parameters, options.home)
 
 
 def seed_command(parser: Parser, argv: Sequence[str]) -> None:
@@ -57,7 +59,7 @@ def seed_command(parser: Parser, argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     from pipelines import sources
 
-    print(sources.seed(options.import_table, options.ratings, parse(options.param, definitions()), HOME))
+    print(sources.seed(options.import_table, options.ratings, _local_parameters(options.param), options.home))
 
 
 def parameters_command(parser: Parser, argv: Sequence[str]) -> None:
@@ -92,11 +94,25 @@ def _vertex_flags(parser: argparse.ArgumentParser) -> None:
 def _source_flags(parser: argparse.ArgumentParser, table: str, default: str = "") -> None:
     parser.add_argument("--ratings", type=Path, help="file of ratings; the sample without it")
     parser.add_argument("--import_table", default=default, help=table)
+    parser.add_argument(
+        "--home",
+        type=lambda text: Path(text).resolve(),
+        default=HOME,
+        help="folder of the local databases and of what the steps write",
+    )
     _parameter_flag(parser)
 
 
 def _parameter_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--param", action="append", default=[], help="name=value, of the pipeline's parameters")
+
+
+def _local_parameters(given: Sequence[str]) -> dict[str, Any]:
+    parameters = parse(given, definitions())
+    for name in LOCAL:
+        if name in parameters:
+            raise ConfigError(f"parameter {name}: a run on this machine sets it itself, from RATINGS or IMPORT_TABLE")
+    return parameters
 
 
 if __name__ == "__main__":
