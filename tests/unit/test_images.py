@@ -9,57 +9,51 @@ import tomllib
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-DOCKERFILES = sorted(ROOT.glob("images/*Dockerfile"))
+DOCKERFILE = ROOT / "images" / "Dockerfile"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def instructions(dockerfile):
+def instructions():
     """[(instruction, its arguments), …] with continued lines joined."""
-    lines = re.sub(r"\\\n\s*", "", dockerfile.read_text()).splitlines()
+    lines = re.sub(r"\\\n\s*", "", DOCKERFILE.read_text()).splitlines()
     return [tuple(line.split(maxsplit=1)) for line in lines if line and not line.startswith("#")]
 
 
-@pytest.fixture(params=DOCKERFILES, ids=lambda path: path.name)
-def dockerfile(request):
-    return request.param
-
-
-def test_hadolint_accepts_the_dockerfile(dockerfile):
+def test_hadolint_accepts_the_dockerfile():
     hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
-    done = subprocess.run([hadolint, "--no-color", dockerfile], capture_output=True, text=True)
+    done = subprocess.run([hadolint, "--no-color", DOCKERFILE], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_command_of_a_step_is_not_swallowed_by_an_entrypoint(dockerfile):
-    assert "ENTRYPOINT" not in {instruction for instruction, _ in instructions(dockerfile)}
+def test_the_command_of_a_step_is_not_swallowed_by_an_entrypoint():
+    assert "ENTRYPOINT" not in {instruction for instruction, _ in instructions()}
 
 
-def test_the_image_runs_as_a_user_by_number_that_is_not_root(dockerfile):
-    *_, user = [argument for instruction, argument in instructions(dockerfile) if instruction == "USER"]
+def test_the_image_runs_as_a_user_by_number_that_is_not_root():
+    *_, user = [argument for instruction, argument in instructions() if instruction == "USER"]
     assert int(user) > 0
 
 
-def test_the_torch_of_the_image_is_the_one_of_the_project(dockerfile):
+def test_the_torch_of_the_image_is_the_one_of_the_project():
     (torch,) = [r for r in map(Requirement, PYPROJECT["dependencies"]) if r.name == "torch"]
-    (found,) = [a.split("=")[1] for name, a in instructions(dockerfile) if a.startswith("TORCH_VERSION=")]
+    (found,) = [a.split("=")[1] for name, a in instructions() if a.startswith("TORCH_VERSION=")]
     assert f"=={found}" == str(torch.specifier)
 
 
-def test_the_kfp_of_the_image_is_the_locked_one_that_compiles_the_pipeline(dockerfile):
-    cut = re.search(r"^RUN (sed .*) > kfp\.lock", dockerfile.read_text(), re.MULTILINE)[1]
+def test_the_kfp_of_the_image_is_the_locked_one_that_compiles_the_pipeline():
+    cut = re.search(r"^RUN (sed .*) > kfp\.lock", DOCKERFILE.read_text(), re.MULTILINE)[1]
     done = subprocess.run(["sh", "-c", cut], cwd=ROOT, capture_output=True, text=True, check=True)
     pinned, *hashes = done.stdout.replace("\\\n", "").split()
     assert pinned == f"kfp=={version('kfp')}"
     assert [h.split(":")[0] for h in hashes] == ["--hash=sha256"] * len(hashes) != []
 
 
-def test_all_that_is_copied_is_there_and_let_through_by_dockerignore(dockerfile):
-    sources = [s for name, argument in instructions(dockerfile) if name == "COPY" for s in argument.split()[:-1]]
+def test_all_that_is_copied_is_there_and_let_through_by_dockerignore():
+    sources = [s for name, argument in instructions() if name == "COPY" for s in argument.split()[:-1]]
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert [source for source in sources if not (ROOT / source).exists()] == []
     assert {source.split("/")[0] for source in sources} == allowed
