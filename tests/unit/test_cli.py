@@ -147,6 +147,13 @@ def test_every_option_of_the_solver_reaches_it(run: Run) -> None:
     assert card["config"] == options
 
 
+def test_the_seed_chooses_the_ratings_that_are_held_out(run: Run) -> None:
+    Path("r.csv").write_text(ratings())
+    still = ["--ratings_csv", "r.csv", "--lr", "1e-9", "--init_std", "1e-9", "--val_size", "0.5"]
+    means = [trained(run, *still, "--seed", seed)[1]["mu"] for seed in ("0", "1", "1")]
+    assert means[0] != means[1] == means[2]
+
+
 def test_a_line_an_epoch_and_the_test_rmse_at_the_end(run: Run) -> None:
     Path("r.csv").write_text(ratings())
     Path("test.csv").write_text(HEADER + "1,2,3.5\n2,99,1\n77,3,4.5\n")

@@ -64,7 +64,7 @@ def test_the_first_step_of_a_row_that_comes_late_is_lr_in_the_gradients_directio
     for _ in range(100):
         step(parameter, optimiser, sparse([0], torch.ones(1, WIDTH)))
     before = parameter.detach()[3].clone()
-    step(parameter, optimiser, sparse([3], torch.tensor([[7.0, -1e-3, 300.0]])))
+    step(parameter, optimiser, sparse([0, 3], torch.tensor([[1.0, 1.0, 1.0], [7.0, -1e-3, 300.0]])))
     moved = parameter.detach()[3] - before
     torch.testing.assert_close(moved, torch.tensor([-0.25, 0.25, -0.25]), rtol=2e-5, atol=0)
 
