@@ -32,8 +32,9 @@ def description(parameter: str) -> str:
     """
     if parameter in OWN:
         return OWN[parameter]
-    field = next(config.model_fields[parameter] for config in CONFIGS if parameter in config.model_fields)
-    return str(field.description)[0].upper() + str(field.description)[1:]
+    fields = {name: field for config in reversed(CONFIGS) for name, field in config.model_fields.items()}
+    text = str(fields[parameter].description)
+    return text[0].upper() + text[1:]
 
 
 def described(pipeline: Callable[..., Any]) -> Callable[..., Any]:
