@@ -1,0 +1,147 @@
+"""The file that Vertex AI runs, as it is compiled from settings that do not change."""
+
+import os
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf.json_format import MessageToDict
+
+from mf.errors import ConfigError
+from pipelines.compiled import compile_pipeline, definitions, definitions_in
+from pipelines.settings import Settings
+from pipelines.training import build
+
+ROOT = Path(__file__).parents[2]
+GOLDEN, SETTINGS = ROOT / "tests/golden/mf-training.yaml", ROOT / "tests/golden/settings.toml"
+REWRITE = (
+    "when the change is meant, write the golden copy anew: "
+    "python -m pipelines compile --settings tests/golden/settings.toml --file tests/golden/mf-training.yaml"
+)
+STEPS = ["ingest", "split", "train", "evaluate", "export"]
+SECRETIVE = re.compile("secret|password|token|credential|(^|_)key($|_(?!columns))")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    file = tmp_path_factory.mktemp("compiled") / "mf-training.yaml"
+    compile_pipeline(Settings.load(SETTINGS), file)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    return file.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def pipeline(compiled: bytes) -> dict[str, Any]:
+    (document,) = yaml.safe_load_all(compiled)
+    assert isinstance(document, dict)
+    return document
+
+
+def executors(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {step: pipeline["deploymentSpec"]["executors"][f"exec-{step}"]["container"] for step in STEPS}
+
+
+def parameter(name: str) -> str:
+    return f"{{{{$.inputs.parameters['pipelinechannel--{name}']}}}}"
+
+
+def test_the_pipeline_is_the_golden_copy_to_the_byte(compiled: bytes) -> None:
+    assert compiled == GOLDEN.read_bytes(), REWRITE
+
+
+def test_another_process_with_another_hash_seed_writes_the_same_bytes(compiled: bytes, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines", "compile", "--settings", SETTINGS, "--file", tmp_path / "b.yaml"]
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"wrote {tmp_path / 'b.yaml'}\n"
+    assert (tmp_path / "b.yaml").read_bytes() == compiled
+
+
+def test_its_name_and_tasks_are_what_others_know_them_by(pipeline: dict[str, Any]) -> None:
+    assert pipeline["pipelineInfo"]["name"] == "mf-training"
+    tasks = pipeline["root"]["dag"]["tasks"]
+    assert sorted(tasks) == sorted(STEPS)
+    for before, after in pairwise(STEPS):
+        assert before in tasks[after]["dependentTasks"]
+
+
+def test_what_lies_outside_of_the_caches_key_is_never_served_from_it(pipeline: dict[str, Any]) -> None:
+    tasks = pipeline["root"]["dag"]["tasks"]
+    cached = {step: tasks[step]["cachingOptions"].get("enableCache", False) for step in STEPS}
+    assert cached == {"ingest": False, "split": True, "train": True, "evaluate": False, "export": False}
+
+
+def test_each_steps_machine_is_a_parameter(pipeline: dict[str, Any]) -> None:
+    for step, container in executors(pipeline).items():
+        resources = container["resources"]
+        assert resources["resourceCpuLimit"] == parameter(f"{step}_cpu")
+        assert resources["resourceMemoryLimit"] == parameter(f"{step}_memory")
+        assert ("accelerator" in resources) == (step == "train")
+
+
+def test_train_asks_for_one_l4_unless_told_otherwise(pipeline: dict[str, Any]) -> None:
+    assert executors(pipeline)["train"]["resources"]["accelerator"] == {
+        "resourceType": parameter("train_accelerator_type"),
+        "resourceCount": parameter("train_accelerator_count"),
+    }
+    inputs = pipeline["root"]["inputDefinitions"]["parameters"]
+    assert inputs["train_accelerator_type"]["defaultValue"] == "NVIDIA_L4"
+    assert inputs["train_accelerator_count"]["defaultValue"] == 1
+
+
+def test_train_runs_in_the_gpu_image_and_every_other_step_in_the_cpu_image(pipeline: dict[str, Any]) -> None:
+    images = {step: container["image"] for step, container in executors(pipeline).items()}
+    registry = "europe-west4-docker.pkg.dev/golden-project/mf/mf-python"
+    assert images == {step: f"{registry}-{'gpu' if step == 'train' else 'cpu'}:golden" for step in STEPS}
+
+
+def test_the_secrets_name_goes_to_the_steps_that_speak_to_supabase(pipeline: dict[str, Any]) -> None:
+    name = {"name": "SUPABASE_KEY_SECRET", "value": "projects/golden-project/secrets/supabase-key/versions/latest"}
+    given = {step: container.get("env", []) for step, container in executors(pipeline).items()}
+    assert given == {step: [name] if step in ("ingest", "export") else [] for step in STEPS}
+
+
+def test_without_a_secret_no_step_is_given_a_name() -> None:
+    assert "SUPABASE_KEY_SECRET" in GOLDEN.read_text()
+    container = executors(MessageToDict(build(Settings()).pipeline_spec))
+    assert [step for step in STEPS if "env" in container[step]] == []
+
+
+def test_no_parameter_is_a_secret(pipeline: dict[str, Any]) -> None:
+    assert SECRETIVE.search("supabase_key")
+    assert not SECRETIVE.search("key_columns")
+    assert [name for name in pipeline["root"]["inputDefinitions"]["parameters"] if SECRETIVE.search(name)] == []
+
+
+def test_every_parameter_reaches_a_step(pipeline: dict[str, Any]) -> None:
+    reached = {
+        given.get("componentInputParameter")
+        for task in pipeline["root"]["dag"]["tasks"].values()
+        for given in task["inputs"]["parameters"].values()
+    }
+    assert {*pipeline["root"]["inputDefinitions"]["parameters"]} - reached == set()
+
+
+def test_a_compiled_pipeline_tells_its_parameters() -> None:
+    assert definitions_in(GOLDEN) == definitions()
+
+
+@pytest.mark.parametrize("text", ["", "a: b", "[1]", "a: b: c", "\0"])
+def test_a_file_that_is_no_compiled_pipeline_is_one_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "some.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        definitions_in(file)
+    assert str(error.value) == f"{file} is no compiled pipeline: run `make compile`"
+
+
+def test_a_missing_file_says_which_command_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: no compiled pipeline there: run `make compile`"):
+        definitions_in(tmp_path / "none.yaml")
