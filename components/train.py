@@ -23,8 +23,6 @@ def train(
     seed: int,
 ):
     """Fits the matrix factorization, on the GPU when the machine has one."""
-    import shutil
-    import tempfile
     from pathlib import Path
 
     from mf.errors import reported
@@ -33,7 +31,7 @@ def train(
     from mf.train import pick_device
     from mf.train import train as fit
 
-    with reported(), tempfile.TemporaryDirectory() as work:
+    with reported():
         config = AdamConfig.of(
             factors=factors,
             batch_size=batch_size,
@@ -54,9 +52,7 @@ def train(
         device, where = pick_device(use_cuda=True)
         print(where)
         fitted = fit(ratings, validation, config, device=device, callbacks=[lambda e: print(e.line(), flush=True)])
-        # A mounted bucket cannot rename a directory: the model is made on the local disk and then copied.
-        fitted.save(Path(work) / "model")
-        shutil.copytree(Path(work) / "model", model.path, dirs_exist_ok=True)
+        fitted.save(Path(model.path))
     best = fitted.metrics["validation_rmse"]
     model.metadata.update(run_id=fitted.run_id, solver=fitted.solver, factors=factors, git_sha=fitted.git_sha)
     if best is not None:

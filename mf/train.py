@@ -1,6 +1,7 @@
 """Tables of ratings in, a model out: the step between ids and tensors."""
 
 import dataclasses
+import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -9,7 +10,7 @@ import torch
 
 from mf.errors import DataError
 from mf.model import TrainedModel
-from mf.ratings.schema import MOVIE, RATING, USER, content_hash
+from mf.ratings.schema import MOVIE, RATING, USER
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import SOLVERS, AdamConfig, EpochReport, Interactions, fit
 from mf.solvers.base import Callback
@@ -57,7 +58,7 @@ def train(
         module=module,
         users=users,
         movies=movies,
-        run_id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{content_hash(ratings)[:6]}",
+        run_id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
         solver=next(name for name, kind in SOLVERS.items() if isinstance(config, kind)),
         config=config.model_dump(),
         rows={"train": len(ratings), "validation": len(validation)},
