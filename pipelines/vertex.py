@@ -7,6 +7,7 @@ from typing import Any
 from google.api_core.exceptions import GoogleAPIError
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import aiplatform, storage  # type: ignore[attr-defined]
+from google.cloud.aiplatform_v1.types import AcceleratorType
 
 from mf.errors import ConfigError, MfError
 from mf.version import git_sha
@@ -23,12 +24,13 @@ def submit(settings: Settings, file: Path, parameters: Mapping[str, Any]) -> str
         parameters: checked values that differ from the pipeline's defaults.
 
     Raises:
-        ConfigError: a setting is missing.
+        ConfigError: a setting is missing, or there is no such GPU.
         MfError: Google Cloud refused, in its own words.
     """
     missing = [name for name in ("project", "region", "pipeline_root") if not getattr(settings, name)]
     if missing:
         raise ConfigError(f"the settings lack {', '.join(missing)}: set them in pipelines/settings.toml")
+    _check_gpu(parameters.get("train_accelerator_type"))
     try:
         _check_bucket(settings)
         aiplatform.init(project=settings.project, location=settings.region)
@@ -44,6 +46,13 @@ def submit(settings: Settings, file: Path, parameters: Mapping[str, Any]) -> str
     except (GoogleAPIError, GoogleAuthError) as error:
         raise MfError(f"Vertex AI did not take the run: {' '.join(str(error).split())}") from None
     return f"submitted {job.resource_name}\n{job._dashboard_uri()}"
+
+
+def _check_gpu(name: str | None) -> None:
+    """Vertex AI would find out about a wrong one when the train step's turn comes."""
+    known = [gpu for gpu in AcceleratorType.__members__ if gpu.startswith("NVIDIA_")]
+    if name is not None and name not in known:
+        raise ConfigError(f"train_accelerator_type: found {name!r}, expected one of {', '.join(known)}")
 
 
 def _check_bucket(settings: Settings) -> None:
