@@ -1,0 +1,213 @@
+"""`make run` as a newcomer meets it: what it prints, and that nothing of it is left running however it ends."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mf.local import delete_home
+from pipelines.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+EXECUTOR = "kfp.dsl.executor_main"
+# Far more than a test waits for.
+LONG = ["--param", "epochs=1000000", "--param", "patience=0"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One for the module: the first test makes its database, the later ones start quickly."""
+    home = tmp_path_factory.mktemp("make_run") / "home"
+    yield home
+    delete_home(home / "supabase")
+
+
+@pytest.fixture(scope="module")
+def other_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """For a second program at the same time."""
+    home = tmp_path_factory.mktemp("make_run") / "other"
+    yield home
+    delete_home(home / "supabase")
+
+
+def environment() -> dict[str, str]:
+    """As a person's shell has it, also when the tests were started by make."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"}
+
+
+def make_run(home: Path, *flags: str) -> list[str]:
+    """The Makefile's own recipe, on this interpreter (without installing) and with a home of its own."""
+    return ["make", "run", f"PY={sys.executable}", "INSTALLED=", f"params={' '.join(['--home', str(home), *flags])}"]
+
+
+def python_run(home: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "pipelines", "run", "--home", str(home), *flags]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+
+
+@contextlib.contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def reads_until(process: subprocess.Popen[str], beginning: str) -> None:
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return
+    raise AssertionError(f"it ended before it printed {beginning!r}: {process.stderr and process.stderr.read()}")
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The program with the servers, the watchdog and the step that it started, as soon as all of them are there."""
+    parts = ("-m pipelines run", "bin/postgres -D", "/postgrest", "watchdog.py", EXECUTOR)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        commands = [command(one) for one in found]
+        if all(any(part in command for command in commands) for part in parts):
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"expected {parts}, found {commands}")
+
+
+def left(started: list[psutil.Process], homes: list[Path], timeout_s: float = 8.0) -> list[str]:
+    """What still runs after the time: of ``started``, or with one of ``homes`` in its command line."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        others = [one for one in psutil.process_iter() if any(str(home) in command(one) for home in homes)]
+        running = [command(process) for process in {*started, *others} if runs(process)]
+        if not running or time.monotonic() > deadline:
+            return running
+        time.sleep(0.1)
+
+
+def command(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path) -> subprocess.CompletedProcess[str]:
+    return run(make_run(home))
+
+
+def test_it_ends_with_the_figures_beside_the_baselines_and_recommendations(
+    finished: subprocess.CompletedProcess[str], home: Path
+) -> None:
+    assert (finished.returncode, finished.stderr) == (0, "")
+    steps, ratings, rmse, recommended, similar, where = finished.stdout.split("\n\n")
+    for step in ("ingest", "split", "train", "evaluate", "export"):
+        assert re.search(rf"^{step:<9} \S", steps, re.MULTILINE)
+    assert "epoch 10/10  validation RMSE 0." in steps
+    assert ratings == "ratings   14,000 rows read, 0 rejected, 14,000 kept"
+
+    title, *figures = rmse.splitlines()
+    assert title == "RMSE on 1,400 test ratings"
+    values = dict(re.fullmatch(r"  (\S.*?) +(\d\.\d{4})(?:  \(.*\))?", line).groups() for line in figures)  # type: ignore[union-attr]
+    assert list(values) == ["global mean", "user + movie biases", "this model", "noise floor"]
+    assert sorted(values.values(), reverse=True) == list(values.values())
+
+    for block, heading in ((recommended, "recommended to user "), (similar, "similar to The ")):
+        title, *movies = block.splitlines()
+        assert title.startswith(heading)
+        shown = [re.fullmatch(r"  (\d\.\d\d)  The .+ \(\d{4}\)", line) for line in movies]
+        assert len(shown) == 5
+        assert all(shown)
+        scores = [float(match[1]) for match in shown if match]
+        assert scores == sorted(scores, reverse=True)
+
+    report, own_data = where.splitlines()
+    assert (ROOT / report.removeprefix("report    ")).read_text().startswith("<!DOCTYPE html>")
+    assert own_data.endswith(" make run RATINGS=path/to/ratings.csv")
+
+
+def test_nothing_is_left_running_after_it(finished: subprocess.CompletedProcess[str], home: Path) -> None:
+    assert finished.returncode == 0
+    assert left([], [home], timeout_s=0.0) == []
+
+
+def test_ctrl_c_and_sigterm_end_it_all_in_good_order(home: Path, other_home: Path) -> None:
+    with started(python_run(home, *LONG)) as interrupted, started(python_run(other_home, *LONG)) as terminated:
+        for process in (interrupted, terminated):
+            reads_until(process, "ingest ")
+        programs = [*family(interrupted), *family(terminated)]
+        os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
+        terminated.terminate()
+        said = [process.communicate(timeout=30)[1] for process in (interrupted, terminated)]
+        assert (interrupted.returncode, said[0]) == (1, "stopped\n")
+        assert (terminated.returncode, said[1]) == (128 + signal.SIGTERM, "")
+        assert left(programs, [home, other_home], timeout_s=0.0) == []
+
+
+def test_nothing_outlives_the_program_or_its_make_when_it_is_killed_while_it_trains(
+    home: Path, other_home: Path
+) -> None:
+    with started(python_run(home, *LONG)) as program, started(make_run(other_home, *LONG)) as make:
+        for process in (program, make):
+            reads_until(process, "train     epoch 3/")
+        programs = [*family(program), *family(make)]
+        for process in (program, make):
+            process.kill()
+        assert left(programs, [home, other_home]) == []
+
+
+def test_a_missing_file_is_one_line_before_what_make_says() -> None:
+    done = run(["make", "run", f"PY={sys.executable}", "INSTALLED=", "RATINGS=no such.csv"])
+    error, from_make = done.stderr.splitlines()
+    assert error == "error: no such.csv: no such file, expected a file of ratings"
+    assert from_make.startswith("make: *** ")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--ratings", "none.csv"], "error: none.csv: no such file, expected a file of ratings\n"),
+        (["--param", "epochs=many"], "error: parameter epochs: expected a whole number, found 'many'\n"),
+        (["--param", "ratings_csv=r.csv"], "error: parameter ratings_csv: a run on this machine sets it itself, "),
+        (["--ratings", "a", "--import_table", "b"], "error: --ratings and --import_table are both given, expected one"),
+        (["--import_table", "none"], "error: the embedded Supabase has no table none: make one with `make seed-table`"),
+        (["--rating", "a.csv"], "error: unknown flag --rating"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_nothing_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["run", "--home", str(tmp_path / "home"), *flags])
+    printed = capsys.readouterr()
+    assert (end.value.code, printed.out, printed.err.count("\n")) == (2, "", 1)
+    assert printed.err.startswith(said)
+    assert list(tmp_path.iterdir()) == []
