@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -42,11 +43,20 @@ def run(source: Source, parameters: Mapping[str, Any], home: Path) -> None:
     """
     folder = home / "runs" / source.database
     folder.mkdir(parents=True, exist_ok=True)
-    with stopping(), LocalSupabase(home / "supabase", source.database) as supabase:
+    direct = ",".join(filter(None, [os.environ.get("NO_PROXY"), os.environ.get("no_proxy"), "127.0.0.1"]))
+    with (
+        stopping(),
+        environment(NO_PROXY=direct, no_proxy=direct),
+        LocalSupabase(home / "supabase", source.database) as supabase,
+    ):
         views = {k: v for k, v in parameters.items() if k.endswith("_export_table")}
         schema = source.schema(supabase)
         supabase.migrate(migration(type(schema).of(**{**schema.model_dump(), **views})))
-        with environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=supabase.secret_key):
+        # KFP leaves each step's source in the temporary folder.
+        with (
+            tempfile.TemporaryDirectory(dir=folder) as temporary,
+            environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=supabase.secret_key, TMPDIR=temporary),
+        ):
             run_steps({**parameters, **source.parameters, "supabase_url": supabase.url}, folder)
         *old, newest = sorted(folder.glob(f"{NAME}-*"))
         for earlier in old[: -KEPT_RUNS + 1]:
@@ -73,13 +83,15 @@ def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
     """Sets variables that the steps' processes inherit, in place of any Supabase project of the user's own."""
-    before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("SUPABASE_")}
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith("SUPABASE_"):
+            del os.environ[name]
     os.environ.update(values)
     try:
         yield
     finally:
-        for name in values:
-            os.environ.pop(name, None)
+        os.environ.clear()
         os.environ.update(before)
 
 

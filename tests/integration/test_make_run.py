@@ -52,8 +52,9 @@ def python_run(home: Path, *flags: str) -> list[str]:
     return [sys.executable, "-m", "pipelines", "run", "--home", str(home), *flags]
 
 
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    env = environment() | variables
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
 
 
 @contextlib.contextmanager
@@ -120,7 +121,9 @@ def runs(process: psutil.Process) -> bool:
 
 @pytest.fixture(scope="module")
 def finished(home: Path) -> subprocess.CompletedProcess[str]:
-    return run(make_run(home))
+    temporary = home.with_name("temporary")
+    temporary.mkdir()
+    return run(make_run(home), TMPDIR=str(temporary))
 
 
 def test_it_ends_with_the_figures_beside_the_baselines_and_recommendations(
@@ -153,9 +156,14 @@ def test_it_ends_with_the_figures_beside_the_baselines_and_recommendations(
     assert own_data.endswith(" make run RATINGS=path/to/ratings.csv")
 
 
-def test_nothing_is_left_running_after_it(finished: subprocess.CompletedProcess[str], home: Path) -> None:
+def test_nothing_is_left_running_or_in_the_temporary_folder_after_it(
+    finished: subprocess.CompletedProcess[str], home: Path
+) -> None:
     assert finished.returncode == 0
     assert left([], [home], timeout_s=0.0) == []
+    assert list(home.with_name("temporary").iterdir()) == []
+    runs = home / "runs" / "sample"
+    assert sorted(path.name.partition("-2")[0] for path in runs.iterdir()) == ["log.txt", "mf-training"]
 
 
 def test_ctrl_c_and_sigterm_end_it_all_in_good_order(home: Path, other_home: Path) -> None:
