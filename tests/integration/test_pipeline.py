@@ -1,0 +1,248 @@
+"""The pipeline's own steps on real parts, from ratings to recommendations; no key is left in anything they write."""
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import SecretStr
+from supabase import Client
+
+from mf.errors import MfError
+from mf.local import LocalSupabase
+from mf.ratings.schema import MOVIE, USER, read_ratings
+from mf.sample import Sample, write_sample
+from mf.supabase.client import call, connect
+from mf.supabase.config import SchemaConfig
+from mf.supabase.credentials import Credentials
+from mf.supabase.recommend import recommend_movies
+from mf.supabase.schema import migration
+from pipelines.compiled import compile_pipeline
+from pipelines.laptop import environment, run_steps
+from pipelines.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+BAD_ROWS = ["u,m,five,0", "u,m", ",m,4,0"]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A project whose ids are text, with a table of the sample's ratings, and what two runs of the steps made there:
+    the first from a gzipped CSV with the secret key, the second from the table with the legacy one."""
+
+    supabase: LocalSupabase
+    work: Path  # holds all that was written, the steps' temporary files too
+    sample: Sample
+    from_csv: Path
+    from_table: Path
+    printed: str
+
+    @property
+    def keys(self) -> list[str]:
+        return [self.supabase.secret_key, self.supabase.service_role_key]
+
+
+@pytest.fixture(scope="module")
+def pipeline(fresh_stack: Callable[..., LocalSupabase], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    supabase, work = fresh_stack(), tmp_path_factory.mktemp("pipeline")
+    sample = write_sample(work / "sample")
+    rows = renamed(sample)
+    csv = work / "ratings.csv.gz"
+    csv.write_bytes(gzip.compress("\n".join(["userId,movieId,rating,timestamp", *rows, *BAD_ROWS]).encode()))
+    fill(supabase, rows)
+    schema = SchemaConfig(user_id_type="text", movie_id_type="text", ratings_table="ratings")
+    supabase.migrate(migration(schema))
+    (work / "temporary").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(work / "temporary"))
+        printed = io.StringIO()
+        with redirect_stdout(printed), redirect_stderr(printed):
+            from_csv = run(supabase, supabase.secret_key, work / "csv", ratings_csv=str(csv))
+            from_table = run(supabase, supabase.service_role_key, work / "table")
+            with environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=supabase.secret_key):
+                compile_pipeline(Settings(), work / "mf-training.yaml")
+        yield Pipeline(supabase, work, sample, from_csv, from_table, printed.getvalue())
+
+
+@pytest.fixture(scope="module")
+def client(pipeline: Pipeline) -> Iterator[Client]:
+    with connect(Credentials(pipeline.supabase.url, SecretStr(pipeline.supabase.secret_key))) as client:
+        yield client
+
+
+def renamed(sample: Sample) -> list[str]:
+    """The sample's rows with movie ids that CSV must quote, and that are no integers."""
+    rows = (line.split(",") for line in sample.ratings_csv.read_text().splitlines()[1:])
+    return [f'{user},"Né ""{movie}"", the",{rating},{time}' for user, movie, rating, time in rows]
+
+
+def fill(supabase: LocalSupabase, rows: list[str]) -> None:
+    with supabase.connect() as connection:
+        connection.execute("create table csv (user_id text, movie_id text, rating real, seconds bigint)")
+        with connection.cursor().copy("copy csv from stdin csv") as copy:
+            copy.write("\n".join(rows))
+        connection.execute(
+            "create table ratings (rated_at timestamptz, movie_id text, user_id text, rating real, "
+            "primary key (user_id, movie_id));"
+            "insert into ratings select to_timestamp(seconds), movie_id, user_id, rating from csv; drop table csv"
+        )
+
+
+def run(supabase: LocalSupabase, key: str, folder: Path, **parameters: Any) -> Path:
+    """The folder of the steps' outputs."""
+    folder.mkdir(exist_ok=True)
+    with environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=key):
+        run_steps({**parameters, "supabase_url": supabase.url}, folder)
+    (outputs,) = folder.glob("mf-training-*")
+    return outputs
+
+
+def scores(outputs: Path) -> dict[str, Any]:
+    return json.loads((outputs / "evaluate" / "evaluation.json").read_text())
+
+
+def statuses(client: Client) -> dict[str, str]:
+    return {run["run_id"]: run["status"] for run in call(client.rpc("mf_list_runs"), "list the runs")}
+
+
+def run_id(outputs: Path) -> str:
+    return json.loads((outputs / "train" / "model" / "model.json").read_text())["run_id"]
+
+
+def best(model: Path, user: str, k: int) -> list[tuple[str, float]]:
+    """A user's top k as the files of the model directory have it, in float64."""
+    card = json.loads((model / "model.json").read_text())
+    users, movies = (pq.read_table(model / f"{kind}_embeddings.parquet") for kind in ("user", "movie"))
+    row = users[USER].to_pylist().index(user)
+    p, q = np.array(users["embedding"][row].as_py()), np.array(movies["embedding"].to_pylist())
+    score = card["mu"] + users["bias"][row].as_py() + movies["bias"].to_numpy() + q @ p
+    order = sorted(zip(-score, movies[MOVIE].to_pylist(), strict=True))[:k]
+    return [(movie, float(np.clip(-s, card["rating_min"], card["rating_max"]))) for s, movie in order]
+
+
+def in_order(file: Path) -> pa.Table:
+    return read_ratings(file)[0].sort_by([(USER, "ascending"), (MOVIE, "ascending")])
+
+
+def test_the_model_comes_near_the_noise_floor_and_well_below_the_biases(pipeline: Pipeline) -> None:
+    found = scores(pipeline.from_csv)
+    assert found["test_rows"] == 1400
+    assert pipeline.sample.noise_floor < found["model"]["rmse"] < pipeline.sample.noise_floor + 0.125  # 0.107 measured
+    assert found["model"]["rmse"] < found["user_movie_bias"]["rmse"] - 0.13  # 0.155 measured
+    assert found["user_movie_bias"]["rmse"] < found["global_mean"]["rmse"]
+
+
+def test_bad_rows_are_counted_and_kept_with_their_reasons(pipeline: Pipeline) -> None:
+    _, provenance = read_ratings(pipeline.from_csv / "ingest" / "ratings.parquet")
+    assert (provenance.rows_read, provenance.rows_rejected, provenance.rows_kept) == (14_003, 3, 14_000)
+    rejects = (pipeline.from_csv / "ingest" / "rejects.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rejects] == ["where", "line 14002", "line 14003", "line 14004"]
+
+
+def test_a_table_gives_the_ratings_and_the_split_that_the_file_gives(pipeline: Pipeline) -> None:
+    for part in ("ingest/ratings", "split/train_ratings", "split/validation_ratings", "split/test_ratings"):
+        of_table, of_csv = (in_order(one / f"{part}.parquet") for one in (pipeline.from_table, pipeline.from_csv))
+        assert of_table.equals(of_csv)
+    assert scores(pipeline.from_table)["model"]["rmse"] == pytest.approx(
+        scores(pipeline.from_csv)["model"]["rmse"], abs=0.01
+    )
+
+
+def test_the_second_run_is_the_one_that_is_published_and_the_first_is_kept(pipeline: Pipeline, client: Client) -> None:
+    assert statuses(client) == {run_id(pipeline.from_table): "published", run_id(pipeline.from_csv): "retired"}
+
+
+def test_the_api_recommends_what_the_exported_model_itself_would(pipeline: Pipeline, client: Client) -> None:
+    model = pipeline.from_table / "train" / "model"
+    for user in pq.read_table(model / "user_embeddings.parquet")[USER].to_pylist()[::20]:
+        answer, expected = recommend_movies(client, user), best(model, user, 10)
+        assert [movie for movie, _ in answer] == [movie for movie, _ in expected]
+        assert [rating for _, rating in answer] == pytest.approx([rating for _, rating in expected], abs=1e-5)
+
+
+def test_the_database_leaves_out_what_the_user_has_rated(pipeline: Pipeline, client: Client) -> None:
+    ratings, _ = read_ratings(pipeline.from_table / "ingest" / "ratings.parquet")
+    user = ratings[USER][0].as_py()
+    rated = {row[MOVIE] for row in ratings.to_pylist() if row[USER] == user}
+    everything = best(pipeline.from_table / "train" / "model", user, 300)
+    expected = [movie for movie, _ in everything if movie not in rated][:10]
+    assert [movie for movie, _ in recommend_movies(client, user, exclude_rated=True)] == expected
+
+
+def test_every_step_shows_its_lines_and_the_rest_is_in_the_log(pipeline: Pipeline) -> None:
+    lines = pipeline.printed.splitlines()
+    assert {line.split()[0] for line in lines} == {"ingest", "split", "train", "evaluate", "export"}
+    assert sum("epoch 10/10  validation RMSE 0." in line for line in lines) == 2
+    for folder in ("csv", "table"):
+        assert "finished with status" in (pipeline.work / folder / "log.txt").read_text()
+
+
+def test_no_key_is_in_any_file_or_line_that_the_runs_have_left(pipeline: Pipeline) -> None:
+    files = {file: file.read_bytes() for file in pipeline.work.rglob("*") if file.is_file()}
+    names = {file.name for file in files}
+    assert names >= {"log.txt", "ephemeral_component.py", "executor_output.json", "report.html", "mf-training.yaml"}
+    assert holding(files, pipeline.supabase.url)  # the search finds what is there
+    for key in pipeline.keys:
+        assert holding(files, key) == []
+        assert key not in pipeline.printed
+
+
+def holding(files: dict[Path, bytes], text: str) -> list[Path]:
+    return [file for file, content in files.items() if text.encode() in content]
+
+
+def refused(pipeline: Pipeline, client: Client, key: str, folder: Path, **parameters: Any) -> str:
+    """What a run that fails says; it leaves what is published as it was."""
+    before, user = statuses(client), read_ratings(pipeline.from_csv / "ingest" / "ratings.parquet")[0][USER][0].as_py()
+    recommended = recommend_movies(client, user)
+    with pytest.raises(MfError) as error:
+        run(pipeline.supabase, key, folder, **parameters)
+    assert statuses(client) == before
+    assert recommend_movies(client, user) == recommended
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_file_with_too_many_bad_rows_ends_the_run_with_the_steps_own_sentence(
+    pipeline: Pipeline, client: Client, tmp_path: Path
+) -> None:
+    csv = tmp_path / "bad.csv"
+    csv.write_text("userId,movieId,rating\n1,2,five\n1,3,4\n")
+    said = refused(pipeline, client, pipeline.supabase.secret_key, tmp_path, ratings_csv=str(csv))
+    assert said.startswith(
+        f"the step ingest failed: {csv}: 1 of 2 rows are bad (50.00%, at most 1.00% may be): line 2: "
+    )
+
+
+def test_a_wrong_key_ends_the_run_with_the_steps_own_sentence(
+    pipeline: Pipeline, client: Client, tmp_path: Path
+) -> None:
+    key = "sb_secret_" + "x" * 32
+    said = refused(pipeline, client, key, tmp_path)
+    assert said.startswith("the step ingest failed: ")
+    assert "key" in said
+    assert key not in said + (tmp_path / "log.txt").read_text()
+
+
+def test_a_step_that_crashes_shows_its_traceback_and_the_run_says_where_the_log_is(
+    pipeline: Pipeline,
+    client: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "pyarrow.py").write_text("1 / 0")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'broken'}{os.pathsep}{ROOT}")
+    said = refused(pipeline, client, pipeline.supabase.secret_key, tmp_path)
+    assert said == f"the step ingest failed; see {tmp_path / 'log.txt'}"
+    assert "ingest    ZeroDivisionError: division by zero\n" in capsys.readouterr().out
