@@ -48,7 +48,7 @@ def summarise(source: Source, schema: SchemaConfig, supabase: LocalSupabase, out
         for movie, similarity in similar_movies(client, liked, SHOWN):
             print(f"  {similarity:.2f}  {titles.get(str(movie), movie)}")
     print(f"\nreport    {_short(outputs / 'evaluate' / 'report.html')}")
-    print("your data make run RATINGS=path/to/ratings.csv")
+    print("your own  make run RATINGS=path/to/ratings.csv")
 
 
 def example(ratings: pa.Table) -> tuple[Any, Any]:

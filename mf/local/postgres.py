@@ -77,7 +77,8 @@ class Postgres:
 
     def url(self, database: str, user: str = "postgres") -> str:
         """A connection URL, with the password, of ``postgres`` or ``authenticator``."""
-        return f"postgresql://{user}:{self._passwords[user]}@127.0.0.1:{self.port}/{database}"
+        # The user's own PGSSLMODE is meant for other servers; this one speaks to its own machine only.
+        return f"postgresql://{user}:{self._passwords[user]}@127.0.0.1:{self.port}/{database}?sslmode=disable"
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[tuple[Any, ...]]:
         """An autocommit connection of the superuser."""
