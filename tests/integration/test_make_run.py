@@ -169,7 +169,7 @@ def test_nothing_is_left_running_or_in_the_temporary_folder_after_it(
 def test_ctrl_c_and_sigterm_end_it_all_in_good_order(home: Path, other_home: Path) -> None:
     with started(python_run(home, *LONG)) as interrupted, started(python_run(other_home, *LONG)) as terminated:
         for process in (interrupted, terminated):
-            reads_until(process, "ingest ")
+            reads_until(process, "train     epoch 3/")  # a step that goes on until it is ended
         programs = [*family(interrupted), *family(terminated)]
         os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
         terminated.terminate()
