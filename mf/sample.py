@@ -15,7 +15,7 @@ from mf.files import directory_written_aside
 
 Floats = npt.NDArray[np.float64]
 
-USERS, MOVIES, RATINGS, RANK = 400, 300, 14_000, 2
+USERS, MOVIES, RATINGS, RANK = 320, 240, 11_000, 2
 MEAN, NOISE = 3.5, 0.55
 USER_BIAS, MOVIE_BIAS, TASTE = 0.35, 0.45, 0.65  # standard deviations of b_u, b_m and p_u·q_m
 FIRST_SECOND, SECONDS = 1_577_836_800, 4 * 365 * 86_400  # four years from 2020-01-01

@@ -57,11 +57,12 @@ def run(source: Source, parameters: Mapping[str, Any], home: Path) -> None:
             tempfile.TemporaryDirectory(dir=folder) as temporary,
             environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=supabase.secret_key, TMPDIR=temporary),
         ):
+            old = sorted(folder.glob(f"{NAME}-*"))
             run_steps({**parameters, **source.parameters, "supabase_url": supabase.url}, folder)
-        *old, newest = sorted(folder.glob(f"{NAME}-*"))
+        (outputs,) = set(folder.glob(f"{NAME}-*")).difference(old)
         for earlier in old[: -KEPT_RUNS + 1]:
             shutil.rmtree(earlier)
-        summarise(source, schema, supabase, newest)
+        summarise(source, schema, supabase, outputs)
 
 
 def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:

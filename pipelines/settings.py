@@ -23,6 +23,9 @@ class Settings(Config):
     service_account: str = Field("", description="account that the steps run as; empty: the project's default")
     image_repository: str = Field("mf", min_length=1, description="registry path that the images were pushed to")
     image_tag: str = Field("", pattern=r"^[\w.-]*$", description="their tag; empty: the commit")
+    supabase_url: str = Field(
+        "", pattern=r"^(https?://[^/@]+/?)?$", description="Supabase project of the runs; a run may name another"
+    )
     supabase_key_secret: str = Field(
         "",
         pattern=r"^(projects/[^/]+/secrets/[^/]+(/versions/[^/]+)?)?$",

@@ -31,7 +31,7 @@ def build(settings: Settings) -> GraphComponent:
     def training(
         ratings_csv: str = INGEST.ratings_csv,
         import_table: str = INGEST.import_table,
-        supabase_url: str = "",
+        supabase_url: str = settings.supabase_url,
         columns: str = INGEST.columns,
         user_column: str = INGEST.user_column,
         movie_column: str = INGEST.movie_column,

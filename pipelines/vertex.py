@@ -11,6 +11,7 @@ from google.cloud.aiplatform_v1.types import AcceleratorType
 
 from mf.errors import ConfigError, MfError
 from mf.version import git_sha
+from pipelines.compiled import definitions_in
 from pipelines.settings import Settings
 from pipelines.training import NAME
 
@@ -24,12 +25,17 @@ def submit(settings: Settings, file: Path, parameters: Mapping[str, Any]) -> str
         parameters: checked values that differ from the pipeline's defaults.
 
     Raises:
-        ConfigError: a setting is missing, or there is no such GPU.
+        ConfigError: a setting or the Supabase project is missing, or there is no such GPU.
         MfError: Google Cloud refused, in its own words.
     """
     missing = [name for name in ("project", "region", "pipeline_root") if not getattr(settings, name)]
     if missing:
         raise ConfigError(f"the settings lack {', '.join(missing)}: set them in pipelines/settings.toml")
+    if not {"supabase_url": definitions_in(file)["supabase_url"]["defaultValue"], **parameters}["supabase_url"]:
+        raise ConfigError(
+            "supabase_url is empty: set it in pipelines/settings.toml and run `make compile`, "
+            'or give it: make submit PARAMS="supabase_url=https://PROJECT.supabase.co"'
+        )
     _check_gpu(parameters.get("train_accelerator_type"))
     try:
         _check_bucket(settings)

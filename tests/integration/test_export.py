@@ -101,7 +101,8 @@ def test_an_export_killed_halfway_changes_nothing_that_readers_see_and_a_rerun_f
         "import os, sys; from pathlib import Path; from mf.supabase.client import connect; "
         "from mf.supabase.config import ExportConfig; from mf.supabase.credentials import Credentials; "
         "from mf.supabase.export import export\n"
-        "with connect(Credentials.find()) as client: export(client, Path(sys.argv[1]), ExportConfig(rows_per_request=20))"
+        "with connect(Credentials.find()) as client:\n"
+        "    export(client, Path(sys.argv[1]), ExportConfig(rows_per_request=20))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(new.write(tmp_path / "new"))],

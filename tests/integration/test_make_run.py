@@ -134,7 +134,7 @@ def test_it_ends_with_the_figures_beside_the_baselines_and_recommendations(
     for step in ("ingest", "split", "train", "evaluate", "export"):
         assert re.search(rf"^{step:<9} \S", steps, re.MULTILINE)
     assert "epoch 10/10  validation RMSE 0." in steps
-    assert ratings == "ratings   14,000 rows read, 0 rejected, 14,000 kept"
+    assert ratings == "ratings   11,000 rows read, 0 rejected, 11,000 kept"
 
     title, *figures = rmse.splitlines()
     assert title == "RMSE on 1,400 test ratings"

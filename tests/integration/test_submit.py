@@ -92,6 +92,7 @@ def test_without_an_account_the_projects_own_is_used(vertex: FakeVertex, submit:
         (SETTINGS | {"region": ""}, [], "error: the settings lack region: set them in pipelines/settings.toml\n"),
         (SETTINGS, ["epoch=3"], "error: the pipeline has no parameter 'epoch'; it has "),
         (SETTINGS, ["train_accelerator_type=L4"], "error: train_accelerator_type: found 'L4', expected one of NVIDIA_"),
+        (SETTINGS, ["supabase_url="], "error: supabase_url is empty: set it in pipelines/settings.toml and run"),
         (SETTINGS, ["epochs=x"], "error: parameter epochs: expected a whole number, found 'x'\n"),
     ],
 )
