@@ -251,7 +251,7 @@ def test_the_command_prints_where_it_is_and_ends_with_ctrl_c(home):
         assert process.wait(10) == 0
     assert list(shown) == ["SUPABASE_URL", "SUPABASE_KEY", "SUPABASE_PUBLISHABLE_KEY", "SUPABASE_DB_URL"]
     assert shown["SUPABASE_KEY"].startswith("sb_secret_")
-    assert shown["SUPABASE_DB_URL"].endswith("/shown")
+    assert shown["SUPABASE_DB_URL"].endswith("/shown?sslmode=disable")
     assert alive(started, 0.0) == []
 
 

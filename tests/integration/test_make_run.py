@@ -137,7 +137,7 @@ def test_it_ends_with_the_figures_beside_the_baselines_and_recommendations(
     assert ratings == "ratings   11,000 rows read, 0 rejected, 11,000 kept"
 
     title, *figures = rmse.splitlines()
-    assert title == "RMSE on 1,400 test ratings"
+    assert title == "RMSE on 1,100 test ratings"
     values = dict(re.fullmatch(r"  (\S.*?) +(\d\.\d{4})(?:  \(.*\))?", line).groups() for line in figures)  # type: ignore[union-attr]
     assert list(values) == ["global mean", "user + movie biases", "this model", "noise floor"]
     assert sorted(values.values(), reverse=True) == list(values.values())
