@@ -2,20 +2,19 @@
 
 import argparse
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, SecretStr
 from sklearn.metrics import root_mean_squared_error
 
-from mf.config import Config, add_flags, given
+from mf.config import Config
 from mf.errors import ConfigError, DataError, reported
+from mf.flags import Parser, add_flags, given
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.ingest import ingest
 from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
@@ -50,29 +49,6 @@ class TrainerConfig(Config):
     publish: bool = Field(False, description="publish the embeddings to the Supabase project of SUPABASE_URL")
 
 
-class Parser(argparse.ArgumentParser):
-    """Takes ``--ratings_csv`` also as ``--ratings-csv`` and ``--ratingscsv``, and says what is wrong in one line."""
-
-    def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
-        known = {re.sub("[-_]", "", flag): flag for flag in self._option_string_actions}
-        spelled = (re.fullmatch(r"(--[\w-]+)(=.*)?", word, re.DOTALL) for word in argv)
-        words = [
-            known.get(re.sub("[-_]", "", match[1]), match[1]) + (match[2] or "") if match else word
-            for match, word in zip(spelled, argv, strict=True)
-        ]
-        namespace, unknown = self.parse_known_args(words)
-        if unknown:
-            # Names only: the value behind a misspelled flag may be a key.
-            flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-            self.error(f"unknown flag {flags[0]}" if flags else "a value that belongs to no flag")
-        return namespace
-
-    def error(self, message: str) -> NoReturn:
-        # argparse would show the value here, and what is given to a flag that takes none may be a key.
-        message = re.sub("ignored explicit argument .*", "it takes no value", message, flags=re.DOTALL)
-        raise ConfigError(f"{message} (see {self.prog} --help)")
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the command that ``argv`` names; a mistake of the user's ends in one line and exit status 2."""
     with reported():
@@ -84,9 +60,7 @@ def main(argv: Sequence[str]) -> None:
 
 def print_schema(argv: Sequence[str]) -> None:
     """``python -m mf schema``: the SQL that makes a Supabase project ready."""
-    parser = Parser(
-        "python -m mf schema", description="Prints the migration for a Supabase project.", allow_abbrev=False
-    )
+    parser = Parser("python -m mf schema", "Prints the migration for a Supabase project.")
     add_flags(parser, SchemaConfig, "the database")
     print(migration(SchemaConfig.of(**given(parser.parse_args(argv), SchemaConfig))), end="")
 
@@ -94,9 +68,7 @@ def print_schema(argv: Sequence[str]) -> None:
 def train_once(argv: Sequence[str]) -> None:
     """``python -m mf``: reads ratings, trains, writes a model directory and publishes it when that was asked for."""
     parser = Parser(
-        "python -m mf",
-        description="Trains on a file or a table of ratings, once. To print the migration: python -m mf schema.",
-        allow_abbrev=False,
+        "python -m mf", "Trains on a file or a table of ratings, once. To print the migration: python -m mf schema."
     )
     parser.add_argument("--solver", choices=SOLVERS, default="adam", help="how the model is fitted (default: adam)")
     add_flags(parser, TrainerConfig, "ratings, model, Supabase")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mf.__main__ import Parser
 from mf.errors import ConfigError, reported
+from mf.flags import Parser
 from pipelines import describe
 from pipelines.compiled import DEFAULT_COMPILED, compile_pipeline, definitions, definitions_in
 from pipelines.parameters import parse
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         if not argv or argv[0] not in COMMANDS:
             raise ConfigError(f"expected one of the commands {', '.join(COMMANDS)}")
         command = COMMANDS[argv[0]]
-        command(Parser(f"python -m pipelines {argv[0]}", description=command.__doc__, allow_abbrev=False), argv[1:])
+        command(Parser(f"python -m pipelines {argv[0]}", command.__doc__), argv[1:])
 
 
 def _vertex_flags(parser: argparse.ArgumentParser) -> None:

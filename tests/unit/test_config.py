@@ -5,8 +5,9 @@ from typing import Literal
 import pytest
 from pydantic import Field, SecretStr, ValidationError, model_validator
 
-from mf.config import Config, add_flags, choices, given, plain_type
+from mf.config import Config
 from mf.errors import ConfigError
+from mf.flags import add_flags, choices, given, plain_type
 
 
 class Example(Config):
