@@ -16,7 +16,7 @@ QUIET := $(if $(MAKE_TERMOUT),,--quiet)
 PIP := $(PY) -m pip --disable-pip-version-check install $(QUIET)
 TORCH_VERSION := $(shell sed -n 's/.*"torch==\(.*\)".*/\1/p' pyproject.toml)
 INSTALLED := $(VENV)/installed-$(TORCH)
-params := $(addprefix --param ,$(PARAMS))
+params := $(foreach param,$(PARAMS),--param '$(param)')
 
 .PHONY: help install run seed-table test compile submit lint clean
 .DEFAULT_GOAL := help
@@ -47,12 +47,12 @@ test: $(INSTALLED) ## run all tests
 compile: $(INSTALLED) ## write build/mf-training.yaml, what Vertex AI Pipelines runs
 	@$(PY) -m pipelines compile --settings '$(SETTINGS)'
 
-submit: $(INSTALLED) ## run the compiled pipeline on Vertex AI (pipelines/settings.toml says where)
+submit: compile ## run the compiled pipeline on Vertex AI (pipelines/settings.toml says where)
 	@$(PY) -m pipelines submit --settings '$(SETTINGS)' $(params)
 
 lint: $(INSTALLED) ## check style and types
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 
 clean: ## remove what was made here, the virtual environment and local databases included
-	@test ! -d .mf/supabase || $(PY) -c 'from pathlib import Path; from mf.local import delete_home; delete_home(Path(".mf/supabase"))'
+	@test ! -d .mf/supabase || test ! -x $(PY) || $(PY) -c 'from pathlib import Path; from mf.local import delete_home; delete_home(Path(".mf/supabase"))'
 	@rm -rf $(VENV) .mf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,7 +5,6 @@ from components.base import component
 
 @component
 def evaluate(
-    ratings: Input[Dataset],
     train_ratings: Input[Dataset],
     test_ratings: Input[Dataset],
     model: Input[Model],
@@ -21,18 +20,18 @@ def evaluate(
     from mf.evaluation.report import verdict, write_report
     from mf.files import written_aside
     from mf.model import TrainedModel
-    from mf.ratings.schema import MOVIE, USER, read_provenance, read_ratings
+    from mf.ratings.schema import MOVIE, USER, read_ratings
 
     report.path += ".html"
     evaluation.path += ".json"
     with reported():
         fitted = TrainedModel.load(Path(model.path))
-        seen, _ = read_ratings(Path(train_ratings.path))
+        seen, provenance = read_ratings(Path(train_ratings.path))
         test, _ = read_ratings(Path(test_ratings.path))
         low, high = fitted.module.rating_min.item(), fitted.module.rating_max.item()
         result = evaluate(seen, test, fitted.predict(test[USER], test[MOVIE]), rating_min=low, rating_max=high)
         facts = {
-            "ratings": read_provenance(Path(ratings.path)).summary(),
+            "ratings": provenance.summary(),
             "model": f"{fitted.run_id}, solver {fitted.solver}, {fitted.module.factors} factors",
             "trained on": f"{len(seen):,} ratings of {len(fitted.users):,} users and {len(fitted.movies):,} movies",
             "code": fitted.git_sha,

@@ -41,7 +41,7 @@ def train(
             l2=l2,
             bias_damping=bias_damping,
             dropout=dropout,
-            clip_grad=clip_grad if clip_grad > 0 else None,
+            clip_grad=None if clip_grad == -1 else clip_grad,
             schedule=schedule,
             patience=patience,
             init_std=init_std,
@@ -57,4 +57,4 @@ def train(
     model.metadata.update(run_id=fitted.run_id, solver=fitted.solver, factors=factors, git_sha=fitted.git_sha)
     if best is not None:
         model.metadata["validation_rmse"] = best
-    print(f"model {fitted.run_id}: {len(fitted.users):,} users, {len(fitted.movies):,} movies, {factors} factors")
+    print(fitted.summary())

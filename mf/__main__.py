@@ -21,10 +21,10 @@ from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
 from mf.ratings.split import split
 from mf.ratings.table import reader
 from mf.solvers import SOLVERS, AdamConfig
-from mf.supabase.client import call, connect
+from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.export import export
+from mf.supabase.export import check_migration, export
 from mf.supabase.schema import migration
 from mf.train import pick_device, train
 
@@ -82,18 +82,18 @@ def train_once(argv: Sequence[str]) -> None:
     _check_output(trainer.output_dir)
     source = _source(namespace, trainer)
     views = ExportConfig.of(**given(namespace, ExportConfig))
-    publish = trainer.publish or trainer.supabase_url
+    publish = trainer.publish or "supabase_url" in given(namespace, TrainerConfig)
     credentials = Credentials.find(trainer.supabase_url, trainer.supabase_key) if publish else None
-    if credentials:
-        # Asked before the training, so that a wrong key or a missing migration is not found out an hour later.
-        with connect(credentials) as client:
-            call(client.rpc("mf_schema"), "publish to this Supabase project")
 
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         work = Path(scratch)
         with reader(source, trainer.supabase_url, trainer.supabase_key) as read_table:
             print(ingest(source, work / "ratings.parquet", work / "rejects.csv", read_table=read_table).summary())
         parts = split(read_ratings(work / "ratings.parquet")[0], division)
+        if credentials:
+            # Before the training, so that a wrong key or a migration that does not fit is not found out an hour later.
+            with connect(credentials) as client:
+                check_migration(client, parts.train[USER], parts.train[MOVIE], views)
         test = _test_part(trainer.test_csv, source, work, parts.train) if trainer.test_csv else None
         device, where = pick_device(trainer.use_cuda)
         print(where)
@@ -105,7 +105,9 @@ def train_once(argv: Sequence[str]) -> None:
             actual = test[RATING].to_numpy().astype(np.float64)
             model.metrics["test_rmse"] = float(root_mean_squared_error(actual, predicted.astype(np.float64)))
         model.save(trainer.output_dir, also=sorted(work.glob("*rejects.csv")))
-    print(f"model {model.run_id}: {len(model.users):,} users, {len(model.movies):,} movies, in {trainer.output_dir}/")
+        if test is None:
+            (trainer.output_dir / "test_rejects.csv").unlink(missing_ok=True)
+    print(f"{model.summary()}, in {trainer.output_dir}/")
     if test is not None:
         print(f"test RMSE {model.metrics['test_rmse']:.4f}")
     if credentials:
@@ -115,7 +117,9 @@ def train_once(argv: Sequence[str]) -> None:
 
 def _test_part(file: str, source: IngestConfig, work: Path, seen: pa.Table) -> pa.Table:
     """The ratings of ``file``, read as those of ``source`` were."""
-    config = IngestConfig.of(**{**source.model_dump(), "ratings_csv": file, "import_table": ""})
+    # The names of a table's columns say nothing of a file's.
+    read_alike = {} if source.import_table else source.model_dump()
+    config = IngestConfig.of(**{**read_alike, "ratings_csv": file})
     print(ingest(config, work / "test.parquet", work / "test_rejects.csv").summary())
     test, _ = read_ratings(work / "test.parquet")
     for position, name in enumerate((USER, MOVIE)):
@@ -132,8 +136,12 @@ def _check_output(directory: Path) -> None:
     there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not there.is_dir():
         raise ConfigError(f"--output_dir {directory}: {there} is a file, expected a directory")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output_dir {directory}: no permission to write to {there}")
+    try:
+        # A mounted bucket tells only when it is tried.
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output_dir {directory}: cannot write to {there} ({error.strerror})") from None
 
 
 def _source(namespace: argparse.Namespace, trainer: TrainerConfig) -> IngestConfig:
@@ -150,4 +158,7 @@ def _source(namespace: argparse.Namespace, trainer: TrainerConfig) -> IngestConf
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit("stopped")

@@ -7,6 +7,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mf.errors import ConfigError
 
+# The rejected input is shown, but not where a key may have been pasted: under a misspelled name, for an address, for
+# what has a pattern.
+NOT_SHOWN = ("missing", "extra_forbidden", "string_pattern_mismatch", "address")
+
 
 class Config(BaseModel):
     """Base of every configuration: immutable, numbers are finite, and an unknown key is an error."""
@@ -25,9 +29,7 @@ class Config(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = ".".join(str(part) for part in first["loc"])
-            # The rejected input is shown for a field that there is: a model-level message already says what it saw, and
-            # what stands under a misspelled name may be a key.
-            shown = name and first["type"] not in ("missing", "extra_forbidden")
+            shown = name and first["type"] not in NOT_SHOWN
             given = f" (given: {first['input']!r})" if shown else ""
             message = first["msg"].removeprefix("Value error, ")
             raise ConfigError(f"{name}: {message}{given}" if name else message) from None

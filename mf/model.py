@@ -143,6 +143,13 @@ class TrainedModel:
     metrics: dict[str, Any] = field(default_factory=dict)  # validation and test RMSE, the training curve
     git_sha: str = "unknown"
 
+    def summary(self) -> str:
+        """What was fitted, in one line for a person."""
+        size = f"{len(self.users):,} users, {len(self.movies):,} movies, {self.module.factors} factors"
+        rmse = self.metrics.get("validation_rmse")
+        kept = f", epoch {self.metrics['best_epoch']} kept with validation RMSE {rmse:.4f}" if rmse is not None else ""
+        return f"model {self.run_id}: {size}{kept}"
+
     def predict(
         self, user_ids: pa.ChunkedArray | pa.Array, movie_ids: pa.ChunkedArray | pa.Array
     ) -> npt.NDArray[np.float32]:

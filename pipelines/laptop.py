@@ -75,7 +75,7 @@ def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:
             "ignore", message=".*(have no effect in the current local runner|non-Python base image)"
         )
         try:
-            build(Settings.load())(**parameters)
+            build(Settings())(**parameters)
         except RuntimeError:
             failed = f"the step {log.step} failed"
             raise MfError(f"{failed}: {log.error}" if log.error else f"{failed}; see {folder / 'log.txt'}") from None

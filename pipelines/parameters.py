@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mf.errors import ConfigError
+from pipelines.describe import CONFIGS
 
 TYPES = {"NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "STRING": str}
 
@@ -17,7 +18,7 @@ def parse(given: Iterable[str], definitions: dict[str, dict[str, Any]]) -> dict[
         definitions: ``root.inputDefinitions.parameters`` of the compiled pipeline.
 
     Raises:
-        ConfigError: a parameter that the pipeline does not have, or a value that is not of its type.
+        ConfigError: a parameter that the pipeline does not have, or a value that is not of its type or that cannot be.
     """
     values = {}
     for pair in given:
@@ -34,4 +35,12 @@ def parse(given: Iterable[str], definitions: dict[str, dict[str, Any]]) -> dict[
         except ValueError:
             what = "a whole number" if kind is int else "a finite number"
             raise ConfigError(f"parameter {name}: expected {what}, found {text!r}") from None
+    _check({name: defined["defaultValue"] for name, defined in definitions.items()} | values)
     return values
+
+
+def _check(values: dict[str, Any]) -> None:
+    """Refuses here what a step would refuse when its turn came."""
+    values = values | {"clip_grad": None if values["clip_grad"] == -1 else values["clip_grad"]}
+    for config in CONFIGS:
+        config.of(**{name: value for name, value in values.items() if name in config.model_fields})

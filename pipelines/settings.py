@@ -2,14 +2,23 @@
 
 import tomllib
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from mf.config import Config
 from mf.errors import ConfigError
+from mf.supabase.credentials import is_address
 from mf.version import git_sha
 
 DEFAULT_FILE = Path(__file__).with_name("settings.toml")
+
+
+def _address(url: str) -> str:
+    if url and not is_address(url):
+        raise PydanticCustomError("address", "an address of the form https://PROJECT.supabase.co is expected")
+    return url
 
 
 class Settings(Config):
@@ -23,8 +32,8 @@ class Settings(Config):
     service_account: str = Field("", description="account that the steps run as; empty: the project's default")
     image_repository: str = Field("mf", min_length=1, description="registry path that the images were pushed to")
     image_tag: str = Field("", pattern=r"^[\w.-]*$", description="their tag; empty: the commit")
-    supabase_url: str = Field(
-        "", pattern=r"^(https?://[^/@]+/?)?$", description="Supabase project of the runs; a run may name another"
+    supabase_url: Annotated[str, AfterValidator(_address)] = Field(
+        "", description="Supabase project of the runs; a run may name another"
     )
     supabase_key_secret: str = Field(
         "",
@@ -52,4 +61,5 @@ class Settings(Config):
 
     def image(self, kind: str) -> str:
         """The image ``cpu`` or ``gpu`` that a step runs in."""
-        return f"{self.image_repository}/mf-python-{kind}:{self.image_tag or git_sha()}"
+        # The settings file is in the checkout and in no image: filled in, it makes the one dirty and not the other.
+        return f"{self.image_repository}/mf-python-{kind}:{self.image_tag or git_sha().removesuffix('-dirty')}"

@@ -3,6 +3,7 @@ its own, so that ids and their types never collide."""
 
 import csv
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ def sample(home: Path) -> Source:
 
 def file(path: Path, parameters: Mapping[str, Any]) -> Source:
     """A file of ratings; the same content read in the same way has the same database."""
+    if str(path).startswith("gs:/"):
+        raise ConfigError(f"{path}: a run on this machine reads a file of its own; fetch it first: gcloud storage cp")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file, expected a file of ratings")
     reading = _reading(parameters)
@@ -69,7 +72,8 @@ def file(path: Path, parameters: Mapping[str, Any]) -> Source:
 
 def table(name: str, parameters: Mapping[str, Any], home: Path) -> Source:
     """A table of the embedded Supabase, filled by ``seed``."""
-    database = _table_database(name)
+    name = _table_name(name)
+    database = f"table_{name}"
     if database not in databases(home / "supabase"):
         raise ConfigError(f"the embedded Supabase has no table {name}: make one with `make seed-table`")
     config = IngestConfig.of(**_reading(parameters), import_table=name)
@@ -79,16 +83,15 @@ def table(name: str, parameters: Mapping[str, Any], home: Path) -> Source:
 def seed(name: str, path: Path | None, parameters: Mapping[str, Any], home: Path) -> str:
     """Makes the table ``name`` of the embedded Supabase anew, from a file or from the sample; says what it did."""
     path = path or write_sample(home / "sample").ratings_csv
-    config = IngestConfig.of(
-        **{k: v for k, v in parameters.items() if k in IngestConfig.model_fields}, ratings_csv=str(path)
-    )
+    name = _table_name(name)
+    config = IngestConfig.of(**_reading(parameters), ratings_csv=str(path))
     with tempfile.TemporaryDirectory() as work:
         provenance = ingest(config, Path(work) / "ratings.parquet", Path(work) / "rejects.csv")
         ratings, _ = read_ratings(Path(work) / "ratings.parquet")
     types = {USER: id_type(ratings[USER]), MOVIE: id_type(ratings[MOVIE]), RATING: "real", RATED_AT: "timestamptz"}
-    columns = [sql.SQL("{} {} not null").format(sql.Identifier(c), sql.SQL(types[c])) for c in ratings.column_names]
+    columns = [sql.SQL("{} {}").format(sql.Identifier(c), sql.SQL(types[c])) for c in ratings.column_names]
     titles = _titles_beside(path)
-    database = _table_database(name)
+    database = f"table_{name}"
     recreate_database(home / "supabase", database)
     with (
         LocalSupabase(home / "supabase", database) as supabase,
@@ -103,12 +106,8 @@ def seed(name: str, path: Path | None, parameters: Mapping[str, Any], home: Path
             "alter table public.movies enable row level security"
         )
         connection.execute(make.format(table=sql.Identifier(name), columns=sql.SQL(", ").join(columns)))
-        _copy(
-            connection,
-            name,
-            ratings.column_names,
-            (row.values() for batch in ratings.to_batches() for row in batch.to_pylist()),
-        )
+        rows = (row.values() for batch in ratings.to_batches(max_chunksize=10_000) for row in batch.to_pylist())
+        _copy(connection, name, ratings.column_names, rows)
         _copy(connection, "movies", ["movie_id", "title"], titles.items())
     return f"{provenance.summary()}\nthey are the rows of the table {name} now: make run IMPORT_TABLE={name}"
 
@@ -128,17 +127,23 @@ def _reading(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if name in IngestConfig.model_fields}
 
 
-def _table_database(name: str) -> str:
-    return f"table_{name.removeprefix('public.')}"
+def _table_name(name: str) -> str:
+    name = name.removeprefix("public.")
+    if not re.fullmatch("[a-z][a-z0-9_]{0,39}", name) or name == "movies" or name.startswith("mf_"):
+        raise ConfigError(
+            f"a table of the embedded Supabase cannot be called {name!r}: expected a-z, 0-9 and _, 40 letters at most; "
+            "movies and mf_… are taken"
+        )
+    return name
 
 
 def _made_before(supabase: LocalSupabase) -> SchemaConfig | None:
-    """What the database's migration was made for, when it has one."""
+    """For which ids the database's migration was made, when it has one."""
     with supabase.connect() as connection:
         if connection.execute("select to_regproc('public.mf_schema')").fetchone() == (None,):
             return None
         row = connection.execute("select public.mf_schema()").fetchone()
-        return SchemaConfig.of(**row[0]) if row else None
+        return SchemaConfig.of(**{k: row[0][k] for k in ("user_id_type", "movie_id_type")}) if row else None
 
 
 def _schema_of_file(config: IngestConfig) -> SchemaConfig:
@@ -174,10 +179,12 @@ def _titles_beside(ratings: Path) -> dict[str, str]:
     movies = ratings.with_name(ratings.name.replace("ratings", "movies"))
     if movies == ratings or not movies.is_file():
         return {}
-    with movies.open(newline="", encoding="utf-8", errors="replace") as lines:
-        return {
-            row["movieId"]: row["title"] for row in csv.DictReader(lines) if row.get("movieId") and row.get("title")
-        }
+    try:
+        with movies.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
+            rows = csv.DictReader(lines)
+            return {row["movieId"]: row["title"] for row in rows if row.get("movieId") and row.get("title")}
+    except (OSError, csv.Error):
+        return {}  # titles are an ornament: the ids do as well
 
 
 def _titles_in(supabase: LocalSupabase) -> dict[str, str]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import SecretStr
@@ -29,11 +30,7 @@ def summarise(source: Source, schema: SchemaConfig, supabase: LocalSupabase, out
         f"\nratings   {provenance.rows_read:,} rows read, {provenance.rows_rejected:,} rejected, "
         f"{provenance.rows_kept:,} kept\n\nRMSE on {scores['test_rows']:,} test ratings"
     )
-    for name, label in (
-        ("global_mean", "global mean"),
-        ("user_movie_bias", "user + movie biases"),
-        ("model", "this model"),
-    ):
+    for name, label in LABELS.items():
         print(f"  {label:<20} {scores[name]['rmse']:.4f}")
     if source.noise_floor is not None:
         print(f"  {'noise floor':<20} {source.noise_floor:.4f}  (nothing can do better on this sample)")
@@ -52,13 +49,17 @@ def summarise(source: Source, schema: SchemaConfig, supabase: LocalSupabase, out
 
 
 def example(ratings: pa.Table) -> tuple[Any, Any]:
-    """The user with the most ratings, and of the movies that this user likes best the one that most have rated."""
+    """The user with the most ratings, but for those who have rated nearly everything, and of the movies that this user
+    likes best the one that most have rated."""
     users, movies = (pc.value_counts(ratings[name].combine_chunks()) for name in (USER, MOVIE))
-    user = users.field("values")[pc.index(users.field("counts"), pc.max(users.field("counts"))).as_py()]
+    counts = users.field("counts").to_numpy()
+    # recommend_movies gives 1000 at most, and those that the user has rated are taken out of them.
+    fits = counts <= min(900, len(movies) - SHOWN)
+    user = users.field("values")[int(np.argmax(np.where(fits, counts, 0) if fits.any() else -counts))]
     own = ratings.filter(pc.equal(ratings[USER], user))
     best = own.filter(pc.equal(own[RATING], pc.max(own[RATING])))[MOVIE].to_pylist()
-    counts = dict(zip(movies.field("values").to_pylist(), movies.field("counts").to_pylist(), strict=True))
-    return user.as_py(), max(best, key=lambda movie: (counts[movie], str(movie)))
+    popularity = dict(zip(movies.field("values").to_pylist(), movies.field("counts").to_pylist(), strict=True))
+    return user.as_py(), max(best, key=lambda movie: (popularity[movie], str(movie)))
 
 
 def unseen(client: Client, schema: SchemaConfig, ratings: pa.Table, user: Any) -> list[tuple[Any, float]]:

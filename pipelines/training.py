@@ -104,7 +104,6 @@ def build(settings: Settings) -> GraphComponent:
             seed=seed,
         )
         evaluated = components.evaluate(
-            ratings=ingested.outputs["ratings"],
             train_ratings=parts.outputs["train_ratings"],
             test_ratings=parts.outputs["test_ratings"],
             model=trained.outputs["model"],

@@ -47,8 +47,6 @@ def write_report(
     history: Sequence[Epoch],
     facts: Mapping[str, str],
     path: Path,
-    *,
-    noise_floor: float | None = None,
 ) -> None:
     """Writes the report to ``path``, aside and then renamed.
 
@@ -57,7 +55,6 @@ def write_report(
         history: the training, an epoch each, the first first; without any there is no training curve.
         facts: what the reader should know of the run, a label and a value each, in this order; text, never markup.
         path: the HTML file.
-        noise_floor: the RMSE of a perfect model, where the data is planted and it is known.
     """
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -69,7 +66,6 @@ def write_report(
     page = templates.get_template("report.html").render(
         evaluation=evaluation,
         facts=facts,
-        noise_floor=noise_floor,
         verdict=verdict(evaluation),
         better=_gain(evaluation) > 0,
         history=history,

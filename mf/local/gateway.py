@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 PREFIX = "/rest/v1"
 UPSTREAM_TIMEOUT_S = 180
+KEPT_REQUESTS = 10_000
 # Headers of one connection only (RFC 9110, 7.6.1), those that the gateway writes itself, and its key.
 NOT_FORWARDED = frozenset({"host", "connection", "keep-alive", "transfer-encoding", "content-length", "apikey"})
 NOT_RETURNED = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"})
@@ -59,7 +60,7 @@ class Gateway:
         port: chosen by the system.
         faults: callables that are asked in turn for every request, from several threads at a time; the first ``Fault``
             that one returns happens.
-        requests: what was served, in the order of the answers.
+        requests: what was served last, in the order of the answers.
     """
 
     def __init__(self, upstream_port: int, tokens: dict[str, str]) -> None:
@@ -145,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, json.dumps({"message": message}).encode(), [("Content-Type", "application/json")])
 
     def _answer(self, status: int, body: bytes, headers: list[tuple[str, str]]) -> None:
-        self.gateway.requests.append(Served(self.command, self.path, status))
+        self._served(status)
         self.send_response_only(status)
         for name, value in headers:
             self.send_header(name, value)
@@ -156,7 +157,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
         self.wfile.flush()
 
+    def _served(self, status: int | None) -> None:
+        log = self.gateway.requests
+        log.append(Served(self.command, self.path, status))
+        del log[:-KEPT_REQUESTS]
+
     def _drop(self) -> None:
-        self.gateway.requests.append(Served(self.command, self.path, None))
+        self._served(None)
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)

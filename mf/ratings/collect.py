@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from mf.errors import DataError
 from mf.files import written_aside
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, Provenance, write_ratings
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, Provenance, times, write_ratings
 
 REJECTS_HEADER = ("where", "reason", "row")
 # Rejects beyond this many bytes go to a temporary file, so that a source of bad rows only does not fill the memory.
@@ -101,7 +101,7 @@ class Collector:
         is_last = _is_last(pair[order])
         # Sorting by time as well takes ten times as long, and matters only when a pair occurs twice.
         if RATED_AT in rest.column_names and not is_last.all():
-            order = np.lexsort((rest[RATED_AT].cast(pa.int64()).to_numpy(), pair))
+            order = np.lexsort((times(rest), pair))
         order = order[is_last]
         ids = {USER: _decoded(user_ids, users[order]), MOVIE: _decoded(movie_ids, movies[order])}
         rest = rest.take(order)

@@ -14,35 +14,35 @@ RECOGNISED = {
     USER: ("userid", "user"),
     MOVIE: ("movieid", "movie", "itemid", "item"),
     RATING: ("rating",),
-    RATED_AT: ("timestamp", "ratedat", "createdat"),
+    RATED_AT: ("ratedat", "timestamp", "createdat"),  # of several the first: a table may say both when it was made
 }
 
 
 class IngestConfig(Config):
     """Where ratings come from and which of their columns is which."""
 
-    ratings_csv: str = Field("", description="File of ratings, plain or gzip: a path or gs://bucket/object")
-    import_table: str = Field("", description="Supabase table of ratings, read instead of a file")
+    ratings_csv: str = Field("", description="file of ratings, plain or gzip: a path or gs://bucket/object")
+    import_table: str = Field("", description="supabase table of ratings, read instead of a file")
     columns: str = Field(
         "",
-        description="Column names of a file without a header, in their order and separated by commas, "
+        description="column names of a file without a header, in their order and separated by commas, "
         "for example userId,movieId,rating,timestamp",
     )
-    user_column: str = Field("", description="Column of the user id; found by its name (userId, user_id) when empty")
+    user_column: str = Field("", description="column of the user id; found by its name (userId, user_id) when empty")
     movie_column: str = Field(
-        "", description="Column of the movie id; found by its name (movieId, movie_id, item_id) when empty"
+        "", description="column of the movie id; found by its name (movieId, movie_id, item_id) when empty"
     )
-    rating_column: str = Field("", description="Column of the rating; found by its name (rating) when empty")
+    rating_column: str = Field("", description="column of the rating; found by its name (rating) when empty")
     timestamp_column: str = Field(
         "",
-        description="Column of the time of the rating, in epoch seconds, epoch milliseconds or ISO 8601; found by its "
+        description="column of the time of the rating, in epoch seconds, epoch milliseconds or ISO 8601; found by its "
         "name (timestamp, rated_at, created_at) when empty, and optional; none: do without",
     )
     max_reject_fraction: float = Field(
-        0.01, ge=0, le=1, description="Share of rows, 0 to 1, that may be malformed before the import fails"
+        0.01, ge=0, le=1, description="share of rows, 0 to 1, that may be malformed before the import fails"
     )
     key_columns: str = Field(
-        "", description="Unique key of the Supabase table, separated by commas; its primary key when empty"
+        "", description="unique key of the Supabase table, separated by commas; its primary key when empty"
     )
 
     def find_columns(self, found: Sequence[str], where: str) -> dict[str, str]:
@@ -66,6 +66,8 @@ class IngestConfig(Config):
             if role == RATED_AT and name == "none":
                 continue
             fits = [column for column in found if (column == name if name else _plain(column) in RECOGNISED[role])]
+            if role == RATED_AT and not name and len({_plain(column) for column in fits}) > 1:
+                fits = [min(fits, key=lambda column: RECOGNISED[RATED_AT].index(_plain(column)))]
             if len(fits) > 1:
                 names = shown(", ".join(fits), 200)
                 raise DataError(f"{where}: {len(fits)} columns fit {role}, {names}, expected one; name it with {flag}")
@@ -100,12 +102,12 @@ class SplitConfig(Config):
         0.1,
         ge=0,
         lt=1,
-        description="Share of all rows held out to steer training; leave_last: 0 or not",
+        description="share of all rows held out to steer training; leave_last: 0 or not",
     )
     test_size: float = Field(
-        0.1, ge=0, lt=1, description="Share of all rows held out to score once; leave_last: 0 or not"
+        0.1, ge=0, lt=1, description="share of all rows held out to score once; leave_last: 0 or not"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the random split")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the random split")
 
     @model_validator(mode="after")
     def _something_is_left(self) -> Self:

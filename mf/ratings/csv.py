@@ -58,7 +58,7 @@ def read_csv(path: Path, name: str, config: IngestConfig, collector: Collector, 
     A line is a row: a quoted value cannot hold a line break, and one that does is a malformed row. In files separated
     by ``::`` quotes are ordinary characters. Ids become int64 when all of a block are integers in canonical form (7,
     not 007 or 7.0), else they stay strings; white space around a value is no part of it. Timestamps are epoch seconds,
-    epoch milliseconds (integers beyond 1e11) or ISO 8601, UTC unless they say otherwise.
+    epoch milliseconds (integers beyond 1e11) or ISO 8601, UTC unless they say otherwise; an empty one is unknown.
 
     Args:
         path: the file, plain or gzip.
@@ -273,7 +273,8 @@ def _typed(texts: pa.Table) -> tuple[pa.Table, pa.Table, npt.NDArray[np.bool_]]:
         good &= pc.not_equal(texts[name].chunk(0), "").to_numpy(zero_copy_only=False)
     if RATED_AT in texts.column_names:
         values[RATED_AT] = _times(texts[RATED_AT].chunk(0))
-        good &= values[RATED_AT].is_valid().to_numpy(zero_copy_only=False)
+        unknown = pc.equal(texts[RATED_AT].chunk(0), "")
+        good &= pc.or_(unknown, values[RATED_AT].is_valid()).to_numpy(zero_copy_only=False)
     usable = pa.array(good)
     ids = {name: _ids(texts[name].chunk(0).filter(usable)) for name in (USER, MOVIE)}
     return pa.table(ids | {name: column.filter(usable) for name, column in values.items()}), texts, good
@@ -315,8 +316,8 @@ def _times(texts: pa.StringArray) -> pa.TimestampArray:
 
 def _reason(row: dict[str, str]) -> str:
     """Why a row's trimmed values cannot be used."""
-    for name, what in ((USER, "user id"), (MOVIE, "movie id"), (RATING, "rating"), (RATED_AT, "timestamp")):
-        if row.get(name) == "":
+    for name, what in ((USER, "user id"), (MOVIE, "movie id"), (RATING, "rating")):
+        if row[name] == "":
             return f"empty {what}"
     rating = row[RATING]
     if rating.lower().lstrip("+-") in ("nan", "inf", "infinity"):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mf.errors import DataError
 
-# A bucket or object that is there answers within seconds; the library's own default keeps trying for two minutes.
+# How long a server that answers with passing faults is asked for an object that is still to be found; a transfer that
+# breaks off is taken up again for as long as the library thinks right.
 RETRY_S = 20.0
 
 
@@ -45,7 +46,8 @@ def _download(bucket: str, name: str, path: Path, address: str) -> None:
     try:
         # Reading an object needs no project; left out, the library refuses credentials that name none.
         blob = storage.Client(project=None).bucket(bucket).blob(name)
-        blob.download_to_filename(str(path), retry=DEFAULT_RETRY.with_timeout(RETRY_S))
+        blob.reload(retry=DEFAULT_RETRY.with_timeout(RETRY_S))
+        blob.download_to_filename(str(path))
     except exceptions.NotFound:
         raise DataError(f"{address}: no such object, or no such bucket; check the address") from None
     except (exceptions.Forbidden, exceptions.Unauthorized):

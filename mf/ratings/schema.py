@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,7 +46,7 @@ class Provenance:
 
 def ratings_schema(user: pa.DataType, movie: pa.DataType, *, timestamps: bool) -> pa.Schema:
     """``user_id`` and ``movie_id`` (int64 or string), ``rating`` float32 and, when the source has one, ``rated_at``
-    (microseconds, UTC)."""
+    (microseconds, UTC; null where it is unknown)."""
     columns = [(USER, user), (MOVIE, movie), (RATING, pa.float32())]
     return pa.schema(columns + ([(RATED_AT, TIMESTAMP)] if timestamps else []))
 
@@ -92,6 +94,12 @@ def content_hash(table: pa.Table) -> str:
     """16 hexadecimal digits that depend on the rows' values and their order, and not on how their memory is cut."""
     rows = pd.util.hash_pandas_object(table.to_pandas(), index=False)
     return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()[:16]
+
+
+def times(ratings: pa.Table) -> npt.NDArray[np.int64]:
+    """``rated_at`` in microseconds, int64, for putting ratings in order: an unknown time is older than any."""
+    micros: npt.NDArray[np.int64] = ratings[RATED_AT].cast(pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy()
+    return micros
 
 
 def id_type(ids: pa.Array | pa.ChunkedArray) -> IdType:

@@ -10,7 +10,7 @@ from sklearn.model_selection import train_test_split
 from mf.errors import DataError
 from mf.ratings.collect import ranked
 from mf.ratings.config import SplitConfig
-from mf.ratings.schema import MOVIE, RATED_AT, USER
+from mf.ratings.schema import MOVIE, RATED_AT, USER, times
 
 Rows = npt.NDArray[np.int64]
 
@@ -32,14 +32,14 @@ def split(ratings: pa.Table, config: SplitConfig) -> Parts:
       whether its part is wanted (above 0) or not; a user with too few ratings keeps the oldest one for training and
       goes without a validation row first.
 
-    Ratings of the same time are ordered by user and movie. Neither the order of the rows nor, but for ``random``, the
-    seed matters. A part of size 0 is empty.
+    Ratings of the same time are ordered by user and movie; an unknown time is older than any. Neither the order of the
+    rows nor, but for ``random``, the seed matters. A part of size 0 is empty.
 
     Raises:
         DataError: there are no timestamps and the split needs them, or too few rows for every part to get one.
     """
     if config.split != "random" and RATED_AT not in ratings.column_names:
-        raise DataError(f"split {config.split}: the ratings have no timestamps, expected a column; use --split random")
+        raise DataError(f"split {config.split}: the ratings have no timestamps, expected some; split at random")
     if not len(ratings):
         raise DataError(f"split {config.split}: there are no ratings to divide, expected at least one row")
     users, movies = (ranked([c.dictionary_encode() for c in ratings[name].chunks])[1] for name in (USER, MOVIE))
@@ -74,14 +74,14 @@ def _random(rows: int, config: SplitConfig) -> tuple[Rows, Rows]:
 
 
 def _newest(ratings: pa.Table, config: SplitConfig) -> tuple[Rows, Rows]:
-    order = np.argsort(_times(ratings), kind="stable")
+    order = np.argsort(times(ratings), kind="stable")
     validation, test = _sizes(len(ratings), config)
     end = len(order) - test
     return order[end - validation : end], order[end:]
 
 
 def _last_of_each(ratings: pa.Table, users: npt.NDArray[np.int32], config: SplitConfig) -> tuple[Rows, Rows]:
-    order = np.lexsort((_times(ratings), users))
+    order = np.lexsort((times(ratings), users))
     counts = np.bincount(users)
     # How many ratings of the same user are newer, and whether an older one remains.
     newer = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(users))
@@ -92,20 +92,18 @@ def _last_of_each(ratings: pa.Table, users: npt.NDArray[np.int32], config: Split
     return validation, test
 
 
-def _times(ratings: pa.Table) -> Rows:
-    times: Rows = ratings[RATED_AT].cast(pa.int64()).to_numpy()
-    return times
-
-
 def _parts(ratings: pa.Table, validation: Rows, test: Rows, config: SplitConfig) -> Parts:
     in_train = np.ones(len(ratings), bool)
     in_train[validation] = in_train[test] = False
     rows = {"training": np.flatnonzero(in_train), "validation": np.sort(validation), "test": np.sort(test)}
     wanted = {"training": 1.0, "validation": config.val_size, "test": config.test_size}
+    sizes = " and ".join(
+        f"{name} {getattr(config, name):g}" for name in ("val_size", "test_size") if getattr(config, name)
+    )
     for part, indices in rows.items():
         if wanted[part] and not len(indices):
             raise DataError(
-                f"split {config.split}: {len(ratings):,} ratings leave none for the {part} part with val_size "
-                f"{config.val_size} and test_size {config.test_size}; give more ratings or other sizes"
+                f"split {config.split}: {len(ratings):,} ratings leave none for the {part} part with {sizes}; give more "
+                "ratings or other sizes"
             )
     return Parts(*(ratings.take(pa.array(indices)) for indices in rows.values()))

@@ -287,7 +287,8 @@ def _collect(rows: list[Row], columns: Mapping[str, str], key: Sequence[str], co
         good &= np.array([value not in (None, "") for value in cells[role]], bool)
     if RATED_AT in columns:
         arrays[RATED_AT] = pa.array([_instant(value) for value in cells[RATED_AT]], TIMESTAMP)
-        good &= arrays[RATED_AT].is_valid().to_numpy(zero_copy_only=False)
+        unknown = np.array([value in (None, "") for value in cells[RATED_AT]], bool)
+        good &= unknown | arrays[RATED_AT].is_valid().to_numpy(zero_copy_only=False)
     for row in (rows[i] for i in np.flatnonzero(~good)):
         where = _where(key, [row[name] for name in key])
         reason = _reason({role: row[name] for role, name in columns.items()})
@@ -297,8 +298,8 @@ def _collect(rows: list[Row], columns: Mapping[str, str], key: Sequence[str], co
 
 def _reason(cells: Row) -> str:
     """Why a row, by role, cannot be used."""
-    for role, what in ((USER, "user id"), (MOVIE, "movie id"), (RATING, "rating"), (RATED_AT, "timestamp")):
-        if role in cells and cells[role] in (None, ""):
+    for role, what in ((USER, "user id"), (MOVIE, "movie id"), (RATING, "rating")):
+        if cells[role] in (None, ""):
             return f"empty {what}"
     rating = float(cells[RATING])
     if not math.isfinite(rating):

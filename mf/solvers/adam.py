@@ -35,7 +35,7 @@ class AdamConfig(Config):
     )
     l2: float = Field(0.0, ge=0, description="L2 on the two vectors of every rating")
     bias_damping: float = Field(
-        0.0,
+        3.0,
         ge=0,
         description="L2 on the biases, in ratings: a row with n ratings keeps n / (n + damping) of its mean error",
     )
@@ -64,8 +64,8 @@ def fit(
         train.n_users,
         train.n_movies,
         config.factors,
-        rating_min=train.ratings.min().item(),
-        rating_max=train.ratings.max().item(),
+        rating_min=min(ratings.min().item() for ratings in (train.ratings, validation.ratings) if len(ratings)),
+        rating_max=max(ratings.max().item() for ratings in (train.ratings, validation.ratings) if len(ratings)),
         mu=train.ratings.double().mean().item(),
         init_std=config.init_std,
         dropout=config.dropout,

@@ -95,7 +95,7 @@ def _passes(error: BaseException) -> bool:
     if isinstance(error, APIError):
         return str(error.code) in TRANSIENT
     return isinstance(error, httpx.TransportError | _CutResponseError) and not isinstance(
-        error, httpx.UnsupportedProtocol
+        error, httpx.UnsupportedProtocol | httpx.LocalProtocolError
     )
 
 
@@ -103,6 +103,9 @@ def explain(error: Exception, doing: str, hints: Mapping[str, str] | None = None
     """One sentence of what went wrong and what to do; ``hints`` go before the library's own."""
     if isinstance(error, _CutResponseError):
         return f"cannot {doing}: the answer is not JSON ({str(error)!r}): is the URL a Supabase project's?"
+    if isinstance(error, httpx.LocalProtocolError):
+        # Its text shows the header that cannot be sent: the key, as a rule.
+        return f"cannot {doing}: the request cannot be sent: check SUPABASE_KEY and the URL"
     if not isinstance(error, APIError):
         reason = str(error) or type(error).__name__
         return f"cannot {doing}: no answer from Supabase ({reason}): check the URL and the network"

@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -37,7 +38,7 @@ class Credentials:
         url = (url or environ.get("SUPABASE_URL", "")).rstrip("/")
         if not url:
             raise ConfigError("no Supabase project: give --supabase_url or set SUPABASE_URL")
-        if not _is_address(url):
+        if not is_address(url):
             # Not shown: it may hold a password, or be the key.
             raise ConfigError("the Supabase URL is not of the form https://PROJECT.supabase.co")
         if key is None and (value := environ.get("SUPABASE_KEY")):
@@ -46,7 +47,7 @@ class Credentials:
             key = _from_secret_manager(name)
         if key is None or not key.get_secret_value().strip():
             raise ConfigError(f"no key for {url}: {KEY_HELP}")
-        if not key.get_secret_value().isascii() or any(c.isspace() for c in key.get_secret_value().strip()):
+        if not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value().strip()):
             raise ConfigError(f"the key for {url} holds characters that no Supabase key has: copy it again")
         return cls(url, SecretStr(key.get_secret_value().strip()))
 
@@ -65,7 +66,7 @@ class Credentials:
             return "unknown"
 
 
-def _is_address(url: str) -> bool:
+def is_address(url: str) -> bool:
     """Whether ``url`` is http(s)://host[:port][/path] and nothing more."""
     try:
         parts = urlsplit(url)
@@ -94,7 +95,8 @@ def _from_secret_manager(name: str) -> SecretStr:
 
     parts = name.split("/")
     if len(parts) not in (4, 6) or parts[0] != "projects" or parts[2] != "secrets" or not all(parts):
-        raise ConfigError(f"SUPABASE_KEY_SECRET is {name!r}, expected projects/PROJECT/secrets/NAME/versions/latest")
+        # Not shown: it may be the key itself.
+        raise ConfigError("SUPABASE_KEY_SECRET is not of the form projects/PROJECT/secrets/NAME/versions/latest")
     if len(parts) == 4:
         name += "/versions/latest"
     try:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow as pa
 from supabase import Client
 
 from mf.errors import SupabaseError
 from mf.progress import Progress
-from mf.ratings.schema import MOVIE, USER
+from mf.ratings.schema import MOVIE, USER, id_type
 from mf.supabase.client import call
 from mf.supabase.config import ExportConfig
 from mf.supabase.model_directory import Embeddings, PublishedModel, read_model
@@ -25,11 +26,14 @@ class Published:
     movies: int
     changed: bool  # False: this run was the published one already
     previous: str | None  # the run that readers saw before
+    superseded_by: str | None = None  # a run that another export published meanwhile, and that readers see now
 
     def summary(self) -> str:
         """One line for a person."""
         if not self.changed:
             return f"run {self.run_id} was published already"
+        if self.superseded_by:
+            return f"run {self.run_id} was published, and run {self.superseded_by} of another export after it"
         before = f"the run before, {self.previous}, is kept" if self.previous else "it is the first one"
         return f"published run {self.run_id}: {self.users:,} users, {self.movies:,} movies; {before}"
 
@@ -44,16 +48,24 @@ def export(client: Client, model_dir: Path, config: ExportConfig) -> Published:
     """
     model = read_model(model_dir)
     run_id = model.header.run_id
-    _check_migration(client, model, config)
+    check_migration(client, model.users.ids, model.movies.ids, config)
     registered = call(client.rpc("mf_register", {"run": _run(model)}), f"register run {run_id}")
-    changed = registered["status"] != "published"
+    published = run_id
     if registered["status"] == "loading":
         _load(client, "mf_movie_embeddings", MOVIE, run_id, model.movies, config.rows_per_request)
         _load(client, "mf_user_embeddings", USER, run_id, model.users, config.rows_per_request)
-    if changed:
-        call(client.rpc("mf_publish", {"run": run_id}), f"publish run {run_id}")
+        published = call(client.rpc("mf_publish", {"run": run_id}), f"publish run {run_id}")["published"]
+    elif registered["status"] == "retired":
+        rollback(client, run_id)
     call(client.rpc("mf_prune"), f"remove old runs (run {run_id} is published)")
-    return Published(run_id, len(model.users), len(model.movies), changed, registered["published"])
+    return Published(
+        run_id,
+        len(model.users),
+        len(model.movies),
+        changed=registered["status"] != "published",
+        previous=registered["published"],
+        superseded_by=published if published != run_id else None,
+    )
 
 
 def rollback(client: Client, run: str | None = None) -> str:
@@ -73,9 +85,16 @@ def rollback(client: Client, run: str | None = None) -> str:
     return str(answer["run_id"])
 
 
-def _check_migration(client: Client, model: PublishedModel, config: ExportConfig) -> None:
+def check_migration(
+    client: Client, user_ids: pa.Array | pa.ChunkedArray, movie_ids: pa.Array | pa.ChunkedArray, config: ExportConfig
+) -> None:
+    """Whether the database is made for these ids and views.
+
+    Raises:
+        SupabaseError: it is not, with the command that prints the migration to apply, or the API refused.
+    """
     made = call(client.rpc("mf_schema"), "read what the migration was made for")
-    types = {"user_id_type": model.users.id_type, "movie_id_type": model.movies.id_type}
+    types = {"user_id_type": id_type(user_ids), "movie_id_type": id_type(movie_ids)}
     # Text holds every id.
     wanted = made | {name: made[name] if made[name] == "text" else found for name, found in types.items()}
     wanted |= {name: getattr(config, name) for name in ("user_export_table", "movie_export_table")}

@@ -47,6 +47,16 @@ begin
       '`python -m mf schema --movie_export_table … --user_export_table …`',
       found.kind, found.name, found.kind, quote_ident(found.name), quote_ident(left(found.name, 50) || '_old');
   end loop;
+
+  for found in
+    select p.proname as name, pg_get_function_identity_arguments(p.oid) as arguments
+    from pg_proc p
+    where p.pronamespace = 'public'::regnamespace and p.proname in ('recommend_movies', 'similar_movies')
+      and strpos(p.prosrc, 'mf_runs') = 0
+  loop
+    raise exception 'a function of yours bears the name public.% that one of this migration takes; run: '
+      'alter function public.%(%) rename to %_old', found.name, found.name, found.arguments, found.name;
+  end loop;
 {% if ratings_table %}
 
   if to_regclass({{ ("public." ~ (ratings_table | identifier)) | literal }}) is null then
@@ -77,15 +87,15 @@ end
 $mf$;
 
 create table if not exists public.mf_runs (
-  run_id text primary key,
+  run_id text primary key check (run_id <> ''),
   status text not null default 'loading' check (status in ('loading', 'published', 'retired')),
   content_hash text not null,
   factors integer not null check (factors > 0),
-  mu double precision not null,
+  mu double precision not null check (mu <> 'NaN'),
   rating_min double precision not null,
-  rating_max double precision not null,
-  n_users bigint not null,
-  n_movies bigint not null,
+  rating_max double precision not null check (rating_max >= rating_min),
+  n_users bigint not null check (n_users > 0),
+  n_movies bigint not null check (n_movies > 0),
   created_at timestamptz not null default now(),
   published_at timestamptz
 );
@@ -262,8 +272,8 @@ begin
 end
 $mf$;
 
--- Checks that every row of the run is there and, in one step, makes it the one that readers see; the run before it is
--- kept. Sent twice it changes nothing.
+-- Checks that every row of a loading run is there and, in one step, makes it the one that readers see; the run before it
+-- is kept. Sent twice it changes nothing, also when another run was published in between: only mf_rollback brings back.
 create or replace function public.mf_publish(run text) returns jsonb
 language plpgsql security invoker set search_path = '' set statement_timeout = '60s' as $mf$
 declare
@@ -277,9 +287,9 @@ begin
   if not found then
     raise exception 'there is no run %: mf_list_runs() shows those that are there', coalesce(mf_publish.run, 'null');
   end if;
-  if asked.status = 'published' then
-    return jsonb_build_object('run_id', asked.run_id, 'changed', false, 'previous', null,
-      'users', asked.n_users, 'movies', asked.n_movies);
+  if asked.status <> 'loading' then
+    return jsonb_build_object('run_id', asked.run_id, 'changed', false,
+      'published', (select r.run_id from public.mf_runs r where r.status = 'published'));
   end if;
   select count(*) into users from public.mf_user_embeddings e where e.run_id = asked.run_id;
   select count(*) into movies from public.mf_movie_embeddings e where e.run_id = asked.run_id;
@@ -290,8 +300,7 @@ begin
   update public.mf_runs r set status = 'retired' where r.status = 'published' returning r.run_id into previous;
   -- The order of publishing is that of the lock, and not that in which the transactions began.
   update public.mf_runs r set status = 'published', published_at = clock_timestamp() where r.run_id = asked.run_id;
-  return jsonb_build_object('run_id', asked.run_id, 'changed', true, 'previous', previous,
-    'users', users, 'movies', movies);
+  return jsonb_build_object('run_id', asked.run_id, 'changed', true, 'published', asked.run_id, 'previous', previous);
 end
 $mf$;
 
@@ -318,7 +327,10 @@ begin
     raise exception 'there is no earlier run % to bring back: mf_list_runs() shows those that are there',
       mf_rollback.run;
   end if;
-  return public.mf_publish(target);
+  update public.mf_runs r set status = 'retired' where r.status = 'published' and r.run_id <> target;
+  update public.mf_runs r set status = 'published', published_at = clock_timestamp()
+  where r.run_id = target and r.status = 'retired';
+  return jsonb_build_object('run_id', target, 'changed', found);
 end
 $mf$;
 

@@ -150,6 +150,27 @@ def test_an_answer_lost_after_the_flip_is_still_told_as_a_change(database, clien
     assert [r.status for r in database.gateway.requests if r.path.endswith("/mf_publish")] == [None, 200]
 
 
+def test_a_publish_that_is_sent_again_after_another_exports_does_not_undo_that_one(database, client, tmp_path):
+    other = planted("other", seed=2)
+    lost = []
+
+    def publish_another_and_lose_the_answer(request):
+        if "/rpc/mf_publish" in request.path and not lost:
+            lost.append(request)
+            return Fault(drop="after")
+        if "/rpc/mf_publish" in request.path and len(lost) == 1:
+            lost.append(request)  # the other export's own, which goes through
+            export(client_of_another, other.write(tmp_path / "other"), SMALL_BATCHES)
+        return None
+
+    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client_of_another:
+        database.gateway.faults.append(publish_another_and_lose_the_answer)
+        first = export(client, planted("first", seed=1).write(tmp_path / "first"), SMALL_BATCHES)
+    assert (first.changed, first.superseded_by) == (True, "other")
+    assert first.summary() == "run first was published, and run other of another export after it"
+    assert_published(client, other)
+
+
 def test_a_wrong_key_is_refused_in_one_line_that_does_not_hold_it(database, tmp_path):
     wrong = "sb_secret_wrongwrongwrong"
     with (
@@ -282,7 +303,7 @@ def test_a_retired_model_that_is_exported_again_is_published_without_being_sent_
         export(client, planted(f"r{seed}", seed=seed).write(tmp_path / str(seed)), ExportConfig())
     database.gateway.requests.clear()
     assert export(client, tmp_path / "1", ExportConfig()) == Published("r1", 120, 300, changed=True, previous="r2")
-    assert [r.path.rsplit("/", 1)[1] for r in writes(database)] == ["mf_register", "mf_publish", "mf_prune"]
+    assert [r.path.rsplit("/", 1)[1] for r in writes(database)] == ["mf_register", "mf_rollback", "mf_prune"]
     assert_published(client, planted("r1", seed=1))
 
 

@@ -211,3 +211,15 @@ def test_in_a_project_without_default_grants_the_service_role_can_export_and_rec
         assert export(client, model.write(tmp_path), ExportConfig(**views)).changed
         assert len(recommend_movies(client, model.user_ids[0], 3, exclude_rated=True)) == 3
         assert len(client.table(config.movie_export_table).select("movie_id,bias,embedding,run_id").execute().data) == 8
+
+
+def test_a_function_of_the_users_own_is_refused_with_the_command_that_renames_it(fresh_stack):
+    database = fresh_stack()
+    with database.connect() as connection:
+        connection.execute("create function public.similar_movies(title text) returns int language sql as 'select 1'")
+    with pytest.raises(SupabaseError, match=r"alter function .*title text. rename to similar_movies_old"):
+        database.migrate(migration(SchemaConfig()))
+    with database.connect() as connection:
+        connection.execute("alter function public.similar_movies(title text) rename to similar_movies_old")
+    database.migrate(migration(SchemaConfig()))
+    database.migrate(migration(SchemaConfig()))

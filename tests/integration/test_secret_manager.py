@@ -119,6 +119,6 @@ def test_any_other_refusal_is_told_with_the_services_own_words(asked: list[str])
 
 
 def test_a_name_that_cannot_be_one_is_refused_unasked(asked: list[str]) -> None:
-    with pytest.raises(ConfigError, match="SUPABASE_KEY_SECRET is 'p/good', expected projects/PROJECT/secrets/NAME"):
+    with pytest.raises(ConfigError, match=r"^SUPABASE_KEY_SECRET is not of the form projects/PROJECT/secrets/NAME"):
         find("p/good")
     assert asked == []

@@ -34,7 +34,7 @@ DEFAULTS = {
     "factors": "64", "lr": "0.001", "weight_decay": "1e-06", "dropout": "0.0", "clip_grad": "none", "use_cuda": "off",
     "supabase_url": "none", "supabase_key": "none", "import_table": "ratings", "publish": "off",
     "movie_export_table": "movie_embeddings", "user_export_table": "user_embeddings", "test_csv": "none",
-    "output_dir": "output", "seed": "0", "l2": "0.0", "bias_damping": "0.0", "schedule": "constant", "patience": "0",
+    "output_dir": "output", "seed": "0", "l2": "0.0", "bias_damping": "3.0", "schedule": "constant", "patience": "0",
     "init_std": "0.01", "columns": "none", "user_column": "none", "movie_column": "none", "rating_column": "none",
     "timestamp_column": "none", "max_reject_fraction": "0.01", "key_columns": "none",
 }  # fmt: skip

@@ -51,10 +51,11 @@ def test_what_is_given_wins_over_the_environment() -> None:
         ({"SUPABASE_URL": URL, "SUPABASE_KEY": "sb_secret_a b"}, "holds characters that no Supabase key has: copy it"),
         ({"SUPABASE_URL": URL, "SUPABASE_KEY": "sb_secret_é"}, "holds characters that no Supabase key has: copy it"),
         (
-            {"SUPABASE_URL": URL, "SUPABASE_KEY_SECRET": "my-secret"},
-            "SUPABASE_KEY_SECRET is 'my-secret', expected projects/PROJECT/secrets/NAME/versions/latest",
+            {"SUPABASE_URL": URL, "SUPABASE_KEY_SECRET": "sb_secret_pasted"},
+            "SUPABASE_KEY_SECRET is not of the form projects/PROJECT/secrets/NAME/versions/latest",
         ),
-        ({"SUPABASE_URL": URL, "SUPABASE_KEY_SECRET": "projects//secrets/x"}, "expected projects/PROJECT/secrets/NAME"),
+        ({"SUPABASE_URL": URL, "SUPABASE_KEY_SECRET": "projects//secrets/x"}, "is not of the form projects/PROJECT/"),
+        ({"SUPABASE_URL": URL, "SUPABASE_KEY": "sb_secret_\0a"}, "holds characters that no Supabase key has: copy it"),
     ],
 )
 def test_what_is_missing_or_cannot_be_is_told_in_one_line(environ: dict[str, str], said: str) -> None:

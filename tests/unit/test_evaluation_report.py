@@ -35,9 +35,8 @@ def written(
     evaluation: Evaluation = EVALUATION,
     history: Sequence[Mapping[str, float | None]] = HISTORY,
     facts: Mapping[str, str] = FACTS,
-    noise_floor: float | None = None,
 ) -> str:
-    write_report(evaluation, history, facts, tmp_path / "report.html", noise_floor=noise_floor)
+    write_report(evaluation, history, facts, tmp_path / "report.html")
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -83,13 +82,6 @@ def test_the_report_holds_the_figures_beside_the_baselines(tmp_path: Path) -> No
     assert "0.5 83 2.78 1.95 3.65 4–4.5 10,000 3.87 3.33 4.37" in text
     assert "0 83 0.9611 0.9622 12–2,418 10,000 0.8401 0.8677" in text
     assert "Source ratings.csv Solver adam" in text
-
-
-def test_the_noise_floor_stands_in_the_table_when_it_is_known(tmp_path: Path) -> None:
-    assert "Noise floor" not in written(tmp_path)
-    assert "Noise floor (a perfect model) 0.7901 –" in " ".join(
-        Page(written(tmp_path, noise_floor=0.79006)).text.split()
-    )
 
 
 def test_each_plot_is_an_svg_with_a_text_for_those_who_cannot_see_it(tmp_path: Path) -> None:
@@ -148,7 +140,7 @@ def test_a_report_that_meets_a_full_disk_leaves_the_one_before_and_nothing_besid
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(OSError, match="too large"):
-            written(tmp_path, noise_floor=0.79)
+            written(tmp_path, facts={"Source": "another.csv"})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before

@@ -1,13 +1,10 @@
 import pytest
 
 from mf.errors import ConfigError
+from pipelines.compiled import definitions
 from pipelines.parameters import parse
 
-DEFINITIONS = {
-    "epochs": {"parameterType": "NUMBER_INTEGER"},
-    "lr": {"parameterType": "NUMBER_DOUBLE"},
-    "columns": {"parameterType": "STRING"},
-}
+DEFINITIONS = definitions()
 
 
 def test_values_get_the_types_that_the_pipeline_asks_for() -> None:
@@ -29,15 +26,24 @@ def test_nothing_given_is_nothing() -> None:
     ("given", "said"),
     [
         ("epochs", "parameter 'epochs': expected name=value"),
-        ("epoch=20", "the pipeline has no parameter 'epoch'; it has columns, epochs, lr"),
+        ("epoch=20", f"the pipeline has no parameter 'epoch'; it has {', '.join(sorted(DEFINITIONS))}"),
         ("epochs=1.5", "parameter epochs: expected a whole number, found '1.5'"),
         ("epochs=", "parameter epochs: expected a whole number, found ''"),
         ("lr=fast", "parameter lr: expected a finite number, found 'fast'"),
         ("lr=nan", "parameter lr: expected a finite number, found 'nan'"),
         ("lr=-inf", "parameter lr: expected a finite number, found '-inf'"),
+        ("epochs=-3", "epochs: Input should be greater than or equal to 1 (given: -3)"),
+        ("split=sideways", "split: Input should be 'random', 'time' or 'leave_last' (given: 'sideways')"),
+        ("val_size=0.95", "val_size 0.95 and test_size 0.1 leave nothing to train on; their sum must be below 1"),
+        ("clip_grad=0", "clip_grad: Input should be greater than 0 (given: 0.0)"),
+        ("movie_export_table=user_embeddings", "movie_export_table and user_export_table are both 'user_embeddings'"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(given: str, said: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse(["lr=0.1", given], DEFINITIONS)
     assert str(error.value) == said
+
+
+def test_the_sentinel_of_no_limit_is_one_and_every_default_can_be() -> None:
+    assert parse(["clip_grad=-1"], DEFINITIONS) == {"clip_grad": -1.0}

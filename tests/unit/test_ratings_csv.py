@@ -102,7 +102,6 @@ def test_named_columns_win_over_recognised_ones(tmp_path: Path) -> None:
         (b"5,7,3,1,", "expected 4 fields, found 5"),
         (b",7,3,1", "empty user id"),
         (b"5, ,3,1", "empty movie id"),
-        (b"5,7,3,", "empty timestamp"),
         (b"5,7,3,soon", 'timestamp "soon" is neither epoch seconds, epoch milliseconds nor ISO 8601'),
         (b"5,7,3,2001-02-30", 'timestamp "2001-02-30" is neither epoch seconds, epoch milliseconds nor ISO 8601'),
         (b"5,7,3,0000-01-01", 'timestamp "0000-01-01" is neither epoch seconds, epoch milliseconds nor ISO 8601'),
@@ -121,6 +120,14 @@ def test_a_bad_line_is_rejected_with_its_number_and_reason(
     read = Read(tmp_path, b"userId,movieId,rating,timestamp\n1,7,3,1\n\n" + line + b"\r\n" + neighbour)
     assert read.rejects == [("line 4", reason, line.decode(errors="backslashreplace"))]
     assert [row[:3] for row in read.rows] == [(1, 7, 3.0), (2, 8, 4.0)]
+
+
+@pytest.mark.parametrize("neighbour", [b"2,8,4,1\n", b'"2",8,4,1\n'])  # read by the fast parser, or by the careful one
+def test_a_rating_without_its_time_is_kept_and_older_than_any(tmp_path: Path, neighbour: bytes) -> None:
+    read = Read(tmp_path, b"userId,movieId,rating,timestamp\n5,7,3,-1\n5,7,4, \n" + neighbour + b"6,7,1,\n")
+    assert read.rejects == []
+    assert [row[:3] for row in read.rows] == [(2, 8, 4.0), (5, 7, 3.0), (6, 7, 1.0)]
+    assert [row[3] is None for row in read.rows] == [False, False, True]
 
 
 def test_rejects_stand_in_the_order_of_the_lines_with_their_true_numbers_over_blocks(

@@ -29,6 +29,10 @@ def test_the_settings_that_come_with_the_code_can_be_read_and_show_every_field()
         ('image_tag = "a b"', "image_tag: String should match pattern"),
         ('image_repository = ""', "image_repository: String should have at least 1 character (given: '')"),
         ('supabase_key_secret = "sb_secret"', "supabase_key_secret: String should match pattern"),
+        (
+            'supabase_url = "https://u:sb_secret@h.co"',
+            "supabase_url: an address of the form https://PROJECT.supabase.co",
+        ),
         ("project = p", "is no TOML: Invalid value (at line 1, column 11)"),
     ],
 )

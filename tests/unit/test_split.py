@@ -98,7 +98,9 @@ def test_a_part_of_size_0_is_empty_and_has_the_same_columns(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["time", "leave_last"])
 def test_a_split_by_time_without_timestamps_is_an_error(kind: str) -> None:
-    with pytest.raises(DataError, match=f"^split {kind}: the ratings have no timestamps.*use --split random$"):
+    with pytest.raises(
+        DataError, match=f"^split {kind}: the ratings have no timestamps, expected some; split at random$"
+    ):
         split(planted().drop_columns([RATED_AT]), SplitConfig.of(split=kind))
 
 
@@ -115,3 +117,19 @@ def test_too_few_ratings_for_every_part_are_an_error(kind: str) -> None:
         split(table([(u, 1, u) for u in range(3)]), SplitConfig.of(split=kind, val_size=0.49, test_size=0.5))
     with pytest.raises(DataError, match="there are no ratings"):
         split(table([(1, 1, 1)]).slice(0, 0), SplitConfig.of(split=kind))
+
+
+def test_a_rating_of_unknown_time_is_older_than_any() -> None:
+    known = [datetime(2024, 1, day, tzinfo=UTC) for day in range(1, 10)]
+    ratings = pa.table(
+        {
+            "user_id": pa.array([1] * 10),
+            "movie_id": pa.array(range(10)),
+            "rating": pa.array([3.0] * 10, pa.float32()),
+            "rated_at": pa.array([*known[:5], None, *known[5:]], pa.timestamp("us", tz="UTC")),
+        }
+    )
+    for kind in ("time", "leave_last"):
+        parts = split(ratings, SplitConfig(split=kind, val_size=0.1, test_size=0.1))
+        assert (parts.test["movie_id"].to_pylist(), parts.validation["movie_id"].to_pylist()) == ([9], [8])
+        assert 5 in parts.train["movie_id"].to_pylist()
