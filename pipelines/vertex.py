@@ -28,7 +28,9 @@ def submit(settings: Settings, file: Path, parameters: Mapping[str, Any]) -> str
         ConfigError: a setting or the Supabase project is missing, or there is no such GPU.
         MfError: Google Cloud refused, in its own words.
     """
-    missing = [name for name in ("project", "region", "pipeline_root") if not getattr(settings, name)]
+    missing = [
+        name for name in ("project", "region", "pipeline_root", "supabase_key_secret") if not getattr(settings, name)
+    ]
     if missing:
         raise ConfigError(f"the settings lack {', '.join(missing)}: set them in pipelines/settings.toml")
     if not {"supabase_url": definitions_in(file)["supabase_url"]["defaultValue"], **parameters}["supabase_url"]:

@@ -103,7 +103,7 @@ def _parts(ratings: pa.Table, validation: Rows, test: Rows, config: SplitConfig)
     for part, indices in rows.items():
         if wanted[part] and not len(indices):
             raise DataError(
-                f"split {config.split}: {len(ratings):,} ratings leave none for the {part} part with {sizes}; give more "
-                "ratings or other sizes"
+                f"split {config.split}: {len(ratings):,} ratings leave none for the {part} part with {sizes}; give "
+                "more ratings or other sizes"
             )
     return Parts(*(ratings.take(pa.array(indices)) for indices in rows.values()))

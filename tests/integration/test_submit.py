@@ -18,6 +18,7 @@ SETTINGS = {
     "region": "europe-west4",
     "pipeline_root": "gs://mf-bucket/runs",
     "service_account": "steps@p1.iam.gserviceaccount.com",
+    "supabase_key_secret": "projects/p1/secrets/supabase-key",
 }
 Submit = Callable[..., str]
 
@@ -88,7 +89,7 @@ def test_without_an_account_the_projects_own_is_used(vertex: FakeVertex, submit:
 @pytest.mark.parametrize(
     ("settings", "params", "said"),
     [
-        ({}, [], "error: the settings lack project, pipeline_root: set them in pipelines/settings.toml\n"),
+        ({}, [], "error: the settings lack project, pipeline_root, supabase_key_secret: set them in "),
         (SETTINGS | {"region": ""}, [], "error: the settings lack region: set them in pipelines/settings.toml\n"),
         (SETTINGS, ["epoch=3"], "error: the pipeline has no parameter 'epoch'; it has "),
         (SETTINGS, ["train_accelerator_type=L4"], "error: train_accelerator_type: found 'L4', expected one of NVIDIA_"),
