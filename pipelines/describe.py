@@ -14,6 +14,7 @@ OWN = {
     "ratings_csv": "File of ratings, plain or gzip: gs://bucket/object; when empty, import_table is read",
     "import_table": "Supabase table of ratings, read when ratings_csv is empty",
     "supabase_url": "Supabase project to import from and publish to, https://PROJECT.supabase.co",
+    "test_size": "Share of all rows, above 0, held out to score once; leave_last: one of each user, whatever it is",
     "seed": "Seed of the split, the initialisation, the order of the ratings and dropout",
     "clip_grad": "Largest norm of a step's gradient; -1: no limit",
     "train_accelerator_type": "GPU of the train step: NVIDIA_TESLA_T4, NVIDIA_L4, NVIDIA_TESLA_A100 and others",

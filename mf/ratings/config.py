@@ -36,7 +36,7 @@ class IngestConfig(Config):
     timestamp_column: str = Field(
         "",
         description="column of the time of the rating, in epoch seconds, epoch milliseconds or ISO 8601; found by its "
-        "name (timestamp, rated_at, created_at) when empty, and optional; none: do without",
+        "name (rated_at, timestamp or created_at, in this order) when empty, and optional; none: do without",
     )
     max_reject_fraction: float = Field(
         0.01, ge=0, le=1, description="share of rows, 0 to 1, that may be malformed before the import fails"
