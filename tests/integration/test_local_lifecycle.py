@@ -248,7 +248,10 @@ def test_the_command_prints_where_it_is_and_ends_with_ctrl_c(home):
         shown = dict(process.stdout.readline().strip().split("=", 1) for _ in range(4))
         started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        try:
+            assert process.wait(10) == 0
+        finally:
+            process.kill()  # or the block's end would wait for one that does not stop
     assert list(shown) == ["SUPABASE_URL", "SUPABASE_KEY", "SUPABASE_PUBLISHABLE_KEY", "SUPABASE_DB_URL"]
     assert shown["SUPABASE_KEY"].startswith("sb_secret_")
     assert shown["SUPABASE_DB_URL"].endswith("/shown?sslmode=disable")
