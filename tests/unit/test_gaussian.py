@@ -1,0 +1,178 @@
+"""The Gaussian engine against textbook sums in float64, rating by rating."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mf.solvers import gaussian
+from mf.solvers.base import Interactions
+from mf.solvers.gaussian import Moments, Prior, Side, Workers, inner_rank, update
+
+USERS, MOVIES, RANK = 40, 30, 3
+D = RANK + 1
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def ratings() -> Interactions:
+    """Every user has between none and all of the movies; movie 0 has all users."""
+    g = torch.Generator().manual_seed(0)
+    rated = torch.rand(USERS, MOVIES, generator=g) < torch.linspace(0, 1, USERS).unsqueeze(1)
+    rated[1:, 0] = True
+    users, movies = rated.nonzero(as_tuple=True)
+    shuffled = torch.randperm(len(users), generator=g)
+    return Interactions(
+        users[shuffled], movies[shuffled], torch.randn(len(users), generator=g), n_users=USERS, n_movies=MOVIES
+    )
+
+
+def gaussians(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Means float32[n, D] and covariances float32[n, D, D]."""
+    g = torch.Generator().manual_seed(seed)
+    root = torch.randn(n, D, D, generator=g)
+    return torch.randn(n, D, generator=g), 0.1 * root @ root.mT
+
+
+def moments(mean: Tensor, covariance: Tensor) -> Moments:
+    out = Moments(torch.zeros_like(mean))
+    out.put(slice(0, len(mean)), mean, covariance)
+    return out
+
+
+def prior() -> Prior:
+    mean, covariance = gaussians(1, 7)
+    return Prior(mean[0], covariance[0] + torch.eye(D))
+
+
+def expectation(factor: Tensor, linear: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    return torch.cholesky_solve(linear.unsqueeze(2), factor).squeeze(2), torch.cholesky_inverse(factor)
+
+
+def textbook(
+    data: Interactions, mean: Tensor, covariance: Tensor, alpha: float, prior_mean: Tensor, precision: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Means and covariances of the users given movies with these moments, all in float64."""
+    mean, covariance, precision = mean.double(), covariance.double(), precision.double()
+    q, b = mean[:, :RANK], mean[:, RANK]
+    out = []
+    for user in range(data.n_users):
+        gram, linear = torch.zeros(D, D).double(), torch.zeros(D).double()
+        for movie, y in zip(
+            data.movies[data.users == user].tolist(), data.ratings[data.users == user].tolist(), strict=True
+        ):
+            x = torch.cat([q[movie], torch.ones(1).double()])
+            gram += torch.outer(x, x)
+            gram[:RANK, :RANK] += covariance[movie][:RANK, :RANK]
+            linear += (y - b[movie]) * x
+            linear[:RANK] -= covariance[movie][RANK, :RANK]
+        spread = torch.linalg.inv(alpha * gram + precision)
+        m = prior_mean if prior_mean.dim() == 1 else prior_mean[user]
+        out.append((spread @ (alpha * linear + precision @ m.double()), spread))
+    return torch.stack([m for m, _ in out]), torch.stack([s for _, s in out])
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a few rows, and rows of several pieces."""
+    monkeypatch.setattr(gaussian, "PIECE", 4)
+    monkeypatch.setattr(gaussian, "BLOCK_BYTES", {"cpu": 5 * 4 * D * D})
+    monkeypatch.setattr(gaussian, "BLOCK_RATINGS", {"cpu": 60})
+
+
+def updated(data: Interactions, prior: Prior, workers: Workers) -> tuple[Moments, Tensor, Side]:
+    side = Side(data.users, data.movies, data.ratings, USERS, RANK)
+    users = Moments(torch.zeros(USERS, D))
+    error = update(side, users, moments(*gaussians(MOVIES, 1)), prior, torch.tensor(1.7), expectation, workers)
+    return users, error, side
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_every_row_gets_the_textbook_gaussian_whatever_its_ratings_and_its_block(ratings: Interactions) -> None:
+    users, _, side = updated(ratings, prior(), Workers(CPU, 1))
+    assert len(side.blocks) > 5
+    assert {block.firsts is None for block in side.blocks} == {True, False}
+    mean, covariance = textbook(ratings, *gaussians(MOVIES, 1), 1.7, prior().mean, prior().precision)
+    torch.testing.assert_close(users.mean.double(), mean, rtol=1e-4, atol=1e-5)
+    second = users.table[:, users.square].view(USERS, D, D).double()
+    torch.testing.assert_close(second, covariance + mean.unsqueeze(2) * mean.unsqueeze(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(users.table[:, -D:], users.mean)
+
+
+def test_a_row_without_ratings_gets_its_prior(ratings: Interactions) -> None:
+    assert 0 not in ratings.users
+    users, _, _ = updated(ratings, prior(), Workers(CPU, 1))
+    torch.testing.assert_close(users.mean[0], prior().mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_every_row_can_have_a_prior_mean_of_its_own(ratings: Interactions) -> None:
+    own = Prior(gaussians(USERS, 3)[0], prior().precision)
+    users, _, _ = updated(ratings, own, Workers(CPU, 1))
+    mean, _ = textbook(ratings, *gaussians(MOVIES, 1), 1.7, own.mean, own.precision)
+    torch.testing.assert_close(users.mean.double(), mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_the_expected_squared_error_is_that_of_each_rating_added_up(ratings: Interactions) -> None:
+    users, error, _ = updated(ratings, prior(), Workers(CPU, 1))
+    (q, of_q), second = gaussians(MOVIES, 1), users.table[:, users.square].view(USERS, D, D)
+    p, of_p = users.mean, second - users.mean.unsqueeze(2) * users.mean.unsqueeze(1)
+    g = torch.Generator().manual_seed(5)
+    u, m, draws = ratings.users, ratings.movies, 4000
+    total = torch.zeros(draws, dtype=torch.float64)
+    roots = [torch.linalg.cholesky(s + 1e-6 * torch.eye(D)) for s in (of_p, of_q)]
+    for draw in range(draws):
+        z, w = (
+            mean + (root @ torch.randn(len(mean), D, 1, generator=g)).squeeze(2)
+            for mean, root in zip((p, q), roots, strict=True)
+        )
+        predicted = (z[u, :RANK] * w[m, :RANK]).sum(1) + z[u, RANK] + w[m, RANK]
+        total[draw] = (ratings.ratings - predicted).double().square().sum()
+    assert abs(total.mean() - error) < 4 * total.std() / draws**0.5
+    assert total.std() / draws**0.5 < 0.01 * error
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_the_number_of_workers_changes_no_bit(ratings: Interactions) -> None:
+    one, two = (updated(ratings, prior(), Workers(CPU, threads))[:2] for threads in (1, 3))
+    assert torch.equal(one[0].mean, two[0].mean)
+    assert torch.equal(one[0].table, two[0].table)
+    assert torch.equal(one[1], two[1])
+
+
+def test_a_sum_over_a_hundred_thousand_ratings_is_as_exact_as_float32_can_be() -> None:
+    n = 100_000
+    table = torch.rand(50, D, generator=torch.Generator().manual_seed(0)) + 0.5
+    columns = torch.randint(50, (n,), generator=torch.Generator().manual_seed(1))
+    side = Side(torch.zeros(n, dtype=torch.int64), columns, torch.zeros(n), 1, RANK)
+    exact = table.double()[columns].sum(0)
+    torch.testing.assert_close(side.blocks[0].sums(table)[0].double(), exact, rtol=1e-6, atol=0)
+    unbroken = table[columns].cumsum(0)[-1].double()
+    assert ((unbroken - exact) / exact).abs().max() > 1e-5
+
+
+def test_sides_of_int32_and_int64_rows_are_the_same(ratings: Interactions) -> None:
+    wide = Side(ratings.users, ratings.movies, ratings.ratings, USERS, RANK)
+    narrow = Side(ratings.users.int(), ratings.movies.int(), ratings.ratings, USERS, RANK)
+    assert torch.equal(wide.blocks[0].columns, narrow.blocks[0].columns)
+    assert torch.equal(wide.blocks[0].values, narrow.blocks[0].values)
+    assert torch.equal(wide.blocks[0].pieces, narrow.blocks[0].pieces)
+
+
+def test_the_total_of_the_second_moments_is_their_sum() -> None:
+    mean, covariance = gaussians(USERS, 2)
+    expected = (covariance + mean.unsqueeze(2) * mean.unsqueeze(1)).double().sum(0)
+    torch.testing.assert_close(moments(mean, covariance).total(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("n", "rows", "factors", "expected"),
+    [(100_000, 10_000, 64, 16), (100_000, 10_000, 8, 8), (23_600_000, 219_000, 64, 16), (50_000_000, 250_000, 64, 32)],
+)
+def test_the_rank_follows_the_ratings_a_row_and_stays_below_the_factors(
+    n: int, rows: int, factors: int, expected: int
+) -> None:
+    nothing = torch.empty(0)
+    data = Interactions(nothing, nothing, nothing.expand(0), n_users=rows // 2, n_movies=rows - rows // 2)
+    many = Interactions(nothing, nothing, torch.zeros(1).expand(n), data.n_users, data.n_movies)
+    assert inner_rank(many, factors) == expected
