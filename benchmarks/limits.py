@@ -1,0 +1,92 @@
+"""What the machine can do, and what a solver asks of it."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.apart import Result, run
+from benchmarks.report import table
+
+COPIED = 64 << 20  # floats: 256 MB, beyond every cache
+SIDE = 4096  # of the matrices that are multiplied
+ID_BYTES = 4 + 4 + 4  # a rating's user, movie and value
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measure() -> Result:
+    """copy_1 and copy_all: bytes read and written a second; gemm_1 and gemm_all: float32 operations a second; with one
+    thread and with one a core."""
+    source, target = torch.ones(COPIED), torch.empty(COPIED)
+    a, b, product = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE), torch.empty(SIDE, SIDE)
+    measured = {}
+    for name, threads in (("1", 1), ("all", cores())):
+        torch.set_num_threads(threads)
+        measured[f"copy_{name}"] = 2 * source.nbytes / _fastest(lambda: target.copy_(source))
+        measured[f"gemm_{name}"] = 2 * SIDE**3 / _fastest(lambda: torch.mm(a, b, out=product))
+    return measured
+
+
+def _fastest(work: Callable[[], object], times: int = 5) -> float:
+    """Seconds of the fastest run, after one that does not count."""
+    work()
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a rating needs in an epoch, as if it fetched its rows from memory and brought them back.
+
+    Attributes:
+        bytes: read and written.
+        flops: float32 operations.
+        counted: how they were counted.
+    """
+
+    bytes: int
+    flops: int
+    counted: str
+
+
+def cost(solver: str, rank: int) -> Cost:
+    """The cost of a solver that fits ``rank`` factors."""
+    if solver == "sgd":
+        return Cost(ID_BYTES + 16 * rank, 6 * rank, "p and q read and written; a product, two gradients")
+    if solver == "adam":
+        return Cost(ID_BYTES + 48 * rank, 30 * rank, "as sgd with two moments; 12 operations an entry for the step")
+    # mf.solvers.gaussian: a row of the packed second moments and of the means, added up for either side.
+    entries = (rank + 1) * (rank + 6) // 2
+    return Cost(
+        2 * (ID_BYTES + 4 * entries), 2 * entries, f"{entries} entries of a table read and added, for either side"
+    )
+
+
+def section() -> str:
+    """The limits and the costs, as Markdown."""
+    measured = run("the machine", measure)
+    if "error" in measured:
+        return f"Not measured: {measured['error']}"
+    rows = [
+        (name, *(f"{measured[f'{key}_{threads}'] / 1e9:.0f}" for threads in ("1", "all")))
+        for name, key in (("copy, GB/s read and written", "copy"), ("matrix product, GFLOP/s", "gemm"))
+    ]
+    costs = []
+    for solver, rank in (("sgd", 64), ("adam", 64), ("vb", 16), ("gibbs", 16)):
+        needed = cost(solver, rank)
+        costs.append((solver, rank, needed.bytes, needed.flops, needed.counted))
+    return (
+        table(("in float32", "one core", f"{cores()} cores"), rows)
+        + "\n\nWhat a rating needs in an epoch, no cache being counted on:\n\n"
+        + table(("solver", "factors fitted", "bytes", "operations", "counted"), costs)
+    )
