@@ -18,7 +18,7 @@ TORCH_VERSION := $(shell sed -n 's/.*"torch==\(.*\)".*/\1/p' pyproject.toml)
 INSTALLED := $(VENV)/installed-$(TORCH)
 params := $(foreach param,$(PARAMS),--param '$(param)')
 
-.PHONY: help install run seed-table test compile submit lint clean
+.PHONY: help install run seed-table test compile submit bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -49,6 +49,10 @@ compile: $(INSTALLED) ## write build/mf-training.yaml, what Vertex AI Pipelines 
 
 submit: compile ## run the compiled pipeline on Vertex AI (pipelines/settings.toml says where)
 	@$(PY) -m pipelines submit --settings '$(SETTINGS)' $(params)
+
+bench: $(INSTALLED) ## write docs/benchmarks.md, for hours: PEERS=1 RATINGS=file.csv ROWS=2000000 ONLY=limits|accuracy|speed
+	@test -z "$(PEERS)" || $(PIP) -r requirements/bench.in
+	@$(PY) -m benchmarks $(or $(ONLY),all) $(if $(RATINGS),--ratings '$(RATINGS)') $(if $(ROWS),--rows $(ROWS))
 
 lint: $(INSTALLED) ## check style and types
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
