@@ -1,0 +1,207 @@
+"""The benchmarks' own arithmetic, without the libraries that they compare with."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import data, limits, naive, peers, planted, report, solvers, speed
+from benchmarks.apart import apart
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(data, "CACHE", tmp_path)
+    return tmp_path
+
+
+def digest(made: planted.Planted) -> str:
+    joined = b"".join(column.tobytes() for column in (made.users, made.movies, made.ratings))
+    return hashlib.blake2b(joined, digest_size=8).hexdigest()
+
+
+def test_planted_ratings_are_the_same_numbers_for_the_same_seed() -> None:
+    assert digest(planted.generate(5000, 0)) == "c1d4c8eed1cbbb22"
+    assert digest(planted.generate(5000, 1)) == "3a8e53b71dfb6403"
+
+
+def test_too_few_planted_ratings_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        planted.main(["4999", "nowhere"])
+    assert exit_.value.code == 2
+    assert "found 4,999, expected 5,000" in capsys.readouterr().err
+    assert not Path("nowhere").exists()
+
+
+def test_planted_ratings_are_half_stars_for_pairs_that_occur_once() -> None:
+    made = planted.generate(20_000, 5)
+    pairs = made.users.astype(np.int64) * made.n_movies + made.movies
+    assert len(np.unique(pairs)) == len(made.ratings) == 20_000
+    assert set(np.unique(made.ratings * 2)) == set(range(1, 11))
+    assert made.users.max() < made.n_users
+    assert made.movies.max() < made.n_movies
+    assert np.all(np.bincount(made.users) <= 2 * 0.12 * made.n_movies)
+
+
+def test_the_floor_is_the_rmse_of_the_clipped_true_scores() -> None:
+    ids, ratings, scores = np.arange(4, dtype=np.int32), np.float32([3.5, 4.5, 1.0, 2.0]), np.float32([3, 5.6, 0, 2])
+    by_hand = math.sqrt((0.5**2 + 0.5**2 + 0.5**2 + 0) / 4)
+    assert planted.Planted(ids, ids, ratings, scores, 4, 4).floor_linear == pytest.approx(by_hand)
+
+
+def test_the_floor_of_planted_ratings_is_their_noise_and_the_rounding() -> None:
+    made = planted.generate(50_000, 0)
+    inside = (made.scores > 2) & (made.scores < 4)  # where next to nothing is clipped
+    error = (made.scores - made.ratings)[inside]
+    assert error.std() == pytest.approx(math.sqrt(planted.NOISE**2 + 0.5**2 / 12), rel=0.02)
+    assert 0.66 < made.floor_linear < 0.70
+
+
+def test_planted_ratings_are_written_as_csv_or_as_arrays(tmp_path: Path) -> None:
+    made = planted.generate(5000, 2)
+    planted.main(["5e3", str(tmp_path / "ratings.csv"), "--seed", "2"])
+    planted.main(["5000", str(tmp_path / "arrays"), "--seed", "2"])
+    table = pd.read_csv(tmp_path / "ratings.csv")
+    assert list(table) == ["userId", "movieId", "rating"]
+    for name, column, expected in zip(
+        ("user", "movie", "rating"), table, (made.users, made.movies, made.ratings), strict=True
+    ):
+        assert np.array_equal(table[column], expected)
+        assert np.array_equal(np.load(tmp_path / "arrays" / f"{name}.npy"), expected)
+    assert json.loads((tmp_path / "arrays/meta.json").read_text())["floor_linear"] == made.floor_linear
+
+
+def test_the_first_tenth_of_planted_ratings_is_the_test_part(cache: Path) -> None:
+    made, split = planted.generate(6000, 3), data.load("planted:6000:3")
+    assert np.array_equal(split.test.ratings, made.ratings[:600])
+    assert np.array_equal(split.train.users, made.users[600:])
+    assert data.floor("planted:6000:3") == made.floor_linear
+
+
+def test_a_csv_file_is_split_by_the_permutation_of_the_seed(tmp_path: Path) -> None:
+    ratings = [0.5 * (1 + i % 9) for i in range(20)]
+    path = tmp_path / "ratings.csv"
+    pd.DataFrame({"userId": range(100, 120), "movieId": 7, "rating": ratings, "timestamp": 0}).to_csv(path, index=False)
+    split, order = data.load(f"csv:{path}:4"), np.random.default_rng(4).permutation(20)
+    assert split.test.users.tolist() == order[:2].tolist()
+    assert split.train.ratings.tolist() == [ratings[row] for row in order[2:]]
+    assert (split.n_users, split.n_movies) == (20, 1)
+
+
+def test_predictions_are_clipped_and_a_missing_one_is_the_mean() -> None:
+    ids = np.zeros(3, np.int32)
+    train, test = (data.Ratings(ids, ids, np.float32(values)) for values in ([1, 3, 5], [5, 4, 2]))
+    by_hand = math.sqrt((0**2 + 1**2 + 1**2) / 3)
+    assert data.Split(train, test, 1, 1).rmse(np.array([9.0, np.nan, 3.0])) == pytest.approx(by_hand)
+
+
+def test_a_measurement_in_a_process_of_its_own_gives_what_the_function_gives(tmp_path: Path) -> None:
+    measured = apart(planted.write, rows=5000, seed=0, path=str(tmp_path / "made"))
+    assert measured["floor_linear"] == planted.generate(5000, 0).floor_linear
+    assert measured["peak_mb"] > 20
+    assert measured["cpu_seconds"] > 0
+
+
+def test_a_measurement_that_fails_is_said_and_not_fatal() -> None:
+    assert apart(peers.measure, data="planted:5000:0", name="nobody") == {"error": "KeyError: 'nobody'"}
+
+
+def test_a_peer_that_is_not_installed_is_said_and_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = peers.Peer("no-library-of-this-name", peers.cornac_mf, {})
+    monkeypatch.setitem(peers.PEERS, "absent", absent)
+    results = {"absent": peers.measure("planted:5000:0", "absent")}
+    assert results == {"absent": {"error": "no-library-of-this-name is not installed"}}
+    assert report.failures(results) == "- absent was not measured: no-library-of-this-name is not installed"
+    assert speed.peers_table(results).splitlines()[2].split("|")[1:4] == [" absent ", "       – ", "             – "]
+
+
+def test_what_a_library_calls_its_rows_is_found_and_unseen_ones_add_nothing() -> None:
+    users = peers._rows({4: 0, 2: 1}, np.int32([2, 4, 3]), 5)
+    assert users.tolist() == [1, 0, -1]
+    predictions = peers._biased(
+        3.0,
+        np.array([0.5, -0.5]),
+        np.array([0.25]),
+        np.array([[1.0, 2.0], [3.0, 4.0]]),
+        np.array([[0.1, 0.1]]),
+        users,
+        np.array([0, -1, 0]),
+    )
+    assert predictions.tolist() == pytest.approx([3 - 0.5 + 0.25 + 0.7, 3 + 0.5, 3 + 0.25])
+
+
+def test_the_naive_epoch_is_its_steps_times_the_time_of_one(cache: Path) -> None:
+    measured = naive.measure("planted:50000:0")
+    steps = math.ceil(45_000 / naive.BATCH)
+    assert measured["steps"] == steps - naive.WARM_UP
+    assert measured["epoch_s"] == pytest.approx(steps * measured["step_s"])
+
+
+def test_our_solvers_are_measured_beside_the_floor_of_planted_ratings(cache: Path) -> None:
+    options = {"factors": 8, "epochs": 3}
+    measured = solvers.measure("planted:50000:0", "adam", options, tuned=True, validates=True)
+    assert 1.05 < measured["rmse"] / data.floor("planted:50000:0") < 1.35
+    assert min(measured["curve"]) == pytest.approx(measured["rmse"], abs=1e-5)
+    assert measured["epochs"] == len(measured["curve"]) == 3
+    assert 0 < measured["preparation_s"] < measured["total_s"]
+
+
+def test_seconds_to_an_rmse_count_all_that_is_not_an_epoch() -> None:
+    fit, curve = {"total_s": 10.0, "epochs": 4, "epoch_s": 2.0}, [0.9, 0.8, 0.7, 0.71]
+    assert speed.seconds_to(0.8, fit, curve) == 6.0
+    assert speed.seconds_to(0.7, fit, curve) == 8.0
+    assert speed.seconds_to(0.6, fit, curve) is None
+    beside = speed.against_peers({"sgd": fit}, {"sgd": {"curve": curve}}, {"cornac MF": {"rmse": 0.8, "total_s": 33.0}})
+    assert beside.splitlines()[2].replace(" ", "") == "|sgd|6.0|5.5|"
+    assert "8.0 s 0.7000" in speed.over_time({"sgd": fit}, {"sgd": {"curve": curve}})
+
+
+def test_the_speed_table_holds_ratios_to_the_naive_loop_and_shares_of_the_machine() -> None:
+    fit = {"epoch_s": 0.5, "epochs": 2, "total_s": 1.25, "rmse": 0.71, "rank": 64, "peak_mb": 2048.0}
+    machine = {"copy_all": 4 * limits.cost("sgd", 64).bytes * 1e6, "gemm_all": 8 * limits.cost("sgd", 64).flops * 1e6}
+    loop = {"epoch_s": 600.0, "peak_mb": 512.0}
+    naive_line, sgd, vb = speed.throughput(1_000_000, loop, {"sgd": fit, "vb": {"error": "no"}}, machine).splitlines()[
+        2:
+    ]
+    assert naive_line.replace(" ", "") == "|naiveloop|600|1,667|1|–|–|–|–|–|0.50|"
+    assert sgd.replace(" ", "") == "|sgd|0.50|2,000,000|1,200|2|1.2|0.7100|50.0%|25.0%|2.00|"
+    assert vb.replace(" ", "") == "|vb|–|–|–|–|–|–|–|–|–|"
+
+
+def test_a_cost_counts_what_is_read_written_and_computed() -> None:
+    assert limits.cost("sgd", 64).bytes == 12 + 4 * 64 * 4  # two rows read, two written
+    assert limits.cost("adam", 64).bytes == 12 + 12 * 64 * 4  # with two moments beside each
+    triangle, mean_and_product = 17 * 18 // 2, 2 * 17
+    assert limits.cost("vb", 16).flops == 2 * (triangle + mean_and_product)
+
+
+def test_a_ratio_has_three_digits_or_is_a_dash() -> None:
+    assert report.ratio(2026, 1.74) == "1,164"
+    assert report.ratio(3, 2) == "1.5"
+    assert report.ratio(10, 30) == "0.333"
+    assert report.ratio(None, 2) == report.ratio(2, None) == "–"
+
+
+def test_a_table_is_aligned_markdown() -> None:
+    assert report.table(("", "RMSE"), [("sgd", 0.85), ("a peer", "–")]).splitlines() == [
+        "|        | RMSE |",
+        "|--------|-----:|",
+        "| sgd    | 0.85 |",
+        "| a peer |    – |",
+    ]
+
+
+def test_a_section_is_written_in_place_of_its_last_text_and_leaves_the_others(tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    report.write_section(page, "limits", "old limits")
+    report.write_section(page, "speed", "fast")
+    report.write_section(page, "limits", "new limits")
+    text = page.read_text()
+    assert text.startswith("# Benchmarks")
+    assert "old limits" not in text
+    assert text.index("new limits") < text.index("<!-- limits: end -->") < text.index("fast")
+    assert text.count("commit ") == 2
