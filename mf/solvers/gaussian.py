@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 # Ratings a block: a few hundred milliseconds of one worker, and bounded temporaries.
 BLOCK_RATINGS = {"cpu": 1 << 20, "cuda": 1 << 26}
 
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
 # What makes a row's new moments of its Gaussian: see ``update``.
 Rule = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor | None]]
 
@@ -156,6 +159,7 @@ class Side:
         filled = counts.double() / BLOCK_RATINGS[kind] + 1 / _rows_a_block(rank + 1, kind)
         cuts = [0, *(filled.cumsum(0).long().diff().nonzero().squeeze(1) + 1).tolist(), n]
         of_values, of_pieces = _bounds(starts, cuts, len(values)), _bounds(firsts, cuts, len(pieces))
+        self.ratings = len(values)
         self.square = values.square().sum(dtype=torch.float64)
         self.blocks = [
             Block(
@@ -171,8 +175,16 @@ class Side:
         ]
 
 
+def both_sides(train: Interactions, rank: int, workers: "Workers") -> tuple[Side, Side]:
+    """The ratings less their mean, by user and by movie."""
+    values = train.ratings - train.ratings.double().mean().float()
+    users, movies = (train.users, train.movies, train.n_users), (train.movies, train.users, train.n_movies)
+    by_user, by_movie = workers.map(lambda x: Side(x[0], x[1], values, x[2], rank), [users, movies])
+    return by_user, by_movie
+
+
 class Workers:
-    """Runs blocks on as many threads as the machine has cores on a CPU, one after another on a GPU.
+    """Does independent pieces of work on as many threads as the machine has cores on a CPU, one after another on a GPU.
 
     Blocks write disjoint rows, so that the outcome does not depend on how many threads there are. PyTorch lets go of
     Python's lock while it computes.
@@ -182,8 +194,8 @@ class Workers:
         threads = (threads or os.cpu_count() or 1) if device.type == "cpu" else 1
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
-    def map(self, work: Callable[[Block], Tensor], blocks: list[Block]) -> list[Tensor]:
-        return list(self.pool.map(work, blocks) if self.pool else map(work, blocks))
+    def map(self, work: Callable[[Item], Outcome], items: Iterable[Item]) -> list[Outcome]:
+        return list(self.pool.map(work, items) if self.pool else map(work, items))
 
 
 def update(
