@@ -19,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks.md"))
     given = parser.parse_args(argv)
+    if given.ratings and not given.ratings.is_file():
+        parser.error(f"--ratings: there is no file {given.ratings}")
     sections: dict[str, Callable[[], str]] = {
         "limits": limits.section,
         "accuracy": partial(accuracy.section, given.ratings),

@@ -2,11 +2,13 @@
 
 import importlib
 import json
+import os
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # What was measured, with cpu_seconds (user and system) and peak_mb (resident, the ratings included); or, when it could
@@ -34,12 +36,23 @@ def run(label: str, function: Callable[..., Result], **arguments: Any) -> Result
     return result
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def main() -> None:
     module, function, arguments = sys.argv[1:]
     measured = getattr(importlib.import_module(module), function)(**json.loads(arguments))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kB on Linux, bytes on a Mac
-    usage = {"cpu_seconds": time.process_time(), "peak_mb": peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)}
-    print("\n" + json.dumps({**measured, **usage}))
+    print("\n" + json.dumps({**measured, "cpu_seconds": time.process_time(), "peak_mb": _peak_mb()}))
+
+
+def _peak_mb() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    # Not on Linux, where it begins with the memory of the process that started this one. In bytes on a Mac.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
 
 
 if __name__ == "__main__":

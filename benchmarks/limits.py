@@ -1,23 +1,17 @@
 """What the machine can do, and what a solver asks of it."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.apart import Result, run
+from benchmarks.apart import Result, cores, run
 from benchmarks.report import table
 
 COPIED = 64 << 20  # floats: 256 MB, beyond every cache
 SIDE = 4096  # of the matrices that are multiplied
 ID_BYTES = 4 + 4 + 4  # a rating's user, movie and value
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measure() -> Result:

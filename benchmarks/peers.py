@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.apart import Result
+from benchmarks.apart import Result, cores
 from benchmarks.data import Ratings, Split, load
-from benchmarks.limits import cores
 
 Floats = npt.NDArray[np.floating]
 # Options and a split in; out come the seconds of the preparation (ratings to what fit takes), those of the fit, and
@@ -138,7 +137,7 @@ PEERS = {
     ),
     "cmfrec CMF": Peer("cmfrec", cmfrec_cmf, {**CMFREC, "lambda_": 10.0}),
     "cmfrec CMF, scaled": Peer("cmfrec", cmfrec_cmf, {**CMFREC, "lambda_": 0.05, "scale_lam": True}),
-    "cmfrec CMF, implicit": Peer("cmfrec", cmfrec_cmf, {**CMFREC, "lambda_": 10.0, "add_implicit_features": True}),
+    "cmfrec CMF, implicit": Peer("cmfrec", cmfrec_cmf, {**CMFREC, "lambda_": 15.0, "add_implicit_features": True}),
     "myfm (ids)": Peer("myfm", myfm_ids, {"rank": 16, "n_iter": 100, "n_kept_samples": 80}),
 }
 

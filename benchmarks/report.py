@@ -24,7 +24,7 @@ INTRODUCTION = """# Benchmarks
 (`requirements/bench.in`; some are compiled, which needs a C++ compiler). `RATINGS=ratings.csv` adds MovieLens
 latest-small, or another file of its layout, to the accuracy; `ROWS=2000000` makes the speed part smaller;
 `ONLY=limits`, `accuracy` or `speed` leaves the rest of the page as it is. Every measurement runs in a process of its
-own.
+own, on a machine that should do nothing else: threads that share cores wait for one another, the naive loop's most.
 """
 
 

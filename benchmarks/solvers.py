@@ -29,8 +29,7 @@ def measure(data: str, solver: str, options: Mapping[str, Any], tuned: bool = Fa
 
     Returns:
         rmse; total_s, of that preparation_s (ids to rows included) before the first epoch; epoch_s (median); epochs;
-        rank, the factors that are fitted; users and movies, those with training ratings; curve, the RMSE after each
-        epoch when it ``validates``.
+        rank, the factors that are fitted; curve, the RMSE after each epoch when it ``validates``.
     """
     split, config = load(data), configure(solver, options, tuned)
     reports: list[EpochReport] = []
@@ -42,10 +41,11 @@ def measure(data: str, solver: str, options: Mapping[str, Any], tuned: bool = Fa
 
     started = time.perf_counter()
     users, movies = (Vocabulary.of(pa.array(ids)) for ids in (split.train.users, split.train.movies))
-    train, test = (_interactions(part, users, movies) for part in (split.train, split.test))
-    validation = test if validates else _interactions(split.test[:0], users, movies)
+    train = _interactions(split.train, users, movies)
+    validation = _interactions(split.test if validates else split.test[:0], users, movies)
     model = fit(train, validation, config, torch.device("cpu"), [note])
     total = time.perf_counter() - started
+    test = _interactions(split.test, users, movies)
     return {
         "rmse": split.rmse(model.predict(test.users, test.movies).numpy()),
         "total_s": total,
@@ -53,8 +53,6 @@ def measure(data: str, solver: str, options: Mapping[str, Any], tuned: bool = Fa
         "epoch_s": median(report.seconds for report in reports),
         "epochs": len(reports),
         "rank": _rank(config.model_dump(), train),
-        "users": len(users),
-        "movies": len(movies),
         "curve": [report.validation_rmse for report in reports] if validates else [],
     }
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import limits, naive, peers, solvers
-from benchmarks.apart import Result, run
+from benchmarks.apart import Result, cores, run
 from benchmarks.data import HELD_OUT, floor
 from benchmarks.report import NONE, failures, number, ratio, table
 
@@ -67,7 +67,7 @@ def _fit(label: str, data: str, case: Case, validates: bool = False) -> Result:
 def _explained(rows: int, lowest: float) -> str:
     return (
         f"{rows:,} planted ratings (`benchmarks/planted.py`), of which a tenth is held out; 64 factors; "
-        f"{limits.cores()} cores; the RMSE of the true parameters is {lowest:.4f}. The solvers have the pipeline's "
+        f"{cores()} cores; the RMSE of the true parameters is {lowest:.4f}. The solvers have the pipeline's "
         "defaults but for what is said of them."
     )
 
