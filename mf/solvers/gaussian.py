@@ -9,10 +9,10 @@ the j-th row that it has rated and y_j the rating less mu, it is Gaussian (Salak
 Everything summed is a property of the other side's row alone, so it is put in a table once (E[z zᵀ] as a packed
 triangle, then E[z]: D(D+3)/2 columns), and the sum over a row's ratings is one ``embedding_bag`` over the ratings in
 compressed-row form. A rating costs D(D+5)/2 additions and as many 4-byte reads, 187 at rank 16, from a table that the
-cache holds in good part, and nothing is ever stored a rating but its column and value, 8 bytes a side. Batches of rows
-padded to one length multiply D × D matrices a rating instead: twice the flops (they cannot use the symmetry), the
-gathered and padded vectors written and read again, and, for ``vb``, a pass more for the covariances. What follows a row
-(Cholesky and solve, 4 µs at rank 16) is small beside its ratings.
+cache holds in good part (45 ns on one core at 23.6 million ratings), and nothing is ever stored a rating but its column
+and value, 8 bytes a side. Batches of rows padded to one length multiply D × D matrices a rating instead: twice the
+flops (they cannot use the symmetry), the gathered and padded vectors written and read again, and, for ``vb``, a pass
+more for the covariances. What a row costs beside its ratings, factor and inverse of D × D, is 6 µs at rank 16.
 """
 
 import os
