@@ -117,7 +117,7 @@ class Block:
         columns, values: int32[N], float32[N], their ratings, row after row.
         pieces: int32[P], where among those each piece starts.
         firsts: int32[R], which piece is a row's first; ``None`` when every row has just one.
-        counts, totals: float32[R], how many ratings a row has, and their sum.
+        counts, totals, squares: float32[R], how many ratings a row has, their sum and the sum of their squares.
     """
 
     rows: slice
@@ -127,6 +127,7 @@ class Block:
     firsts: Tensor | None
     counts: Tensor
     totals: Tensor
+    squares: Tensor
 
     def sums(self, table: Tensor, weights: Tensor | None = None) -> Tensor:
         """Σ over each row's ratings of the table's row of the column, times the weight: float32[R, W]."""
@@ -152,7 +153,7 @@ class Side:
         order = rows.int().argsort(stable=True)
         columns, values = columns.int()[order], values[order]
         counts = torch.bincount(rows, minlength=n)
-        totals = torch.segment_reduce(values, "sum", lengths=counts)
+        totals, squares = (torch.segment_reduce(x, "sum", lengths=counts) for x in (values, values.square()))
         starts = counts.cumsum(0) - counts
         pieces, firsts = _pieces(counts, starts)
         # A block is full when its rows or its ratings are too many, or half of each.
@@ -160,7 +161,6 @@ class Side:
         cuts = [0, *(filled.cumsum(0).long().diff().nonzero().squeeze(1) + 1).tolist(), n]
         of_values, of_pieces = _bounds(starts, cuts, len(values)), _bounds(firsts, cuts, len(pieces))
         self.ratings = len(values)
-        self.square = values.square().sum(dtype=torch.float64)
         self.blocks = [
             Block(
                 rows=slice(r, r_end),
@@ -170,6 +170,7 @@ class Side:
                 firsts=(firsts[r:r_end] - p).int() if p_end - p > r_end - r else None,
                 counts=counts[r:r_end].float(),
                 totals=totals[r:r_end],
+                squares=squares[r:r_end],
             )
             for (r, r_end), (v, v_end), (p, p_end) in zip(pairwise(cuts), of_values, of_pieces, strict=True)
         ]
@@ -199,7 +200,14 @@ class Workers:
 
 
 def update(
-    side: Side, own: Moments, other: Moments, prior: Prior, alpha: Tensor, rule: Rule, workers: Workers
+    side: Side,
+    own: Moments,
+    other: Moments,
+    prior: Prior,
+    alpha: Tensor,
+    rule: Rule,
+    workers: Workers,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Gives all rows of a side their conditional given the other side, by ``rule``.
 
@@ -207,41 +215,49 @@ def update(
         side: the ratings, by row of the side.
         own, other: the moments of the side, which are overwritten, and of the other.
         prior: of the side's rows.
-        alpha: float32[], the precision of the ratings' noise.
+        alpha: float32[] or, for each row of the side its own, float32[n], the precision of the ratings' noise.
         rule: from the Cholesky factor float32[R, D, D] of the precision (lower), the linear term float32[R, D] and
             which rows these are to E[z] float32[R, D] and the covariance float32[R, D, D]; the covariance is ``None``
             where z is a sample.
+        weights: float32[n_other], what a rating counts by its row of the other side: alpha is multiplied by it. Without
+            them each counts 1.
 
     Returns:
-        Σ E[(y - x·z)²] over all ratings with the new rows, float64[].
+        Of each row Σ weight · E[(y - x·z)²] over its ratings with the new rows, float32[n].
 
     Raises:
         torch.linalg.LinAlgError: a precision is not positive definite.
     """
 
     def work(block: Block) -> Tensor:
-        gram, linear, offset = normal_equations(block, other)
-        factor = torch.linalg.cholesky(torch.add(prior.precision, gram * alpha))
-        z, covariance = rule(factor, alpha * linear + prior.linear(block.rows), block.rows)
+        gram, linear, offset = normal_equations(block, other, weights)
+        precision = alpha[block.rows] if alpha.dim() else alpha.expand(len(gram))
+        factor = torch.linalg.cholesky(torch.add(prior.precision, gram * precision.view(-1, 1, 1)))
+        z, covariance = rule(factor, precision.unsqueeze(1) * linear + prior.linear(block.rows), block.rows)
         second = own.put(block.rows, z, covariance)
-        # Σ (y - b)² - 2 z·Σ (y - b) x + zᵀ (Σ x xᵀ) z, less Σ y².
-        change = offset - 2 * (z * linear).sum(1) + (second * gram).sum((1, 2))
-        return change.sum(dtype=torch.float64)
+        # Σ (y - b)² - 2 z·Σ (y - b) x + zᵀ (Σ x xᵀ) z
+        return offset - 2 * (z * linear).sum(1) + (second * gram).sum((1, 2))
 
-    return side.square + torch.stack(workers.map(work, side.blocks)).sum()
+    return torch.cat(workers.map(work, side.blocks))
 
 
-def normal_equations(block: Block, other: Moments) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each row of a block: Σ E[x xᵀ] float32[R, D, D], Σ (y E[x] - E[b x]) float32[R, D] and Σ (E[b²] - 2 y E[b])
-    float32[R]."""
+def normal_equations(block: Block, other: Moments, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row of a block, each rating times its weight (see ``update``): Σ E[x xᵀ] float32[R, D, D],
+    Σ (y E[x] - E[b x]) float32[R, D] and Σ E[(y - b)²] float32[R]."""
     d = other.mean.shape[1]
-    sums, weighted = block.sums(other.table), block.sums(other.mean, block.values)
+    values, counts, totals, squares = block.values, block.counts, block.totals, block.squares
+    each = None
+    if weights is not None:
+        each, column = weights[block.columns], weights.unsqueeze(1)
+        counts, totals, squares = (block.sums(column, power).squeeze(1) for power in (None, values, values.square()))
+        values = values * each
+    sums, weighted = block.sums(other.table, each), block.sums(other.mean, values)
     triangle, means = torch.split(sums, [d * (d + 1) // 2, d], 1)
     products = triangle[:, -d:]  # Σ E[b z], the triangle's last row
     # x has 1 where z has b: the last row is Σ E[x], and how many there are.
-    square = torch.cat([triangle[:, :-d], means[:, :-1], block.counts.unsqueeze(1)], 1).index_select(1, other.square)
-    linear = torch.cat([weighted[:, :-1] - products[:, :-1], (block.totals - means[:, -1]).unsqueeze(1)], 1)
-    return square.view(-1, d, d), linear, products[:, -1] - 2 * weighted[:, -1]
+    square = torch.cat([triangle[:, :-d], means[:, :-1], counts.unsqueeze(1)], 1).index_select(1, other.square)
+    linear = torch.cat([weighted[:, :-1] - products[:, :-1], (totals - means[:, -1]).unsqueeze(1)], 1)
+    return square.view(-1, d, d), linear, squares - 2 * weighted[:, -1] + products[:, -1]
 
 
 def _pieces(counts: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,7 @@ class Fit:
         self.user_prior = self._update(by_user, self.users, self.movies, self.user_prior, workers)
 
     def _update(self, side: Side, own: Moments, other: Moments, prior: Prior, workers: Workers) -> Prior:
-        squared_error = update(side, own, other, prior, 1 / self.noise, expectation, workers)
+        squared_error = update(side, own, other, prior, 1 / self.noise, expectation, workers).sum(dtype=torch.float64)
         # One rating more, with an error of 1: ratings that can be told exactly do not make the noise 0.
         self.noise = ((squared_error + 1) / (side.ratings + 1)).float()
         return empirical_prior(own)

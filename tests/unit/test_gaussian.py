@@ -49,25 +49,26 @@ def expectation(factor: Tensor, linear: Tensor, rows: slice) -> tuple[Tensor, Te
 
 
 def textbook(
-    data: Interactions, mean: Tensor, covariance: Tensor, alpha: float, prior_mean: Tensor, precision: Tensor
+    data: Interactions, mean: Tensor, covariance: Tensor, alpha: Tensor, prior_mean: Tensor, precision: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Means and covariances of the users given movies with these moments, all in float64."""
+    """Means and covariances of the users given movies with these moments, all in float64; alpha is that of all ratings
+    or one for each."""
+    alpha = alpha.double().expand(len(data))
     mean, covariance, precision = mean.double(), covariance.double(), precision.double()
     q, b = mean[:, :RANK], mean[:, RANK]
     out = []
     for user in range(data.n_users):
         gram, linear = torch.zeros(D, D).double(), torch.zeros(D).double()
-        for movie, y in zip(
-            data.movies[data.users == user].tolist(), data.ratings[data.users == user].tolist(), strict=True
-        ):
+        for rating in (data.users == user).nonzero().squeeze(1):
+            movie, y, a = data.movies[rating], data.ratings[rating], alpha[rating]
             x = torch.cat([q[movie], torch.ones(1).double()])
-            gram += torch.outer(x, x)
-            gram[:RANK, :RANK] += covariance[movie][:RANK, :RANK]
-            linear += (y - b[movie]) * x
-            linear[:RANK] -= covariance[movie][RANK, :RANK]
-        spread = torch.linalg.inv(alpha * gram + precision)
+            gram += a * torch.outer(x, x)
+            gram[:RANK, :RANK] += a * covariance[movie][:RANK, :RANK]
+            linear += a * (y - b[movie]) * x
+            linear[:RANK] -= a * covariance[movie][RANK, :RANK]
+        spread = torch.linalg.inv(gram + precision)
         m = prior_mean if prior_mean.dim() == 1 else prior_mean[user]
-        out.append((spread @ (alpha * linear + precision @ m.double()), spread))
+        out.append((spread @ (linear + precision @ m.double()), spread))
     return torch.stack([m for m, _ in out]), torch.stack([s for _, s in out])
 
 
@@ -82,8 +83,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def updated(data: Interactions, prior: Prior, workers: Workers) -> tuple[Moments, Tensor, Side]:
     side = Side(data.users, data.movies, data.ratings, USERS, RANK)
     users = Moments(torch.zeros(USERS, D))
-    error = update(side, users, moments(*gaussians(MOVIES, 1)), prior, torch.tensor(1.7), expectation, workers)
-    return users, error, side
+    errors = update(side, users, moments(*gaussians(MOVIES, 1)), prior, torch.tensor(1.7), expectation, workers)
+    return users, errors.sum(), side
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -91,7 +92,7 @@ def test_every_row_gets_the_textbook_gaussian_whatever_its_ratings_and_its_block
     users, _, side = updated(ratings, prior(), Workers(CPU, 1))
     assert len(side.blocks) > 5
     assert {block.firsts is None for block in side.blocks} == {True, False}
-    mean, covariance = textbook(ratings, *gaussians(MOVIES, 1), 1.7, prior().mean, prior().precision)
+    mean, covariance = textbook(ratings, *gaussians(MOVIES, 1), torch.tensor(1.7), prior().mean, prior().precision)
     torch.testing.assert_close(users.mean.double(), mean, rtol=1e-4, atol=1e-5)
     second = users.table[:, users.square].view(USERS, D, D).double()
     torch.testing.assert_close(second, covariance + mean.unsqueeze(2) * mean.unsqueeze(1), rtol=1e-4, atol=1e-5)
@@ -108,8 +109,30 @@ def test_a_row_without_ratings_gets_its_prior(ratings: Interactions) -> None:
 def test_every_row_can_have_a_prior_mean_of_its_own(ratings: Interactions) -> None:
     own = Prior(gaussians(USERS, 3)[0], prior().precision)
     users, _, _ = updated(ratings, own, Workers(CPU, 1))
-    mean, _ = textbook(ratings, *gaussians(MOVIES, 1), 1.7, own.mean, own.precision)
+    mean, _ = textbook(ratings, *gaussians(MOVIES, 1), torch.tensor(1.7), own.mean, own.precision)
     torch.testing.assert_close(users.mean.double(), mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_every_rating_can_have_a_precision_of_its_own_by_its_user_and_its_movie(ratings: Interactions) -> None:
+    g = torch.Generator().manual_seed(4)
+    by_user, by_movie = torch.rand(USERS, generator=g) + 0.5, torch.rand(MOVIES, generator=g) + 0.5
+    side = Side(ratings.users, ratings.movies, ratings.ratings, USERS, RANK)
+    assert any(block.firsts is not None for block in side.blocks)
+    users, movies = Moments(torch.zeros(USERS, D)), moments(gaussians(MOVIES, 1)[0], torch.zeros(MOVIES, D, D))
+
+    def points(factor: Tensor, linear: Tensor, rows: slice) -> tuple[Tensor, None]:
+        return expectation(factor, linear, rows)[0], None
+
+    errors = update(side, users, movies, prior(), by_user, points, Workers(CPU, 1), by_movie)
+
+    alpha = by_user[ratings.users] * by_movie[ratings.movies]
+    mean, _ = textbook(ratings, movies.mean, torch.zeros(MOVIES, D, D), alpha, prior().mean, prior().precision)
+    torch.testing.assert_close(users.mean.double(), mean, rtol=1e-4, atol=1e-5)
+    z, w = mean[ratings.users], movies.mean[ratings.movies].double()
+    error = ratings.ratings - (z[:, :RANK] * w[:, :RANK]).sum(1) - z[:, RANK] - w[:, RANK]
+    expected = torch.zeros(USERS).double().index_add_(0, ratings.users, error.square() * by_movie[ratings.movies])
+    torch.testing.assert_close(errors.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("small_blocks")
