@@ -12,21 +12,23 @@ import pyarrow as pa
 from pydantic import Field, SecretStr
 from sklearn.metrics import root_mean_squared_error
 
+from mf.checkpoint import CheckpointFile
 from mf.config import Config
 from mf.errors import ConfigError, DataError, reported
-from mf.flags import Parser, add_flags, given
+from mf.flags import Parser, add_flags, add_shared_flags, given
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.ingest import ingest
 from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
 from mf.ratings.split import split
 from mf.ratings.table import reader
-from mf.solvers import SOLVERS, AdamConfig
+from mf.solvers import SOLVERS, EpochReport, configure
+from mf.solvers.base import Callback
 from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.export import check_migration, export
 from mf.supabase.schema import migration
-from mf.train import pick_device, train
+from mf.train import DEFAULT_SOLVER, SOLVER_HELP, pick_device, train
 
 
 class TrainerConfig(Config):
@@ -38,6 +40,11 @@ class TrainerConfig(Config):
     val_size: float = Field(0.1, ge=0, lt=1, description="share of the ratings held out to steer training; 0: none")
     test_csv: str = Field("", description="file of ratings that are scored once, after training")
     output_dir: Path = Field(Path("output"), description="model directory to write")
+    checkpoint: Path | None = Field(
+        None,
+        description="file for the state after every epoch: a run that finds one there goes on from it, and a run that "
+        "ends well removes it",
+    )
     use_cuda: bool = Field(False, description="train on the GPU when there is one")
     supabase_url: str = Field(
         "", description="Supabase project; on the command line it also says to publish there. Else SUPABASE_URL"
@@ -70,16 +77,19 @@ def train_once(argv: Sequence[str]) -> None:
     parser = Parser(
         "python -m mf", "Trains on a file or a table of ratings, once. To print the migration: python -m mf schema."
     )
-    parser.add_argument("--solver", choices=SOLVERS, default="adam", help="how the model is fitted (default: adam)")
+    parser.add_argument(
+        "--solver", choices=SOLVERS, default=DEFAULT_SOLVER, help=f"{SOLVER_HELP} (default: {DEFAULT_SOLVER})"
+    )
     add_flags(parser, TrainerConfig, "ratings, model, Supabase")
-    add_flags(parser, AdamConfig, "solver adam")
+    add_shared_flags(parser, SOLVERS, "the solver's options; where a default names solvers, only those use it")
     add_flags(parser, IngestConfig, "the columns of a file or a table", leave_out=TrainerConfig.model_fields)
     add_flags(parser, ExportConfig, "what is published", leave_out=["rows_per_request"])
     namespace = parser.parse_args(argv)
     trainer = TrainerConfig.of(**given(namespace, TrainerConfig))
-    solver = SOLVERS[namespace.solver].of(**given(namespace, SOLVERS[namespace.solver]))
-    division = SplitConfig.of(val_size=trainer.val_size, test_size=0, seed=solver.seed)
-    _check_output(trainer.output_dir)
+    solver = configure(namespace.solver, given(namespace, *SOLVERS.values()), prefix="--")
+    division = SplitConfig.of(val_size=trainer.val_size, test_size=0, seed=solver.model_dump()["seed"])
+    _check_writable(f"--output_dir {trainer.output_dir}", trainer.output_dir)
+    checkpoint = _checkpoint(trainer.checkpoint) if trainer.checkpoint else None
     source = _source(namespace, trainer)
     views = ExportConfig.of(**given(namespace, ExportConfig))
     publish = trainer.publish or "supabase_url" in given(namespace, TrainerConfig)
@@ -97,8 +107,8 @@ def train_once(argv: Sequence[str]) -> None:
         test = _test_part(trainer.test_csv, source, work, parts.train) if trainer.test_csv else None
         device, where = pick_device(trainer.use_cuda)
         print(where)
-        report = [lambda epoch: print(epoch.line(), flush=True)]
-        model = train(parts.train, parts.validation, solver, device=device, callbacks=report)
+        report = _reporter(checkpoint)
+        model = train(parts.train, parts.validation, solver, device=device, callbacks=[report], checkpoint=checkpoint)
         if test is not None:
             predicted = model.predict(test[USER], test[MOVIE])
             # In float64: scikit-learn would otherwise sum millions of squares in float32.
@@ -107,6 +117,8 @@ def train_once(argv: Sequence[str]) -> None:
         model.save(trainer.output_dir, also=sorted(work.glob("*rejects.csv")))
         if test is None:
             (trainer.output_dir / "test_rejects.csv").unlink(missing_ok=True)
+        if checkpoint:
+            checkpoint.remove()
     print(f"{model.summary()}, in {trainer.output_dir}/")
     if test is not None:
         print(f"test RMSE {model.metrics['test_rmse']:.4f}")
@@ -132,16 +144,37 @@ def _test_part(file: str, source: IngestConfig, work: Path, seen: pa.Table) -> p
     return test
 
 
-def _check_output(directory: Path) -> None:
+def _checkpoint(path: Path) -> CheckpointFile:
+    if path.is_dir():
+        raise ConfigError(f"--checkpoint {path}: it is a directory, expected a file")
+    _check_writable(f"--checkpoint {path}", path.parent)
+    return CheckpointFile(path)
+
+
+def _check_writable(flag: str, directory: Path) -> None:
     there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise ConfigError(f"--output_dir {directory}: {there} is a file, expected a directory")
+        raise ConfigError(f"{flag}: {there} is a file, expected a directory")
     try:
         # A mounted bucket tells only when it is tried.
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise ConfigError(f"--output_dir {directory}: cannot write to {there} ({error.strerror})") from None
+        raise ConfigError(f"{flag}: cannot write to {there} ({error.strerror})") from None
+
+
+def _reporter(checkpoint: CheckpointFile | None) -> Callback:
+    """Prints a line an epoch; for those of a training that is gone on with, which are reported anew, one in all."""
+    state = checkpoint.load() if checkpoint else None
+    done = len(state["reports"]) if state else 0
+
+    def report(epoch: EpochReport) -> None:
+        if checkpoint and epoch.epoch == done:
+            print(f"going on from {checkpoint.path}, after epoch {done}/{epoch.epochs}", flush=True)
+        elif epoch.epoch > done:
+            print(epoch.line(), flush=True)
+
+    return report
 
 
 def _source(namespace: argparse.Namespace, trainer: TrainerConfig) -> IngestConfig:

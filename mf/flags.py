@@ -1,10 +1,10 @@
-"""Flags made from a config, and the parser of every command line here."""
+"""Flags made from configs, and the parser of every command line here."""
 
 import argparse
 import re
 import types
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,7 +59,7 @@ def choices(field: FieldInfo) -> tuple[str, ...] | None:
     return None
 
 
-_METAVARS = {int: "N", float: "X", Path: "DIR", SecretStr: "KEY"}
+_METAVARS = {int: "N", float: "X", Path: "PATH", SecretStr: "KEY"}
 
 
 def add_flags(
@@ -69,24 +69,65 @@ def add_flags(
     parsed namespace, so that what was given can be told from a default."""
     group = parser.add_argument_group(title)
     for name, field in config.model_fields.items():
-        if name in leave_out:
-            continue
-        kind = plain_type(field)
-        default = "none" if field.default is None else field.default
-        text = f"{field.description} (default: {default if default != '' else 'none'})".replace("%", "%%")
-        if kind is bool:
-            group.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=field.description)
-        else:
-            group.add_argument(
-                f"--{name}",
-                type=kind,
-                choices=choices(field),
-                default=argparse.SUPPRESS,
-                help=text,
-                metavar="|".join(choices(field) or ()) or _METAVARS.get(kind, "TEXT"),
-            )
+        if name not in leave_out:
+            _add_flag(group, name, field, f"{field.description} (default: {_shown(field.default)})")
 
 
-def given(namespace: argparse.Namespace, config: type[Config]) -> dict[str, Any]:
-    """The fields of ``config`` that stand in ``namespace``."""
-    return {k: v for k, v in vars(namespace).items() if k in config.model_fields}
+def add_shared_flags(parser: argparse.ArgumentParser, configs: Mapping[str, type[Config]], title: str) -> None:
+    """Adds one flag for every field that any of ``configs`` has, as ``add_flags`` does; which of them have it shows
+    where their defaults stand."""
+    group = parser.add_argument_group(title)
+    for name, fields in shared_fields(configs).items():
+        default = by_owner({owner: field.default for owner, field in fields.items()}, configs)
+        _add_flag(group, name, next(iter(fields.values())), f"{meaning(fields)} (default: {default})")
+
+
+def shared_fields(configs: Mapping[str, type[Config]]) -> dict[str, dict[str, FieldInfo]]:
+    """Every field of ``configs`` by its name, and then by the names of the configs that have it."""
+    fields: dict[str, dict[str, FieldInfo]] = {}
+    for owner, config in configs.items():
+        for name, field in config.model_fields.items():
+            fields.setdefault(name, {})[owner] = field
+    return fields
+
+
+def meaning(fields: Mapping[str, FieldInfo]) -> str:
+    """The description that fields of one name share, else each with those whose it is: "vb: …; gibbs: …"."""
+    owners: dict[str, list[str]] = {}
+    for owner, field in fields.items():
+        owners.setdefault(str(field.description), []).append(owner)
+    if len(owners) == 1:
+        return next(iter(owners))
+    return "; ".join(f"{', '.join(of)}: {description}" for description, of in owners.items())
+
+
+def by_owner(values: Mapping[str, Any], owners: Collection[str]) -> str:
+    """``values``, by owner, as "adam 2048, sgd 65536"; as "64" when all ``owners`` have that one."""
+    shown = {owner: _shown(value) for owner, value in values.items()}
+    if len(shown) == len(owners) and len({*shown.values()}) == 1:
+        return next(iter(shown.values()))
+    return ", ".join(f"{owner} {value}" for owner, value in shown.items())
+
+
+def given(namespace: argparse.Namespace, *configs: type[Config]) -> dict[str, Any]:
+    """The fields of any of ``configs`` that stand in ``namespace``."""
+    return {k: v for k, v in vars(namespace).items() if any(k in config.model_fields for config in configs)}
+
+
+def _shown(value: Any) -> str:
+    return "none" if value in (None, "") else str(value)
+
+
+def _add_flag(group: argparse._ArgumentGroup, name: str, field: FieldInfo, text: str) -> None:
+    kind = plain_type(field)
+    if kind is bool:
+        group.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=field.description)
+        return
+    group.add_argument(
+        f"--{name}",
+        type=kind,
+        choices=choices(field),
+        default=argparse.SUPPRESS,
+        help=text.replace("%", "%%"),
+        metavar="|".join(choices(field) or ()) or _METAVARS.get(kind, "TEXT"),
+    )

@@ -4,26 +4,37 @@ import dataclasses
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 import torch
 
+from mf.config import Config
 from mf.errors import DataError
 from mf.model import TrainedModel
 from mf.ratings.schema import MOVIE, RATING, USER
 from mf.ratings.vocabulary import Vocabulary
-from mf.solvers import SOLVERS, AdamConfig, EpochReport, Interactions, fit
-from mf.solvers.base import Callback
+from mf.solvers import SOLVERS, EpochReport, Interactions, fit
+from mf.solvers.base import Callback, Checkpoint
 from mf.version import git_sha
+
+DEFAULT_SOLVER = "adam"
+SOLVER_HELP = (
+    "how the model is fitted: adam, the original trainer's way; sgd, the fastest; vb, nothing to tune; gibbs, the most "
+    "accurate"
+)
+# Stands for "the solver's own value" where a value cannot be absent, as that of a pipeline's parameter.
+SOLVERS_OWN = ("", -1)
 
 
 def train(
     ratings: pa.Table,
     validation: pa.Table,
-    config: AdamConfig,
+    config: Config,
     *,
     device: torch.device,
     callbacks: Sequence[Callback] = (),
+    checkpoint: Checkpoint | None = None,
 ) -> TrainedModel:
     """Fits a model to ``ratings`` with the solver that ``config`` belongs to.
 
@@ -32,11 +43,13 @@ def train(
             occur in ``validation`` alone get no vector.
         config: the solver's options.
         device: where it is done.
-        callbacks: called after every epoch.
+        callbacks: called after every epoch, or sweep.
+        checkpoint: takes the state after every epoch; a training that finds one there goes on from it.
 
     Raises:
         DataError: there are no ratings.
         TrainingError: a value is not finite.
+        ConfigError: the checkpoint is of other ratings or options.
     """
     if not len(ratings):
         raise DataError("no ratings to train on: lower --val_size, or give more ratings")
@@ -52,8 +65,9 @@ def train(
         )
 
     epochs: list[EpochReport] = []
-    module = fit(interactions(ratings), interactions(validation), config, device, [epochs.append, *callbacks])
-    validated = [e.validation_rmse for e in epochs if e.validation_rmse is not None]
+    callbacks = [epochs.append, *callbacks]
+    module = fit(interactions(ratings), interactions(validation), config, device, callbacks, checkpoint)
+    kept = [epoch for epoch in epochs if epoch.kept][-1]
     return TrainedModel(
         module=module,
         users=users,
@@ -63,12 +77,17 @@ def train(
         config=config.model_dump(),
         rows={"train": len(ratings), "validation": len(validation)},
         metrics={
-            "validation_rmse": min(validated) if validated else None,
-            "best_epoch": validated.index(min(validated)) + 1 if validated else len(epochs),
+            "validation_rmse": kept.validation_rmse,
+            "best_epoch": kept.epoch,
             "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
         },
         git_sha=git_sha(),
     )
+
+
+def options_given(**options: Any) -> dict[str, Any]:
+    """``options`` without those that hold the sentinel of the solver's own value, "" or -1."""
+    return {name: value for name, value in options.items() if value not in SOLVERS_OWN}
 
 
 def pick_device(use_cuda: bool) -> tuple[torch.device, str]:

@@ -19,7 +19,10 @@ import pytest
 
 import mf
 from mf.__main__ import main
+from mf.checkpoint import CheckpointFile
+from mf.flags import choices, plain_type, shared_fields
 from mf.model import TrainedModel
+from mf.solvers import SOLVERS, AdamConfig
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
 
@@ -28,15 +31,16 @@ HEADER = "userId,movieId,rating\n"
 MODEL_FILES = {"model.pt", "model.json", "user_embeddings.parquet", "movie_embeddings.parquet", "rejects.csv"}
 Run = Callable[..., tuple[int, str, str]]
 
-# As the README and the original trainer have them.
+# As the README and, for the solver adam, the original trainer have them.
 DEFAULTS = {
     "solver": "adam", "ratings_csv": "data/ratings.csv", "val_size": "0.1", "batch_size": "2048", "epochs": "1",
     "factors": "64", "lr": "0.001", "weight_decay": "1e-06", "dropout": "0.0", "clip_grad": "none", "use_cuda": "off",
     "supabase_url": "none", "supabase_key": "none", "import_table": "ratings", "publish": "off",
     "movie_export_table": "movie_embeddings", "user_export_table": "user_embeddings", "test_csv": "none",
-    "output_dir": "output", "seed": "0", "l2": "0.0", "bias_damping": "3.0", "schedule": "constant", "patience": "0",
-    "init_std": "0.01", "columns": "none", "user_column": "none", "movie_column": "none", "rating_column": "none",
-    "timestamp_column": "none", "max_reject_fraction": "0.01", "key_columns": "none",
+    "output_dir": "output", "checkpoint": "none", "seed": "0", "l2": "0.0", "bias_damping": "3.0",
+    "schedule": "constant", "patience": "0", "init_std": "0.01", "block_users": "0", "columns": "none",
+    "user_column": "none", "movie_column": "none", "rating_column": "none", "timestamp_column": "none",
+    "max_reject_fraction": "0.01", "key_columns": "none",
 }  # fmt: skip
 
 
@@ -98,15 +102,55 @@ def refused(run: Run, *argv: str) -> str:
     return err.removeprefix("error: ").removesuffix("\n")
 
 
-def test_every_flag_has_the_default_that_is_promised(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
+def defaults(run: Run, solver: str) -> dict[str, str]:
+    """The flags that ``--help`` shows for a solver, and their defaults for it."""
     status, out, _ = run("--help")
     assert status == 0
     shown = {}
     for flag, rest in re.findall(r"^  --(\w+)(.*(?:\n {10}.*)*)", out, re.MULTILINE):
         default = re.search(r"\(default: (.*)\)$", rest)
-        shown[flag] = default[1] if default else "off"
-    assert shown == DEFAULTS
+        values = default[1] if default else "off"
+        by_solver = (
+            dict(part.split() for part in values.split(", ")) if re.match("(adam|sgd|vb|gibbs) ", values) else {}
+        )
+        if not by_solver or solver in by_solver:
+            shown[flag] = by_solver.get(solver, values)
+    return shown
+
+
+def test_every_flag_has_the_default_that_is_promised(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    assert defaults(run, "adam") == DEFAULTS
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_help_shows_each_solver_its_own_options_and_defaults(
+    run: Run, monkeypatch: pytest.MonkeyPatch, solver: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    everyones = DEFAULTS.keys() - AdamConfig.model_fields.keys()
+    own = {name: str(value).replace("None", "none") for name, value in dict(SOLVERS[solver]()).items()}
+    shown = defaults(run, solver)
+    assert {name: value for name, value in shown.items() if name not in everyones} == own
+
+
+def test_a_flag_of_several_solvers_takes_the_same_values_for_each() -> None:
+    for name, fields in shared_fields(SOLVERS).items():
+        assert len({(plain_type(field), choices(field)) for field in fields.values()}) == 1, name
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--solver", "vb", "--lr", "0.1"], "--lr: solver vb does not use it; its options are --factors, --"),
+        (["--burn-in", "3", "--lr=0.1"], "--burn_in: solver adam does not use it; its options are --factors, --"),
+        (["--solver=gibbs", "--clipgrad", "1"], "--clip_grad: solver gibbs does not use it; its options are --"),
+        (["--solver=sgd", "--rank", "8"], "--rank: solver sgd does not use it; its options are --factors, --"),
+    ],
+)
+def test_an_option_that_the_solver_does_not_use_is_refused_by_name(run: Run, argv: list[str], said: str) -> None:
+    Path("r.csv").write_text(ratings())
+    assert refused(run, "--ratings_csv", "r.csv", *argv).startswith(said)
 
 
 def test_a_run_without_options_uses_the_defaults(run: Run) -> None:
@@ -137,14 +181,24 @@ def test_flags_are_spelled_with_underscores_hyphens_or_run_together(run: Run, ar
     assert re.match(r"training on the (GPU: |CPU: no GPU is available to this PyTorch)", lines[1])
 
 
-def test_every_option_of_the_solver_reaches_it(run: Run) -> None:
+@pytest.mark.parametrize(
+    ("solver", "options"),
+    [
+        ("adam", {"factors": 3, "batch_size": 50, "epochs": 2, "lr": 0.02, "weight_decay": 0.001, "l2": 0.01,
+                  "bias_damping": 2.0, "dropout": 0.1, "clip_grad": 1.5, "schedule": "one_cycle", "patience": 1,
+                  "init_std": 0.1, "block_users": 8, "seed": 7}),
+        ("sgd", {"factors": 3, "batch_size": 50, "epochs": 2, "lr": 0.02, "l2": 0.01, "bias_damping": 2.0,
+                 "row_damping": 0.5, "patience": 1, "init_std": 0.1, "block_users": 8, "seed": 7}),
+        ("vb", {"factors": 6, "rank": 2, "fits": 3, "epochs": 2, "seed": 7}),
+        ("gibbs", {"factors": 3, "rank": 2, "epochs": 4, "burn_in": 2, "seed": 7}),
+    ],
+)  # fmt: skip
+def test_every_option_of_a_solver_reaches_it(run: Run, solver: str, options: dict[str, Any]) -> None:
     Path("r.csv").write_text(ratings())
-    options = {
-        "factors": 3, "batch_size": 50, "epochs": 2, "lr": 0.02, "weight_decay": 0.001, "l2": 0.01, "bias_damping": 2.0,
-        "dropout": 0.1, "clip_grad": 1.5, "schedule": "one_cycle", "patience": 1, "init_std": 0.1, "seed": 7,
-    }  # fmt: skip
-    _, card = trained(run, "--ratings_csv", "r.csv", *(f"--{name}={value}" for name, value in options.items()))
-    assert card["config"] == options
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    lines, card = trained(run, "--ratings_csv", "r.csv", "--solver", solver, *flags)
+    assert (card["solver"], card["config"]) == (solver, options)
+    assert sum(line.startswith("epoch ") for line in lines) == len(card["metrics"]["epochs"]) <= options["epochs"]
 
 
 def test_the_seed_chooses_the_ratings_that_are_held_out(run: Run) -> None:
@@ -166,6 +220,54 @@ def test_a_line_an_epoch_and_the_test_rmse_at_the_end(run: Run) -> None:
     errors = predicted - np.array([3.5, 1, 4.5])
     assert card["metrics"]["test_rmse"] == pytest.approx(np.sqrt((errors**2).mean()), rel=1e-6)
     assert lines[-1] == f"test RMSE {card['metrics']['test_rmse']:.4f}"
+
+
+def stopped_after(epoch: int, monkeypatch: pytest.MonkeyPatch, run: Run, *argv: str) -> None:
+    """Runs the command and interrupts it as soon as the state after ``epoch`` is kept."""
+    save = CheckpointFile.save
+
+    def last_save(file: CheckpointFile, state: dict[str, Any]) -> None:
+        save(file, state)
+        if len(state["reports"]) == epoch:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFile, "save", last_save)
+        with pytest.raises(KeyboardInterrupt):
+            run(*argv)
+
+
+def test_a_run_goes_on_from_its_checkpoint_and_removes_it_at_the_end(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("r.csv").write_text(ratings())
+    argv = ["--ratings_csv", "r.csv", "--epochs", "4", "--lr", "0.05"]
+    _, whole = trained(run, *argv, "--output_dir", "whole", directory="whole")
+    stopped_after(2, monkeypatch, run, *argv, "--checkpoint", "states/c.pt")
+    assert [path.name for path in Path("states").iterdir()] == ["c.pt"]
+    assert not Path("output").exists()
+    capsys.readouterr()
+    lines, card = trained(run, *argv, "--checkpoint", "states/c.pt")
+    assert lines[2] == "going on from states/c.pt, after epoch 2/4"
+    assert [line[:11] for line in lines[3:5]] == ["epoch 3/4  ", "epoch 4/4  "]
+    assert lines[5].startswith("model ")
+    assert list(Path("states").iterdir()) == []
+    assert Path("output/model.pt").read_bytes() == Path("whole/model.pt").read_bytes()
+    assert card["metrics"]["validation_rmse"] == whole["metrics"]["validation_rmse"]
+    assert len(card["metrics"]["epochs"]) == 4
+
+
+def test_a_checkpoint_of_another_training_is_refused_and_kept(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("r.csv").write_text(ratings())
+    argv = ["--ratings_csv", "r.csv", "--epochs", "2", "--checkpoint", "c.pt"]
+    stopped_after(1, monkeypatch, run, *argv)
+    capsys.readouterr()
+    said = refused(run, *argv, "--lr", "0.05")
+    assert said.startswith("the checkpoint is of a training with lr 0.001, this one has lr 0.05: ")
+    assert refused(run, *argv, "--solver", "vb").startswith("the checkpoint is of a training with ")
+    assert trained(run, *argv)[0][2] == "going on from c.pt, after epoch 1/2"
 
 
 def test_test_ratings_take_nothing_from_the_training(run: Run) -> None:
@@ -272,13 +374,20 @@ def test_ratings_that_cannot_be_used_are_told_in_one_line(run: Run, content: str
         (["--clip_grad", "0"], "clip_grad: Input should be greater than 0 (given: 0.0)"),
         (["--seed", "-1"], "seed: Input should be greater than or equal to 0 (given: -1)"),
         (["--max_reject_fraction", "2"], "max_reject_fraction: Input should be less than or equal to 1 (given: 2.0)"),
-        (["--solver", "magic"], "argument --solver: invalid choice: 'magic' (choose from 'adam') (see python -m mf"),
+        (
+            ["--solver", "magic"],
+            "argument --solver: invalid choice: 'magic' (choose from 'adam', 'sgd', 'vb', 'gibbs')",
+        ),
         (["--schedule", "odd"], "argument --schedule: invalid choice: 'odd' (choose from 'constant', 'one_cycle')"),
         (["--epochs"], "argument --epochs: expected one argument (see python -m mf --help)"),
         (["--movie_export_table", "mf_x"], "movie_export_table: names that start with mf_ belong to the tables"),
         (["--user_export_table", "movie_embeddings"], "movie_export_table and user_export_table are both"),
         (["--output_dir", "r.csv"], "--output_dir r.csv: r.csv is a file, expected a directory"),
         (["--output_dir", "r.csv/model"], "r.csv is a file, expected a directory"),
+        (["--checkpoint", "r.csv/c.pt"], "--checkpoint r.csv/c.pt: r.csv is a file, expected a directory"),
+        (["--checkpoint", "."], "--checkpoint .: it is a directory, expected a file"),
+        (["--checkpoint", "/proc/none/c.pt"], "--checkpoint /proc/none/c.pt: cannot write to /proc ("),
+        (["--checkpoint", "r.csv"], "r.csv is not a checkpoint: "),
         (["--import_table", "ratings"], "--ratings_csv and --import_table are both given, expected one of them"),
         (["--publish"], "no Supabase project: give --supabase_url or set SUPABASE_URL"),
         (["--supabase_url", "https://abc.supabase.co"], "no key for https://abc.supabase.co: set SUPABASE_KEY, or"),
