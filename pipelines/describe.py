@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mf.config import Config
+from mf.flags import by_owner, meaning, plain_type, shared_fields
 from mf.ratings.config import IngestConfig, SplitConfig
-from mf.solvers import AdamConfig
+from mf.solvers import SOLVERS, TUNED
 from mf.supabase.config import ExportConfig
+from mf.train import SOLVER_HELP
 
 STEPS = ("ingest", "split", "train", "evaluate", "export")
 OWN = {
@@ -15,27 +17,44 @@ OWN = {
     "import_table": "Supabase table of ratings, read when ratings_csv is empty",
     "supabase_url": "Supabase project to import from and publish to, https://PROJECT.supabase.co",
     "test_size": "Share of all rows, above 0, held out to score once; leave_last: one of each user, whatever it is",
-    "seed": "Seed of the split, the initialisation, the order of the ratings and dropout",
-    "clip_grad": "Largest norm of a step's gradient; -1: no limit",
+    "solver": SOLVER_HELP,
+    "seed": "Seed of the split and of all that the solver draws at random",
     "train_accelerator_type": "GPU of the train step: NVIDIA_TESLA_T4, NVIDIA_L4, NVIDIA_TESLA_A100 and others",
     "train_accelerator_count": "GPUs of the train step",
     **{f"{step}_cpu": f"CPU cores of the {step} step" for step in STEPS},
     **{f"{step}_memory": f"Memory of the {step} step, for example 16G" for step in STEPS},
 }
-CONFIGS: tuple[type[Config], ...] = (IngestConfig, SplitConfig, AdamConfig, ExportConfig)
+CONFIGS: tuple[type[Config], ...] = (IngestConfig, SplitConfig, ExportConfig)
+SOLVER_FIELDS = shared_fields(SOLVERS)
+# Parameters with a value that holds for all solvers, and those whose default is each solver's own.
+FOR_ALL_SOLVERS = ("factors", "seed")
+SOLVER_OPTIONS = tuple(name for name in SOLVER_FIELDS if name not in FOR_ALL_SOLVERS)
 
 
 def description(parameter: str) -> str:
-    """What a pipeline parameter means: its config field's own words, but where the pipeline has others.
+    """What a pipeline parameter means: its config field's own words, but where the pipeline has others; of a solver's
+    option also which solvers use it, and the default of each.
 
     Raises:
         KeyError: nothing describes it.
     """
     if parameter in OWN:
-        return OWN[parameter]
-    fields = {name: field for config in reversed(CONFIGS) for name, field in config.model_fields.items()}
-    text = str(fields[parameter].description)
-    return text[0].upper() + text[1:]
+        text = OWN[parameter]
+    elif parameter in SOLVER_FIELDS:
+        text = meaning(SOLVER_FIELDS[parameter])
+        if parameter in SOLVER_OPTIONS:
+            text += f"; {_solvers_own(parameter)}"
+    else:
+        fields = {name: field for config in reversed(CONFIGS) for name, field in config.model_fields.items()}
+        text = str(fields[parameter].description)
+    return text if text.startswith(tuple(SOLVERS)) else text[0].upper() + text[1:]
+
+
+def _solvers_own(option: str) -> str:
+    fields = SOLVER_FIELDS[option]
+    defaults = {solver: TUNED.get(solver, {}).get(option, field.default) for solver, field in fields.items()}
+    sentinel = "empty" if plain_type(next(iter(fields.values()))) is str else "-1"
+    return f"{sentinel}: the solver's own ({by_owner(defaults, SOLVERS)})"
 
 
 def described(pipeline: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from mf.errors import ConfigError
-from pipelines.describe import CONFIGS
+from mf.solvers import configure
+from mf.train import options_given
+from pipelines.describe import CONFIGS, FOR_ALL_SOLVERS, SOLVER_OPTIONS
 
 TYPES = {"NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "STRING": str}
 
@@ -18,7 +20,8 @@ def parse(given: Iterable[str], definitions: dict[str, dict[str, Any]]) -> dict[
         definitions: ``root.inputDefinitions.parameters`` of the compiled pipeline.
 
     Raises:
-        ConfigError: a parameter that the pipeline does not have, or a value that is not of its type or that cannot be.
+        ConfigError: a parameter that the pipeline does not have or that the chosen solver does not use, or a value that
+            is not of its type or that cannot be.
     """
     values = {}
     for pair in given:
@@ -41,6 +44,7 @@ def parse(given: Iterable[str], definitions: dict[str, dict[str, Any]]) -> dict[
 
 def _check(values: dict[str, Any]) -> None:
     """Refuses here what a step would refuse when its turn came."""
-    values = values | {"clip_grad": None if values["clip_grad"] == -1 else values["clip_grad"]}
+    options = options_given(**{name: values[name] for name in SOLVER_OPTIONS})
+    configure(values["solver"], {name: values[name] for name in FOR_ALL_SOLVERS} | options, tuned=True)
     for config in CONFIGS:
         config.of(**{name: value for name, value in values.items() if name in config.model_fields})

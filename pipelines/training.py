@@ -9,17 +9,14 @@ from kfp.dsl.graph_component import GraphComponent
 
 import components
 from mf.ratings.config import IngestConfig, SplitConfig
-from mf.solvers import AdamConfig
 from mf.supabase.config import ExportConfig
+from mf.train import DEFAULT_SOLVER, SOLVERS_OWN
 from pipelines.describe import described
 from pipelines.settings import Settings
 
 NAME = "mf-training"
 
-# What holds from small data to large. `python -m mf` keeps the original trainer's defaults instead.
-ADAM = AdamConfig(
-    batch_size=512, epochs=10, lr=7e-3, weight_decay=0, l2=0.06, bias_damping=3, schedule="one_cycle", patience=3
-)
+OWN_TEXT, OWN = SOLVERS_OWN
 INGEST, SPLIT, EXPORT = IngestConfig(import_table="ratings"), SplitConfig(), ExportConfig()
 
 
@@ -43,18 +40,24 @@ def build(settings: Settings) -> GraphComponent:
         val_size: float = SPLIT.val_size,
         test_size: float = SPLIT.test_size,
         seed: int = SPLIT.seed,
-        factors: int = ADAM.factors,
-        batch_size: int = ADAM.batch_size,
-        epochs: int = ADAM.epochs,
-        lr: float = ADAM.lr,
-        weight_decay: float = ADAM.weight_decay,
-        l2: float = ADAM.l2,
-        bias_damping: float = ADAM.bias_damping,
-        dropout: float = ADAM.dropout,
-        clip_grad: float = -1.0,
-        schedule: str = ADAM.schedule,
-        patience: int = ADAM.patience,
-        init_std: float = ADAM.init_std,
+        solver: str = DEFAULT_SOLVER,
+        factors: int = 64,
+        epochs: int = OWN,
+        batch_size: int = OWN,
+        lr: float = OWN,
+        weight_decay: float = OWN,
+        l2: float = OWN,
+        bias_damping: float = OWN,
+        dropout: float = OWN,
+        clip_grad: float = OWN,
+        schedule: str = OWN_TEXT,
+        patience: int = OWN,
+        init_std: float = OWN,
+        block_users: int = OWN,
+        row_damping: float = OWN,
+        rank: int = OWN,
+        fits: int = OWN,
+        burn_in: int = OWN,
         movie_export_table: str = EXPORT.movie_export_table,
         user_export_table: str = EXPORT.user_export_table,
         train_accelerator_type: str = "NVIDIA_L4",
@@ -89,9 +92,11 @@ def build(settings: Settings) -> GraphComponent:
         trained = components.train(
             train_ratings=parts.outputs["train_ratings"],
             validation_ratings=parts.outputs["validation_ratings"],
+            solver=solver,
             factors=factors,
-            batch_size=batch_size,
+            seed=seed,
             epochs=epochs,
+            batch_size=batch_size,
             lr=lr,
             weight_decay=weight_decay,
             l2=l2,
@@ -101,7 +106,11 @@ def build(settings: Settings) -> GraphComponent:
             schedule=schedule,
             patience=patience,
             init_std=init_std,
-            seed=seed,
+            block_users=block_users,
+            row_damping=row_damping,
+            rank=rank,
+            fits=fits,
+            burn_in=burn_in,
         )
         evaluated = components.evaluate(
             train_ratings=parts.outputs["train_ratings"],

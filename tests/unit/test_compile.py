@@ -129,6 +129,14 @@ def test_every_parameter_reaches_a_step(pipeline: dict[str, Any]) -> None:
     assert {*pipeline["root"]["inputDefinitions"]["parameters"]} - reached == set()
 
 
+def test_a_parameter_goes_to_the_input_that_bears_its_name(pipeline: dict[str, Any]) -> None:
+    parameters = pipeline["root"]["inputDefinitions"]["parameters"]
+    for task in pipeline["root"]["dag"]["tasks"].values():
+        inputs = task["inputs"]["parameters"]
+        for name in inputs.keys() & parameters.keys():
+            assert inputs[name] == {"componentInputParameter": name}
+
+
 def test_a_compiled_pipeline_tells_its_parameters() -> None:
     expected = definitions()
     # The one default that is the settings' to say.

@@ -6,7 +6,7 @@ import pytest
 
 from mf.config import Config
 from mf.ratings.config import IngestConfig, SplitConfig
-from mf.solvers import AdamConfig
+from mf.solvers import SOLVERS, TUNED
 from mf.supabase.config import ExportConfig
 from pipelines import describe
 from pipelines.compiled import Definitions, definitions
@@ -27,7 +27,7 @@ def test_every_parameter_carries_its_description_into_the_compiled_pipeline(defi
         assert len(parameter["description"].split()) > 2, name
 
 
-@pytest.mark.parametrize("config", [IngestConfig, SplitConfig, AdamConfig, ExportConfig])
+@pytest.mark.parametrize("config", [IngestConfig, SplitConfig, *SOLVERS.values(), ExportConfig])
 def test_every_option_of_a_step_is_a_parameter(defined: Definitions, config: type[Config]) -> None:
     assert {*config.model_fields} - {*defined} - {*NO_PARAMETERS} == set()
 
@@ -36,7 +36,30 @@ def test_a_description_is_the_options_own_unless_the_pipeline_has_another() -> N
     assert describe.description("max_reject_fraction") == (
         "Share of rows, 0 to 1, that may be malformed before the import fails"
     )
-    assert describe.description("clip_grad") == "Largest norm of a step's gradient; -1: no limit"
+    assert describe.description("factors") == "Length of the user and movie vectors"
+    assert describe.description("solver").startswith("How the model is fitted: adam, ")
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solvers_option_tells_what_it_is_when_it_is_left_alone(solver: str) -> None:
+    for option in describe.SOLVER_OPTIONS:
+        fields = SOLVERS[solver].model_fields
+        _, _, own = describe.description(option).partition("the solver's own (")
+        shown = dict(one.split() for one in own.removesuffix(")").split(", "))
+        assert (solver in shown) == (option in fields), option
+        if option in fields:
+            default = TUNED.get(solver, {}).get(option, fields[option].default)
+            assert shown[solver] == ("none" if default is None else str(default))
+
+
+def test_a_solvers_option_names_the_value_that_leaves_it_to_the_solver() -> None:
+    assert "; -1: the solver's own (adam 512" in describe.description("batch_size")
+    assert "; empty: the solver's own (adam one_cycle" in describe.description("schedule")
+
+
+def test_what_solvers_mean_apart_is_told_apart() -> None:
+    assert describe.description("rank").startswith("vb: factors that are fitted")
+    assert "; gibbs: factors that are sampled" in describe.description("rank")
 
 
 def test_a_parameter_that_nothing_describes_is_an_error() -> None:

@@ -1,7 +1,9 @@
 import pytest
 
 from mf.errors import ConfigError
+from mf.solvers import SOLVERS, configure
 from pipelines.compiled import definitions
+from pipelines.describe import SOLVER_OPTIONS
 from pipelines.parameters import parse
 
 DEFINITIONS = definitions()
@@ -36,6 +38,10 @@ def test_nothing_given_is_nothing() -> None:
         ("split=sideways", "split: Input should be 'random', 'time' or 'leave_last' (given: 'sideways')"),
         ("val_size=0.95", "val_size 0.95 and test_size 0.1 leave nothing to train on; their sum must be below 1"),
         ("clip_grad=0", "clip_grad: Input should be greater than 0 (given: 0.0)"),
+        ("factors=-1", "factors: Input should be greater than or equal to 1 (given: -1)"),
+        ("solver=magic", "solver: found 'magic', expected one of adam, sgd, vb, gibbs"),
+        ("rank=8", "rank: solver adam does not use it; its options are " + ", ".join(SOLVERS["adam"].model_fields)),
+        ("solver=vb", "lr: solver vb does not use it; its options are " + ", ".join(SOLVERS["vb"].model_fields)),
         ("movie_export_table=user_embeddings", "movie_export_table and user_export_table are both 'user_embeddings'"),
     ],
 )
@@ -45,5 +51,20 @@ def test_what_cannot_be_is_refused_by_name(given: str, said: str) -> None:
     assert str(error.value) == said
 
 
-def test_the_sentinel_of_no_limit_is_one_and_every_default_can_be() -> None:
-    assert parse(["clip_grad=-1"], DEFINITIONS) == {"clip_grad": -1.0}
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_can_be_chosen_and_takes_its_own_options(solver: str) -> None:
+    assert parse([f"solver={solver}", "epochs=30"], DEFINITIONS) == {"solver": solver, "epochs": 30}
+
+
+def test_the_sentinel_says_nothing_even_of_an_option_that_the_solver_does_not_use() -> None:
+    given = ["solver=vb", "clip_grad=-1", "schedule=", "rank=8"]
+    assert parse(given, DEFINITIONS) == {"solver": "vb", "clip_grad": -1.0, "schedule": "", "rank": 8}
+
+
+@pytest.mark.parametrize("option", SOLVER_OPTIONS)
+def test_the_sentinel_is_the_default_and_no_value_that_an_option_can_have(option: str) -> None:
+    sentinel = DEFINITIONS[option]["defaultValue"]
+    assert sentinel in ("", -1)
+    for solver in SOLVERS:
+        with pytest.raises(ConfigError, match=f"^{option}: "):
+            configure(solver, {option: sentinel})

@@ -1,5 +1,8 @@
+import copy
+import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,16 +10,27 @@ import pyarrow as pa
 import pytest
 import torch
 
+import components
 from mf import version
+from mf.config import Config
 from mf.errors import DataError
 from mf.model import TrainedModel
-from mf.ratings.schema import ratings_schema
-from mf.solvers import AdamConfig, EpochReport
-from mf.train import pick_device, train
+from mf.ratings.schema import Provenance, ratings_schema, write_ratings
+from mf.solvers import SOLVERS, AdamConfig, EpochReport, configure
+from mf.solvers.vb import VBConfig
+from mf.train import options_given, pick_device, train
 from mf.version import git_sha
 
 CPU = torch.device("cpu")
 CONFIG = AdamConfig(factors=2, epochs=3, lr=0.05)
+# A value for each option of each solver.
+GIVEN: dict[str, dict[str, Any]] = {
+    "adam": {"epochs": 2, "lr": 0.1},
+    "sgd": {"epochs": 3, "row_damping": 0.5},
+    "vb": {"epochs": 3, "rank": 2, "fits": 2},
+    "gibbs": {"epochs": 4, "rank": 3, "burn_in": 1},
+}
+KINDS = (str, int, float)
 CHECKOUT = Path(version.__file__).parents[1]
 
 
@@ -30,7 +44,7 @@ RATINGS = table([(u, m, float((u // 10 * m) % 5 + 1)) for u in (10, 20, 30) for 
 VALIDATION = table([(10, 7, 2.0), (99, 8, 3.0), (20, 77, 4.0)])
 
 
-def fitted(ratings: pa.Table = RATINGS, validation: pa.Table = VALIDATION, config: AdamConfig = CONFIG) -> TrainedModel:
+def fitted(ratings: pa.Table = RATINGS, validation: pa.Table = VALIDATION, config: Config = CONFIG) -> TrainedModel:
     return train(ratings, validation, config, device=CPU)
 
 
@@ -68,6 +82,43 @@ def test_what_is_known_of_the_training_stands_in_the_model(monkeypatch: pytest.M
     assert [epoch["validation_rmse"] for epoch in model.metrics["epochs"]] == errors
 
 
+def test_the_epoch_that_is_named_is_the_one_whose_model_it_is() -> None:
+    """vb returns its last sweep, whatever the validation ratings say of it."""
+    rows = [(u, m, float(u * m % 5 + 1)) for u in range(20) for m in range(20)]
+    contrary = [(u, m, 6 - rating) for u, m, rating in rows]
+    metrics = fitted(table(rows), table(contrary), VBConfig(factors=4, rank=4, epochs=4)).metrics
+    errors = [epoch["validation_rmse"] for epoch in metrics["epochs"]]
+    assert min(errors) == errors[0] < errors[-1]
+    assert (metrics["validation_rmse"], metrics["best_epoch"]) == (errors[-1], len(errors))
+
+
+class Memory:
+    """A checkpoint in memory; stops the training after some epoch."""
+
+    def __init__(self, last: int) -> None:
+        self.last, self.state = last, None
+
+    def load(self) -> dict[str, Any] | None:
+        return self.state
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.state = copy.deepcopy(state)
+        if len(state["reports"]) == self.last:
+            raise KeyboardInterrupt
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_has_the_metrics_of_a_whole_one() -> None:
+    whole, checkpoint = fitted(), Memory(last=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(RATINGS, VALIDATION, CONFIG, device=CPU, checkpoint=checkpoint)
+    model = train(RATINGS, VALIDATION, CONFIG, device=CPU, checkpoint=checkpoint)
+    for metrics in (whole.metrics, model.metrics):
+        for epoch in metrics["epochs"]:
+            del epoch["seconds"], epoch["ratings_per_second"]
+    assert len(model.metrics["epochs"]) == 3
+    assert model.metrics == whole.metrics
+
+
 def test_without_validation_ratings_the_last_epoch_is_the_best() -> None:
     metrics = fitted(validation=table([])).metrics
     assert (metrics["validation_rmse"], metrics["best_epoch"]) == (None, 3)
@@ -87,6 +138,28 @@ def test_the_same_ratings_config_and_seed_give_the_same_predictions() -> None:
 def test_no_ratings_are_an_error_that_says_what_to_do() -> None:
     with pytest.raises(DataError, match=r"^no ratings to train on: lower --val_size, or give more ratings$"):
         fitted(ratings=table([]))
+
+
+def test_a_sentinel_is_an_option_that_was_not_given() -> None:
+    assert options_given(a=-1, b=-1.0, c="", d=0, e=0.0, f="x") == {"d": 0, "e": 0.0, "f": "x"}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_train_step_gives_a_solver_the_options_that_are_no_sentinels(solver: str, tmp_path: Path) -> None:
+    for name in ("train", "validation"):
+        write_ratings(RATINGS, tmp_path / name, Provenance("here", 9, 0, 0, 9))
+    inputs = {name: kind for name, kind in components.train.python_func.__annotations__.items() if kind in KINDS}
+    asked = {"solver": solver, "factors": 4, "seed": 3, **GIVEN[solver]}
+    components.train.python_func(
+        train_ratings=SimpleNamespace(path=tmp_path / "train"),
+        validation_ratings=SimpleNamespace(path=tmp_path / "validation"),
+        model=(model := SimpleNamespace(path=tmp_path / "model", metadata={})),
+        **{**{name: "" if kind is str else -1 for name, kind in inputs.items()}, **asked},
+    )
+    card = json.loads((tmp_path / "model" / "model.json").read_text())
+    del asked["solver"]
+    assert card["config"] == configure(solver, asked, tuned=True).model_dump()
+    assert model.metadata["solver"] == solver
 
 
 def test_the_gpu_is_taken_when_asked_for_and_its_absence_is_told() -> None:
