@@ -28,8 +28,8 @@ SAMPLES_BYTES = 1 << 30  # of the samples that are kept: of more, every second i
 # Eigenvectors of who-rated-what. On MovieLens latest-small 64 are 0.4% worse, and all 610 as good.
 BASIS_RANK = 128
 PROBES = 1_000_000  # training ratings on which the collapse is measured where there are no validation ratings
-# Share of the ratings' variance that the first vectors' products have. With a hundredth of it the chain needs a hundred
-# sweeps to let the vectors grow (half a million planted ratings), and with all of it latest-small is 0.4% worse.
+# Share of the ratings' variance that the first vectors' products have. With a hundredth of it half a million planted
+# ratings need a hundred sweeps more until the vectors have grown; a hundred times as much costs latest-small 0.4%.
 INIT_SHARE = 0.125
 MEAN_WEIGHT = 2.0  # what the prior of a side's mean counts, in rows
 SHAPES = (1.0, 1e4, 1000)  # of the noise's prior: from, to, and how many on a logarithmic grid
@@ -47,6 +47,7 @@ class GibbsConfig(Config):
         description="factors that are sampled; none: a sixth of the mean number of ratings a user or movie has, within "
         "16 to 32 and at most factors",
     )
+    # Two million planted ratings have converged by 20. Latest-small has not, but 300 with a burn-in of 50 gain nothing.
     epochs: int = Field(120, ge=1, description="passes over the training ratings")
     burn_in: int = Field(20, ge=0, description="passes before the first sample that counts")
     seed: int = Field(0, ge=0, description="of the initialisation and of the samples")
@@ -227,7 +228,9 @@ class Gibbs:
 
     def validation_rmse(self) -> float:
         """Of the mean over the samples so far, of the sample where none counts yet, and in the end of the model."""
-        if 0 < self.posterior.drawn < self.epochs - self.config.burn_in:
+        if not self.posterior.drawn:
+            return rmse(self._sample(self.rank), self.validation)
+        if self.posterior.drawn < self.epochs - self.config.burn_in:
             return self._mean_rmse()
         return rmse(self.model(), self.validation)
 
