@@ -1,26 +1,72 @@
 """Solvers: tensors in, a fitted ``MatrixFactorization`` out. They know nothing of files, ids or Supabase."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
+from mf.config import Config
+from mf.errors import ConfigError
 from mf.model import MatrixFactorization
-from mf.solvers import adam
+from mf.solvers import adam, gibbs, loop, sgd, vb
 from mf.solvers.adam import AdamConfig
-from mf.solvers.base import Callback, EpochReport, Interactions
+from mf.solvers.base import Callback, Checkpoint, EpochReport, Interactions
+from mf.solvers.gibbs import GibbsConfig
+from mf.solvers.sgd import SGDConfig
+from mf.solvers.vb import VBConfig
 
-__all__ = ["SOLVERS", "AdamConfig", "EpochReport", "Interactions", "fit"]
+__all__ = ["SOLVERS", "TUNED", "EpochReport", "Interactions", "configure", "fit"]
 
-SOLVERS = {"adam": AdamConfig}
-_FIT = {AdamConfig: adam.fit}
+SOLVERS: dict[str, type[Config]] = {"adam": AdamConfig, "sgd": SGDConfig, "vb": VBConfig, "gibbs": GibbsConfig}
+_START: dict[type[Config], Any] = {
+    AdamConfig: adam.start,
+    SGDConfig: sgd.start,
+    VBConfig: vb.start,
+    GibbsConfig: gibbs.start,
+}
+
+# A solver's own defaults hold from small data to large. adam's are the original trainer's; these are what hold for it.
+TUNED: dict[str, dict[str, Any]] = {
+    "adam": {
+        "batch_size": 512,
+        "epochs": 10,
+        "lr": 7e-3,
+        "weight_decay": 0.0,
+        "l2": 0.06,
+        "bias_damping": 3.0,
+        "schedule": "one_cycle",
+        "patience": 3,
+    }
+}
+
+
+def configure(solver: str, options: Mapping[str, Any], tuned: bool = False, prefix: str = "") -> Config:
+    """The configuration of ``solver`` with ``options`` in place of its defaults.
+
+    Args:
+        tuned: start from what holds for every size of data (``TUNED``), not from the original trainer's defaults.
+        prefix: stands before an option's name in what an error says: "--" on a command line.
+
+    Raises:
+        ConfigError: there is no such solver, it does not have such an option, or a value cannot be.
+    """
+    if solver not in SOLVERS:
+        raise ConfigError(f"solver: found {solver!r}, expected one of {', '.join(SOLVERS)}")
+    config = SOLVERS[solver]
+    for name in options:
+        if name not in config.model_fields:
+            own = ", ".join(prefix + field for field in config.model_fields)
+            raise ConfigError(f"{prefix}{name}: solver {solver} does not use it; its options are {own}")
+    return config.of(**{**(TUNED.get(solver, {}) if tuned else {}), **options})
 
 
 def fit(
     train: Interactions,
     validation: Interactions,
-    config: AdamConfig,
+    config: Config,
     device: torch.device,
     callbacks: Sequence[Callback] = (),
+    checkpoint: Checkpoint | None = None,
 ) -> MatrixFactorization:
     """Fits the model on ``train`` with the solver that ``config`` belongs to.
 
@@ -29,19 +75,28 @@ def fit(
         validation: may be empty; steers (early stopping, which epoch is kept) and is never trained on.
         config: the solver's own options.
         device: where the work is done; the tensors are moved there.
-        callbacks: called after every epoch.
+        callbacks: called after every epoch, or sweep.
+        checkpoint: takes the state after every epoch; a fit that finds one of the same ratings and options there goes
+            on from it and ends, on a CPU, with the same bits as one that was never interrupted.
 
     Returns:
-        The model of the best epoch by validation RMSE (of the last one without validation ratings), on ``device``,
-        centred: mu is the mean of all, and the biases and vectors are zero on average over the training ratings.
+        The model, on ``device``, centred: mu is the mean of all, and the biases and vectors are zero on average over
+        the training ratings. For ``adam`` and ``sgd`` it is that of the best epoch by validation RMSE (of the last one
+        without validation ratings), for ``vb`` and ``gibbs`` that of the last sweep.
 
     Raises:
         TrainingError: a value is not finite; it says at which epoch and what to lower.
+        ConfigError: the checkpoint is of other ratings or options.
     """
     threads = torch.get_num_threads()
     # A step's operations are too small to share: threads that wait for one another at each are several times slower.
+    # What can be shared is shared among workers that need not wait (mf.solvers.workers).
     torch.set_num_threads(1)
     try:
-        return _FIT[type(config)](train, validation, config, device, callbacks)
+        keeper = loop.Keeper(checkpoint, config, train, validation) if checkpoint else None
+        train, validation = train.to(device), validation.to(device)
+        with torch.no_grad():
+            fitting = _START[type(config)](train, validation, config, device)
+            return loop.run(fitting, len(train), len(validation) > 0, callbacks, keeper)
     finally:
         torch.set_num_threads(threads)

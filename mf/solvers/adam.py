@@ -1,21 +1,19 @@
-"""The original's algorithm: mini-batches and Adam, on tensors that stay on the device."""
+"""The original's algorithm: mini-batches and Adam."""
 
-import copy
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from mf.config import Config
-from mf.errors import TrainingError
-from mf.model import MatrixFactorization
-from mf.solvers.base import Callback, EpochReport, Interactions
-from mf.solvers.row_adam import RowAdam
+from mf.solvers.base import Interactions
+from mf.solvers.minibatch import MiniBatches, Penalty, Side, Strata, Tables
+from mf.solvers.sorting import Segments
+
+PARTS = 4  # movie parts of the blocked mode: as many workers at most
+BETAS, EPS = (0.9, 0.999), 1e-8
 
 
 class AdamConfig(Config):
@@ -29,7 +27,7 @@ class AdamConfig(Config):
     factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
     batch_size: int = Field(2048, ge=1, description="ratings a step")
     epochs: int = Field(1, ge=1, description="passes over the training ratings, at most")
-    lr: float = Field(1e-3, gt=0, description="Adam's step size; the peak of it with a schedule")
+    lr: float = Field(1e-3, gt=0, description="step size; the peak of it with a schedule")
     weight_decay: float = Field(
         1e-6, ge=0, description="L2 on all parameters as torch's Adam states it: its gradient is added at every step"
     )
@@ -47,163 +45,106 @@ class AdamConfig(Config):
     )
     patience: int = Field(0, ge=0, description="epochs without a better validation RMSE before it stops; 0: never")
     init_std: float = Field(0.01, gt=0, description="standard deviation of the vectors' entries at the start")
+    block_users: int = Field(
+        0, ge=0, description="users whose ratings are drawn together, for speed with large batches; 0: all"
+    )
     seed: int = Field(0, ge=0, description="of the initialisation, the order of the ratings and dropout")
 
 
-def fit(
-    train: Interactions,
-    validation: Interactions,
-    config: AdamConfig,
-    device: torch.device,
-    callbacks: Sequence[Callback] = (),
-) -> MatrixFactorization:
-    """Fits the model; see ``mf.solvers.fit``."""
-    torch.manual_seed(config.seed)
-    train, validation = train.to(device), validation.to(device)
-    model = MatrixFactorization(
-        train.n_users,
-        train.n_movies,
-        config.factors,
-        rating_min=min(ratings.min().item() for ratings in (train.ratings, validation.ratings) if len(ratings)),
-        rating_max=max(ratings.max().item() for ratings in (train.ratings, validation.ratings) if len(ratings)),
-        mu=train.ratings.double().mean().item(),
-        init_std=config.init_std,
-        dropout=config.dropout,
-    ).to(device)
-    penalty = Penalty.of(train, config)
-    optimiser = RowAdam(model.parameters(), lr=config.lr)
-    steps = math.ceil(len(train) / config.batch_size)
-    rate = _schedule(optimiser, config, steps * config.epochs)
-
-    best: tuple[float, dict[str, Tensor]] | None = None
-    since_best = 0
-    for epoch in range(1, config.epochs + 1):
-        started = time.perf_counter()
-        train_rmse = _epoch(model, train, penalty, optimiser, rate, config)
-        validation_rmse = _validate(model, penalty, validation) if len(validation) else None
-        for name, value in (("train", train_rmse), ("validation", validation_rmse)):
-            if value is not None and not math.isfinite(value):
-                raise _diverged(epoch, f"the {name} RMSE is {value}", config)
-        seconds = time.perf_counter() - started
-        report = EpochReport(epoch, config.epochs, train_rmse, validation_rmse, seconds, len(train) / seconds)
-        for callback in callbacks:
-            callback(report)
-        if validation_rmse is None:
-            continue
-        if best is None or validation_rmse < best[0]:
-            best, since_best = (validation_rmse, copy.deepcopy(model.state_dict())), 0
-        else:
-            since_best += 1
-            if config.patience and since_best >= config.patience:
-                break
-    if best is not None:
-        model.load_state_dict(best[1])
-    model.centre(penalty.user_counts, penalty.movie_counts)
-    # The last step's outcome shows in no RMSE when there are no validation ratings.
-    if not all(table.isfinite().all() for table in model.state_dict().values()):
-        raise _diverged(epoch, "a parameter is not finite", config)
-    return model.eval()
+def start(
+    train: Interactions, validation: Interactions, config: AdamConfig, device: torch.device, workers: int | None = None
+) -> MiniBatches:
+    """The training, ready for its first epoch; see ``mf.solvers.fit``."""
+    penalty = Penalty.of(train, config.l2, config.bias_damping, config.weight_decay)
+    strata = Strata.blocked(train, config.batch_size, config.block_users, PARTS)
+    fitting = MiniBatches(train, validation, strata, config, lambda tables: Adam(tables, penalty, config), workers)
+    fitting.advice += ", or set --clip_grad 1"
+    return fitting
 
 
-def _diverged(epoch: int, found: str, config: AdamConfig) -> TrainingError:
-    return TrainingError(f"epoch {epoch}: {found}: lower --lr (it is {config.lr:g}), or set --clip_grad 1")
+def one_cycle(progress: float) -> float:
+    """Share of the peak step size: from a 25th up in the first tenth, then down to nothing, along half cosines
+    (Smith & Topin 2017, as torch's ``OneCycleLR`` draws it)."""
+    start, rise = 1 / 25, 0.1
+    if progress < rise:
+        return start + (1 - start) * (1 - math.cos(math.pi * progress / rise)) / 2
+    return (1 + math.cos(math.pi * (progress - rise) / (1 - rise))) / 2
 
 
-@dataclass(frozen=True)
-class Penalty:
-    """The L2 weights of each row, per rating, float32[n_users] and float32[n_movies].
+class Adam:
+    """Adam (Kingma & Ba 2015, algorithm 1) on the rows that a batch touches.
 
-    ``weight_decay`` is what torch's Adam makes of it on dense gradients: wd·θ is added to every parameter's gradient at
-    each of the N/B steps of an epoch. Rows that are touched now and then get the same in sum: a row with n ratings is
-    touched n times an epoch, and the gradient of w·θ² on one rating of a batch's mean is 2wθ/B, so w = N·wd / (2n).
-    A damping λ of a bias is λ·b² over the row's n ratings: λ/n on each.
+    A row that occurs several times in a batch gets the sum of its gradients, once. A row that does not occur keeps its
+    parameters and both moments as they are, and every row counts its own steps, so that the bias correction of a row
+    that comes late is that of its first step. ``torch.optim.SparseAdam`` counts steps for the whole table instead.
     """
 
-    user_counts: Tensor
-    movie_counts: Tensor
-    user_factors: Tensor
-    movie_factors: Tensor
-    user_bias: Tensor
-    movie_bias: Tensor
+    def __init__(self, tables: Tables, penalty: Penalty, config: AdamConfig) -> None:
+        self.config = config
+        self.users = Moments(tables.p, penalty.user_factors), Moments(tables.b_u, penalty.user_bias)
+        self.movies = Moments(tables.q, penalty.movie_factors), Moments(tables.b_m, penalty.movie_bias)
 
-    @classmethod
-    def of(cls, train: Interactions, config: AdamConfig) -> "Penalty":
-        counts = [
-            torch.bincount(rows, minlength=n)
-            for rows, n in ((train.users, train.n_users), (train.movies, train.n_movies))
+    def step(self, users: Side, movies: Side, ratings: int, progress: float) -> None:
+        size = self.config.lr * (one_cycle(progress) if self.config.schedule == "one_cycle" else 1.0)
+        asked = [
+            (moments, side.segments, moments.gradient(side.segments, errors, ratings))
+            for side, both in ((users, self.users), (movies, self.movies))
+            for moments, errors in zip(both, (side.vectors, side.biases), strict=True)
         ]
-        per_rating = [1.0 / n.clamp(min=1) for n in counts]
-        decay = len(train) * config.weight_decay / 2
-        return cls(
-            *counts,
-            *(config.l2 + decay * x for x in per_rating),
-            *((config.bias_damping + decay) * x for x in per_rating),
-        )
+        if self.config.clip_grad is not None:
+            clip_norm([gradient for _, _, gradient in asked], self.config.clip_grad)
+        for moments, segments, gradient in asked:
+            moments.step(segments, gradient, size)
 
-    def of_batch(self, users: Tensor, movies: Tensor, p: Tensor, q: Tensor, b_u: Tensor, b_m: Tensor) -> Tensor:
-        """The mean penalty of a batch's ratings."""
-        return (
-            self.user_factors[users] * p.square().sum(-1)
-            + self.movie_factors[movies] * q.square().sum(-1)
-            + self.user_bias[users] * b_u.square()
-            + self.movie_bias[movies] * b_m.square()
-        ).mean()
+    def state(self) -> dict[str, Any]:
+        return {"moments": [moments.state() for moments in (*self.users, *self.movies)]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for moments, kept in zip((*self.users, *self.movies), state["moments"], strict=True):
+            for own, value in zip(moments.state(), kept, strict=True):
+                own.copy_(value)
 
 
-def _schedule(optimiser: RowAdam, config: AdamConfig, steps: int) -> torch.optim.lr_scheduler.OneCycleLR | None:
-    if config.schedule == "constant":
-        return None
-    # One more than the steps: the schedule's own last value is then never asked for beyond its end. Its rise takes a
-    # step at least: with one that takes none torch divides by zero.
-    total = steps + 1
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=config.lr, total_steps=total, pct_start=max(0.1, 2 / total), cycle_momentum=False
-    )
+def clip_norm(gradients: list[Tensor], largest: float) -> None:
+    """Scales gradients so that the norm of them all is at most ``largest``."""
+    norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+    for g in gradients:
+        g.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
 
 
-def _epoch(
-    model: MatrixFactorization,
-    train: Interactions,
-    penalty: Penalty,
-    optimiser: RowAdam,
-    rate: torch.optim.lr_scheduler.OneCycleLR | None,
-    config: AdamConfig,
-) -> float:
-    """One pass over the ratings in a new order; the RMSE of its batches."""
-    model.train()
-    squared_error = torch.zeros((), dtype=torch.float64, device=train.ratings.device)
-    order = torch.randperm(len(train), device=train.ratings.device)
-    for batch in torch.split(order, config.batch_size):
-        users, movies, ratings = train.users[batch], train.movies[batch], train.ratings[batch]
-        rows = model.embed(users, movies)
-        error = model.score(*rows) - ratings
-        loss = error.square().mean() + penalty.of_batch(users, movies, *rows)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if config.clip_grad is not None:
-            clip_grad_norm(model, config.clip_grad)
-        optimiser.step()
-        if rate is not None:
-            rate.step()
-        squared_error += error.detach().square().sum()
-    return math.sqrt(squared_error.item() / len(train))
+class Moments:
+    """Adam's state of one table.
+
+    Args:
+        table: float32[n, …], the parameters.
+        l2: float32[n], the L2 weight of a row on each of its ratings.
+    """
+
+    def __init__(self, table: Tensor, l2: Tensor) -> None:
+        self.table, self.l2 = table, l2
+        self.m, self.v = torch.zeros_like(table), torch.zeros_like(table)
+        self.steps = torch.zeros(len(table), device=table.device)
+
+    def gradient(self, segments: Segments, errors: Tensor, ratings: int) -> Tensor:
+        """Of a batch's mean squared error and L2: 2/B·(n·l2·θ - the row's summed errors); float32[S, …]."""
+        weight = (self.l2.index_select(0, segments.rows) * segments.counts).view(_rows(errors))
+        return (self.table.index_select(0, segments.rows) * weight - errors).mul_(2 / ratings)
+
+    def step(self, segments: Segments, g: Tensor, size: float) -> None:
+        """Moves the rows of ``segments`` on their gradients ``g`` by about ``size``."""
+        rows = segments.rows
+        t = self.steps.index_select(0, rows).add_(1)
+        m = self.m.index_select(0, rows).lerp_(g, 1 - BETAS[0])
+        v = self.v.index_select(0, rows).mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
+        for table, values in ((self.steps, t), (self.m, m), (self.v, v)):
+            segments.put(table, values)
+        first, second = ((1 - beta**t).view(_rows(g)) for beta in BETAS)
+        denominator = v.div_(second).sqrt_().add_(EPS)
+        segments.put(self.table, self.table.index_select(0, rows).sub_(m.mul_(size / first).div_(denominator)))
+
+    def state(self) -> tuple[Tensor, ...]:
+        return self.m, self.v, self.steps
 
 
-def clip_grad_norm(model: MatrixFactorization, max_norm: float) -> None:
-    """Scales the sparse gradients so that the norm of them all, duplicates summed, is at most ``max_norm``."""
-    values = []
-    for table in model.parameters():
-        assert table.grad is not None
-        table.grad = table.grad.coalesce()
-        values.append(table.grad.values())
-    norm = torch.stack([v.square().sum() for v in values]).sum().sqrt()
-    for v in values:
-        v.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
-
-
-def _validate(model: MatrixFactorization, penalty: Penalty, validation: Interactions) -> float:
-    """RMSE of clipped predictions, with unseen rows answered as the finished model would."""
-    finished = copy.deepcopy(model).eval()
-    finished.centre(penalty.user_counts, penalty.movie_counts)
-    error = finished.predict(validation.users, validation.movies) - validation.ratings
-    return math.sqrt(error.double().square().mean().item())
+def _rows(values: Tensor) -> tuple[int, ...]:
+    return (-1,) + (1,) * (values.dim() - 1)

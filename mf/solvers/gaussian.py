@@ -15,18 +15,16 @@ flops (they cannot use the symmetry), the gathered and padded vectors written an
 more for the covariances. What a row costs beside its ratings, factor and inverse of D × D, is 6 µs at rank 16.
 """
 
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from mf.solvers.base import Interactions
+from mf.solvers.workers import Workers as Workers
 
 # float32 sums over at most so many ratings, then over those sums: the rounding error of a sum grows with its length,
 # and a GPU adds up the ratings of one bag one after another.
@@ -37,8 +35,6 @@ BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 # Ratings a block: a few hundred milliseconds of one worker, and bounded temporaries.
 BLOCK_RATINGS = {"cpu": 1 << 20, "cuda": 1 << 26}
 
-Item = TypeVar("Item")
-Outcome = TypeVar("Outcome")
 # What makes a row's new moments of its Gaussian: see ``update``.
 Rule = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor | None]]
 
@@ -182,21 +178,6 @@ def both_sides(train: Interactions, rank: int, workers: "Workers") -> tuple[Side
     users, movies = (train.users, train.movies, train.n_users), (train.movies, train.users, train.n_movies)
     by_user, by_movie = workers.map(lambda x: Side(x[0], x[1], values, x[2], rank), [users, movies])
     return by_user, by_movie
-
-
-class Workers:
-    """Does independent pieces of work on as many threads as the machine has cores on a CPU, one after another on a GPU.
-
-    Blocks write disjoint rows, so that the outcome does not depend on how many threads there are. PyTorch lets go of
-    Python's lock while it computes.
-    """
-
-    def __init__(self, device: torch.device, threads: int | None = None) -> None:
-        threads = (threads or os.cpu_count() or 1) if device.type == "cpu" else 1
-        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
-
-    def map(self, work: Callable[[Item], Outcome], items: Iterable[Item]) -> list[Outcome]:
-        return list(self.pool.map(work, items) if self.pool else map(work, items))
 
 
 def update(

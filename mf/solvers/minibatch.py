@@ -1,0 +1,276 @@
+"""The mini-batch engine: which ratings make a batch, the sums of their gradients row by row, epochs over them.
+
+A rule (``adam``, ``sgd``) then says how far a row goes. Two things make it fast. A batch's gradient needs no gradient a
+rating: the sum over a row's ratings of error × the other side's vector is one ``embedding_bag``, which reads each vector
+once and writes only the sum. And ratings can be drawn block by block (``Strata``), so that the rows in use stay in the
+processor's cache and workers own disjoint rows.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mf.model import MatrixFactorization
+from mf.solvers.base import Interactions, empty_model, generator, rmse
+from mf.solvers.sorting import Segments, stable_argsort
+from mf.solvers.workers import Workers
+
+# Rows gathered a time on a CPU: two pieces of 256 kB at 64 factors, which stay in a core's cache.
+CHUNK = 1024
+
+Columns = tuple[Tensor, Tensor, Tensor]  # users int32[B], sorted; movies int32[B]; ratings less mu float32[B]
+
+
+class Strata:
+    """Training ratings by user block and movie part (stratified SGD; Gemulla et al. 2011).
+
+    An epoch takes the blocks in random order, ``parts`` of them a time. Of those, each is first worked on with a movie
+    part of its own, then with the next, until every block has met every part: what is done at the same time shares no
+    row, so the outcome does not depend on how many workers there are. One block and one part are plain mini-batches.
+
+    Args:
+        train: the ratings.
+        batch_size: ratings a batch, on average.
+        blocks: user blocks, of about as many ratings each.
+        parts: movie parts, of about as many ratings each.
+    """
+
+    def __init__(self, train: Interactions, batch_size: int, blocks: int = 1, parts: int = 1) -> None:
+        self.batch_size, self.blocks, self.parts = batch_size, blocks, parts
+        self.device = train.ratings.device
+        order = stable_argsort(train.users, train.n_users)
+        self.users, self.movies = (rows[order].int() for rows in (train.users, train.movies))
+        self.ratings = train.ratings[order]
+        self.ratings -= train.ratings.double().mean()
+        user_counts, movie_counts = train.counts()
+        ends = F.pad(user_counts.cumsum(0), (1, 0))
+        wanted = torch.arange(1, blocks, device=self.device) * len(train) // blocks
+        self.starts = [0, *ends[torch.searchsorted(ends, wanted)].tolist(), len(train)]
+        # Dealt out by popularity, there and back, so that the parts are of a size.
+        seat = torch.arange(train.n_movies, device=self.device) % (2 * parts)
+        self.part = torch.empty_like(seat, dtype=torch.int32)
+        self.part[movie_counts.argsort(descending=True, stable=True)] = seat.minimum(2 * parts - 1 - seat).int()
+
+    @classmethod
+    def blocked(cls, train: Interactions, batch_size: int, block_users: int, parts: int) -> "Strata":
+        """Blocks of about ``block_users`` users on a CPU; 0 for plain mini-batches, which a GPU always gets: its memory
+        is fast enough without blocks, and its sizes must not depend on the data."""
+        if block_users == 0 or train.ratings.is_cuda:
+            return cls(train, batch_size)
+        return cls(train, batch_size, parts * math.ceil(train.n_users / (block_users * parts)), parts)
+
+    def batches(self, block: int, seed: int) -> list[list[Columns]]:
+        """The batches of a block in random order, a list for each movie part."""
+        start, end = self.starts[block], self.starts[block + 1]
+        columns = [x[start:end] for x in (self.users, self.movies, self.ratings)]
+        n = max(1, math.ceil((end - start) / (self.batch_size * self.parts)))
+        size = max(1, math.ceil((end - start) / n))
+        rng = torch.Generator(self.device).manual_seed(seed)
+        key = torch.randperm(end - start, generator=rng, device=self.device, dtype=torch.int32)
+        key = key.div_(size, rounding_mode="floor")
+        sizes = [min(size, end - start - i * size) for i in range(n)]
+        if self.parts > 1:
+            key += self.part[columns[1]] * n
+            sizes = torch.bincount(key, minlength=n * self.parts).tolist()
+        # Stable, so that a batch's ratings stay sorted by user.
+        order = stable_argsort(key, n * self.parts)
+        cut = list(zip(*(column[order].split(sizes) for column in columns), strict=True))
+        return [cut[i : i + n] for i in range(0, n * self.parts, n)]
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """The L2 weights of each row, per rating, float32[n_users] and float32[n_movies].
+
+    ``weight_decay`` is what torch's Adam makes of it on dense gradients: wd·θ is added to every parameter's gradient at
+    each of the N/B steps of an epoch. Rows that are touched now and then get the same in sum: a row with n ratings is
+    touched n times an epoch, and the gradient of w·θ² on one rating of a batch's mean is 2wθ/B, so w = N·wd / (2n).
+    A damping λ of a bias is λ·b² over the row's n ratings: λ/n on each.
+    """
+
+    user_factors: Tensor
+    movie_factors: Tensor
+    user_bias: Tensor
+    movie_bias: Tensor
+
+    @classmethod
+    def of(cls, train: Interactions, l2: float, bias_damping: float, weight_decay: float = 0.0) -> "Penalty":
+        per_rating = [1.0 / n.clamp(min=1) for n in train.counts()]
+        decay = len(train) * weight_decay / 2
+        return cls(*(l2 + decay * x for x in per_rating), *((bias_damping + decay) * x for x in per_rating))
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a batch asks of the rows of one side.
+
+    Attributes:
+        segments: the rows, and how many of the batch's ratings are theirs.
+        vectors: float32[S, factors], the sum over a row's ratings of (r - r̂) × the other side's vector.
+        biases: float32[S], the sum over a row's ratings of r - r̂.
+    """
+
+    segments: Segments
+    vectors: Tensor
+    biases: Tensor
+
+
+class Rule(Protocol):
+    """How far a row goes on what its ratings ask."""
+
+    def step(self, users: Side, movies: Side, ratings: int, progress: float) -> None:
+        """Moves the rows of a batch of ``ratings`` ratings, with ``progress`` (0 to 1) of the training behind."""
+
+    def state(self) -> dict[str, Any]:
+        """What the steps to come depend on beside the tables."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes back to where ``state`` was taken."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The parameters: vectors float32[n, factors] and biases float32[n] of both sides, the memory of a model's."""
+
+    p: Tensor
+    q: Tensor
+    b_u: Tensor
+    b_m: Tensor
+
+    @classmethod
+    def of(cls, model: MatrixFactorization) -> "Tables":
+        factors = model.user_factors.weight.data, model.movie_factors.weight.data
+        return cls(*factors, *(bias.weight.data.squeeze(-1) for bias in (model.user_bias, model.movie_bias)))
+
+    def gradients(
+        self, batch: Columns, dropout: float = 0.0, rng: torch.Generator | None = None
+    ) -> tuple[Side, Side, Tensor]:
+        """What a batch asks of its users and of its movies, and its squared errors' sum (float64, on the device)."""
+        users, movies, ratings = batch
+        order = stable_argsort(movies, len(self.q))
+        by_user, by_movie = Segments.of(users, len(self.p)), Segments.of(movies.index_select(0, order), len(self.q))
+        if dropout:
+            error, p, q = self._dropped(batch, dropout, rng)
+            on_users = by_user.bags(torch.arange(len(error), dtype=torch.int32, device=error.device), q, error)
+            on_movies = by_movie.bags(order.int(), p, error.index_select(0, order))
+        else:
+            error = self._errors(batch)
+            on_users = by_user.bags(movies, self.q, error)
+            on_movies = by_movie.bags(users.index_select(0, order), self.p, error.index_select(0, order))
+        return (
+            Side(by_user, on_users, by_user.sums(error)),
+            Side(by_movie, on_movies, by_movie.sums(error.index_select(0, order))),
+            error.double().square().sum(),
+        )
+
+    def _errors(self, batch: Columns) -> Tensor:
+        """r - r̂ float32[B]."""
+        users, movies, ratings = batch
+        error = ratings - self.b_u.index_select(0, users)
+        error -= self.b_m.index_select(0, movies)
+        chunk = len(error) if error.is_cuda else CHUNK
+        for e, u, m in zip(error.split(chunk), users.split(chunk), movies.split(chunk), strict=True):
+            e -= torch.linalg.vecdot(self.p.index_select(0, u), self.q.index_select(0, m))
+        return error
+
+    def _dropped(self, batch: Columns, dropout: float, rng: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        """r - r̂ with entries of both vectors dropped (each kept one is divided by 1 - dropout), and for each rating
+        the derivatives of r̂ by the movie's and by the user's vector, float32[B, factors]."""
+        users, movies, ratings = batch
+        p, q = self.p.index_select(0, users), self.q.index_select(0, movies)
+        keep = 1 - dropout
+        mask = [torch.empty_like(x).bernoulli_(keep, generator=rng).div_(keep) for x in (p, q)]
+        scale = mask[0] * mask[1]
+        p, q = p * scale, q * scale
+        dot = torch.linalg.vecdot(p, self.q.index_select(0, movies))
+        return ratings - self.b_u.index_select(0, users) - self.b_m.index_select(0, movies) - dot, p, q
+
+
+class MiniBatches:
+    """Epochs of mini-batches: a ``Fitting`` by any rule.
+
+    Args:
+        train, validation: the ratings.
+        strata: how the training ratings are drawn.
+        config: the solver's; of it are taken epochs, patience, factors, init_std, seed, lr and, when it has one, dropout.
+        rule: from the tables, the rule that moves them.
+        workers: threads; the outcome does not depend on them.
+    """
+
+    keeps_best = True
+    note = ""
+
+    def __init__(
+        self,
+        train: Interactions,
+        validation: Interactions,
+        strata: Strata,
+        config: Any,
+        rule: Callable[[Tables], Rule],
+        workers: int | None = None,
+    ) -> None:
+        self.validation, self.strata, self.config = validation, strata, config
+        self.epochs, self.patience, self.advice = config.epochs, config.patience, f"lower --lr (it is {config.lr:g})"
+        self.rows, self.counts = len(train), train.counts()
+        self.dropout: float = getattr(config, "dropout", 0.0)
+        self.device = train.ratings.device
+        self.unfinished = empty_model(train, validation, config.factors)
+        self.tables = Tables.of(self.unfinished)
+        rng = generator(config.seed, 0, self.device)
+        for vectors in (self.tables.p, self.tables.q):
+            vectors.normal_(0, config.init_std, generator=rng)
+        self.rule = rule(self.tables)
+        self.workers = Workers(self.device, workers)
+
+    def epoch(self, number: int) -> float:
+        s = self.strata
+        rng = generator(self.config.seed, number)
+        order = torch.randperm(s.blocks, generator=rng).tolist()
+        seeds = torch.randint(1 << 62, (s.blocks, 1 + s.parts), generator=rng).tolist()
+        errors: list[Tensor] = []
+        for begin in range(0, s.blocks, s.parts):
+            group = order[begin : begin + s.parts]
+            cut = self.workers.map(lambda block: s.batches(block, seeds[block][0]), group)
+            share = len(group) / s.blocks / s.parts
+            for turn in range(s.parts):
+                before = number - 1 + begin / s.blocks + turn * share
+                parts = [(place + turn) % s.parts for place in range(len(group))]
+                jobs = [
+                    (batches[part], before, share, seeds[block][1 + part])
+                    for batches, part, block in zip(cut, parts, group, strict=True)
+                ]
+                errors += self.workers.map(lambda job: self._stratum(*job), jobs)
+        return math.sqrt(torch.stack(errors).sum().item() / self.rows)
+
+    def _stratum(self, batches: list[Columns], before: float, share: float, seed: int) -> Tensor:
+        """Steps over batches that begin after ``before`` epochs and take ``share`` of one; the squared errors' sum."""
+        rng = torch.Generator(self.device).manual_seed(seed) if self.dropout else None
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for i, batch in enumerate(batches):
+            if len(batch[0]) == 0:
+                continue
+            users, movies, error = self.tables.gradients(batch, self.dropout, rng)
+            self.rule.step(users, movies, len(batch[0]), (before + i / len(batches) * share) / self.epochs)
+            total += error
+        return total
+
+    def validation_rmse(self) -> float:
+        return rmse(self.model(), self.validation)
+
+    def model(self) -> MatrixFactorization:
+        finished = copy.deepcopy(self.unfinished)
+        finished.centre(*self.counts)
+        return finished.eval()
+
+    def state(self) -> dict[str, Any]:
+        return {"model": self.unfinished.state_dict(), "rule": self.rule.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.unfinished.load_state_dict(state["model"])
+        self.rule.load_state(state["rule"])
