@@ -15,7 +15,7 @@ from mf.solvers.gibbs import GibbsConfig
 from mf.solvers.sgd import SGDConfig
 from mf.solvers.vb import VBConfig
 
-__all__ = ["SOLVERS", "TUNED", "EpochReport", "Interactions", "configure", "fit"]
+__all__ = ["SOLVERS", "TUNED", "AdamConfig", "EpochReport", "Interactions", "configure", "fit"]
 
 SOLVERS: dict[str, type[Config]] = {"adam": AdamConfig, "sgd": SGDConfig, "vb": VBConfig, "gibbs": GibbsConfig}
 _START: dict[type[Config], Any] = {

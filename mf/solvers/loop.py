@@ -66,7 +66,7 @@ def _epoch(fitting: Fitting, number: int, rows: int, validates: bool, reports: S
     started = time.perf_counter()
     try:
         train_rmse = fitting.epoch(number)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise _diverged(fitting, number, f"a matrix is not positive definite ({str(error).split('.')[0]})") from None
     validation_rmse = fitting.validation_rmse() if validates else None
     for name, value in (("train", train_rmse), ("validation", validation_rmse)):

@@ -1,9 +1,9 @@
 """The mini-batch engine: which ratings make a batch, the sums of their gradients row by row, epochs over them.
 
 A rule (``adam``, ``sgd``) then says how far a row goes. Two things make it fast. A batch's gradient needs no gradient a
-rating: the sum over a row's ratings of error × the other side's vector is one ``embedding_bag``, which reads each vector
-once and writes only the sum. And ratings can be drawn block by block (``Strata``), so that the rows in use stay in the
-processor's cache and workers own disjoint rows.
+rating: the sum over a row's ratings of error × the other side's vector is one ``embedding_bag``, which writes only the
+sum. And ratings can be drawn block by block (``Strata``), so that the rows in use stay in the processor's cache and
+workers own disjoint rows.
 """
 
 import copy
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mf.model import MatrixFactorization
 from mf.solvers.base import Interactions, empty_model, generator, rmse
 from mf.solvers.sorting import Segments, stable_argsort
 from mf.solvers.workers import Workers
 
-# Rows gathered a time on a CPU: two pieces of 256 kB at 64 factors, which stay in a core's cache.
-CHUNK = 1024
+# Rows gathered a time on a CPU: larger temporaries are handed back to the system and faulted in anew at every call.
+CHUNK = 8192
 
 Columns = tuple[Tensor, Tensor, Tensor]  # users int32[B], sorted; movies int32[B]; ratings less mu float32[B]
 
@@ -49,7 +49,7 @@ class Strata:
         self.ratings = train.ratings[order]
         self.ratings -= train.ratings.double().mean()
         user_counts, movie_counts = train.counts()
-        ends = F.pad(user_counts.cumsum(0), (1, 0))
+        ends = pad(user_counts.cumsum(0), (1, 0))
         wanted = torch.arange(1, blocks, device=self.device) * len(train) // blocks
         self.starts = [0, *ends[torch.searchsorted(ends, wanted)].tolist(), len(train)]
         # Dealt out by popularity, there and back, so that the parts are of a size.
@@ -80,7 +80,7 @@ class Strata:
             sizes = torch.bincount(key, minlength=n * self.parts).tolist()
         # Stable, so that a batch's ratings stay sorted by user.
         order = stable_argsort(key, n * self.parts)
-        cut = list(zip(*(column[order].split(sizes) for column in columns), strict=True))
+        cut = list(zip(*(torch.split(column.index_select(0, order), sizes) for column in columns), strict=True))
         return [cut[i : i + n] for i in range(0, n * self.parts, n)]
 
 
@@ -152,7 +152,7 @@ class Tables:
         self, batch: Columns, dropout: float = 0.0, rng: torch.Generator | None = None
     ) -> tuple[Side, Side, Tensor]:
         """What a batch asks of its users and of its movies, and its squared errors' sum (float64, on the device)."""
-        users, movies, ratings = batch
+        users, movies, _ = batch
         order = stable_argsort(movies, len(self.q))
         by_user, by_movie = Segments.of(users, len(self.p)), Segments.of(movies.index_select(0, order), len(self.q))
         if dropout:
@@ -175,7 +175,7 @@ class Tables:
         error = ratings - self.b_u.index_select(0, users)
         error -= self.b_m.index_select(0, movies)
         chunk = len(error) if error.is_cuda else CHUNK
-        for e, u, m in zip(error.split(chunk), users.split(chunk), movies.split(chunk), strict=True):
+        for e, u, m in zip(*(torch.split(x, chunk) for x in (error, users, movies)), strict=True):
             e -= torch.linalg.vecdot(self.p.index_select(0, u), self.q.index_select(0, m))
         return error
 
@@ -198,7 +198,7 @@ class MiniBatches:
     Args:
         train, validation: the ratings.
         strata: how the training ratings are drawn.
-        config: the solver's; of it are taken epochs, patience, factors, init_std, seed, lr and, when it has one, dropout.
+        config: the solver's; epochs, patience, factors, init_std, seed, lr and, when it has one, dropout are taken.
         rule: from the tables, the rule that moves them.
         workers: threads; the outcome does not depend on them.
     """

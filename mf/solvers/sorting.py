@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import embedding_bag, pad
 
 
 def stable_argsort(keys: Tensor, bound: int) -> Tensor:
@@ -59,12 +59,13 @@ class Segments:
 
     def bags(self, rows: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
         """float32[S, K], over each run the sum of ``weights``, float32[N], × ``vectors[rows]``, rows int32[N]."""
-        return F.embedding_bag(rows, vectors, self.offsets, mode="sum", per_sample_weights=weights)
+        return embedding_bag(rows, vectors, self.offsets, mode="sum", per_sample_weights=weights)
 
     def sums(self, values: Tensor) -> Tensor:
         """float32[S], the sum of ``values``, float32[N], over each run."""
-        ends = F.pad(values.double().cumsum(0), (1, 0))
-        return (ends[self.offsets + self.counts.int()] - ends[self.offsets]).float()
+        ends = pad(values.double().cumsum(0), (1, 0))
+        start, end = self.offsets, self.offsets + self.counts.int()
+        return (ends.index_select(0, end) - ends.index_select(0, start)).float()
 
     def put(self, table: Tensor, values: Tensor) -> None:
         """Puts ``values``, [S, …], in the rows of ``table``; those of empty runs are left out."""

@@ -12,10 +12,10 @@ from torch import Tensor
 from mf.errors import TrainingError
 from mf.evaluation.baselines import BiasModel
 from mf.model import MatrixFactorization
-from mf.solvers import AdamConfig, EpochReport, Interactions, fit
-from mf.solvers.adam import Penalty, clip_grad_norm
-from mf.solvers.row_adam import RowAdam
-from pipelines.training import ADAM
+from mf.solvers import TUNED, AdamConfig, EpochReport, Interactions, fit
+from mf.solvers.adam import Adam, Moments, clip_norm, one_cycle
+from mf.solvers.minibatch import Penalty, Tables
+from mf.solvers.sorting import Segments
 
 CPU = torch.device("cpu")
 NOISE = 0.5
@@ -68,7 +68,7 @@ def planted() -> tuple[Interactions, Interactions, Interactions]:
 def planted_model() -> tuple[MatrixFactorization, tuple[EpochReport, ...]]:
     train, validation, _ = planted()
     epochs: list[EpochReport] = []
-    return fit(train, validation, ADAM, CPU, [epochs.append]), tuple(epochs)
+    return fit(train, validation, AdamConfig(**TUNED["adam"]), CPU, [epochs.append]), tuple(epochs)
 
 
 def bias_model() -> BiasModel:
@@ -100,17 +100,96 @@ def test_beside_an_unseen_movie_or_user_the_answer_is_nearly_the_damped_bias_mod
     assert theirs.std() > 0.3
 
 
+def random_model(train: Interactions, factors: int = 3) -> MatrixFactorization:
+    model = MatrixFactorization(train.n_users, train.n_movies, factors, rating_min=0, rating_max=5)
+    for i, parameter in enumerate(model.parameters()):
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(i))
+    return model
+
+
 def test_weight_decay_adds_up_over_an_epoch_to_what_torch_adds_to_dense_gradients() -> None:
     train, _ = small()
-    penalty = Penalty.of(train, AdamConfig(weight_decay=0.01, bias_damping=0))
-    model = MatrixFactorization(20, 15, 3, rating_min=0, rating_max=5, init_std=1)
-    torch.nn.init.normal_(model.user_bias.weight)
-    for batch in torch.randperm(300).split(50):
-        users, movies = train.users[batch], train.movies[batch]
-        penalty.of_batch(users, movies, *model.embed(users, movies)).backward()
-    for parameter in model.parameters():
-        assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad.to_dense(), 6 * 0.01 * parameter.detach(), rtol=1e-4, atol=1e-7)
+    penalty = Penalty.of(train, l2=0, bias_damping=0, weight_decay=0.01)
+    tables = Tables.of(random_model(train))
+    for table, rows, weights in (
+        (tables.p, train.users, penalty.user_factors),
+        (tables.q, train.movies, penalty.movie_factors),
+        (tables.b_u, train.users, penalty.user_bias),
+        (tables.b_m, train.movies, penalty.movie_bias),
+    ):
+        summed, moments = torch.zeros_like(table), Moments(table, weights)
+        for batch in torch.randperm(300).split(50):
+            segments = Segments.of(rows[batch].sort().values.int(), len(table))
+            no_error = torch.zeros(len(segments.rows), *table.shape[1:])
+            summed.index_add_(0, segments.rows, moments.gradient(segments, no_error, 50))
+        torch.testing.assert_close(summed, 6 * 0.01 * table, rtol=1e-4, atol=1e-7)
+
+
+def test_the_gradient_is_that_of_autograd_penalty_included() -> None:
+    train, _ = small()
+    batch = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:70]
+    batch = batch[train.users[batch].argsort()]
+    users, movies, ratings = train.users[batch], train.movies[batch], train.ratings[batch]
+    model, config = random_model(train), AdamConfig(l2=0.07, bias_damping=3, weight_decay=0.02, factors=3)
+    penalty = Penalty.of(train, config.l2, config.bias_damping, config.weight_decay)
+    rule = Adam(Tables.of(model), penalty, config)
+    by_user, by_movie, squared = Tables.of(model).gradients((users.int(), movies.int(), ratings))
+
+    p, q, b_u, b_m = model.embed(users, movies)
+    error = model(users, movies) - ratings
+    loss = (
+        error.square().mean()
+        + (
+            penalty.user_factors[users] * p.square().sum(-1)
+            + penalty.movie_factors[movies] * q.square().sum(-1)
+            + penalty.user_bias[users] * b_u.square()
+            + penalty.movie_bias[movies] * b_m.square()
+        ).mean()
+    )
+    loss.backward()
+    assert squared.item() == pytest.approx(error.square().sum().item(), rel=1e-5)
+    for side, moments, expected in (
+        (by_user, rule.users, (model.user_factors, model.user_bias)),
+        (by_movie, rule.movies, (model.movie_factors, model.movie_bias)),
+    ):
+        for own, asked, table in zip(moments, (side.vectors, side.biases), expected, strict=True):
+            gradient = own.gradient(side.segments, asked, 70)
+            found = torch.zeros_like(own.table).index_copy_(0, side.segments.rows, gradient)
+            assert table.weight.grad is not None
+            torch.testing.assert_close(found.view_as(table.weight.grad), table.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def all_rows(n: int) -> Segments:
+    return Segments.of(torch.arange(n, dtype=torch.int32), n)
+
+
+def test_it_is_torchs_adam_when_every_batch_touches_every_row() -> None:
+    ours, theirs = (torch.randn(5, 3, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    moments, adam = Moments(ours, torch.zeros(5)), torch.optim.Adam([theirs], lr=0.02)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(50):
+        theirs.grad = torch.randn(5, 3, generator=generator)
+        moments.step(all_rows(5), theirs.grad, 0.02)
+        adam.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_no_rating_touches_keep_weights_and_moments_bit_for_bit() -> None:
+    moments = Moments(torch.randn(5, 3), torch.zeros(5))
+    moments.step(all_rows(5), torch.randn(5, 3), 0.1)
+    before = [x.clone() for x in (moments.table, *moments.state())]
+    moments.step(Segments.of(torch.tensor([1, 1, 3], dtype=torch.int32), 5), torch.randn(2, 3), 0.1)
+    for old, new in zip(before, (moments.table, *moments.state()), strict=True):
+        assert torch.equal(new[[0, 2, 4]], old[[0, 2, 4]])
+        assert (new[[1, 3]] != old[[1, 3]]).all()
+
+
+def test_the_first_step_of_a_row_that_comes_late_is_lr_in_the_gradients_direction() -> None:
+    moments = Moments(torch.zeros(5, 3), torch.zeros(5))
+    for _ in range(20):
+        moments.step(Segments.of(torch.tensor([0], dtype=torch.int32), 5), torch.ones(1, 3), 0.1)
+    moments.step(Segments.of(torch.tensor([4], dtype=torch.int32), 5), torch.tensor([[3.0, -0.2, 1e-3]]), 0.1)
+    torch.testing.assert_close(moments.table[4], torch.tensor([-0.1, 0.1, -0.1]), rtol=1e-4, atol=0)
 
 
 def test_bias_damping_leaves_n_by_n_plus_damping_of_a_rows_mean_error() -> None:
@@ -126,19 +205,14 @@ def test_bias_damping_leaves_n_by_n_plus_damping_of_a_rows_mean_error() -> None:
 
 
 def test_clipping_bounds_the_norm_of_the_whole_gradient_and_keeps_its_direction() -> None:
-    def gradients(max_norm: float | None) -> Tensor:
-        torch.manual_seed(0)
-        model = MatrixFactorization(3, 3, 2, rating_min=0, rating_max=5, init_std=1)
-        model(torch.tensor([0, 0, 1]), torch.tensor([2, 2, 0])).square().sum().backward()
-        if max_norm is not None:
-            clip_grad_norm(model, max_norm)
-        found = [parameter.grad for parameter in model.parameters()]
-        return torch.cat([g.to_dense().flatten() for g in found if g is not None])
+    def clipped(largest: float) -> Tensor:
+        gradients = [torch.tensor([[3.0, -4.0]]), torch.tensor([12.0])]
+        clip_norm(gradients, largest)
+        return torch.cat([g.flatten() for g in gradients])
 
-    free = gradients(None)
-    assert free.norm() > 1
-    torch.testing.assert_close(gradients(0.5), free * 0.5 / free.norm(), rtol=1e-5, atol=1e-7)
-    assert torch.equal(gradients(1e6), free)
+    free = torch.tensor([3.0, -4.0, 12.0])
+    torch.testing.assert_close(clipped(0.5), free / 26, rtol=1e-5, atol=1e-7)
+    assert torch.equal(clipped(13.1), free)
 
 
 def test_a_step_with_a_clipped_gradient_is_a_clipped_step() -> None:
@@ -221,24 +295,33 @@ def test_validation_ratings_of_unseen_users_and_movies_are_scored() -> None:
     assert epochs[0].validation_rmse == pytest.approx(expected.square().mean().sqrt().item(), rel=1e-5)
 
 
+def test_one_cycle_is_torchs() -> None:
+    adam = torch.optim.Adam([torch.zeros(1)])
+    theirs = torch.optim.lr_scheduler.OneCycleLR(adam, 1.0, total_steps=1001, pct_start=0.1)
+    for step in range(1000):
+        assert one_cycle(step / 1000) == pytest.approx(theirs.get_last_lr()[0], abs=0.01)
+        adam.step()
+        theirs.step()
+
+
 def test_one_cycle_rises_to_lr_in_a_tenth_of_the_steps_and_falls_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates: list[float] = []
-    step = RowAdam.step
+    sizes: list[float] = []
+    step = Moments.step
 
-    def noted(self: RowAdam) -> None:
-        rates.append(self.param_groups[0]["lr"])
-        step(self)
+    def noted(self: Moments, segments: Segments, g: Tensor, size: float) -> None:
+        sizes.append(size)
+        step(self, segments, g, size)
 
-    monkeypatch.setattr(RowAdam, "step", noted)
+    monkeypatch.setattr(Moments, "step", noted)
     fit(small()[0], NONE, AdamConfig(epochs=20, batch_size=60, lr=0.02, schedule="one_cycle"), CPU)
-    assert len(rates) == 100
-    assert max(rates) == pytest.approx(0.02, rel=0.01)
-    assert 7 <= int(np.argmax(rates)) <= 12
-    assert rates[0] == pytest.approx(0.02 / 25)
-    assert rates[-1] < 0.02 / 500
-    rates.clear()
+    assert len(sizes) == 4 * 100  # four tables
+    assert max(sizes) == pytest.approx(0.02, rel=0.01)
+    assert 7 <= int(np.argmax(sizes[::4])) <= 12
+    assert sizes[0] == pytest.approx(0.02 / 25)
+    assert sizes[-1] < 0.02 / 500
+    sizes.clear()
     fit(small()[0], NONE, AdamConfig(epochs=2, batch_size=60, lr=0.02), CPU)
-    assert rates == [0.02] * 10
+    assert sizes == [0.02] * 40
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8, 9, 10, 19])
@@ -288,6 +371,6 @@ def test_the_range_is_that_of_all_ratings_and_the_mean_that_of_the_training_rati
 
 
 def test_an_epochs_line_says_what_was_reached_how_fast_and_what_is_left() -> None:
-    report = EpochReport(3, 5, 0.8, 0.87314, 1.5, 12345.6)
+    report = EpochReport(3, 5, 0.8, 0.87314, 1.5, 12345.6, kept=True)
     assert report.line() == ("epoch 3/5  validation RMSE 0.8731  train RMSE 0.8000  1.5 s  12,346 ratings/s  3 s left")
     assert replace(report, validation_rmse=None).line().startswith("epoch 3/5  train RMSE 0.8000")

@@ -87,7 +87,7 @@ def test_help_says_what_a_flag_means_its_values_and_its_default(capsys: pytest.C
     assert "--size N how large, in 100% of cases (default: 4)" in text
     assert "--rate X how fast (default: none)" in text
     assert "--kind plain|fancy which one (default: plain)" in text
-    assert "--out DIR where to (default: out)" in text
+    assert "--out PATH where to (default: out)" in text
     assert "--note" not in text
 
 

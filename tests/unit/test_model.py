@@ -16,8 +16,6 @@ from mf import model as module_under_test
 from mf.errors import DataError
 from mf.model import MatrixFactorization, TrainedModel
 from mf.ratings.vocabulary import Vocabulary
-from mf.solvers import AdamConfig, Interactions
-from mf.solvers.adam import Penalty
 
 PAIRS = [(u, m) for u in range(3) for m in range(3)]
 FILES = {"model.pt", "model.json", "user_embeddings.parquet", "movie_embeddings.parquet"}
@@ -75,39 +73,6 @@ def test_an_unseen_user_or_movie_has_no_bias_and_no_vector() -> None:
 def test_a_prediction_does_not_depend_on_how_the_pairs_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_under_test, "PREDICT_CHUNK", 4)
     assert by_hand().predict(*rows(PAIRS)).tolist() == [4.25, 3.5, 3.5, 2.75, 2.0, 3.5, 3.75, 2.0, 4.5]
-
-
-def test_dropout_plays_no_part_in_predict() -> None:
-    model = MatrixFactorization(3, 3, 2, rating_min=2.0, rating_max=4.5, mu=3.0, dropout=0.9)
-    model.load_state_dict(by_hand().state_dict())
-    model.train()
-    assert torch.equal(model.predict(*rows(PAIRS)), by_hand().predict(*rows(PAIRS)))
-    assert not torch.equal(model(*rows(PAIRS)), by_hand()(*rows(PAIRS)))
-
-
-def test_the_gradient_is_that_of_finite_differences_penalty_included() -> None:
-    model = random_model(3, 4).double()
-    users, movies = torch.tensor([0, 1, 2, 0, 1, 0]), torch.tensor([0, 1, 2, 3, 0, 0])
-    ratings = torch.tensor([4.0, 1.0, 3.5, 2.0, 5.0, 0.5])
-    config = AdamConfig(l2=0.07, bias_damping=3, weight_decay=0.02)
-    penalty = Penalty.of(Interactions(users, movies, ratings, 3, 4), config)
-
-    def loss() -> Tensor:
-        embedded = model.embed(users, movies)
-        return (model.score(*embedded) - ratings).square().mean() + penalty.of_batch(users, movies, *embedded)
-
-    loss().backward()
-    step = 1e-5
-    for parameter in model.parameters():
-        assert parameter.grad is not None
-        gradient, flat = parameter.grad.to_dense().flatten(), parameter.data.view(-1)
-        for i, value in enumerate(flat.tolist()):
-            sides = []
-            for side in (value + step, value - step):
-                flat[i] = side
-                sides.append(loss().item())
-            flat[i] = value
-            assert gradient[i].item() == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=1e-6, abs=1e-9)
 
 
 def test_centring_changes_no_prediction_for_known_pairs() -> None:
