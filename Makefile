@@ -30,7 +30,8 @@ $(INSTALLED): requirements/all.lock pyproject.toml
 	@$(PYTHON) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, found " + sys.version.split()[0])'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about two minutes)"
-	@$(PIP) --require-hashes -r requirements/all.lock
+	@# The lock is whole: with nothing to resolve, a release newer than it cannot get in pip's way.
+	@$(PIP) --no-deps --require-hashes -r requirements/all.lock
 	@PY="$(PY)" TORCH="$(TORCH)" TORCH_INDEX="$(TORCH_INDEX)" VERSION="$(TORCH_VERSION)" QUIET="$(QUIET)" requirements/install-torch
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/installed-* && touch $@
