@@ -1,0 +1,175 @@
+"""The sgd solver: a step by hand, how the ratings are drawn, and that the workers do not show in the outcome."""
+
+from collections.abc import Callable, Iterable
+from itertools import combinations, pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mf.model import MatrixFactorization
+from mf.solvers import EpochReport, Interactions, loop
+from mf.solvers.minibatch import MiniBatches, Penalty, Strata, Tables
+from mf.solvers.sgd import PARTS, SGD, SGDConfig, start
+from mf.solvers.workers import Workers
+
+CPU = torch.device("cpu")
+USERS, MOVIES, RATINGS = 200, 150, 6000
+BLOCKED = SGDConfig(factors=4, batch_size=64, epochs=3, block_users=30)  # 8 blocks, 4 movie parts
+
+
+def uneven() -> tuple[Interactions, Interactions]:
+    """6,000 training and 500 validation ratings of noise, of users and movies that are very unevenly busy."""
+    g = torch.Generator().manual_seed(0)
+    busy, popular = (1 / torch.arange(1.0, n + 1)[torch.randperm(n, generator=g)] ** 0.7 for n in (USERS, MOVIES))
+    pairs = torch.multinomial(torch.outer(busy, popular).flatten(), RATINGS + 500, generator=g)
+    ratings = 3.5 + torch.randn(len(pairs), generator=g)
+    parts = (slice(0, RATINGS), slice(RATINGS, None))
+    train, validation = (Interactions(pairs[x] // MOVIES, pairs[x] % MOVIES, ratings[x], USERS, MOVIES) for x in parts)
+    return train, validation
+
+
+def pair(users: Tensor, movies: Tensor) -> Tensor:
+    return users.long() * MOVIES + movies
+
+
+@pytest.mark.parametrize(("progress", "lr"), [(0.0, 0.1), (0.5, 0.051), (1.0, 0.002)])
+def test_a_step_is_the_one_computed_by_hand(progress: float, lr: float) -> None:
+    """User 0 gives 2.5 to movie 0 and 1.5 to movie 1, predicted 1.5 and 2.5; user 1 and movie 2 are not in it."""
+    model = MatrixFactorization(2, 3, 1, rating_min=0, rating_max=5)
+    tables = Tables.of(model)
+    for table, values in (
+        (tables.p, [[1.0], [7.0]]),
+        (tables.q, [[1.0], [2.0], [7.0]]),
+        (tables.b_u, [0.5, 7.0]),
+        (tables.b_m, [0.0, 0.0, 7.0]),
+    ):
+        table.copy_(torch.tensor(values))
+    users, movies, ratings = torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([2.5, 1.5])
+    penalty = Penalty.of(Interactions(users, movies, ratings, 2, 3), l2=0.5, bias_damping=2)
+    batch = (users.int(), movies.int(), ratings)
+    by_user, by_movie, squared = tables.gradients(batch)
+    assert squared.item() == 2
+    SGD(tables, penalty, SGDConfig(lr=0.1, row_damping=1)).step(by_user, by_movie, 2, progress)
+
+    once, twice = lr / (1 + lr), lr / (1 + 2 * lr)  # the steps of a row with one rating and with two
+    # The errors are 1 and -1; the penalty takes 0.5 a rating and parameter of the vectors, and of the biases 2 a row.
+    expected = {
+        "p": [1 + twice * (1 * 1 - 1 * 2 - 2 * 0.5 * 1), 7],
+        "q": [1 + once * (1 * 1 - 0.5 * 1), 2 + once * (-1 * 1 - 0.5 * 2), 7],
+        "b_u": [0.5 + twice * (1 - 1 - 2 * 0.5), 7],
+        "b_m": [once * 1, once * -1, 7],
+    }
+    for name, values in expected.items():
+        assert getattr(tables, name).flatten().tolist() == pytest.approx(values, rel=1e-6), name
+
+
+def test_bias_damping_leaves_n_by_n_plus_damping_of_a_rows_mean_error() -> None:
+    """Users come in pairs that rate 2.5 and 4.5, so that the movie's bias stays 0; l2 keeps the vectors at 0."""
+    times, low_high = [1, 1, 4, 4, 20, 20], [2.5, 4.5] * 3
+    users = torch.arange(6).repeat_interleave(torch.tensor(times))
+    train = Interactions(users, torch.zeros_like(users), torch.tensor(low_high)[users], 6, 1)
+    config = SGDConfig(factors=1, batch_size=4, epochs=200, l2=0.8, bias_damping=4, init_std=1e-6)
+    model = loop.run(start(train, train, config, CPU), len(train), False, [])
+    bias = model.user_bias.weight.detach().flatten().tolist()
+    assert bias == pytest.approx([-1 / 5, 1 / 5, -1 / 2, 1 / 2, -5 / 6, 5 / 6], abs=0.005)
+
+
+def test_the_number_of_workers_does_not_show_in_the_outcome() -> None:
+    train, validation = uneven()
+
+    def fitted(workers: int) -> tuple[MatrixFactorization, list[EpochReport]]:
+        reports: list[EpochReport] = []
+        fitting = start(train, validation, BLOCKED, CPU, workers)
+        return loop.run(fitting, len(train), True, [reports.append]), reports
+
+    (alone, of_alone), (together, of_together) = fitted(1), fitted(3)
+    for name, table in alone.state_dict().items():
+        assert torch.equal(together.state_dict()[name], table), name
+    assert [r.train_rmse for r in of_alone] == [r.train_rmse for r in of_together]
+
+
+class Recorded(Workers):
+    """Keeps what is worked on at the same time: the users and movies, int32[B] each, of every job of a turn."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU, 1)
+        self.turns: list[list[tuple[Tensor, Tensor]]] = []
+
+    def map(self, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        items = list(items)
+        if isinstance(items[0], tuple):  # batches and what goes with them, not the number of a block
+            jobs = [[torch.cat(column) for column in zip(*batches, strict=True)] for batches, *_ in items]
+            self.turns.append([(users, movies) for users, movies, _ in jobs])
+        return super().map(work, items)
+
+
+def recorded() -> tuple[Interactions, MiniBatches, Recorded]:
+    train, validation = uneven()
+    fitting = start(train, validation, BLOCKED, CPU)
+    fitting.workers = workers = Recorded()
+    return train, fitting, workers
+
+
+def test_what_is_worked_on_at_the_same_time_shares_no_user_and_no_movie() -> None:
+    _, fitting, workers = recorded()
+    fitting.epoch(1)
+    assert [len(turn) for turn in workers.turns] == [PARTS] * 8  # 8 blocks and 4 parts, 4 at a time
+    for turn in workers.turns:
+        for one, other in combinations(turn, 2):
+            for rows, others in zip(one, other, strict=True):
+                assert not torch.isin(rows, others).any()
+
+
+def test_every_rating_is_drawn_once_an_epoch_in_another_order_each_time() -> None:
+    train, fitting, workers = recorded()
+    drawn = []
+    for number in (1, 2):
+        workers.turns.clear()
+        fitting.epoch(number)
+        drawn.append(torch.cat([pair(*job) for turn in workers.turns for job in turn]))
+    for order in drawn:
+        assert torch.equal(order.sort().values, pair(train.users, train.movies).sort().values)
+    assert not torch.equal(*drawn)
+
+
+def test_a_batch_keeps_each_ratings_user_movie_and_value_together_sorted_by_user() -> None:
+    train, _ = uneven()
+    given = torch.zeros(USERS * MOVIES)
+    given[pair(train.users, train.movies)] = train.ratings - train.ratings.double().mean().float()
+    for batches in Strata(train, 64, blocks=8, parts=4).batches(3, seed=1):
+        for users, movies, ratings in batches:
+            torch.testing.assert_close(given[pair(users, movies)], ratings, rtol=0, atol=1e-6)
+            assert (users.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 64, 999, 6000, 100_000])
+def test_plain_batches_are_of_one_size_that_is_not_above_the_one_asked_for(batch_size: int) -> None:
+    train = uneven()[0]
+    (batches,) = Strata(train, batch_size).batches(0, seed=1)
+    *first, last = [len(users) for users, _, _ in batches]
+    assert len(batches) == -(-RATINGS // batch_size)
+    assert len({*first, last}) <= 2
+    assert last <= max([*first, last]) <= batch_size
+
+
+def test_blocks_hold_whole_users_and_are_of_a_size_but_for_one_users_ratings() -> None:
+    train = uneven()[0]
+    strata = Strata(train, 64, blocks=8, parts=4)
+    busiest = int(train.counts()[0].max())
+    assert strata.starts[0] == 0
+    assert strata.starts[-1] == RATINGS
+    assert all(abs(end - begin - RATINGS / 8) <= busiest for begin, end in pairwise(strata.starts))
+    edges = torch.tensor(strata.starts[1:-1])
+    assert (strata.users[edges - 1] != strata.users[edges]).all()
+
+
+def test_movie_parts_are_of_a_size_but_for_the_most_popular_movies_ratings() -> None:
+    train = uneven()[0]
+    counts = train.counts()[1]
+    part = Strata(train, 64, blocks=8, parts=4).part.long()
+    ratings = torch.bincount(part, weights=counts.double(), minlength=4)
+    assert ratings.max() - ratings.min() <= counts.max()
+    assert ratings.min() > 0.9 * RATINGS / 4
+    assert sorted(torch.bincount(part).tolist()) == [37, 37, 38, 38]
