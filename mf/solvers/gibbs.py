@@ -213,6 +213,9 @@ class Gibbs:
 
         prior, draw = self.user_prior.sample(users.mean, rng), _draw(users.mean.shape, rng)
         errors = update(by_user, users, movies, prior, self.noise.alpha, draw, self.workers)
+        train_rmse = math.sqrt(errors.sum(dtype=torch.float64).item() / len(self.train)) * self.scale
+        if not math.isfinite(train_rmse):
+            return train_rmse  # the loop says so; nothing can be drawn from it
         self.noise.sample(errors, rng)
         prior, draw = self.movie_prior.sample(movies.mean, rng), _draw(movies.mean.shape, rng)
         one = self.noise.alpha.new_ones(())
@@ -224,7 +227,7 @@ class Gibbs:
             predictions = sample.predict(self.probes.users, self.probes.movies)
             self.posterior.add(sample, predictions, keep=(self.epochs - number) % self.keep_every == 0)
         self.note = self._cost_of_collapse() if number == self.epochs else ""
-        return math.sqrt(errors.sum(dtype=torch.float64).item() / len(self.train)) * self.scale
+        return train_rmse
 
     def validation_rmse(self) -> float:
         """Of the mean over the samples so far, of the sample where none counts yet, and in the end of the model."""

@@ -301,11 +301,7 @@ def test_a_step_size_that_is_too_large_is_an_error_that_names_the_epoch_and_the_
             fitted(solver, train, part, **{**SHORT[solver], "lr": lr})
 
 
-# A rating that is not finite reaches gibbs' draw of the noise's shape, and torch.multinomial refuses it in its own words.
-GIBBS = pytest.param("gibbs", marks=pytest.mark.xfail(raises=RuntimeError, strict=True))
-
-
-@pytest.mark.parametrize("solver", ["adam", "sgd", "vb", GIBBS])
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_rating_that_is_not_finite_is_an_error_that_names_the_epoch_and_what_to_lower(
     solver: str, value: float
