@@ -256,6 +256,21 @@ def test_a_fit_that_is_interrupted_and_gone_on_with_ends_as_if_it_had_not_been(
     assert len(reports) == 5
 
 
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_a_best_epoch_before_the_interruption_is_still_the_one_that_is_kept(solver: str, tmp_path: Path) -> None:
+    """The validation ratings are turned upside down, so that all that is learned is for the worse."""
+    train, validation, _ = planted()
+    against = replace(validation, ratings=7 - validation.ratings)
+    config, file = configure(solver, {**SHORT[solver], "patience": 3}, tuned=True), CheckpointFile(tmp_path / "state")
+    with pytest.raises(StopError):
+        fit(train, against, config, CPU, [stop_after(2)], file)
+    resumed: list[EpochReport] = []
+    model = fit(train, against, config, CPU, [resumed.append], file)
+    assert [r.kept for r in resumed] == [True, False, False, False]
+    found = rmse(model.predict(against.users, against.movies), against.ratings)
+    assert found == pytest.approx(resumed[0].validation_rmse)
+
+
 @every_solver
 def test_a_checkpoint_of_other_options_or_ratings_is_refused_and_they_are_named(solver: str, tmp_path: Path) -> None:
     train, validation, test = planted()
