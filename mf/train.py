@@ -14,7 +14,7 @@ from mf.errors import DataError
 from mf.model import TrainedModel
 from mf.ratings.schema import MOVIE, RATING, USER
 from mf.ratings.vocabulary import Vocabulary
-from mf.solvers import SOLVERS, EpochReport, Interactions, fit
+from mf.solvers import EpochReport, Interactions, fit, solver_of
 from mf.solvers.base import Callback, Checkpoint
 from mf.version import git_sha
 
@@ -73,7 +73,7 @@ def train(
         users=users,
         movies=movies,
         run_id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
-        solver=next(name for name, kind in SOLVERS.items() if isinstance(config, kind)),
+        solver=solver_of(config),
         config=config.model_dump(),
         rows={"train": len(ratings), "validation": len(validation)},
         metrics={

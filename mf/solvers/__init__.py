@@ -15,7 +15,7 @@ from mf.solvers.gibbs import GibbsConfig
 from mf.solvers.sgd import SGDConfig
 from mf.solvers.vb import VBConfig
 
-__all__ = ["SOLVERS", "TUNED", "AdamConfig", "EpochReport", "Interactions", "configure", "fit"]
+__all__ = ["SOLVERS", "TUNED", "AdamConfig", "EpochReport", "Interactions", "configure", "fit", "solver_of"]
 
 SOLVERS: dict[str, type[Config]] = {"adam": AdamConfig, "sgd": SGDConfig, "vb": VBConfig, "gibbs": GibbsConfig}
 _START: dict[type[Config], Any] = {
@@ -60,6 +60,11 @@ def configure(solver: str, options: Mapping[str, Any], tuned: bool = False, pref
     return config.of(**{**(TUNED.get(solver, {}) if tuned else {}), **options})
 
 
+def solver_of(config: Config) -> str:
+    """The name of the solver that ``config`` belongs to."""
+    return next(name for name, kind in SOLVERS.items() if isinstance(config, kind))
+
+
 def fit(
     train: Interactions,
     validation: Interactions,
@@ -93,10 +98,10 @@ def fit(
     # What can be shared is shared among workers that need not wait (mf.solvers.workers).
     torch.set_num_threads(1)
     try:
-        keeper = loop.Keeper(checkpoint, config, train, validation) if checkpoint else None
+        keeper = loop.Keeper(checkpoint, solver_of(config), config, train, validation) if checkpoint else None
         train, validation = train.to(device), validation.to(device)
         with torch.no_grad():
-            fitting = _START[type(config)](train, validation, config, device)
+            fitting = _START[type(config)](train, validation, config)
             return loop.run(fitting, len(train), len(validation) > 0, callbacks, keeper)
     finally:
         torch.set_num_threads(threads)

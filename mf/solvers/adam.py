@@ -51,9 +51,7 @@ class AdamConfig(Config):
     seed: int = Field(0, ge=0, description="of the initialisation, the order of the ratings and dropout")
 
 
-def start(
-    train: Interactions, validation: Interactions, config: AdamConfig, device: torch.device, workers: int | None = None
-) -> MiniBatches:
+def start(train: Interactions, validation: Interactions, config: AdamConfig, workers: int | None = None) -> MiniBatches:
     """The training, ready for its first epoch; see ``mf.solvers.fit``."""
     penalty = Penalty.of(train, config.l2, config.bias_damping, config.weight_decay)
     strata = Strata.blocked(train, config.batch_size, config.block_users, PARTS)

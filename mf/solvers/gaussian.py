@@ -18,13 +18,16 @@ more for the covariances. What a row costs beside its ratings, factor and invers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from mf.config import Config
 from mf.solvers.base import Interactions
-from mf.solvers.workers import Workers as Workers
+from mf.solvers.workers import Workers
 
 # float32 sums over at most so many ratings, then over those sums: the rounding error of a sum grows with its length,
 # and a GPU adds up the ratings of one bag one after another.
@@ -37,6 +40,25 @@ BLOCK_RATINGS = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 # What makes a row's new moments of its Gaussian: see ``update``.
 Rule = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor | None]]
+
+
+class GaussianConfig(Config):
+    """Options of both solvers."""
+
+    factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
+    rank: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="factors that are fitted; none: a sixth of the mean number of ratings a user or movie has, within "
+        "16 to 32 and at most factors",
+    )
+
+    @model_validator(mode="after")
+    def _rank_fits(self) -> Self:
+        if self.rank is not None and self.rank > self.factors:
+            raise ValueError(f"rank: found {self.rank}, expected at most factors, which is {self.factors}")
+        return self
 
 
 def inner_rank(train: Interactions, factors: int) -> int:

@@ -17,12 +17,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from mf.config import Config
 from mf.model import MatrixFactorization
 from mf.solvers.base import Interactions, empty_model, generator, rmse
 from mf.solvers.collapse import collapse
-from mf.solvers.gaussian import Moments, Prior, Rule, Side, Workers, both_sides, inner_rank, update
+from mf.solvers.gaussian import GaussianConfig, Moments, Prior, Rule, Side, both_sides, inner_rank, update
 from mf.solvers.who_rated import Basis, who_rated
+from mf.solvers.workers import Workers
 
 SAMPLES_BYTES = 1 << 30  # of the samples that are kept: of more, every second is, or every third
 # Eigenvectors of who-rated-what. On MovieLens latest-small 64 are 0.4% worse, and all 610 as good.
@@ -36,28 +36,18 @@ SHAPES = (1.0, 1e4, 1000)  # of the noise's prior: from, to, and how many on a l
 INIT_SHAPE = 10.0
 
 
-class GibbsConfig(Config):
+class GibbsConfig(GaussianConfig):
     """Options of the ``gibbs`` solver."""
 
-    factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
-    rank: int | None = Field(
-        None,
-        ge=1,
-        le=256,
-        description="factors that are sampled; none: a sixth of the mean number of ratings a user or movie has, within "
-        "16 to 32 and at most factors",
-    )
     # Two million planted ratings have converged by 20. Latest-small has not, but 300 with a burn-in of 50 gain nothing.
     epochs: int = Field(120, ge=1, description="passes over the training ratings")
     burn_in: int = Field(20, ge=0, description="passes before the first sample that counts")
     seed: int = Field(0, ge=0, description="of the initialisation and of the samples")
 
     @model_validator(mode="after")
-    def _fields_fit(self) -> Self:
+    def _burn_in_fits(self) -> Self:
         if self.burn_in >= self.epochs:
             raise ValueError(f"burn_in: found {self.burn_in}, expected less than epochs, which is {self.epochs}")
-        if self.rank is not None and self.rank > self.factors:
-            raise ValueError(f"rank: found {self.rank}, expected at most factors, which is {self.factors}")
         return self
 
 
@@ -196,9 +186,10 @@ class Gibbs:
         self.mean = train.ratings.mean(dtype=torch.float64)
         self.counts = train.counts()
         rng = generator(config.seed, 0, self.device)
-        self.probes = validation if len(validation) else _some(train, PROBES, rng)
         rows = (train.n_users, train.n_movies)
         self.users, self.movies = (Moments(_start_of_side(n, rank, rng)) for n in rows)
+        # After the start, so that the chain is the same with validation ratings and without.
+        self.probes = validation if len(validation) else _some(train, PROBES, rng)
         self.user_prior, self.movie_prior = (SampledPrior(basis, rank + 1) for basis in bases)
         self.noise = UserNoise(self.counts[0])
         self.posterior = Posterior()
@@ -354,13 +345,13 @@ def _wishart(inverse_scale: Tensor, freedom: int, rng: torch.Generator) -> Tenso
     return drawn
 
 
-def start(train: Interactions, validation: Interactions, config: GibbsConfig, device: torch.device) -> Gibbs:
+def start(train: Interactions, validation: Interactions, config: GibbsConfig) -> Gibbs:
     """A chain that has not begun; see ``mf.solvers.fit``."""
     rank = config.rank or inner_rank(train, config.factors)
-    workers = Workers(device)
+    workers = Workers(train.ratings.device)
     scale = train.ratings.double().std(correction=0).item() or 1.0
     by_user, by_movie = both_sides(replace(train, ratings=train.ratings / scale), rank, workers)
-    rng = generator(config.seed, 0, device)
+    rng = generator(config.seed, 0, train.ratings.device)
     of_users = who_rated(by_user, by_movie, BASIS_RANK, workers, rng)
     of_movies = who_rated(by_movie, by_user, BASIS_RANK, workers, rng)
     return Gibbs(train, validation, config, (by_user, by_movie), (of_users, of_movies), workers, rank, scale)

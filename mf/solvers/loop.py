@@ -95,17 +95,18 @@ class Keeper:
 
     Args:
         checkpoint: where it is kept.
+        solver: its name.
         config: the solver's options.
         parts: the training and the validation ratings.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: Config, *parts: Interactions) -> None:
+    def __init__(self, checkpoint: Checkpoint, solver: str, config: Config, *parts: Interactions) -> None:
         self.checkpoint = checkpoint
         digest = hashlib.blake2b(digest_size=16)
         for part in parts:
             for column in (part.users, part.movies, part.ratings):
                 digest.update(column.cpu().contiguous().numpy().data)
-        self.training = {"ratings": digest.hexdigest(), **config.model_dump()}
+        self.training = {"solver": solver, "ratings": digest.hexdigest(), **config.model_dump()}
 
     def load(self) -> dict[str, Any] | None:
         """What was kept.

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import torch
 from pydantic import Field
 
 from mf.config import Config
@@ -49,9 +48,7 @@ class SGDConfig(Config):
     seed: int = Field(0, ge=0, description="of the initialisation and of the order of the ratings")
 
 
-def start(
-    train: Interactions, validation: Interactions, config: SGDConfig, device: torch.device, workers: int | None = None
-) -> MiniBatches:
+def start(train: Interactions, validation: Interactions, config: SGDConfig, workers: int | None = None) -> MiniBatches:
     """The training, ready for its first epoch; see ``mf.solvers.fit``."""
     penalty = Penalty.of(train, derived_l2(len(train)) if config.l2 is None else config.l2, config.bias_damping)
     strata = Strata.blocked(train, config.batch_size or 1, config.block_users, PARTS)

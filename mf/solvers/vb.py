@@ -1,16 +1,16 @@
 """Variational Bayes: nothing to tune."""
 
-from typing import Any, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from mf.config import Config
 from mf.model import MatrixFactorization
 from mf.solvers.base import Interactions, empty_model, generator, rmse
 from mf.solvers.collapse import collapse
-from mf.solvers.gaussian import Moments, Prior, Side, Workers, both_sides, inner_rank, update
+from mf.solvers.gaussian import GaussianConfig, Moments, Prior, Side, both_sides, inner_rank, update
+from mf.solvers.workers import Workers
 
 # Where a fit starts. The users' vectors are so long that fits from different starts end in different places, as those
 # that are averaged should: at 0.1 the mean of four is 0.6% worse on MovieLens latest-small.
@@ -23,17 +23,9 @@ FITS, FITTED_RATINGS = 4, 20_000_000
 TRAIN_SAMPLE = 1 << 18
 
 
-class VBConfig(Config):
+class VBConfig(GaussianConfig):
     """Options of the ``vb`` solver; what has no value is derived from the ratings."""
 
-    factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
-    rank: int | None = Field(
-        None,
-        ge=1,
-        le=256,
-        description="factors that are fitted; none: a sixth of the mean number of ratings a user or movie has, within "
-        "16 to 32 and at most factors",
-    )
     fits: int | None = Field(
         None,
         ge=1,
@@ -45,12 +37,6 @@ class VBConfig(Config):
     # by 14, and gain 0.0004 from the last two.
     epochs: int = Field(12, ge=1, description="passes over the training ratings, at most; it stops when converged")
     seed: int = Field(0, ge=0, description="of the initialisation")
-
-    @model_validator(mode="after")
-    def _rank_fits(self) -> Self:
-        if self.rank is not None and self.rank > self.factors:
-            raise ValueError(f"rank: found {self.rank}, expected at most factors, which is {self.factors}")
-        return self
 
 
 class Fit:
@@ -217,6 +203,6 @@ class VB:
         self.joined = self.join()
 
 
-def start(train: Interactions, validation: Interactions, config: VBConfig, device: torch.device) -> VB:
+def start(train: Interactions, validation: Interactions, config: VBConfig) -> VB:
     """Fits that have not begun; see ``mf.solvers.fit``."""
     return VB(train, validation, config)

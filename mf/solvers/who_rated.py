@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mf.solvers.collapse import randomised_svd
-from mf.solvers.gaussian import Side, Workers
+from mf.solvers.gaussian import Side
+from mf.solvers.workers import Workers
 
 SMALLEST = 1e-4  # of the largest eigenvalue: below, float32 knows no direction
 

@@ -58,8 +58,7 @@ def test_a_solvers_option_names_the_value_that_leaves_it_to_the_solver() -> None
 
 
 def test_what_solvers_mean_apart_is_told_apart() -> None:
-    assert describe.description("rank").startswith("vb: factors that are fitted")
-    assert "; gibbs: factors that are sampled" in describe.description("rank")
+    assert describe.description("batch_size").startswith("adam: ratings a step; sgd: ratings a step; none: ")
 
 
 def test_a_parameter_that_nothing_describes_is_an_error() -> None:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from mf.solvers import gaussian
 from mf.solvers.base import Interactions
-from mf.solvers.gaussian import Moments, Prior, Side, Workers, inner_rank, update
+from mf.solvers.gaussian import Moments, Prior, Side, inner_rank, update
+from mf.solvers.workers import Workers
 
 USERS, MOVIES, RANK = 40, 30, 3
 D = RANK + 1

@@ -13,9 +13,10 @@ from mf.errors import ConfigError
 from mf.model import MatrixFactorization
 from mf.solvers import gibbs, loop
 from mf.solvers.base import EpochReport, Interactions, generator, rmse
-from mf.solvers.gaussian import Workers, both_sides
+from mf.solvers.gaussian import both_sides
 from mf.solvers.gibbs import Gibbs, GibbsConfig, SampledPrior, UserNoise, start
 from mf.solvers.who_rated import Basis, who_rated
+from mf.solvers.workers import Workers
 
 CPU = torch.device("cpu")
 USERS, MOVIES = 300, 200
@@ -62,12 +63,12 @@ def run(fitting: Gibbs) -> tuple[MatrixFactorization, list[EpochReport]]:
 
 
 def fit(train: Interactions, validation: Interactions, **options: int) -> tuple[MatrixFactorization, list[EpochReport]]:
-    return run(start(train, validation, GibbsConfig.of(**options), CPU))
+    return run(start(train, validation, GibbsConfig.of(**options)))
 
 
 @cache
 def planted_fit() -> tuple[MatrixFactorization, Gibbs, tuple[EpochReport, ...]]:
-    fitting = start(*planted(), GibbsConfig(rank=4, epochs=60), CPU)
+    fitting = start(*planted(), GibbsConfig(rank=4, epochs=60))
     model, reports = run(fitting)
     return model, fitting, tuple(reports)
 
@@ -95,7 +96,7 @@ def test_the_last_sweep_says_what_the_collapse_costs_and_only_the_last() -> None
 
 def test_the_model_is_the_mean_of_the_samples_and_its_collapse_loses_nothing_that_64_factors_can_hold() -> None:
     train, validation = few()
-    fitting = start(train, validation, GibbsConfig(rank=4, epochs=8, burn_in=3), CPU)
+    fitting = start(train, validation, GibbsConfig(rank=4, epochs=8, burn_in=3))
     total = torch.zeros(len(validation))
     for sweep in range(1, 9):
         fitting.epoch(sweep)
@@ -127,7 +128,7 @@ def test_without_validation_ratings_the_collapse_is_measured_on_training_ratings
 def test_samples_that_exceed_the_memory_are_thinned_and_the_last_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     train, validation = few()
     monkeypatch.setattr(gibbs, "SAMPLES_BYTES", 4 * 4 * 3 * (USERS + MOVIES))  # 4 samples of 3 factors
-    fitting = start(train, validation, GibbsConfig(rank=3, epochs=12, burn_in=2), CPU)
+    fitting = start(train, validation, GibbsConfig(rank=3, epochs=12, burn_in=2))
     run(fitting)
     assert fitting.posterior.drawn == 10
     assert len(fitting.posterior.products) == 4
@@ -138,7 +139,7 @@ def test_samples_that_exceed_the_memory_are_thinned_and_the_last_is_kept(monkeyp
 def test_a_resumed_chain_ends_in_the_same_bits(stopped_after: int) -> None:
     train, validation = few()
     config = GibbsConfig(rank=3, epochs=9, burn_in=4, seed=5)
-    whole, part, resumed = (start(train, validation, config, CPU) for _ in range(3))
+    whole, part, resumed = (start(train, validation, config) for _ in range(3))
     for sweep in range(1, 10):
         whole.epoch(sweep)
     for sweep in range(1, stopped_after + 1):
@@ -159,7 +160,7 @@ def test_a_seed_decides_the_model_and_the_number_of_workers_does_not() -> None:
     train, validation = few()
     options = {"rank": 3, "epochs": 4, "burn_in": 1}
     first, other = (fit(train, validation, seed=seed, **options)[0] for seed in (1, 2))
-    alone = start(train, validation, GibbsConfig.of(seed=1, **options), CPU)
+    alone = start(train, validation, GibbsConfig.of(seed=1, **options))
     alone.workers = Workers(CPU, 1)
     again = run(alone)[0]
     assert torch.equal(first.user_factors.weight, again.user_factors.weight)
@@ -200,7 +201,7 @@ def test_options_that_cannot_be_are_refused(options: dict[str, int], found: str)
 
 def test_fewer_factors_than_the_rank_that_the_ratings_suggest_are_sampled_at_that_length() -> None:
     train, validation = few()
-    assert start(train, validation, GibbsConfig(factors=5), CPU).rank == 5
+    assert start(train, validation, GibbsConfig(factors=5)).rank == 5
 
 
 # One draw
@@ -309,7 +310,7 @@ def error_on_a(data: Interactions, held: Tensor, leaks: bool) -> float:
     train, rest = split(data, held)
     of_a = split(rest, rest.movies < ORDINARY + MARKED)[1]
     config = GibbsConfig(rank=2, epochs=30, burn_in=15)
-    fitting = start(train, of_a, config, CPU)
+    fitting = start(train, of_a, config)
     if leaks:
         sides, rng = both_sides(data, 2, Workers(CPU, 1)), generator(0, 0)
         bases = (

@@ -71,7 +71,7 @@ def test_bias_damping_leaves_n_by_n_plus_damping_of_a_rows_mean_error() -> None:
     users = torch.arange(6).repeat_interleave(torch.tensor(times))
     train = Interactions(users, torch.zeros_like(users), torch.tensor(low_high)[users], 6, 1)
     config = SGDConfig(factors=1, batch_size=4, epochs=200, l2=0.8, bias_damping=4, init_std=1e-6)
-    model = loop.run(start(train, train, config, CPU), len(train), False, [])
+    model = loop.run(start(train, train, config), len(train), False, [])
     bias = model.user_bias.weight.detach().flatten().tolist()
     assert bias == pytest.approx([-1 / 5, 1 / 5, -1 / 2, 1 / 2, -5 / 6, 5 / 6], abs=0.005)
 
@@ -81,7 +81,7 @@ def test_the_number_of_workers_does_not_show_in_the_outcome() -> None:
 
     def fitted(workers: int) -> tuple[MatrixFactorization, list[EpochReport]]:
         reports: list[EpochReport] = []
-        fitting = start(train, validation, BLOCKED, CPU, workers)
+        fitting = start(train, validation, BLOCKED, workers)
         return loop.run(fitting, len(train), True, [reports.append]), reports
 
     (alone, of_alone), (together, of_together) = fitted(1), fitted(3)
@@ -107,7 +107,7 @@ class Recorded(Workers):
 
 def recorded() -> tuple[Interactions, MiniBatches, Recorded]:
     train, validation = uneven()
-    fitting = start(train, validation, BLOCKED, CPU)
+    fitting = start(train, validation, BLOCKED)
     fitting.workers = workers = Recorded()
     return train, fitting, workers
 

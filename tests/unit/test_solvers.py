@@ -290,7 +290,7 @@ def test_the_checkpoint_of_another_solver_is_refused(tmp_path: Path) -> None:
     file = CheckpointFile(tmp_path / "state")
     with pytest.raises(StopError):
         fit(train, validation, configure("vb", SHORT["vb"]), CPU, [stop_after(1)], file)
-    with pytest.raises(ConfigError, match=r"a training with burn_in none, this one has burn_in 2: "):
+    with pytest.raises(ConfigError, match="with solver vb, burn_in none, this one has solver gibbs, burn_in 2: "):
         fit(train, validation, configure("gibbs", SHORT["gibbs"]), CPU, checkpoint=file)
 
 

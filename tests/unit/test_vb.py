@@ -14,8 +14,9 @@ from mf.model import MatrixFactorization
 from mf.solvers import loop, vb
 from mf.solvers.base import EpochReport, Interactions, generator
 from mf.solvers.base import rmse as rmse_of
-from mf.solvers.gaussian import Moments, Workers, both_sides
+from mf.solvers.gaussian import Moments, both_sides
 from mf.solvers.vb import Fit, VBConfig, empirical_prior
+from mf.solvers.workers import Workers
 
 CPU = torch.device("cpu")
 USERS, MOVIES, RANK, NOISE = 300, 200, 3, 0.5
@@ -38,7 +39,7 @@ def planted() -> tuple[Interactions, Interactions]:
 def fitted(planted: tuple[Interactions, Interactions], **options: Any) -> tuple[MatrixFactorization, list[EpochReport]]:
     reports: list[EpochReport] = []
     with torch.no_grad():
-        fitting = vb.start(*planted, VBConfig.of(**options), CPU)
+        fitting = vb.start(*planted, VBConfig.of(**options))
         model = loop.run(fitting, len(planted[0]), True, [reports.append])
     return model, reports
 
@@ -101,7 +102,7 @@ def test_planted_ratings_are_predicted_to_within_a_few_percent_of_their_noise(
 
 
 def test_the_noise_is_learned(planted: tuple[Interactions, Interactions]) -> None:
-    fitting = vb.start(*planted, VBConfig(rank=RANK, factors=RANK), CPU)
+    fitting = vb.start(*planted, VBConfig(rank=RANK, factors=RANK))
     with torch.no_grad():
         for number in range(1, 16):
             fitting.epoch(number)
@@ -125,7 +126,7 @@ def test_it_stops_when_it_has_converged_and_says_so(planted: tuple[Interactions,
 def test_the_fits_are_averaged(planted: tuple[Interactions, Interactions]) -> None:
     train, held_out = planted
     with torch.no_grad():
-        fitting = vb.start(train, held_out, VBConfig(rank=RANK, fits=3), CPU)
+        fitting = vb.start(train, held_out, VBConfig(rank=RANK, fits=3))
         for number in range(1, 5):
             fitting.epoch(number)
         predictions = [
@@ -182,7 +183,7 @@ def test_the_empirical_prior_is_that_of_the_rows_and_how_uncertain_they_are() ->
 def test_a_resumed_fit_ends_with_the_same_bits(planted: tuple[Interactions, Interactions]) -> None:
     config = VBConfig(rank=RANK, fits=2, epochs=6)
     with torch.no_grad():
-        whole, resumed = (vb.start(*planted, config, CPU) for _ in range(2))
+        whole, resumed = (vb.start(*planted, config) for _ in range(2))
         for number in range(1, 4):
             whole.epoch(number)
         resumed.load_state(copy.deepcopy(whole.state()))
@@ -195,7 +196,7 @@ def test_a_resumed_fit_ends_with_the_same_bits(planted: tuple[Interactions, Inte
 
 def test_a_resumed_fit_that_had_converged_stays_so(planted: tuple[Interactions, Interactions]) -> None:
     config = VBConfig(rank=RANK, epochs=9)
-    converged, resumed = (vb.start(*planted, config, CPU) for _ in range(2))
+    converged, resumed = (vb.start(*planted, config) for _ in range(2))
     with torch.no_grad():
         converged.epoch(1)
         converged.epochs = 4

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from mf.solvers.gaussian import Side, Workers
+from mf.solvers.gaussian import Side
 from mf.solvers.who_rated import Basis, who_rated
+from mf.solvers.workers import Workers
 
 USERS, MOVIES = 50, 30
 
