@@ -27,6 +27,7 @@ from torch.nn.functional import embedding_bag
 
 from mf.config import Config
 from mf.solvers.base import Interactions
+from mf.solvers.sorting import stable_argsort
 from mf.solvers.workers import Workers
 
 # float32 sums over at most so many ratings, then over those sums: the rounding error of a sum grows with its length,
@@ -168,7 +169,7 @@ class Side:
 
     def __init__(self, rows: Tensor, columns: Tensor, values: Tensor, n: int, rank: int) -> None:
         kind = values.device.type
-        order = rows.int().argsort(stable=True)
+        order = stable_argsort(rows, n)
         columns, values = columns.int()[order], values[order]
         counts = torch.bincount(rows, minlength=n)
         totals, squares = (torch.segment_reduce(x, "sum", lengths=counts) for x in (values, values.square()))
@@ -194,7 +195,7 @@ class Side:
         ]
 
 
-def both_sides(train: Interactions, rank: int, workers: "Workers") -> tuple[Side, Side]:
+def both_sides(train: Interactions, rank: int, workers: Workers) -> tuple[Side, Side]:
     """The ratings less their mean, by user and by movie."""
     values = train.ratings - train.ratings.double().mean().float()
     users, movies = (train.users, train.movies, train.n_users), (train.movies, train.users, train.n_movies)
