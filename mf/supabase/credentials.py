@@ -44,7 +44,7 @@ class Credentials:
         if key is None and (value := environ.get("SUPABASE_KEY")):
             key = SecretStr(value)
         if key is None and (name := environ.get("SUPABASE_KEY_SECRET")):
-            key = _from_secret_manager(name)
+            key = from_secret_manager(name, "SUPABASE_KEY_SECRET", "Supabase key")
         if key is None or not key.get_secret_value().strip():
             raise ConfigError(f"no key for {url}: {KEY_HELP}")
         if not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value().strip()):
@@ -82,11 +82,17 @@ def is_address(url: str) -> bool:
         return False
 
 
-def _from_secret_manager(name: str) -> SecretStr:
+def from_secret_manager(name: str, variable: str, what: str) -> SecretStr:
     """The payload of a secret's version, read under the process's own service account.
 
     Args:
         name: ``projects/P/secrets/S/versions/V``; without a version the latest one is read.
+        variable: of the environment, that holds the name; for errors.
+        what: the secret holds; for errors.
+
+    Raises:
+        ConfigError: the name cannot be one.
+        SupabaseError: Secret Manager does not give the secret.
     """
     from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound
     from google.auth.exceptions import GoogleAuthError
@@ -96,14 +102,14 @@ def _from_secret_manager(name: str) -> SecretStr:
     parts = name.split("/")
     if len(parts) not in (4, 6) or parts[0] != "projects" or parts[2] != "secrets" or not all(parts):
         # Not shown: it may be the key itself.
-        raise ConfigError("SUPABASE_KEY_SECRET is not of the form projects/PROJECT/secrets/NAME/versions/latest")
+        raise ConfigError(f"{variable} is not of the form projects/PROJECT/secrets/NAME/versions/latest")
     if len(parts) == 4:
         name += "/versions/latest"
     try:
         client = secretmanager.SecretManagerServiceClient()
         payload = client.access_secret_version(name=name, timeout=60).payload.data
     except NotFound:
-        raise SupabaseError(f"there is no secret {name}: create it, or correct SUPABASE_KEY_SECRET") from None
+        raise SupabaseError(f"there is no secret {name}: create it, or correct {variable}") from None
     except Forbidden:
         raise SupabaseError(
             f"no access to the secret {name}: give the account that runs this the role "
@@ -115,5 +121,5 @@ def _from_secret_manager(name: str) -> SecretStr:
     # What is no text is left to the check of the key's characters: a decoding error would carry the payload.
     value = payload.decode(errors="replace").strip()
     if not value:
-        raise SupabaseError(f"the secret {name} is empty: add a version that holds the Supabase key")
+        raise SupabaseError(f"the secret {name} is empty: add a version that holds the {what}")
     return SecretStr(value)

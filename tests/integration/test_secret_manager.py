@@ -14,13 +14,16 @@ from google.cloud import secretmanager
 
 from mf.errors import ConfigError, MfError, SupabaseError
 from mf.supabase.credentials import Credentials
+from mf.supabase.database import Database
 
 KEY = "sb_secret_0123456789"
+DB_URL = "postgresql://me:012345@localhost/postgres"
 URL = "https://abc.supabase.co"
 NAME = "projects/p/secrets/{}/versions/latest"
 # By secret: the status, and the payload or the message.
 ANSWERS: dict[str, tuple[int, bytes | str]] = {
     "good": (200, f"{KEY}\n".encode()),
+    "database": (200, f"{DB_URL}\n".encode()),
     "empty": (200, b""),
     "blank": (200, b" \n"),
     "binary": (200, b"sb_secret_\xff\xfe012345"),
@@ -122,3 +125,23 @@ def test_a_name_that_cannot_be_one_is_refused_unasked(asked: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"^SUPABASE_KEY_SECRET is not of the form projects/PROJECT/secrets/NAME"):
         find("p/good")
     assert asked == []
+
+
+def test_the_databases_address_is_the_payload_of_the_secret_that_its_own_variable_names(asked: list[str]) -> None:
+    environ = {"SUPABASE_DB_URL_SECRET": NAME.format("database")}
+    database = Database.find(environ)
+    assert database is not None
+    assert database.url.get_secret_value() == DB_URL
+    assert Database.find(environ | {"SUPABASE_DB_URL": DB_URL.replace("localhost", "other")}).host == "other"  # type: ignore[union-attr]
+    assert len(asked) == 1
+
+
+def test_what_is_wrong_with_that_secret_names_its_variable(asked: list[str]) -> None:
+    for secret, said in {
+        "missing": "correct SUPABASE_DB_URL_SECRET$",
+        "empty": "add a version that holds the address of the database$",
+        "good": "^SUPABASE_DB_URL is not of the form",
+    }.items():
+        with pytest.raises(MfError, match=said) as error:
+            Database.find({"SUPABASE_DB_URL_SECRET": NAME.format(secret)})
+        assert "012345" not in str(error.value)

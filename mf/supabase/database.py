@@ -1,0 +1,165 @@
+"""The direct connection to Supabase's database. Its address holds a password, which shows nowhere."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from pydantic import SecretStr
+
+from mf.errors import ConfigError
+from mf.supabase.credentials import from_secret_manager
+
+FORM = "postgresql://USER:PASSWORD@HOST:5432/postgres"
+SESSION_POOLER = "take the session pooler's address, port 5432, from the project's Connect dialog"
+# What libpq does unless the address says otherwise: a host that does not answer, or falls silent during a long read, is
+# noticed.
+OPTIONS = {"application_name": "mf", "connect_timeout": "15", "keepalives_idle": "30", "keepalives_interval": "10"}
+
+
+@dataclass(frozen=True)
+class Database:
+    """The address of a database; ``repr`` hides it, since it holds the password."""
+
+    url: SecretStr
+
+    @classmethod
+    def find(cls, environ: Mapping[str, str] | None = None) -> "Database | None":
+        """The database of ``SUPABASE_DB_URL``, else of the Secret Manager secret that ``SUPABASE_DB_URL_SECRET`` names,
+        in ``environ`` (default: the process's own); ``None`` when neither is set, and the API is the way then.
+
+        Raises:
+            ConfigError: the address is not of the form ``postgresql://USER:PASSWORD@HOST:5432/postgres``, or is one
+                that cannot serve.
+            SupabaseError: Secret Manager does not give the secret.
+        """
+        environ = os.environ if environ is None else environ
+        url = SecretStr(environ.get("SUPABASE_DB_URL", "").strip())
+        if not url and (name := environ.get("SUPABASE_DB_URL_SECRET")):
+            url = from_secret_manager(name, "SUPABASE_DB_URL_SECRET", "address of the database")
+        return cls(_checked(url)) if url else None
+
+    @property
+    def conninfo(self) -> SecretStr:
+        """What libpq, and so psycopg and ADBC, connects with. To Supabase's own hosts always encrypted."""
+        given = _parts(self.url)
+        options = {name: value for name, value in OPTIONS.items() if name not in given}
+        if _is_supabase(self.host) and "sslmode" not in given:
+            options["sslmode"] = "require"
+        return SecretStr(make_conninfo(self.url.get_secret_value(), **options))
+
+    @property
+    def host(self) -> str:
+        return str(_parts(self.url)["host"])
+
+    @property
+    def port(self) -> str:
+        return str(_parts(self.url).get("port", 5432))
+
+    @property
+    def project(self) -> str | None:
+        """The reference of the Supabase project, ``None`` when the address does not tell it."""
+        direct = re.fullmatch(r"db\.(\w+)\.supabase\.co", self.host)
+        pooled = re.fullmatch(r"\w+\.(\w+)", str(_parts(self.url).get("user", ""))) if _is_supabase(self.host) else None
+        found = direct or pooled
+        return found[1] if found else None
+
+    def __str__(self) -> str:
+        return f"the database {self.host}:{self.port}"
+
+    def explain(self, error: Exception, doing: str, hints: Mapping[str, str] | None = None) -> str:
+        """One sentence, without the password, of what went wrong and what to do.
+
+        The sentence is to be raised after the handler of ``error``, not in it: frames of a driver hold the address.
+
+        Args:
+            error: of psycopg or ADBC.
+            doing: what the caller does: ``read table public.ratings``.
+            hints: what to do, by SQLSTATE, where the caller knows better.
+        """
+        code = getattr(error, "sqlstate", None)
+        said = self._scrubbed(_message(error))
+        hint = dict(hints or {}).get(str(code)) or next(
+            (advice for pattern, advice in _ADVICE if re.search(pattern, said, re.I)), None
+        )
+        if not code and hint is None:
+            hint = f"check SUPABASE_DB_URL and the network ({self} was asked)"
+        return f"cannot {doing}: {said}" + (f" ({code})" if code else "") + (f": {hint}" if hint else "")
+
+    def _scrubbed(self, text: str) -> str:
+        password = _parts(self.url).get("password")
+        for secret in {self.url.get_secret_value(), str(password or "")} - {""}:
+            text = text.replace(secret, "…").replace(unquote(secret), "…")
+        return text
+
+
+def _checked(url: SecretStr) -> SecretStr:
+    """``url``, never shown in an error: it may be a password alone."""
+    if "[YOUR-PASSWORD]" in url.get_secret_value():
+        raise ConfigError("SUPABASE_DB_URL still holds [YOUR-PASSWORD]: put the database's password there")
+    parts = _parts(url)
+    # One "@" only: what follows the first would else be taken for a host, and shown, though it may be of a password.
+    shape = re.fullmatch(r"postgres(ql)?://[^\s/@]+@[^\s/@]+/[^\s@]+", url.get_secret_value())
+    host = re.fullmatch(r"[\w.:-]+", str(parts.get("host")))
+    port = re.fullmatch("[0-9]{1,5}", str(parts.get("port", 1)))
+    if not (parts and shape and host and port):
+        raise ConfigError(
+            f"SUPABASE_DB_URL is not of the form {FORM}; characters such as @ : / # ? % and spaces in the password are "
+            "written as %40 %3A %2F %23 %3F %25 %20"
+        )
+    if parts.get("port") == "6543" and _is_supabase(host[0]):
+        raise ConfigError(
+            "SUPABASE_DB_URL is the transaction pooler's, port 6543, which keeps no session settings and no prepared "
+            f"statements: {SESSION_POOLER}"
+        )
+    return url
+
+
+def _parts(url: SecretStr) -> dict[str, Any]:
+    """``host``, ``port``, ``user``, ``password`` and so on, as libpq reads them; nothing when it cannot."""
+    try:
+        return dict(conninfo_to_dict(url.get_secret_value()))
+    except psycopg.ProgrammingError:
+        return {}
+
+
+def _is_supabase(host: str) -> bool:
+    return host.endswith((".supabase.co", ".supabase.com"))
+
+
+def _message(error: Exception) -> str:
+    """The server's or libpq's own words, on one line, without the statement and the driver's words around it."""
+    text = str(error) or type(error).__name__
+    text = re.sub(r"\n\s*Query was:.*", "", text, flags=re.S)
+    text = text.split("\nLINE ")[0]
+    server = re.search(r"(?:ERROR|FATAL):\s*(.+)", text, re.S)
+    return " ".join((server[1] if server else re.sub(r"^[A-Z_]+: (\[libpq\] )?", "", text)).split())
+
+
+_REFUSED = (
+    "check the password in SUPABASE_DB_URL (Project Settings → Database → Reset database password), with its special "
+    "characters percent-encoded"
+)
+_UNREACHABLE = (
+    f"a project's direct host db.….supabase.co answers on IPv6 only; from a network without it {SESSION_POOLER}"
+)
+# By what the message says; libpq gives no code for what fails before a session begins.
+_ADVICE = (
+    (r"password authentication failed|wrong password", _REFUSED),
+    (r"tenant or user not found|tenant/user .* not found|ENOTFOUND", f"user and host do not fit: {SESSION_POOLER}"),
+    (r"could not translate host name|failed to resolve host|Network is unreachable|No route to host", _UNREACHABLE),
+    (r"timeout expired|Connection timed out", f"the host does not answer: {_UNREACHABLE}"),
+    (r"Connection refused", "nothing listens there: check host and port in SUPABASE_DB_URL, and that the project runs"),
+    (r"max clients|too many (clients|connections)|connection slots", "all connections are taken: close some, or wait"),
+    (r"database \".*\" does not exist", "check the name after the last / in SUPABASE_DB_URL: Supabase's is postgres"),
+    (r"server does not support SSL", "add ?sslmode=disable to SUPABASE_DB_URL if that server is your own"),
+    (r"SSL connection is required", "add ?sslmode=require to SUPABASE_DB_URL"),
+    (
+        r"server closed the connection|connection .*(lost|terminated|reset)|terminating connection|SSL SYSCALL error",
+        "the connection broke off: run it again",
+    ),
+)
