@@ -104,14 +104,14 @@ create unique index if not exists mf_runs_one_published on public.mf_runs ((true
 -- The vectors have no fixed dimension, so that the next run may have more factors. An index on them is a partial
 -- expression index of one run, on (augmented::extensions.vector(n)).
 create table if not exists public.mf_user_embeddings (
-  run_id text not null references public.mf_runs on delete cascade,
+  run_id text not null,
   user_id {{ user_id_type }} not null,
   bias real not null,
   embedding extensions.vector not null,
   primary key (run_id, user_id)
 );
 create table if not exists public.mf_movie_embeddings (
-  run_id text not null references public.mf_runs on delete cascade,
+  run_id text not null,
   movie_id {{ movie_id_type }} not null,
   bias real not null,
   embedding extensions.vector not null,
@@ -120,6 +120,27 @@ create table if not exists public.mf_movie_embeddings (
     (embedding operator(extensions.||) array[bias]::extensions.vector) stored,
   primary key (run_id, movie_id)
 );
+
+-- A run's rows go with it. No foreign key says so: it would look the run up anew for every row of a load, which takes
+-- longer than the load itself (2.1 s instead of 0.8 s for 219,000 rows of 64 factors). Who writes rows locks their run.
+alter table public.mf_user_embeddings drop constraint if exists mf_user_embeddings_run_id_fkey;
+alter table public.mf_movie_embeddings drop constraint if exists mf_movie_embeddings_run_id_fkey;
+create or replace function public.mf_drop_rows() returns trigger
+language plpgsql security invoker set search_path = '' as $mf$
+begin
+  if tg_op = 'TRUNCATE' then
+    truncate public.mf_user_embeddings, public.mf_movie_embeddings;
+  else
+    delete from public.mf_user_embeddings e where e.run_id = old.run_id;
+    delete from public.mf_movie_embeddings e where e.run_id = old.run_id;
+  end if;
+  return null;
+end
+$mf$;
+create or replace trigger mf_drop_rows_deleted after delete on public.mf_runs
+  for each row execute function public.mf_drop_rows();
+create or replace trigger mf_drop_rows_truncated after truncate on public.mf_runs
+  for each statement execute function public.mf_drop_rows();
 
 alter table public.mf_runs enable row level security;
 alter table public.mf_user_embeddings enable row level security;
@@ -140,8 +161,8 @@ begin
   for stale in
     select p.oid from pg_proc p
     where p.pronamespace = 'public'::regnamespace
-      and p.proname in ('recommend_movies', 'similar_movies', 'mf_schema', 'mf_register', 'mf_publish', 'mf_list_runs',
-                        'mf_rollback', 'mf_prune')
+      and p.proname in ('recommend_movies', 'similar_movies', 'mf_schema', 'mf_register', 'mf_load_users',
+                        'mf_load_movies', 'mf_publish', 'mf_list_runs', 'mf_rollback', 'mf_prune')
       and (p.proname, pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid)) not in (values
         ('recommend_movies', 'for_user {{ user_id_type }}, k integer, exclude_rated boolean',
          'TABLE(movie_id {{ movie_id_type }}, predicted_rating double precision)'),
@@ -149,6 +170,9 @@ begin
          'TABLE(movie_id {{ movie_id_type }}, similarity double precision)'),
         ('mf_schema', '', 'jsonb'),
         ('mf_register', 'run jsonb', 'jsonb'),
+        ('mf_load_users', 'run text, content text, ids {{ user_id_type }}[], biases real[], embeddings text[]', 'void'),
+        ('mf_load_movies', 'run text, content text, ids {{ movie_id_type }}[], biases real[], embeddings text[]',
+         'void'),
         ('mf_publish', 'run text', 'jsonb'),
         ('mf_list_runs', '', 'SETOF public.mf_runs'),
         ('mf_rollback', 'run text', 'jsonb'),
@@ -272,6 +296,34 @@ begin
 end
 $mf$;
 
+{% for side, id_type in [("user", user_id_type), ("movie", movie_id_type)] %}
+-- Writes {{ side }} rows of a loading run; sent twice it changes nothing, nor does it when the same content was published
+-- meanwhile. An export whose run's name another content has taken writes no row among that one's.
+create or replace function public.mf_load_{{ side }}s(
+  run text, content text, ids {{ id_type }}[], biases real[], embeddings text[]
+) returns void
+language plpgsql security invoker set search_path = '' as $mf$
+declare
+  stands text;
+begin
+  -- Whoever publishes the run waits for nothing; who removes it, or takes its name, waits until these rows stand.
+  select r.status into stands from public.mf_runs r
+  where r.run_id = mf_load_{{ side }}s.run and r.content_hash = mf_load_{{ side }}s.content for key share;
+  if not found then
+    raise exception 'the run % is no longer this export''s: another export took its name with another content, or it '
+      'was removed; export again, one at a time', mf_load_{{ side }}s.run;
+  end if;
+  if stands = 'loading' then
+    insert into public.mf_{{ side }}_embeddings as e (run_id, {{ side }}_id, bias, embedding)
+    select mf_load_{{ side }}s.run, given.id, given.bias, given.embedding::extensions.vector
+    from unnest(mf_load_{{ side }}s.ids, mf_load_{{ side }}s.biases, mf_load_{{ side }}s.embeddings)
+      given (id, bias, embedding)
+    on conflict (run_id, {{ side }}_id) do update set bias = excluded.bias, embedding = excluded.embedding;
+  end if;
+end
+$mf$;
+
+{% endfor %}
 -- Checks that every row of a loading run is there and, in one step, makes it the one that readers see; the run before it
 -- is kept. Sent twice it changes nothing, also when another run was published in between: only mf_rollback brings back.
 create or replace function public.mf_publish(run text) returns jsonb
@@ -361,15 +413,18 @@ $mf$;
 revoke all on public.mf_runs, public.mf_user_embeddings, public.mf_movie_embeddings,
   public.{{ user_export_table | identifier }}, public.{{ movie_export_table | identifier }}
   from public, anon, authenticated;
-revoke all on function public.recommend_movies, public.similar_movies, public.mf_schema, public.mf_register,
-  public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune
+revoke all on function public.mf_drop_rows, public.recommend_movies, public.similar_movies, public.mf_schema,
+  public.mf_register,
+  public.mf_load_users, public.mf_load_movies, public.mf_publish, public.mf_list_runs, public.mf_rollback,
+  public.mf_prune
   from public, anon, authenticated;
 grant select, insert, update, delete on public.mf_runs, public.mf_user_embeddings, public.mf_movie_embeddings
   to service_role;
 grant select on public.{{ user_export_table | identifier }}, public.{{ movie_export_table | identifier }}
   to service_role;
 grant execute on function public.recommend_movies, public.similar_movies, public.mf_schema, public.mf_register,
-  public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune
+  public.mf_load_users, public.mf_load_movies, public.mf_publish, public.mf_list_runs, public.mf_rollback,
+  public.mf_prune
   to service_role;
 {% if ratings_table %}
 grant select ({{ user_column | identifier }}, {{ movie_column | identifier }})

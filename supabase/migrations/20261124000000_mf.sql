@@ -78,14 +78,14 @@ create unique index if not exists mf_runs_one_published on public.mf_runs ((true
 -- The vectors have no fixed dimension, so that the next run may have more factors. An index on them is a partial
 -- expression index of one run, on (augmented::extensions.vector(n)).
 create table if not exists public.mf_user_embeddings (
-  run_id text not null references public.mf_runs on delete cascade,
+  run_id text not null,
   user_id bigint not null,
   bias real not null,
   embedding extensions.vector not null,
   primary key (run_id, user_id)
 );
 create table if not exists public.mf_movie_embeddings (
-  run_id text not null references public.mf_runs on delete cascade,
+  run_id text not null,
   movie_id bigint not null,
   bias real not null,
   embedding extensions.vector not null,
@@ -94,6 +94,27 @@ create table if not exists public.mf_movie_embeddings (
     (embedding operator(extensions.||) array[bias]::extensions.vector) stored,
   primary key (run_id, movie_id)
 );
+
+-- A run's rows go with it. No foreign key says so: it would look the run up anew for every row of a load, which takes
+-- longer than the load itself (2.1 s instead of 0.8 s for 219,000 rows of 64 factors). Who writes rows locks their run.
+alter table public.mf_user_embeddings drop constraint if exists mf_user_embeddings_run_id_fkey;
+alter table public.mf_movie_embeddings drop constraint if exists mf_movie_embeddings_run_id_fkey;
+create or replace function public.mf_drop_rows() returns trigger
+language plpgsql security invoker set search_path = '' as $mf$
+begin
+  if tg_op = 'TRUNCATE' then
+    truncate public.mf_user_embeddings, public.mf_movie_embeddings;
+  else
+    delete from public.mf_user_embeddings e where e.run_id = old.run_id;
+    delete from public.mf_movie_embeddings e where e.run_id = old.run_id;
+  end if;
+  return null;
+end
+$mf$;
+create or replace trigger mf_drop_rows_deleted after delete on public.mf_runs
+  for each row execute function public.mf_drop_rows();
+create or replace trigger mf_drop_rows_truncated after truncate on public.mf_runs
+  for each statement execute function public.mf_drop_rows();
 
 alter table public.mf_runs enable row level security;
 alter table public.mf_user_embeddings enable row level security;
@@ -114,8 +135,8 @@ begin
   for stale in
     select p.oid from pg_proc p
     where p.pronamespace = 'public'::regnamespace
-      and p.proname in ('recommend_movies', 'similar_movies', 'mf_schema', 'mf_register', 'mf_publish', 'mf_list_runs',
-                        'mf_rollback', 'mf_prune')
+      and p.proname in ('recommend_movies', 'similar_movies', 'mf_schema', 'mf_register', 'mf_load_users',
+                        'mf_load_movies', 'mf_publish', 'mf_list_runs', 'mf_rollback', 'mf_prune')
       and (p.proname, pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid)) not in (values
         ('recommend_movies', 'for_user bigint, k integer, exclude_rated boolean',
          'TABLE(movie_id bigint, predicted_rating double precision)'),
@@ -123,6 +144,9 @@ begin
          'TABLE(movie_id bigint, similarity double precision)'),
         ('mf_schema', '', 'jsonb'),
         ('mf_register', 'run jsonb', 'jsonb'),
+        ('mf_load_users', 'run text, content text, ids bigint[], biases real[], embeddings text[]', 'void'),
+        ('mf_load_movies', 'run text, content text, ids bigint[], biases real[], embeddings text[]',
+         'void'),
         ('mf_publish', 'run text', 'jsonb'),
         ('mf_list_runs', '', 'SETOF public.mf_runs'),
         ('mf_rollback', 'run text', 'jsonb'),
@@ -238,6 +262,58 @@ begin
 end
 $mf$;
 
+-- Writes user rows of a loading run; sent twice it changes nothing, nor does it when the same content was published
+-- meanwhile. An export whose run's name another content has taken writes no row among that one's.
+create or replace function public.mf_load_users(
+  run text, content text, ids bigint[], biases real[], embeddings text[]
+) returns void
+language plpgsql security invoker set search_path = '' as $mf$
+declare
+  stands text;
+begin
+  -- Whoever publishes the run waits for nothing; who removes it, or takes its name, waits until these rows stand.
+  select r.status into stands from public.mf_runs r
+  where r.run_id = mf_load_users.run and r.content_hash = mf_load_users.content for key share;
+  if not found then
+    raise exception 'the run % is no longer this export''s: another export took its name with another content, or it '
+      'was removed; export again, one at a time', mf_load_users.run;
+  end if;
+  if stands = 'loading' then
+    insert into public.mf_user_embeddings as e (run_id, user_id, bias, embedding)
+    select mf_load_users.run, given.id, given.bias, given.embedding::extensions.vector
+    from unnest(mf_load_users.ids, mf_load_users.biases, mf_load_users.embeddings)
+      given (id, bias, embedding)
+    on conflict (run_id, user_id) do update set bias = excluded.bias, embedding = excluded.embedding;
+  end if;
+end
+$mf$;
+
+-- Writes movie rows of a loading run; sent twice it changes nothing, nor does it when the same content was published
+-- meanwhile. An export whose run's name another content has taken writes no row among that one's.
+create or replace function public.mf_load_movies(
+  run text, content text, ids bigint[], biases real[], embeddings text[]
+) returns void
+language plpgsql security invoker set search_path = '' as $mf$
+declare
+  stands text;
+begin
+  -- Whoever publishes the run waits for nothing; who removes it, or takes its name, waits until these rows stand.
+  select r.status into stands from public.mf_runs r
+  where r.run_id = mf_load_movies.run and r.content_hash = mf_load_movies.content for key share;
+  if not found then
+    raise exception 'the run % is no longer this export''s: another export took its name with another content, or it '
+      'was removed; export again, one at a time', mf_load_movies.run;
+  end if;
+  if stands = 'loading' then
+    insert into public.mf_movie_embeddings as e (run_id, movie_id, bias, embedding)
+    select mf_load_movies.run, given.id, given.bias, given.embedding::extensions.vector
+    from unnest(mf_load_movies.ids, mf_load_movies.biases, mf_load_movies.embeddings)
+      given (id, bias, embedding)
+    on conflict (run_id, movie_id) do update set bias = excluded.bias, embedding = excluded.embedding;
+  end if;
+end
+$mf$;
+
 -- Checks that every row of a loading run is there and, in one step, makes it the one that readers see; the run before it
 -- is kept. Sent twice it changes nothing, also when another run was published in between: only mf_rollback brings back.
 create or replace function public.mf_publish(run text) returns jsonb
@@ -327,15 +403,18 @@ $mf$;
 revoke all on public.mf_runs, public.mf_user_embeddings, public.mf_movie_embeddings,
   public."user_embeddings", public."movie_embeddings"
   from public, anon, authenticated;
-revoke all on function public.recommend_movies, public.similar_movies, public.mf_schema, public.mf_register,
-  public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune
+revoke all on function public.mf_drop_rows, public.recommend_movies, public.similar_movies, public.mf_schema,
+  public.mf_register,
+  public.mf_load_users, public.mf_load_movies, public.mf_publish, public.mf_list_runs, public.mf_rollback,
+  public.mf_prune
   from public, anon, authenticated;
 grant select, insert, update, delete on public.mf_runs, public.mf_user_embeddings, public.mf_movie_embeddings
   to service_role;
 grant select on public."user_embeddings", public."movie_embeddings"
   to service_role;
 grant execute on function public.recommend_movies, public.similar_movies, public.mf_schema, public.mf_register,
-  public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune
+  public.mf_load_users, public.mf_load_movies, public.mf_publish, public.mf_list_runs, public.mf_rollback,
+  public.mf_prune
   to service_role;
 
 notify pgrst, 'reload schema';

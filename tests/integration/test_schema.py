@@ -24,12 +24,13 @@ order by 1
 """
 FUNCTIONS = """
 select p.proname, p.proargnames[1:p.pronargs], p.proargtypes::regtype[]::text[], p.prosecdef, p.proconfig, p.oid
-from pg_proc p where p.pronamespace = 'public'::regnamespace order by 1
+from pg_proc p where p.pronamespace = 'public'::regnamespace and p.prorettype <> 'trigger'::regtype order by 1
 """
 ARGUMENTS = {"bigint": 1, "integer": 1, "boolean": False, "text": "no run", "jsonb": {}}
+ARGUMENTS |= {"bigint[]": [], "real[]": [], "text[]": []}
 EXPECTED = {"mf_runs", "mf_user_embeddings", "mf_movie_embeddings", "user_embeddings", "movie_embeddings"}
 EXPECTED |= {"recommend_movies", "similar_movies", "mf_schema", "mf_register", "mf_publish", "mf_list_runs"}
-EXPECTED |= {"mf_rollback", "mf_prune"}
+EXPECTED |= {"mf_rollback", "mf_prune", "mf_load_users", "mf_load_movies"}
 
 
 def rows(stack, sql, *values):
