@@ -1,8 +1,5 @@
 """Every source of ratings ends here: one table, each (user, movie) once, and an account of what was left out."""
 
-import csv
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +7,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mf.errors import DataError
 from mf.files import written_aside
+from mf.ratings.rejects import Rejects
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, Provenance, times, write_ratings
 
-REJECTS_HEADER = ("where", "reason", "row")
-# Rejects beyond this many bytes go to a temporary file, so that a source of bad rows only does not fill the memory.
-REJECTS_IN_MEMORY = 16 << 20
 # Rows a chunk of string ids: a string array holds at most 2 GiB of text.
 CHUNK = 1 << 20
 
@@ -30,14 +24,9 @@ class Collector:
     """
 
     def __init__(self, source: str, max_reject_fraction: float) -> None:
-        self.source, self.max_reject_fraction = source, max_reject_fraction
         self._batches: list[pa.Table] = []
-        self._good = self._bad = 0
-        self._first_bad: list[str] = []
-        self._rejects = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - it outlives this function
-            REJECTS_IN_MEMORY, "w+", newline="", encoding="utf-8", errors="backslashreplace"
-        )
-        self._reject_writer = csv.writer(self._rejects)
+        self._good = 0
+        self._rejects = Rejects(source, max_reject_fraction)
 
     def add(self, batch: pa.Table) -> None:
         """Takes good rows, in source order: user_id and movie_id (int64 or string), rating (float32) and, for all
@@ -52,10 +41,7 @@ class Collector:
 
     def reject(self, where: str, reason: str, row: str) -> None:
         """Takes one bad row: where it stands (``line 8123``), what is wrong with it, and the row as it was."""
-        self._bad += 1
-        if len(self._first_bad) < 3:
-            self._first_bad.append(f"{where}: {reason}")
-        self._reject_writer.writerow((where, reason, row))
+        self._rejects.add(where, reason, row)
 
     def finish(self, output: Path, rejects: Path, columns: dict[str, str]) -> Provenance:
         """Writes the ratings to ``output`` (Parquet, sorted by user and movie, see ``ratings_schema``) and the bad rows
@@ -66,30 +52,19 @@ class Collector:
         Raises:
             DataError: there is no row, no good row, or too many bad ones; nothing is written then.
         """
-        self._check()
+        self._rejects.check(self._good)
         table = self._table()
         provenance = Provenance(
-            source=self.source,
-            rows_read=self._good + self._bad,
-            rows_rejected=self._bad,
+            source=self._rejects.source,
+            rows_read=self._good + self._rejects.count,
+            rows_rejected=self._rejects.count,
             rows_replaced=self._good - len(table),
             rows_kept=len(table),
             columns=columns,
         )
         with written_aside(rejects) as aside:
-            self._write_rejects(aside)
+            self._rejects.write(aside)
             return write_ratings(table, output, provenance)
-
-    def _check(self) -> None:
-        read = self._good + self._bad
-        if not read:
-            raise DataError(f"{self.source}: no ratings found, expected at least one row")
-        if not self._good or self._bad > self.max_reject_fraction * read:
-            raise DataError(
-                f"{self.source}: {self._bad:,} of {read:,} rows are bad ({self._bad / read:.2%}, at most "
-                f"{self.max_reject_fraction:.2%} may be): {'; '.join(self._first_bad)}{' …' if self._bad > 3 else ''}"
-                " - mend them" + (", or allow more with --max_reject_fraction" if self._good else "")
-            )
 
     def _table(self) -> pa.Table:
         user_ids, users = ranked([batch[USER].chunk(0) for batch in self._batches])
@@ -106,13 +81,6 @@ class Collector:
         ids = {USER: _decoded(user_ids, users[order]), MOVIE: _decoded(movie_ids, movies[order])}
         rest = rest.take(order)
         return pa.table(ids | {name: rest[name] for name in (RATING, RATED_AT) if name in rest.column_names})
-
-    def _write_rejects(self, path: Path) -> None:
-        self._rejects.seek(0)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(REJECTS_HEADER)
-            shutil.copyfileobj(self._rejects, file)
-        self._rejects.close()
 
 
 def ranked(columns: list[pa.DictionaryArray]) -> tuple[pa.Array, npt.NDArray[np.int32]]:

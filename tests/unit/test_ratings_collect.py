@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from mf.errors import DataError
-from mf.ratings import collect
+from mf.ratings import collect, rejects
 from mf.ratings.collect import Collector
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER, Provenance, read_ratings
 
@@ -69,7 +69,7 @@ def test_the_newest_rating_of_a_pair_is_kept_and_of_equally_old_ones_the_last(tm
 def test_rejects_are_written_as_csv_and_are_a_header_when_there_are_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collect, "REJECTS_IN_MEMORY", 20)
+    monkeypatch.setattr(rejects, "IN_MEMORY", 20)
     bad = [("line 2", 'rating "a" is not a number', '1,"é",a'), ("line 3", "holds two\nlines", "x\udcff")]
     for rejected in (bad, []):
         collector = Collector("r.csv", 1)
