@@ -1,6 +1,6 @@
 """What the database is to look like, and what an export sends there."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -47,6 +47,10 @@ class SchemaConfig(_Views):
 
     user_id_type: IdType = Field(default="bigint", description="type of user ids in the database")
     movie_id_type: IdType = Field(default="bigint", description="type of movie ids in the database")
+    public_read: Literal["none", "movies"] = Field(
+        default="none",
+        description="what everybody may read: none, or movies (their view and similar_movies; nothing of users)",
+    )
     ratings_table: Annotated[str, AfterValidator(lambda name: name and _identifier(name))] = Field(
         default="", description="table of schema public whose ratings recommend_movies can leave out (exclude_rated)"
     )

@@ -7,6 +7,9 @@ from jinja2 import Environment, StrictUndefined
 
 from mf.supabase.config import SchemaConfig
 
+# pgvector's HNSW. With its defaults (16, 64, 40) a list of ten lacks too many of the right ones (docs/benchmarks.md).
+HNSW = {"m": 16, "ef_construction": 64, "ef_search": 200}
+
 
 def migration(config: SchemaConfig) -> str:
     """The SQL that creates, or brings up to date, tables, views and functions: one transaction, to be run as the owner
@@ -21,7 +24,7 @@ def migration(config: SchemaConfig) -> str:
     template = environment.from_string(files("mf.supabase").joinpath("schema.sql").read_text(encoding="utf-8"))
     # Equal scores come in the order of the ids, text in that of its code points, whatever the database's collation.
     order = 'e.movie_id collate pg_catalog."C"' if config.movie_id_type == "text" else "e.movie_id"
-    return template.render(config.model_dump(), config=config.model_dump_json(), movie_order=order)
+    return template.render(config.model_dump(), config=config.model_dump_json(), movie_order=order, **HNSW)
 
 
 def command(wanted: dict[str, str]) -> str:

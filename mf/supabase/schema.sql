@@ -51,8 +51,8 @@ begin
   for found in
     select p.proname as name, pg_get_function_identity_arguments(p.oid) as arguments
     from pg_proc p
-    where p.pronamespace = 'public'::regnamespace and p.proname in ('recommend_movies', 'similar_movies')
-      and strpos(p.prosrc, 'mf_runs') = 0
+    where p.pronamespace = 'public'::regnamespace and strpos(p.prosrc, 'mf_runs') = 0
+      and p.proname in ('recommend_movies', 'similar_movies', 'recommend_from_ratings'{{ ", 'recommend_for_me'" if user_id_type == "uuid" }})
   loop
     raise exception 'a function of yours bears the name public.% that one of this migration takes; run: '
       'alter function public.%(%) rename to %_old', found.name, found.name, found.arguments, found.name;
@@ -101,8 +101,15 @@ create table if not exists public.mf_runs (
 );
 create unique index if not exists mf_runs_one_published on public.mf_runs ((true)) where status = 'published';
 
+-- What is known of a new user before the first rating, for recommend_from_ratings: E[w w'] of the run's users,
+-- w = [p ; b_u], over the variance of a rating's noise; row after row. A run of an earlier migration has none.
+create table if not exists public.mf_priors (
+  run_id text primary key references public.mf_runs on delete cascade,
+  covariance double precision[] not null
+);
+
 -- The vectors have no fixed dimension, so that the next run may have more factors. An index on them is a partial
--- expression index of one run, on (augmented::extensions.vector(n)).
+-- expression index of one run: see mf_index.
 create table if not exists public.mf_user_embeddings (
   run_id text not null,
   user_id {{ user_id_type }} not null,
@@ -143,6 +150,7 @@ create or replace trigger mf_drop_rows_truncated after truncate on public.mf_run
   for each statement execute function public.mf_drop_rows();
 
 alter table public.mf_runs enable row level security;
+alter table public.mf_priors enable row level security;
 alter table public.mf_user_embeddings enable row level security;
 alter table public.mf_movie_embeddings enable row level security;
 
@@ -161,18 +169,31 @@ begin
   for stale in
     select p.oid from pg_proc p
     where p.pronamespace = 'public'::regnamespace
-      and p.proname in ('recommend_movies', 'similar_movies', 'mf_schema', 'mf_register', 'mf_load_users',
-                        'mf_load_movies', 'mf_publish', 'mf_list_runs', 'mf_rollback', 'mf_prune')
+      and p.proname in ('recommend_movies', 'similar_movies', 'recommend_for_me', 'recommend_from_ratings', 'mf_nearest',
+                        'mf_schema', 'mf_register', 'mf_load_users', 'mf_load_movies', 'mf_index', 'mf_drop_indexes',
+                        'mf_publish', 'mf_list_runs', 'mf_rollback', 'mf_prune')
+      -- where user ids are no UUIDs it may be another's
+      and (p.proname <> 'recommend_for_me' or strpos(p.prosrc, 'mf_runs') > 0)
       and (p.proname, pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid)) not in (values
         ('recommend_movies', 'for_user {{ user_id_type }}, k integer, exclude_rated boolean',
          'TABLE(movie_id {{ movie_id_type }}, predicted_rating double precision)'),
         ('similar_movies', 'for_movie {{ movie_id_type }}, k integer',
          'TABLE(movie_id {{ movie_id_type }}, similarity double precision)'),
+{% if user_id_type == "uuid" %}
+        ('recommend_for_me', 'k integer, exclude_rated boolean',
+         'TABLE(movie_id {{ movie_id_type }}, predicted_rating double precision)'),
+{% endif %}
+        ('recommend_from_ratings', 'ratings jsonb, k integer',
+         'TABLE(movie_id {{ movie_id_type }}, predicted_rating double precision)'),
+        ('mf_nearest', 'of_run text, vectors text, target extensions.vector, k integer, without {{ movie_id_type }}[]',
+         'TABLE(movie_id {{ movie_id_type }}, distance double precision)'),
         ('mf_schema', '', 'jsonb'),
         ('mf_register', 'run jsonb', 'jsonb'),
         ('mf_load_users', 'run text, content text, ids {{ user_id_type }}[], biases real[], embeddings text[]', 'void'),
         ('mf_load_movies', 'run text, content text, ids {{ movie_id_type }}[], biases real[], embeddings text[]',
          'void'),
+        ('mf_index', 'run text', 'jsonb'),
+        ('mf_drop_indexes', 'run text', 'void'),
         ('mf_publish', 'run text', 'jsonb'),
         ('mf_list_runs', '', 'SETOF public.mf_runs'),
         ('mf_rollback', 'run text', 'jsonb'),
@@ -183,7 +204,60 @@ begin
 end
 $mf$;
 
--- The k movies with the highest mu + b_u + b_m + p.q, exactly; an unknown user is one with bias 0 and a zero vector.
+-- The movies of a run whose vectors are nearest to `target`, nearest first, equally near ones in the order of their ids:
+-- `augmented` by inner product (the distance is its negative), `embedding` by cosine (1 - it; 1 for a zero vector).
+-- Every vector is looked at, unless the run has an index (mf_index) and less than 500 are asked for and left out. Then
+-- the index is asked for twice as many, and what it finds is put in order again; where it finds too few, which a list
+-- without those to leave out could be, all are looked at after all.
+create or replace function public.mf_nearest(
+  of_run text, vectors text, target extensions.vector, k integer, without {{ movie_id_type }}[]
+) returns table (movie_id {{ movie_id_type }}, distance double precision)
+-- enable_sort: what is set here a function has back as it was when it ends
+language plpgsql stable security invoker set search_path = '' set jit = off set enable_sort = on as $mf$
+declare
+  cosine constant boolean := mf_nearest.vectors = 'embedding';
+  wanted constant integer := 2 * (mf_nearest.k + cardinality(mf_nearest.without));
+  indexed boolean := wanted between 1 and 1000
+    and to_regclass('public.mf_hnsw_' || mf_nearest.vectors || '_' || md5(mf_nearest.of_run)) is not null;
+  -- Only the cast makes it the index's own expression, which the planner knows again when the run is a literal.
+  by_index constant text := format('e.%I::extensions.vector(%s) operator(extensions.%s) $1', mf_nearest.vectors,
+    extensions.vector_dims(mf_nearest.target), case when cosine then '<=>' else '<#>' end);
+  -- pgvector's distance to a zero vector is NaN
+  by_all constant text := case when cosine then 'coalesce(nullif(e.embedding operator(extensions.<=>) $1, ''NaN''), 1)'
+    else 'e.augmented operator(extensions.<#>) $1' end;
+  ids {{ movie_id_type }}[];
+  distances double precision[];
+begin
+  loop
+    if indexed then
+      -- until the end of the transaction, which is the call's for the API
+      perform set_config('hnsw.ef_search', greatest(wanted, {{ ef_search }})::text, true);
+    end if;
+    -- An index is the one way to have them in order without sorting: the statistics of a new run may mislead.
+    perform set_config('enable_sort', case when indexed then 'off' else 'on' end, true);
+    execute format($q$
+      select array_agg(near.movie_id order by near.distance, {{ movie_order | replace("e.", "near.") }}),
+        array_agg(near.distance order by near.distance, {{ movie_order | replace("e.", "near.") }})
+      from (
+        select e.movie_id, %1$s as distance from public.mf_movie_embeddings e
+        where e.run_id = %2$L and e.movie_id not in (select unnest($2))
+        -- some more, since an index orders by distances that are rounded otherwise
+        order by %1$s, {{ movie_order }} limit $3 + 10
+      ) near $q$, case when indexed then by_index else by_all end, mf_nearest.of_run)
+    into ids, distances using mf_nearest.target, mf_nearest.without, mf_nearest.k;
+    exit when not indexed;
+    -- An index of cosines does not hold the zero vectors.
+    exit when cardinality(ids) >= mf_nearest.k and (not cosine or distances[mf_nearest.k] < 1);
+    indexed := false;
+  end loop;
+  return query select found.id, found.far
+    from unnest(ids[:mf_nearest.k], distances[:mf_nearest.k]) with ordinality found (id, far, place) order by found.place;
+end
+$mf$;
+
+-- The k movies with the highest mu + b_u + b_m + p.q; an unknown user is one with bias 0 and a zero vector.
+-- This function and those below are stable, also where they have several statements: all of them see what the calling
+-- statement sees, which is one published run, whole.
 create or replace function public.recommend_movies(
   for_user {{ user_id_type }}, k integer default 10, exclude_rated boolean default false
 ) returns table (movie_id {{ movie_id_type }}, predicted_rating double precision)
@@ -202,31 +276,27 @@ begin
   end if;
 {% endif %}
   return query
-    -- materialized, or the vector would be put together anew for every movie
-    with taste as materialized (
-      select r.run_id, r.rating_min, r.rating_max, r.mu + coalesce(u.bias, 0) as base,
-        coalesce(u.embedding, array_fill(0::real, array[r.factors])::extensions.vector)
-          operator(extensions.||) array[1::real]::extensions.vector as vector
-      from public.mf_runs r
-      left join public.mf_user_embeddings u on u.run_id = r.run_id and u.user_id = recommend_movies.for_user
-      where r.status = 'published'
-    )
-    select best.movie_id, greatest(least(taste.base - best.distance, taste.rating_max), taste.rating_min)
-    from taste cross join lateral (
-      -- <#> is the negative inner product
-      select e.movie_id, e.augmented operator(extensions.<#>) taste.vector as distance
-      from public.mf_movie_embeddings e
-      where e.run_id = taste.run_id
+    select near.movie_id,
+      greatest(least(r.mu + coalesce(u.bias, 0) - near.distance, r.rating_max), r.rating_min)
+    from public.mf_runs r
+    left join public.mf_user_embeddings u on u.run_id = r.run_id and u.user_id = recommend_movies.for_user
+    cross join lateral public.mf_nearest(
+      r.run_id, 'augmented',
+      coalesce(u.embedding, array_fill(0::real, array[r.factors])::extensions.vector)
+        operator(extensions.||) array[1::real]::extensions.vector,
+      least(recommend_movies.k, 1000),
 {% if ratings_table %}
-        and e.movie_id not in (
-          select rated.{{ movie_column | identifier }} from public.{{ ratings_table | identifier }} rated
-          where recommend_movies.exclude_rated and rated.{{ user_column | identifier }} = recommend_movies.for_user
-            and rated.{{ movie_column | identifier }} is not null)
+      array(
+        select e.movie_id from public.{{ ratings_table | identifier }} rated
+        join public.mf_movie_embeddings e
+          on e.run_id = r.run_id and e.movie_id = rated.{{ movie_column | identifier }}
+        where recommend_movies.exclude_rated and rated.{{ user_column | identifier }} = recommend_movies.for_user)
+{% else %}
+      array[]::{{ movie_id_type }}[]
 {% endif %}
-      order by e.augmented operator(extensions.<#>) taste.vector, {{ movie_order }}
-      limit least(recommend_movies.k, 1000)
-    ) best
-    order by best.distance, {{ movie_order | replace("e.", "best.") }};
+    ) near
+    where r.status = 'published'
+    order by near.distance, {{ movie_order | replace("e.", "near.") }};
 end
 $mf$;
 
@@ -242,24 +312,131 @@ begin
     raise exception 'k is %, expected a number of movies from 0 to 1000', coalesce(similar_movies.k::text, 'null');
   end if;
   return query
-    select best.movie_id, 1 - best.distance
+    select near.movie_id, 1 - near.distance
     from public.mf_runs r
     join public.mf_movie_embeddings chosen on chosen.run_id = r.run_id and chosen.movie_id = similar_movies.for_movie
-    cross join lateral (
-      select e.movie_id, near.distance
-      from public.mf_movie_embeddings e
-      -- pgvector's distance to a zero vector is NaN
-      cross join lateral (
-        select coalesce(nullif(e.embedding operator(extensions.<=>) chosen.embedding, 'NaN'), 1) as distance
-      ) near
-      where e.run_id = chosen.run_id and e.movie_id <> chosen.movie_id
-      order by near.distance, {{ movie_order }}
-      limit least(similar_movies.k, 1000)
-    ) best
+    cross join lateral public.mf_nearest(
+      r.run_id, 'embedding', chosen.embedding, least(similar_movies.k, 1000), array[chosen.movie_id]) near
     where r.status = 'published'
-    order by best.distance, {{ movie_order | replace("e.", "best.") }};
+    order by near.distance, {{ movie_order | replace("e.", "near.") }};
 end
 $mf$;
+
+-- The k best movies for somebody who gave `ratings`, [{"movie_id": …, "rating": …}, …], without those. Of a movie that
+-- stands there twice the last counts; one that the run does not know tells nothing and is passed over.
+-- The new user's w = [p ; b_u] is the most probable one when w has the run's prior (mf_priors) and a rating is
+-- mu + b_m + w.[q ; 1] + noise: it minimises sum (r - mu - b_m - w.[q ; 1])^2 + w' covariance^-1 w, as mf.fold_in does.
+-- The ratings are taken in one after another (a Kalman filter whose state does not move), which needs no inverse.
+-- It runs as its owner: signed-in users call it, and are not to read movies, runs and priors for it. It gives them no
+-- row of a user, and of the movies what any list of recommendations says.
+create or replace function public.recommend_from_ratings(ratings jsonb, k integer default 10)
+returns table (movie_id {{ movie_id_type }}, predicted_rating double precision)
+language plpgsql stable security definer set search_path = '' as $mf$
+declare
+  run public.mf_runs;
+  entry record;
+  ids {{ movie_id_type }}[] := '{}';
+  scores double precision[] := '{}';
+  n integer;
+  covariance double precision[];
+  w double precision[];
+  x double precision[];
+  gain double precision[];
+  error double precision;
+  scale double precision;
+  total double precision;
+begin
+  if recommend_from_ratings.k is null or recommend_from_ratings.k < 0 then
+    raise exception 'k is %, expected a number of movies from 0 to 1000',
+      coalesce(recommend_from_ratings.k::text, 'null');
+  end if;
+  if jsonb_typeof(recommend_from_ratings.ratings) is distinct from 'array' then
+    raise exception 'ratings is %, expected a JSON array [{"movie_id": …, "rating": …}, …]',
+      coalesce(jsonb_typeof(recommend_from_ratings.ratings), 'null');
+  end if;
+  if jsonb_array_length(recommend_from_ratings.ratings) > 1000 then
+    raise exception 'ratings has % entries, expected 1000 at most', jsonb_array_length(recommend_from_ratings.ratings);
+  end if;
+  for entry in
+    select e.value, e.place from jsonb_array_elements(recommend_from_ratings.ratings) with ordinality e (value, place)
+  loop
+    begin
+      if (entry.value ->> 'movie_id') is null or jsonb_typeof(entry.value -> 'rating') is distinct from 'number' then
+        raise invalid_text_representation;
+      end if;
+      ids := ids || (entry.value ->> 'movie_id')::{{ movie_id_type }};
+      scores := scores || (entry.value ->> 'rating')::double precision;
+    exception when invalid_text_representation or numeric_value_out_of_range then
+      raise exception 'entry % of ratings is %, expected {"movie_id": {{ movie_id_type }}, "rating": number}',
+        entry.place, left(entry.value::text, 200) using errcode = 'invalid_parameter_value';
+    end;
+  end loop;
+
+  select r.* into run from public.mf_runs r where r.status = 'published';
+  if not found then
+    return;
+  end if;
+  select p.covariance into covariance from public.mf_priors p where p.run_id = run.run_id;
+  if not found then
+    raise exception 'the run % was exported without what recommend_from_ratings needs: export it again', run.run_id;
+  end if;
+  n := run.factors + 1;
+  w := array_fill(0::double precision, array[n]);
+  gain := w;
+  for x, error in
+    select array_append(e.embedding::real[], 1)::double precision[], given.rating - run.mu - e.bias
+    from (
+      select distinct on (pair.id) pair.id, pair.rating
+      from unnest(ids, scores) with ordinality pair (id, rating, place) order by pair.id, pair.place desc
+    ) given
+    join public.mf_movie_embeddings e on e.run_id = run.run_id and e.movie_id = given.id
+  loop
+    scale := 1;
+    for i in 1..n loop
+      total := 0;
+      for j in 1..n loop
+        total := total + covariance[(i - 1) * n + j] * x[j];
+      end loop;
+      gain[i] := total;
+      scale := scale + total * x[i];
+      error := error - w[i] * x[i];
+    end loop;
+    for i in 1..n loop
+      w[i] := w[i] + gain[i] * error / scale;
+      total := gain[i] / scale;
+      for j in 1..n loop
+        covariance[(i - 1) * n + j] := covariance[(i - 1) * n + j] - total * gain[j];
+      end loop;
+    end loop;
+  end loop;
+
+  return query
+    select near.movie_id, greatest(least(run.mu + w[n] - near.distance, run.rating_max), run.rating_min)
+    from public.mf_nearest(run.run_id, 'augmented',
+      (w[:run.factors] || 1::double precision)::real[]::extensions.vector,
+      least(recommend_from_ratings.k, 1000), ids) near
+    order by near.distance, {{ movie_order | replace("e.", "near.") }};
+end
+$mf$;
+{% if user_id_type == "uuid" %}
+
+-- recommend_movies for the user who is signed in. It runs as its owner, and takes the user from the token alone: so a
+-- signed-in user reaches this answer and not one row of the tables, which policies on them would open to all.
+create or replace function public.recommend_for_me(k integer default 10, exclude_rated boolean default false)
+returns table (movie_id {{ movie_id_type }}, predicted_rating double precision)
+language plpgsql stable security definer set search_path = '' as $mf$
+begin
+  if auth.uid() is null then
+    raise exception 'nobody is signed in: send the access token of a user' using errcode = 'insufficient_privilege';
+  end if;
+  -- one statement, one published run of mf_runs
+  return query select best.movie_id, best.predicted_rating
+    from public.recommend_movies(auth.uid(), recommend_for_me.k, recommend_for_me.exclude_rated)
+      with ordinality best (movie_id, predicted_rating, place)
+    order by best.place;
+end
+$mf$;
+{% endif %}
 
 -- What this migration was made for, so that an export can tell whether it fits.
 create or replace function public.mf_schema() returns jsonb
@@ -273,6 +450,7 @@ language plpgsql security invoker set search_path = '' set statement_timeout = '
 declare
   asked public.mf_runs;
   known public.mf_runs;
+  prior double precision[];
 begin
   perform pg_advisory_xact_lock(hashtext('mf_runs'));
   asked := jsonb_populate_record(null::public.mf_runs, mf_register.run);
@@ -289,6 +467,14 @@ begin
   values (asked.run_id, asked.content_hash, asked.factors, asked.mu, asked.rating_min, asked.rating_max, asked.n_users,
     asked.n_movies)
   on conflict (run_id) do update set created_at = now() where r.status = 'loading';
+  if jsonb_typeof(mf_register.run -> 'prior') = 'array' then
+    prior := array(select v.value::double precision from jsonb_array_elements_text(mf_register.run -> 'prior') v);
+    if cardinality(prior) <> (asked.factors + 1) ^ 2 then
+      raise exception 'prior has % values, expected (factors + 1)^2 = %', cardinality(prior), (asked.factors + 1) ^ 2;
+    end if;
+    insert into public.mf_priors as p (run_id, covariance) values (asked.run_id, prior)
+    on conflict (run_id) do update set covariance = excluded.covariance;
+  end if;
   return (
     select jsonb_build_object('run_id', r.run_id, 'status', r.status,
       'published', (select p.run_id from public.mf_runs p where p.status = 'published'))
@@ -318,12 +504,79 @@ begin
     select mf_load_{{ side }}s.run, given.id, given.bias, given.embedding::extensions.vector
     from unnest(mf_load_{{ side }}s.ids, mf_load_{{ side }}s.biases, mf_load_{{ side }}s.embeddings)
       given (id, bias, embedding)
-    on conflict (run_id, {{ side }}_id) do update set bias = excluded.bias, embedding = excluded.embedding;
+    -- A row that is there is the same: those of another content went when this one took the name.
+    on conflict (run_id, {{ side }}_id) do nothing;
   end if;
 end
 $mf$;
 
 {% endfor %}
+-- Gives a run that is loaded its two indexes: recommendations and similar movies then come from them. Sent twice, or
+-- after a build that was killed, of which nothing is left, it does no harm. Readers of the table are not kept waiting by
+-- a build, writers are.
+-- It runs as its owner, since only the table's owner may index it, which the service role is not. No name in it comes
+-- from outside: the run is a hash in the indexes' names, a literal in their predicates, and a row of mf_runs.
+create or replace function public.mf_index(run text) returns jsonb
+language plpgsql security definer
+set search_path = '' set statement_timeout = '15min' set maintenance_work_mem = '256MB' as $mf$
+declare
+  asked public.mf_runs;
+  movies bigint;
+  began constant timestamptz := clock_timestamp();
+  changed boolean := false;
+  side record;
+begin
+  perform pg_advisory_xact_lock(hashtext('mf_index'));
+  select r.* into asked from public.mf_runs r where r.run_id = mf_index.run for key share;
+  if not found then
+    raise exception 'there is no run %: mf_list_runs() shows those that are there', coalesce(mf_index.run, 'null');
+  end if;
+  select count(*) into movies from public.mf_movie_embeddings e where e.run_id = asked.run_id;
+  if movies <> asked.n_movies then
+    raise exception 'the run % is incomplete: % of % movies are there; load it, then index it',
+      asked.run_id, movies, asked.n_movies;
+  end if;
+  if asked.factors >= 2000 then
+    raise exception 'the run % has % factors, and an index takes 1999 at most: do without one', asked.run_id, asked.factors;
+  end if;
+  for side in
+    select v.name, v.dimensions, v.class, 'mf_hnsw_' || v.name || '_' || md5(asked.run_id) as index
+    from (values ('augmented', asked.factors + 1, 'vector_ip_ops'), ('embedding', asked.factors, 'vector_cosine_ops'))
+      v (name, dimensions, class)
+  loop
+    if to_regclass('public.' || side.index) is null then
+      execute format('create index %I on public.mf_movie_embeddings using hnsw ((%I::extensions.vector(%s)) '
+        'extensions.%I) with (m = {{ m }}, ef_construction = {{ ef_construction }}) where run_id = %L',
+        side.index, side.name, side.dimensions, side.class, asked.run_id);
+      changed := true;
+    end if;
+  end loop;
+  return jsonb_build_object('run_id', asked.run_id, 'changed', changed,
+    'seconds', round(extract(epoch from clock_timestamp() - began)::numeric, 1));
+end
+$mf$;
+
+-- Drops the indexes of one run, and those whose run is gone. To drop one keeps readers out for an instant; where that
+-- would make them wait it is left for the next time: an index of a run that is gone holds nothing and is asked nothing.
+-- It runs as its owner, as mf_index does.
+create or replace function public.mf_drop_indexes(run text default null) returns void
+language plpgsql security definer set search_path = '' set lock_timeout = '200ms' as $mf$
+declare
+  name text;
+begin
+  for name in
+    select i.relname from pg_index x join pg_class i on i.oid = x.indexrelid
+    where x.indrelid = 'public.mf_movie_embeddings'::regclass and starts_with(i.relname, 'mf_hnsw_')
+      and (right(i.relname, 32) = md5(mf_drop_indexes.run)
+        or not exists (select from public.mf_runs r where md5(r.run_id) = right(i.relname, 32)))
+  loop
+    execute format('drop index public.%I', name);
+  end loop;
+exception when lock_not_available then
+  null;
+end
+$mf$;
+
 -- Checks that every row of a loading run is there and, in one step, makes it the one that readers see; the run before it
 -- is kept. Sent twice it changes nothing, also when another run was published in between: only mf_rollback brings back.
 create or replace function public.mf_publish(run text) returns jsonb
@@ -405,30 +658,51 @@ begin
     delete from public.mf_runs r using old where r.run_id = old.run_id returning r.run_id
   )
   select coalesce(jsonb_agg(gone.run_id), '[]') into removed from gone;
+  perform public.mf_drop_indexes();
   return jsonb_build_object('removed', removed);
 end
 $mf$;
 
 -- Supabase projects of before November 2026 open everything new to everyone, later ones to nobody: both are undone.
-revoke all on public.mf_runs, public.mf_user_embeddings, public.mf_movie_embeddings,
+revoke all on public.mf_runs, public.mf_priors, public.mf_user_embeddings, public.mf_movie_embeddings,
   public.{{ user_export_table | identifier }}, public.{{ movie_export_table | identifier }}
   from public, anon, authenticated;
-revoke all on function public.mf_drop_rows, public.recommend_movies, public.similar_movies, public.mf_schema,
-  public.mf_register,
-  public.mf_load_users, public.mf_load_movies, public.mf_publish, public.mf_list_runs, public.mf_rollback,
-  public.mf_prune
+revoke all on function public.recommend_movies, public.similar_movies, public.recommend_from_ratings, public.mf_nearest,
+  public.mf_schema, public.mf_register, public.mf_load_users, public.mf_load_movies, public.mf_index,
+  public.mf_drop_indexes, public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune,
+  public.mf_drop_rows
   from public, anon, authenticated;
-grant select, insert, update, delete on public.mf_runs, public.mf_user_embeddings, public.mf_movie_embeddings
-  to service_role;
+grant select, insert, update, delete
+  on public.mf_runs, public.mf_priors, public.mf_user_embeddings, public.mf_movie_embeddings to service_role;
 grant select on public.{{ user_export_table | identifier }}, public.{{ movie_export_table | identifier }}
   to service_role;
-grant execute on function public.recommend_movies, public.similar_movies, public.mf_schema, public.mf_register,
-  public.mf_load_users, public.mf_load_movies, public.mf_publish, public.mf_list_runs, public.mf_rollback,
-  public.mf_prune
+grant execute on function public.recommend_movies, public.similar_movies, public.recommend_from_ratings,
+  public.mf_nearest, public.mf_schema, public.mf_register, public.mf_load_users, public.mf_load_movies, public.mf_index,
+  public.mf_drop_indexes, public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune
   to service_role;
+grant execute on function public.recommend_from_ratings to authenticated;
+{% if user_id_type == "uuid" %}
+revoke all on function public.recommend_for_me from public, anon, authenticated, service_role;
+grant execute on function public.recommend_for_me to authenticated;
+{% endif %}
 {% if ratings_table %}
 grant select ({{ user_column | identifier }}, {{ movie_column | identifier }})
   on public.{{ ratings_table | identifier }} to service_role;
+{% endif %}
+
+-- What everybody may read: nothing, unless the migration was asked for it.
+drop policy if exists mf_public_read on public.mf_runs;
+drop policy if exists mf_public_read on public.mf_movie_embeddings;
+{% if public_read == "movies" %}
+-- The view and similar_movies run as who calls them; what these see of the tables is the published run's movies, and of
+-- the run its name.
+create policy mf_public_read on public.mf_runs for select to anon, authenticated using (status = 'published');
+create policy mf_public_read on public.mf_movie_embeddings for select to anon, authenticated
+  using (run_id = (select r.run_id from public.mf_runs r where r.status = 'published'));
+grant select (run_id, status) on public.mf_runs to anon, authenticated;
+grant select (run_id, movie_id, bias, embedding) on public.mf_movie_embeddings to anon, authenticated;
+grant select on public.{{ movie_export_table | identifier }} to anon, authenticated;
+grant execute on function public.similar_movies, public.mf_nearest to anon, authenticated;
 {% endif %}
 
 notify pgrst, 'reload schema';
