@@ -9,6 +9,7 @@ import pyarrow as pa
 from supabase import Client
 
 from mf.errors import SupabaseError
+from mf.fold_in import prior
 from mf.progress import Progress
 from mf.ratings.schema import MOVIE, USER, id_type
 from mf.supabase.client import call
@@ -108,7 +109,9 @@ def check_migration(
 
 def _run(model: PublishedModel) -> dict[str, Any]:
     counts = {"n_users": len(model.users), "n_movies": len(model.movies)}
-    return asdict(model.header) | counts | {"content_hash": model.content_hash}
+    # What recommend_from_ratings knows of new users.
+    known = prior(model.users.vectors, model.users.bias, model.noise_variance).ravel().tolist()
+    return asdict(model.header) | counts | {"content_hash": model.content_hash, "prior": known}
 
 
 def _load(client: Client, table: str, key: str, run_id: str, side: Embeddings, rows_per_request: int) -> None:
