@@ -91,30 +91,6 @@ class MatrixFactorization(nn.Module):
             out[start : start + PREDICT_CHUNK] = score
         return out.clamp(self.rating_min, self.rating_max)
 
-    @torch.no_grad()
-    def centre(self, user_counts: Tensor, movie_counts: Tensor) -> None:
-        """Moves what all ratings share into mu, and what all ratings of a row share into its bias, changing no
-        prediction for a pair of known rows.
-
-        With p̄, q̄ the mean vectors over ratings, p·q = (p-p̄)·(q-q̄) + p·q̄ + p̄·q - p̄·q̄. What a user has in common with
-        the average movie, p·q̄, becomes part of the user's bias, so that for an unseen movie mu + b_u is the answer of a
-        model of biases alone, and likewise for an unseen user.
-
-        Args:
-            user_counts, movie_counts: int64[n_users], int64[n_movies], training ratings of each row.
-        """
-        w_user, w_movie = (counts.double() / counts.sum() for counts in (user_counts, movie_counts))
-        p, q = self.user_factors.weight.double(), self.movie_factors.weight.double()
-        p_mean, q_mean = w_user @ p, w_movie @ q
-        b_u = self.user_bias.weight.double().squeeze(-1) + p @ q_mean
-        b_m = self.movie_bias.weight.double().squeeze(-1) + q @ p_mean
-        shift_u, shift_m = w_user @ b_u, w_movie @ b_m
-        self.user_factors.weight.copy_(p - p_mean)
-        self.movie_factors.weight.copy_(q - q_mean)
-        self.user_bias.weight.copy_((b_u - shift_u).unsqueeze(-1))
-        self.movie_bias.weight.copy_((b_m - shift_m).unsqueeze(-1))
-        self.mu.add_((shift_u + shift_m - p_mean @ q_mean).float())
-
 
 @dataclass
 class TrainedModel:

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
+from mf.biases import BiasModel, Floats, Ints
 from mf.errors import DataError
-from mf.evaluation.baselines import BiasModel, Floats, Ints
 from mf.ratings.schema import MOVIE, RATING, USER
 from mf.ratings.vocabulary import Vocabulary
 

@@ -85,9 +85,10 @@ def fit(
             on from it and ends, on a CPU, with the same bits as one that was never interrupted.
 
     Returns:
-        The model, on ``device``, centred: mu is the mean of all, and the biases and vectors are zero on average over
-        the training ratings. For ``adam`` and ``sgd`` it is that of the best epoch by validation RMSE (of the last one
-        without validation ratings), for ``vb`` and ``gibbs`` that of the last sweep.
+        The model, on ``device``: mu and the biases are the damped bias model's, which so answers where a row is unseen,
+        and all else that was fitted is in the vectors (``mf.solvers.unseen``). For ``adam`` and ``sgd`` it is the model
+        of the best epoch by validation RMSE (of the last one without validation ratings), for ``vb`` and ``gibbs`` that
+        of the last sweep.
 
     Raises:
         TrainingError: a value is not finite; it says at which epoch and what to lower.

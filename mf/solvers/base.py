@@ -98,7 +98,7 @@ class Fitting(Protocol):
         would."""
 
     def model(self) -> MatrixFactorization:
-        """The finished model of the last pass, centred."""
+        """The finished model of the last pass, as ``mf.solvers.unseen`` makes them; later passes do not change it."""
 
     def state(self) -> dict[str, Any]:
         """All that the passes to come depend on; may share memory with what they change."""
@@ -116,17 +116,3 @@ def rmse(model: MatrixFactorization, ratings: Interactions) -> float:
     """RMSE of the clipped predictions of a finished model."""
     error = model.predict(ratings.users, ratings.movies) - ratings.ratings
     return float(error.double().square().mean().sqrt())
-
-
-def empty_model(train: Interactions, validation: Interactions, factors: int) -> MatrixFactorization:
-    """A model of zeros for the rows of ``train``, on its device: mu is their mean rating, the range that of both
-    parts."""
-    ends = [r for part in (train, validation) if len(part) for r in part.ratings.aminmax()]
-    return MatrixFactorization(
-        train.n_users,
-        train.n_movies,
-        factors,
-        rating_min=min(ends).item(),
-        rating_max=max(ends).item(),
-        mu=train.ratings.double().mean().item(),
-    ).to(train.ratings.device)

@@ -42,17 +42,20 @@ def randomised_svd(
 
 def collapse(
     samples: Sequence[tuple[Tensor, Tensor]],
+    rest: tuple[Tensor, Tensor],
     weights: tuple[Tensor, Tensor],
     factors: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """The vectors whose products come nearest to the samples' mean product, A = Σ_s P_s Q_sᵀ / S.
+    """The vectors whose products come nearest to the samples' mean product and a product more,
+    A = Σ_s P_s Q_sᵀ / S + L Rᵀ.
 
     The best approximation of a given rank is the truncated SVD (Eckart & Young 1936). A is never formed: its product
     with a block of vectors costs 2 (n_users + n_movies) k flops a sample and vector.
 
     Args:
-        samples: of p float32[n_users, k] and q float32[n_movies, k].
+        samples: of P float32[n_users, k] and Q float32[n_movies, k].
+        rest: L float32[n_users, r] and R float32[n_movies, r].
         weights: float32[n_users] and float32[n_movies], above 0: an error for user u and movie m counts
             weights[u] · weights[m] in the sum of squares.
         factors: length of the vectors returned; padded with zeros when A has a smaller rank.
@@ -67,7 +70,7 @@ def collapse(
         """A x for ``left`` 0, Aᵀ x for 1, of the weighted A."""
         right = 1 - left
         x = roots[right] * x
-        total = x.new_zeros(shape[left], x.shape[1])
+        total = rest[left] @ (rest[right].mT @ x)
         for sample in samples:
             total.addmm_(sample[left], sample[right].mT @ x, alpha=1 / len(samples))
         return roots[left] * total

@@ -18,9 +18,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mf.model import MatrixFactorization
-from mf.solvers.base import Interactions, empty_model, generator, rmse
+from mf.solvers.base import Interactions, generator, rmse
 from mf.solvers.collapse import collapse
 from mf.solvers.gaussian import GaussianConfig, Moments, Prior, Rule, Side, both_sides, inner_rank, update
+from mf.solvers.unseen import BiasFallback
 from mf.solvers.who_rated import Basis, who_rated
 from mf.solvers.workers import Workers
 
@@ -130,8 +131,8 @@ class Posterior:
     Attributes:
         drawn: how many samples.
         products: (p float32[n_users, k], q float32[n_movies, k]) of the samples that were kept.
-        totals: sums over all samples of mu float64[], b_u float64[n_users], b_m float64[n_movies], and of the
-            predictions for the probes, float64[N].
+        totals: sums over all samples of b_u float64[n_users], b_m float64[n_movies], and of the predictions for the
+            probes, float64[N].
     """
 
     def __init__(self) -> None:
@@ -139,17 +140,18 @@ class Posterior:
         self.products: list[tuple[Tensor, Tensor]] = []
         self.totals: list[Tensor] = []
 
-    def add(self, sample: MatrixFactorization, predictions: Tensor, keep: bool) -> None:
-        """Counts a centred model and its predictions for the probes; with ``keep`` its products too."""
-        parts = [sample.mu, sample.user_bias.weight.squeeze(1), sample.movie_bias.weight.squeeze(1), predictions]
+    def add(self, sample: Sequence[Tensor], predictions: Tensor, keep: bool) -> None:
+        """Counts p, q, b_u and b_m of a sample and its predictions for the probes; with ``keep`` its products too."""
+        p, q, *biases = sample
+        parts = [*biases, predictions]
         totals = self.totals or [part.new_zeros((), dtype=torch.float64) for part in parts]
         self.totals = [total + part for total, part in zip(totals, parts, strict=True)]
         self.drawn += 1
         if keep:
-            self.products.append((sample.user_factors.weight.detach(), sample.movie_factors.weight.detach()))
+            self.products.append((p, q))
 
     def means(self) -> list[Tensor]:
-        """mu, b_u, b_m and the predictions, float64."""
+        """b_u, b_m and the predictions, float64."""
         return [total / self.drawn for total in self.totals]
 
 
@@ -183,15 +185,14 @@ class Gibbs:
         self.advice = f"lower --rank (it is {rank})"
         self.note = ""
         self.device = train.ratings.device
-        self.mean = train.ratings.mean(dtype=torch.float64)
-        self.counts = train.counts()
+        self.fallback = BiasFallback(train, validation)
         rng = generator(config.seed, 0, self.device)
         rows = (train.n_users, train.n_movies)
         self.users, self.movies = (Moments(_start_of_side(n, rank, rng)) for n in rows)
         # After the start, so that the chain is the same with validation ratings and without.
         self.probes = validation if len(validation) else _some(train, PROBES, rng)
         self.user_prior, self.movie_prior = (SampledPrior(basis, rank + 1) for basis in bases)
-        self.noise = UserNoise(self.counts[0])
+        self.noise = UserNoise(train.counts()[0])
         self.posterior = Posterior()
         self.keep_every = math.ceil((config.epochs - config.burn_in) * 4 * rank * sum(rows) / SAMPLES_BYTES)
         self.finished: MatrixFactorization | None = None
@@ -214,8 +215,8 @@ class Gibbs:
 
         self.finished = None
         if number > self.config.burn_in:
-            sample = self._sample(self.rank)
-            predictions = sample.predict(self.probes.users, self.probes.movies)
+            sample = self._sample()
+            predictions = self.fallback.exact(*sample).predict(self.probes.users, self.probes.movies)
             self.posterior.add(sample, predictions, keep=(self.epochs - number) % self.keep_every == 0)
         self.note = self._cost_of_collapse() if number == self.epochs else ""
         return train_rmse
@@ -223,14 +224,14 @@ class Gibbs:
     def validation_rmse(self) -> float:
         """Of the mean over the samples so far, of the sample where none counts yet, and in the end of the model."""
         if not self.posterior.drawn:
-            return rmse(self._sample(self.rank), self.validation)
+            return rmse(self.fallback.exact(*self._sample()), self.validation)
         if self.posterior.drawn < self.epochs - self.config.burn_in:
             return self._mean_rmse()
         return rmse(self.model(), self.validation)
 
     def model(self) -> MatrixFactorization:
         if self.finished is None:
-            self.finished = self._collapsed() if self.posterior.drawn else self._sample(self.config.factors)
+            self.finished = self._collapsed() if self.posterior.drawn else self._cut_sample()
         return self.finished
 
     def state(self) -> dict[str, Any]:
@@ -258,33 +259,24 @@ class Gibbs:
         self.note = state["note"]
         self.finished = None
 
-    def _sample(self, factors: int) -> MatrixFactorization:
-        """The current sample."""
+    def _sample(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """p, q, b_u and b_m of the current sample, in rating units."""
         (p, b_u), (q, b_m) = (torch.split(z, [self.rank, 1], 1) for z in (self.users.mean, self.movies.mean))
-        return self._assembled(self.mean, p * self.scale, q, b_u * self.scale, b_m * self.scale, factors)
+        return p * self.scale, q.contiguous(), b_u.squeeze(1) * self.scale, b_m.squeeze(1) * self.scale
+
+    def _cut_sample(self) -> MatrixFactorization:
+        return self.fallback.finished(*self._sample(), self.config.factors, self.rank)
 
     def _collapsed(self) -> MatrixFactorization:
         """The mean of the samples. What is linear in p and q can only be their mean before it is clipped. An error
         counts by how many ratings the user and the movie have."""
-        mu, b_u, b_m, _ = self.posterior.means()
+        b_u, b_m = (bias.float() for bias in self.posterior.means()[:2])
         rng = generator(self.config.seed, self.epochs + 1, self.device)
-        user_weights, movie_weights = (counts.clamp(min=1).float() for counts in self.counts)
-        p, q = collapse(self.posterior.products, (user_weights, movie_weights), self.config.factors, rng)
-        return self._assembled(mu, p, q, b_u.unsqueeze(1), b_m.unsqueeze(1), self.config.factors)
-
-    @torch.no_grad()
-    def _assembled(
-        self, mu: Tensor, p: Tensor, q: Tensor, b_u: Tensor, b_m: Tensor, factors: int
-    ) -> MatrixFactorization:
-        """A centred model of these parts; ``factors`` is the vectors' length or more."""
-        model = empty_model(self.train, self.validation, factors)
-        model.user_factors.weight[:, : p.shape[1]] = p
-        model.movie_factors.weight[:, : q.shape[1]] = q
-        model.mu.copy_(mu)
-        model.user_bias.weight.copy_(b_u)
-        model.movie_bias.weight.copy_(b_m)
-        model.centre(*self.counts)
-        return model
+        fallback, factors, products = self.fallback, self.config.factors, self.posterior.products
+        if fallback.has_room(self.rank, factors):
+            return fallback.model(*collapse(products, fallback.rest(b_u, b_m), fallback.counts, factors, rng))
+        nothing = b_u.new_zeros(len(b_u), 0), b_m.new_zeros(len(b_m), 0)
+        return fallback.near(*collapse(products, nothing, fallback.counts, factors, rng), b_u, b_m)
 
     def _cost_of_collapse(self) -> str:
         which = "validation ratings" if len(self.validation) else f"{len(self.probes):,} training ratings"

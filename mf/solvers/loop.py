@@ -1,6 +1,5 @@
 """The loop over epochs or sweeps that all solvers share: reports, early stopping, the best epoch, checkpoints."""
 
-import copy
 import dataclasses
 import hashlib
 import math
@@ -45,7 +44,7 @@ def run(
         report = _epoch(fitting, len(reports) + 1, rows, validates, reports)
         reports.append(report)
         if report.kept and fitting.keeps_best and validates:
-            best = copy.deepcopy(fitting.model().state_dict())
+            best = fitting.model().state_dict()
         if checkpoint:
             checkpoint.save(
                 {"fitting": fitting.state(), "best": best, "reports": [dataclasses.asdict(r) for r in reports]}
@@ -53,12 +52,15 @@ def run(
         for callback in callbacks:
             callback(report)
 
-    model = fitting.model()
+    # The last pass's outcome shows in no RMSE when there are no validation ratings.
+    try:
+        model = fitting.model()
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        raise _diverged(fitting, len(reports), "parameters are not finite") from None
     if best is not None:
         model.load_state_dict(best)
-    # The last pass's outcome shows in no RMSE when there are no validation ratings.
-    if not all(table.isfinite().all() for table in model.state_dict().values()):
-        raise _diverged(fitting, len(reports), "a parameter is not finite")
+    if not math.isfinite(_bound(model)):
+        raise _diverged(fitting, len(reports), "predictions are not finite")
     return model.eval()
 
 
@@ -66,15 +68,24 @@ def _epoch(fitting: Fitting, number: int, rows: int, validates: bool, reports: S
     started = time.perf_counter()
     try:
         train_rmse = fitting.epoch(number)
+        # A model can only be made of finite values.
+        validation_rmse = fitting.validation_rmse() if validates and math.isfinite(train_rmse) else None
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise _diverged(fitting, number, f"a matrix is not positive definite ({str(error).split('.')[0]})") from None
-    validation_rmse = fitting.validation_rmse() if validates else None
+        raise _diverged(fitting, number, f"a matrix cannot be factored ({' '.join(str(error).split())})") from None
     for name, value in (("train", train_rmse), ("validation", validation_rmse)):
         if value is not None and not math.isfinite(value):
             raise _diverged(fitting, number, f"the {name} RMSE is {value}")
     seconds = time.perf_counter() - started
     kept = validation_rmse is None or not fitting.keeps_best or validation_rmse < _best(reports)
     return EpochReport(number, fitting.epochs, train_rmse, validation_rmse, seconds, rows / seconds, kept, fitting.note)
+
+
+@torch.no_grad()
+def _bound(model: MatrixFactorization) -> float:
+    """What no prediction exceeds (Cauchy-Schwarz), as long as every parameter is finite."""
+    sides = ((model.user_factors, model.user_bias), (model.movie_factors, model.movie_bias))
+    norms = [vectors.weight.norm(dim=1).max() for vectors, _ in sides]
+    return float(norms[0] * norms[1] + sum(bias.weight.abs().max() for _, bias in sides) + model.mu)
 
 
 def _best(reports: Sequence[EpochReport]) -> float:

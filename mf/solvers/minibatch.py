@@ -6,7 +6,6 @@ sum. And ratings can be drawn block by block (``Strata``), so that the rows in u
 workers own disjoint rows.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mf.model import MatrixFactorization
-from mf.solvers.base import Interactions, empty_model, generator, rmse
+from mf.solvers.base import Interactions, generator, rmse
 from mf.solvers.sorting import Segments, stable_argsort
+from mf.solvers.unseen import BiasFallback
 from mf.solvers.workers import Workers
 
 # Rows gathered a time on a CPU: larger temporaries are handed back to the system and faulted in anew at every call.
@@ -136,7 +136,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Tables:
-    """The parameters: vectors float32[n, factors] and biases float32[n] of both sides, the memory of a model's."""
+    """The parameters: vectors float32[n, factors] and biases float32[n] of both sides."""
 
     p: Tensor
     q: Tensor
@@ -144,9 +144,14 @@ class Tables:
     b_m: Tensor
 
     @classmethod
-    def of(cls, model: MatrixFactorization) -> "Tables":
-        factors = model.user_factors.weight.data, model.movie_factors.weight.data
-        return cls(*factors, *(bias.weight.data.squeeze(-1) for bias in (model.user_bias, model.movie_bias)))
+    def start(cls, train: Interactions, factors: int, std: float, rng: torch.Generator) -> "Tables":
+        """Vectors of N(0, std²), biases of 0."""
+        sides = (train.n_users, train.n_movies)
+        p, q = (torch.empty(n, factors, device=rng.device).normal_(0, std, generator=rng) for n in sides)
+        return cls(p, q, *(torch.zeros(n, device=rng.device) for n in sides))
+
+    def all(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.p, self.q, self.b_u, self.b_m
 
     def gradients(
         self, batch: Columns, dropout: float = 0.0, rng: torch.Generator | None = None
@@ -217,18 +222,17 @@ class MiniBatches:
     ) -> None:
         self.validation, self.strata, self.config = validation, strata, config
         self.epochs, self.patience, self.advice = config.epochs, config.patience, f"lower --lr (it is {config.lr:g})"
-        self.rows, self.counts = len(train), train.counts()
+        self.rows = len(train)
         self.dropout: float = getattr(config, "dropout", 0.0)
         self.device = train.ratings.device
-        self.unfinished = empty_model(train, validation, config.factors)
-        self.tables = Tables.of(self.unfinished)
-        rng = generator(config.seed, 0, self.device)
-        for vectors in (self.tables.p, self.tables.q):
-            vectors.normal_(0, config.init_std, generator=rng)
+        self.fallback = BiasFallback(train, validation)
+        self.tables = Tables.start(train, config.factors, config.init_std, generator(config.seed, 0, self.device))
+        self.finished: MatrixFactorization | None = None
         self.rule = rule(self.tables)
         self.workers = Workers(self.device, workers)
 
     def epoch(self, number: int) -> float:
+        self.finished = None
         s = self.strata
         rng = generator(self.config.seed, number)
         order = torch.randperm(s.blocks, generator=rng).tolist()
@@ -264,13 +268,16 @@ class MiniBatches:
         return rmse(self.model(), self.validation)
 
     def model(self) -> MatrixFactorization:
-        finished = copy.deepcopy(self.unfinished)
-        finished.centre(*self.counts)
-        return finished.eval()
+        if self.finished is None:
+            factors = self.config.factors
+            self.finished = self.fallback.finished(*self.tables.all(), factors)
+        return self.finished
 
     def state(self) -> dict[str, Any]:
-        return {"model": self.unfinished.state_dict(), "rule": self.rule.state()}
+        return {"tables": self.tables.all(), "rule": self.rule.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.unfinished.load_state_dict(state["model"])
+        for own, kept in zip(self.tables.all(), state["tables"], strict=True):
+            own.copy_(kept)
+        self.finished = None
         self.rule.load_state(state["rule"])

@@ -1,5 +1,6 @@
 """Variational Bayes: nothing to tune."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,9 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from mf.model import MatrixFactorization
-from mf.solvers.base import Interactions, empty_model, generator, rmse
-from mf.solvers.collapse import collapse
+from mf.solvers.base import Interactions, generator, rmse
 from mf.solvers.gaussian import GaussianConfig, Moments, Prior, Side, both_sides, inner_rank, update
+from mf.solvers.unseen import BiasFallback
 from mf.solvers.workers import Workers
 
 # Where a fit starts. The users' vectors are so long that fits from different starts end in different places, as those
@@ -125,27 +126,30 @@ class VB:
     patience = 0
 
     def __init__(self, train: Interactions, validation: Interactions, config: VBConfig) -> None:
-        self.train, self.validation, self.config = train, validation, config
+        self.validation, self.config = validation, config
         self.rank = rank = config.rank or inner_rank(train, config.factors)
         fits = config.fits or fits_to_average(len(train), rank, config.factors)
         device = train.ratings.device
         self.workers = Workers(device)
-        self.by_user, self.by_movie = both_sides(train, rank, self.workers)
+        self.fallback = BiasFallback(train, validation)
+        # The start and the first priors are those of ratings with a variance of 1.
+        self.scale = train.ratings.double().std(correction=0).item() or 1.0
+        self.by_user, self.by_movie = both_sides(replace(train, ratings=train.ratings / self.scale), rank, self.workers)
         rng = generator(config.seed, 0, device)
         self.fits = [Fit(train, rank, rng) for _ in range(fits)]
-        self.counts = train.counts()
         every = -(-len(train) // TRAIN_SAMPLE)
         self.sample = [x[::every].contiguous() for x in (train.users, train.movies, train.ratings)]
         self.epochs = config.epochs
         self.advice = f"lower --rank (it is {rank})"
         self.note = ""
+        self.finished: MatrixFactorization | None = None
 
     def epoch(self, number: int) -> float:
         before = self.noise()
         for fit in self.fits:
             fit.sweep(self.by_user, self.by_movie, self.workers)
         after = self.noise()
-        self.joined = self.join()
+        self.finished = None
         self.note = ""
         if number == 1:
             self.note = f"{len(self.fits)} fit{'s' if self.fits[1:] else ''} of {self.rank} factors"
@@ -153,45 +157,28 @@ class VB:
             self.epochs = number
             self.note = f"converged: the noise, {after:.4f}, moved by less than {TOLERANCE:.2%}"
         users, movies, ratings = self.sample
-        return float((self.joined(users, movies) - ratings).double().square().mean().sqrt())
+        return float((self.model()(users, movies) - ratings).double().square().mean().sqrt())
 
     def noise(self) -> float:
         """Standard deviation of a rating, the mean of the fits'."""
-        return float(torch.stack([fit.noise.sqrt() for fit in self.fits]).mean())
+        return float(torch.stack([fit.noise.sqrt() for fit in self.fits]).mean()) * self.scale
 
     def validation_rmse(self) -> float:
-        return rmse(self.joined, self.validation)
+        return rmse(self.model(), self.validation)
 
     @torch.no_grad()
-    def join(self) -> MatrixFactorization:
-        """The mean of the fits' predictions as one model, centred: their vectors side by side."""
-        n = len(self.fits)
-        model = empty_model(self.train, self.validation, self.rank * n)
-        for factors, bias, sides in (
-            (model.user_factors.weight, model.user_bias.weight, [fit.users for fit in self.fits]),
-            (model.movie_factors.weight, model.movie_bias.weight, [fit.movies for fit in self.fits]),
-        ):
-            factors.copy_(torch.cat([side.mean[:, :-1] for side in sides], 1) / n**0.5)
-            bias.copy_(torch.stack([side.mean[:, -1:] for side in sides]).mean(0))
-        model.centre(*self.counts)
-        return model
+    def join(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """p, q, b_u and b_m, in rating units, that predict the mean of the fits: their vectors side by side."""
+        both = [[fit.users.mean for fit in self.fits], [fit.movies.mean for fit in self.fits]]
+        scale = self.scale / len(self.fits)
+        p, q = (scale**0.5 * torch.cat([z[:, :-1] for z in side], 1) for side in both)
+        b_u, b_m = (scale * torch.stack([z[:, -1] for z in side]).sum(0) for side in both)
+        return p, q, b_u, b_m
 
-    @torch.no_grad()
     def model(self) -> MatrixFactorization:
-        """The joined model with vectors that do not depend on the fits' own axes: orthogonal, of the same length on
-        both sides, the weightiest first. Exact unless more was fitted than ``factors`` can hold."""
-        model = empty_model(self.train, self.validation, self.config.factors)
-        model.mu.copy_(self.joined.mu)
-        model.user_bias.weight.copy_(self.joined.user_bias.weight)
-        model.movie_bias.weight.copy_(self.joined.movie_bias.weight)
-        p, q = self.joined.user_factors.weight, self.joined.movie_factors.weight
-        width = min(model.factors, self.joined.factors)
-        rng = generator(self.config.seed, 0, p.device)
-        p, q = collapse([(p, q)], (p.new_ones(len(p)), q.new_ones(len(q))), width, rng)
-        model.user_factors.weight[:, :width] = p
-        model.movie_factors.weight[:, :width] = q
-        model.centre(*self.counts)
-        return model
+        if self.finished is None:
+            self.finished = self.fallback.finished(*self.join(), self.config.factors, self.rank)
+        return self.finished
 
     def state(self) -> dict[str, Any]:
         return {"fits": [fit.state() for fit in self.fits], "epochs": self.epochs}
@@ -200,7 +187,7 @@ class VB:
         for fit, kept in zip(self.fits, state["fits"], strict=True):
             fit.load_state(kept)
         self.epochs = state["epochs"]
-        self.joined = self.join()
+        self.finished = None
 
 
 def start(train: Interactions, validation: Interactions, config: VBConfig) -> VB:

@@ -75,36 +75,6 @@ def test_a_prediction_does_not_depend_on_how_the_pairs_are_cut(monkeypatch: pyte
     assert by_hand().predict(*rows(PAIRS)).tolist() == [4.25, 3.5, 3.5, 2.75, 2.0, 3.5, 3.75, 2.0, 4.5]
 
 
-def test_centring_changes_no_prediction_for_known_pairs() -> None:
-    model, pairs = random_model(6, 5), rows([(u, m) for u in range(6) for m in range(5)])
-    before = model(*pairs).detach()
-    model.centre(torch.tensor([5, 1, 0, 9, 2, 3]), torch.tensor([10, 1, 4, 0, 5]))
-    torch.testing.assert_close(model(*pairs).detach(), before, rtol=0, atol=5e-6)
-
-
-def test_after_centring_biases_and_vectors_are_zero_on_average_over_ratings() -> None:
-    model = random_model(6, 5)
-    user_counts, movie_counts = torch.tensor([5, 1, 0, 9, 2, 3]), torch.tensor([10, 1, 4, 0, 5])
-    model.centre(user_counts, movie_counts)
-    for counts, tables in (
-        (user_counts, (model.user_factors, model.user_bias)),
-        (movie_counts, (model.movie_factors, model.movie_bias)),
-    ):
-        for table in tables:
-            mean = counts.float() @ table.weight.detach() / counts.sum()
-            assert mean.abs().max() < 1e-6
-
-
-def test_mu_is_the_mean_prediction_over_ratings_after_centring() -> None:
-    """Each user rates each movie in proportion to the counts, so the mean over pairs is weighted by their product."""
-    model = random_model(3, 3)
-    user_counts, movie_counts = torch.tensor([1, 2, 3]), torch.tensor([2, 2, 2])
-    weights = torch.tensor([user_counts[u] * movie_counts[m] for u, m in PAIRS]) / 36
-    mean = (weights * model(*rows(PAIRS)).detach()).sum().item()
-    model.centre(user_counts, movie_counts)
-    assert model.mu.item() == pytest.approx(mean, abs=1e-5)
-
-
 @pytest.mark.parametrize("ids", IDS)
 def test_a_model_directory_gives_back_the_model(tmp_path: Path, ids: str) -> None:
     model = trained(ids)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mf.biases import BiasModel
 from mf.checkpoint import CheckpointFile
 from mf.errors import ConfigError, DataError, TrainingError
-from mf.evaluation.baselines import BiasModel
 from mf.model import MatrixFactorization
 from mf.solvers import SOLVERS, EpochReport, Interactions, configure, fit
 
@@ -25,7 +25,7 @@ USERS, MOVIES, RATINGS, NOISE = 300, 200, 12_000, 0.5
 # What makes a solver quick on 12,000 ratings.
 QUICK: dict[str, dict[str, Any]] = {
     "adam": {},
-    "sgd": {"factors": 16, "batch_size": 256},
+    "sgd": {"factors": 34, "batch_size": 256},
     "vb": {"factors": 16, "rank": 4},
     "gibbs": {"factors": 16, "rank": 4, "epochs": 30, "burn_in": 8},
 }
@@ -113,24 +113,20 @@ def test_its_error_is_near_the_noise_floor_and_far_below_that_of_biases(solver: 
 
 @every_solver
 @pytest.mark.parametrize("unseen", ["user", "movie"])
-def test_beside_an_unseen_row_it_answers_nearly_as_the_bias_model_and_better_than_the_mean(
-    solver: str, unseen: str
-) -> None:
-    """Measured: apart by 0.09 to 0.12, where the answers' standard deviation is 0.4."""
-    train, _, test = planted()
+def test_beside_an_unseen_row_it_answers_as_the_damped_bias_model(solver: str, unseen: str) -> None:
+    test = planted()[2]
     nobody = torch.full_like(test.users, -1)
     pairs = (nobody, test.movies) if unseen == "user" else (test.users, nobody)
-    ours, theirs = planted_fit(solver)[0].predict(*pairs), biases(*pairs)
+    theirs = biases(*pairs)
     assert theirs.std() > 0.35
-    assert rmse(ours, theirs) < 0.15
-    assert rmse(ours, test.ratings) < rmse(train.ratings.mean(), test.ratings) - 0.03
+    torch.testing.assert_close(planted_fit(solver)[0].predict(*pairs).double(), theirs, rtol=0, atol=1e-5)
 
 
 @every_solver
 def test_an_unseen_user_and_an_unseen_movie_together_get_the_mean(solver: str) -> None:
     nothing = torch.tensor([-1])
     answer = planted_fit(solver)[0].predict(nothing, nothing).item()
-    assert answer == pytest.approx(planted()[0].ratings.mean().item(), abs=0.03)
+    assert answer == pytest.approx(planted()[0].ratings.mean().item())
 
 
 @every_solver
@@ -144,15 +140,14 @@ def test_the_vectors_have_as_many_entries_as_asked_for_and_all_is_finite(solver:
         assert table.isfinite().all(), name
 
 
-@pytest.mark.parametrize(("solver", "apart"), [("vb", 0.1), ("gibbs", 1e-4)])
-def test_ratings_100_times_as_large_give_predictions_100_times_as_large(solver: str, apart: float) -> None:
-    """Measured: apart by 0.05 of the noise for vb, whose priors do not scale, and by a millionth for gibbs."""
+@pytest.mark.parametrize("solver", ["vb", "gibbs"])
+@pytest.mark.parametrize("scale", [100, 0.01])
+def test_ratings_on_another_scale_give_predictions_on_that_scale(solver: str, scale: float) -> None:
     train, validation, test = planted()
-    wide = [replace(part, ratings=100 * part.ratings) for part in (train, validation)]
-    found = fitted(solver, *wide, **QUICK[solver])[0].predict(test.users, test.movies) / 100
+    other = [replace(part, ratings=scale * part.ratings) for part in (train, validation)]
+    found = fitted(solver, *other, **QUICK[solver])[0].predict(test.users, test.movies) / scale
     usual = planted_fit(solver)[0].predict(test.users, test.movies)
-    assert rmse(found, usual) < apart * NOISE
-    assert rmse(found, test.ratings) == pytest.approx(rmse(usual, test.ratings), rel=0.01)
+    assert rmse(found, usual) < 1e-3 * NOISE
 
 
 # What it learns from
@@ -163,7 +158,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(solver: str) 
     train, validation, _ = planted()
     one, again, other = (fitted(solver, train, validation, **SHORT[solver], seed=s)[0].state_dict() for s in (5, 5, 6))
     assert same_bits(one, again)
-    for name in ("user_factors.weight", "movie_factors.weight", "user_bias.weight", "movie_bias.weight"):
+    for name in ("user_factors.weight", "movie_factors.weight"):
         assert not torch.equal(one[name], other[name]), name
 
 

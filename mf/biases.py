@@ -49,9 +49,10 @@ class BiasModel:
             damping: λ ≥ 0, in ratings: a bias is drawn to 0 as if by so many ratings without one.
         """
         mean = float(ratings.mean(dtype=np.float64))
-        residuals = ratings.astype(np.float64) - mean
+        residuals = ratings - np.float64(mean)
         movie_bias = _damped_means(movies, residuals, n_movies, damping)
-        user_bias = _damped_means(users, residuals - movie_bias[movies], n_users, damping)
+        residuals -= movie_bias[movies]
+        user_bias = _damped_means(users, residuals, n_users, damping)
         return cls(mean, user_bias, movie_bias)
 
     def predict(self, users: Ints, movies: Ints) -> Floats:

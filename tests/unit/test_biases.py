@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mf.evaluation.baselines import BiasModel
+from mf.biases import BiasModel
 
 USERS, MOVIES = np.array([0, 0, 1]), np.array([0, 1, 0])
 RATINGS = np.array([5, 3, 1], np.float32)
