@@ -23,10 +23,8 @@ from mf.ratings.split import split
 from mf.ratings.table import reader
 from mf.solvers import SOLVERS, EpochReport, configure
 from mf.solvers.base import Callback
-from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.credentials import Credentials
-from mf.supabase.export import check_migration, export
+from mf.supabase.destination import Destination
 from mf.supabase.schema import migration
 from mf.train import DEFAULT_SOLVER, SOLVER_HELP, pick_device, train
 
@@ -83,7 +81,7 @@ def train_once(argv: Sequence[str]) -> None:
     add_flags(parser, TrainerConfig, "ratings, model, Supabase")
     add_shared_flags(parser, SOLVERS, "the solver's options; where a default names solvers, only those use it")
     add_flags(parser, IngestConfig, "the columns of a file or a table", leave_out=TrainerConfig.model_fields)
-    add_flags(parser, ExportConfig, "what is published", leave_out=["rows_per_request"])
+    add_flags(parser, ExportConfig, "what is published", leave_out=["rows_per_request", "clients"])
     namespace = parser.parse_args(argv)
     trainer = TrainerConfig.of(**given(namespace, TrainerConfig))
     solver = configure(namespace.solver, given(namespace, *SOLVERS.values()), prefix="--")
@@ -93,17 +91,16 @@ def train_once(argv: Sequence[str]) -> None:
     source = _source(namespace, trainer)
     views = ExportConfig.of(**given(namespace, ExportConfig))
     publish = trainer.publish or "supabase_url" in given(namespace, TrainerConfig)
-    credentials = Credentials.find(trainer.supabase_url, trainer.supabase_key) if publish else None
+    destination = Destination.find(trainer.supabase_url, trainer.supabase_key) if publish else None
 
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         work = Path(scratch)
         with reader(source, trainer.supabase_url, trainer.supabase_key) as read_table:
             print(ingest(source, work / "ratings.parquet", work / "rejects.csv", read_table=read_table).summary())
         parts = split(read_ratings(work / "ratings.parquet")[0], division)
-        if credentials:
+        if destination:
             # Before the training, so that a wrong key or a migration that does not fit is not found out an hour later.
-            with connect(credentials) as client:
-                check_migration(client, parts.train[USER], parts.train[MOVIE], views)
+            destination.check(parts.train[USER], parts.train[MOVIE], views)
         test = _test_part(trainer.test_csv, source, work, parts.train) if trainer.test_csv else None
         device, where = pick_device(trainer.use_cuda)
         print(where)
@@ -122,9 +119,8 @@ def train_once(argv: Sequence[str]) -> None:
     print(f"{model.summary()}, in {trainer.output_dir}/")
     if test is not None:
         print(f"test RMSE {model.metrics['test_rmse']:.4f}")
-    if credentials:
-        with connect(credentials) as client:
-            print(export(client, trainer.output_dir, views).summary())
+    if destination:
+        print(destination.export(trainer.output_dir, views).summary())
 
 
 def _test_part(file: str, source: IngestConfig, work: Path, seen: pa.Table) -> pa.Table:

@@ -72,5 +72,7 @@ def table(definitions: Mapping[str, Mapping[str, Any]]) -> str:
         default = defined["defaultValue"]
         if defined["parameterType"] == "NUMBER_INTEGER":
             default = int(default)
+        elif defined["parameterType"] == "BOOLEAN":
+            default = str(default).lower()
         rows.append(f"| `{name}` | {f'`{default}`' if default != '' else ''} | {defined['description']} |")
     return "\n".join(rows) + "\n"

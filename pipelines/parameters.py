@@ -1,7 +1,7 @@
 """Parameters as a person gives them, ``epochs=20``, checked against the pipeline before anything starts."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mf.errors import ConfigError
@@ -9,7 +9,12 @@ from mf.solvers import configure
 from mf.train import options_given
 from pipelines.describe import CONFIGS, FOR_ALL_SOLVERS, SOLVER_OPTIONS
 
-TYPES = {"NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "STRING": str}
+TYPES: dict[str, tuple[Callable[[str], Any], str]] = {
+    "NUMBER_INTEGER": (int, "a whole number"),
+    "NUMBER_DOUBLE": (float, "a finite number"),
+    "BOOLEAN": ({"true": True, "false": False}.__getitem__, "true or false"),
+    "STRING": (str, "a text"),
+}
 
 
 def parse(given: Iterable[str], definitions: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -30,13 +35,12 @@ def parse(given: Iterable[str], definitions: dict[str, dict[str, Any]]) -> dict[
             raise ConfigError(f"parameter {name!r}: expected name=value")
         if name not in definitions:
             raise ConfigError(f"the pipeline has no parameter {name!r}; it has {', '.join(sorted(definitions))}")
-        kind = TYPES[definitions[name]["parameterType"]]
+        kind, what = TYPES[definitions[name]["parameterType"]]
         try:
             values[name] = kind(text)
             if kind is float and not math.isfinite(values[name]):
                 raise ValueError
-        except ValueError:
-            what = "a whole number" if kind is int else "a finite number"
+        except (KeyError, ValueError):
             raise ConfigError(f"parameter {name}: expected {what}, found {text!r}") from None
     _check({name: defined["defaultValue"] for name, defined in definitions.items()} | values)
     return values

@@ -60,6 +60,7 @@ def build(settings: Settings) -> GraphComponent:
         burn_in: int = OWN,
         movie_export_table: str = EXPORT.movie_export_table,
         user_export_table: str = EXPORT.user_export_table,
+        hnsw_index: bool = EXPORT.hnsw_index,
         train_accelerator_type: str = "NVIDIA_L4",
         train_accelerator_count: int = 1,
         ingest_cpu: str = "4",
@@ -122,6 +123,7 @@ def build(settings: Settings) -> GraphComponent:
             supabase_url=supabase_url,
             movie_export_table=movie_export_table,
             user_export_table=user_export_table,
+            hnsw_index=hnsw_index,
         ).after(evaluated)
 
         run_on(ingested, settings.image("cpu"), ingest_cpu, ingest_memory)

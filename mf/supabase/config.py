@@ -67,4 +67,10 @@ class SchemaConfig(_Views):
 class ExportConfig(_Views):
     """How a model directory goes to Supabase."""
 
-    rows_per_request: int = Field(default=1000, ge=1, le=20_000, description="rows an upsert request")
+    hnsw_index: bool = Field(
+        default=False,
+        description="build an HNSW index of the movies before the run is published: recommendations come sooner, and "
+        "at most one in a hundred is missed",
+    )
+    rows_per_request: int = Field(default=1000, ge=1, le=20_000, description="rows a request to the API")
+    clients: int = Field(default=4, ge=1, le=32, description="requests to the API at a time")

@@ -135,7 +135,7 @@ def _message(error: Exception) -> str:
     """The server's or libpq's own words, on one line, without the statement and the driver's words around it."""
     text = str(error) or type(error).__name__
     text = re.sub(r"\n\s*Query was:.*", "", text, flags=re.S)
-    text = text.split("\nLINE ")[0]
+    text = re.split(r"\n(?:LINE |CONTEXT:)", text)[0]
     server = re.search(r"(?:ERROR|FATAL):\s*(.+)", text, re.S)
     return " ".join((server[1] if server else re.sub(r"^[A-Z_]+: (\[libpq\] )?", "", text)).split())
 

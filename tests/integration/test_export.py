@@ -102,7 +102,7 @@ def test_an_export_killed_halfway_changes_nothing_that_readers_see_and_a_rerun_f
         "from mf.supabase.config import ExportConfig; from mf.supabase.credentials import Credentials; "
         "from mf.supabase.export import export\n"
         "with connect(Credentials.find()) as client:\n"
-        "    export(client, Path(sys.argv[1]), ExportConfig(rows_per_request=20))"
+        "    export(client, Path(sys.argv[1]), ExportConfig(rows_per_request=10))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(new.write(tmp_path / "new"))],
@@ -110,7 +110,7 @@ def test_an_export_killed_halfway_changes_nothing_that_readers_see_and_a_rerun_f
     )
 
     def kill_in_the_users(request):
-        if "/mf_user_embeddings" in request.path and sql(database, COUNTS)[0][1] >= 40:
+        if "/mf_load_users" in request.path and sql(database, COUNTS)[0][1] >= 40:
             process.send_signal(signal.SIGKILL)
 
     database.gateway.faults.append(kill_in_the_users)

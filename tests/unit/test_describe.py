@@ -13,7 +13,9 @@ from pipelines.compiled import Definitions, definitions
 
 README = Path(__file__).parents[2] / "README.md"
 # Config fields that are no parameters of the pipeline, and why.
-NO_PARAMETERS = {"rows_per_request": "how an export sends its rows changes nothing of what is published"}
+NO_PARAMETERS = dict.fromkeys(
+    ["rows_per_request", "clients"], "how an export sends its rows changes nothing of what is published"
+)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ DEFINITIONS = definitions()
 
 
 def test_values_get_the_types_that_the_pipeline_asks_for() -> None:
-    values = parse(["epochs=20", "lr=1", "columns=5"], DEFINITIONS)
-    assert values == {"epochs": 20, "lr": 1.0, "columns": "5"}
-    assert [type(value) for value in values.values()] == [int, float, str]
+    values = parse(["epochs=20", "lr=1", "columns=5", "hnsw_index=true"], DEFINITIONS)
+    assert values == {"epochs": 20, "lr": 1.0, "columns": "5", "hnsw_index": True}
+    assert [type(value) for value in values.values()] == [int, float, str, bool]
 
 
 def test_a_value_may_hold_an_equals_sign_and_may_be_empty() -> None:
@@ -35,6 +35,7 @@ def test_nothing_given_is_nothing() -> None:
         ("lr=nan", "parameter lr: expected a finite number, found 'nan'"),
         ("lr=-inf", "parameter lr: expected a finite number, found '-inf'"),
         ("epochs=-3", "epochs: Input should be greater than or equal to 1 (given: -3)"),
+        ("hnsw_index=yes", "parameter hnsw_index: expected true or false, found 'yes'"),
         ("split=sideways", "split: Input should be 'random', 'time' or 'leave_last' (given: 'sideways')"),
         ("val_size=0.95", "val_size 0.95 and test_size 0.1 leave nothing to train on; their sum must be below 1"),
         ("clip_grad=0", "clip_grad: Input should be greater than 0 (given: 0.0)"),
