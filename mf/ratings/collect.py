@@ -1,5 +1,7 @@
 """Every source of ratings ends here: one table, each (user, movie) once, and an account of what was left out."""
 
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +10,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mf.files import written_aside
+from mf.parallel import in_order
+from mf.progress import Progress
 from mf.ratings.rejects import Rejects
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, Provenance, times, write_ratings
+from mf.ratings.schema import (
+    MOVIE,
+    RATED_AT,
+    RATING,
+    USER,
+    Provenance,
+    instants,
+    ratings_schema,
+    times,
+    write_parts,
+)
+from mf.ratings.spill import ROW, TIMED_ROW, Rows, Spill, sorted_once
 
 # Rows a chunk of string ids: a string array holds at most 2 GiB of text.
 CHUNK = 1 << 20
+BATCH = 1 << 20  # rows that are put into the temporary file at once
 
 
 class Collector:
     """Gathers the good and the bad rows of a source and writes both when the source has ended.
+
+    The rows wait in a temporary file, in 12 bytes each or with times 20, whatever their ids are. In memory are the
+    distinct ids and some of the rows.
 
     Args:
         source: the source as its reader knows it; opens every error.
@@ -25,19 +44,23 @@ class Collector:
 
     def __init__(self, source: str, max_reject_fraction: float) -> None:
         self._batches: list[pa.Table] = []
-        self._good = 0
+        self._waiting = self._good = 0
+        self._users, self._movies = _Ids(), _Ids()
+        self._spill = Spill(ROW)
         self._rejects = Rejects(source, max_reject_fraction)
 
     def add(self, batch: pa.Table) -> None:
-        """Takes good rows, in source order: user_id and movie_id (int64 or string), rating (float32) and, for all
-        batches or for none, rated_at (timestamp us, UTC); no nulls."""
+        """Takes good rows, in source order: user_id and movie_id (int64 or string, as they are or dictionary-encoded),
+        rating (float32) and, for all batches or for none, rated_at (timestamp us, UTC); no nulls but in rated_at."""
         if not len(batch):
             return
-        self._good += len(batch)
-        for name in (USER, MOVIE):
-            encoded = batch[name].combine_chunks().dictionary_encode()
-            batch = batch.set_column(batch.column_names.index(name), name, encoded)
+        if not self._good and RATED_AT in batch.column_names:
+            self._spill = Spill(TIMED_ROW)
         self._batches.append(batch)
+        self._good += len(batch)
+        self._waiting += len(batch)
+        if self._waiting >= BATCH:
+            self._put_by()
 
     def reject(self, where: str, reason: str, row: str) -> None:
         """Takes one bad row: where it stands (``line 8123``), what is wrong with it, and the row as it was."""
@@ -53,54 +76,95 @@ class Collector:
             DataError: there is no row, no good row, or too many bad ones; nothing is written then.
         """
         self._rejects.check(self._good)
-        table = self._table()
-        provenance = Provenance(
-            source=self._rejects.source,
-            rows_read=self._good + self._rejects.count,
-            rows_rejected=self._rejects.count,
-            rows_replaced=self._good - len(table),
-            rows_kept=len(table),
-            columns=columns,
-        )
-        with written_aside(rejects) as aside:
+        self._put_by()
+
+        def provenance_of(kept: int) -> Provenance:
+            bad = self._rejects
+            return Provenance(bad.source, self._good + bad.count, bad.count, self._good - kept, kept, columns=columns)
+
+        with written_aside(rejects) as aside, Progress(f"write {output}", self._good) as progress:
             self._rejects.write(aside)
-            return write_ratings(table, output, provenance)
+            schema, parts = self._parts()
+            return write_parts(_watched(parts, progress), schema, output, provenance_of)
 
-    def _table(self) -> pa.Table:
-        user_ids, users = ranked([batch[USER].chunk(0) for batch in self._batches])
-        movie_ids, movies = ranked([batch[MOVIE].chunk(0) for batch in self._batches])
+    def _put_by(self) -> None:
+        """Moves the batches to the temporary file."""
+        if not self._batches:
+            return
+        rows = np.empty(self._waiting, self._spill.dtype)
+        rows[USER] = self._users.codes([batch[USER] for batch in self._batches])
+        rows[MOVIE] = self._movies.codes([batch[MOVIE] for batch in self._batches])
         rest = pa.concat_tables([batch.drop_columns([USER, MOVIE]) for batch in self._batches])
+        rows[RATING] = rest[RATING].to_numpy()
+        if rows.dtype == TIMED_ROW:
+            rows[RATED_AT] = times(rest)
+        self._spill.append(rows)
         self._batches.clear()
-        pair = users.astype(np.int64) * len(movie_ids) + movies
-        order = np.argsort(pair, kind="stable")
-        is_last = _is_last(pair[order])
-        # Sorting by time as well takes ten times as long, and matters only when a pair occurs twice.
-        if RATED_AT in rest.column_names and not is_last.all():
-            order = np.lexsort((times(rest), pair))
-        order = order[is_last]
-        ids = {USER: _decoded(user_ids, users[order]), MOVIE: _decoded(movie_ids, movies[order])}
-        rest = rest.take(order)
-        return pa.table(ids | {name: rest[name] for name in (RATING, RATED_AT) if name in rest.column_names})
+        self._waiting = 0
+
+    def _parts(self) -> tuple[pa.Schema, Iterator[pa.Table]]:
+        """The table that is to be written, in parts."""
+        user_ids, user_rank = self._users.ranked()
+        movie_ids, movie_rank = self._movies.ranked()
+        schema = ratings_schema(user_ids.type, movie_ids.type, timestamps=self._spill.dtype == TIMED_ROW)
+        return schema, in_order(partial(_table, user_ids, movie_ids), self._spill.by_user(user_rank, movie_rank))
 
 
-def ranked(columns: list[pa.DictionaryArray]) -> tuple[pa.Array, npt.NDArray[np.int32]]:
-    """The distinct ids of dictionary-encoded columns (int64, or strings as soon as one column holds strings), sorted,
-    and for every row the rank of its id among them (int32)."""
-    if len({column.dictionary.type for column in columns}) > 1:
-        columns = [
-            pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(pa.string())) for column in columns
-        ]
-    chunks = pa.chunked_array(columns).unify_dictionaries().chunks
-    ids = chunks[0].dictionary
-    order = pc.array_sort_indices(ids).to_numpy()
-    rank = np.empty(len(ids), np.int32)
-    rank[order] = np.arange(len(ids), dtype=np.int32)
-    return ids.take(pa.array(order)), rank[np.concatenate([chunk.indices.to_numpy() for chunk in chunks])]
+def _watched(parts: Iterable[pa.Table], progress: Progress) -> Iterator[pa.Table]:
+    for part in parts:
+        yield part
+        progress.advance(len(part))
 
 
-def _is_last(pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which of sorted pairs are not followed by their like."""
-    return np.append(pairs[1:] != pairs[:-1], True)
+def _table(user_ids: pa.Array, movie_ids: pa.Array, rows: Rows) -> pa.Table:
+    """Rows of ranks as ratings, sorted and each pair once."""
+    rows = sorted_once(rows, len(movie_ids))
+    columns = {
+        USER: _decoded(user_ids, rows[USER]),
+        MOVIE: _decoded(movie_ids, rows[MOVIE]),
+        RATING: pa.array(np.ascontiguousarray(rows[RATING])),
+    }
+    if rows.dtype == TIMED_ROW:
+        columns[RATED_AT] = instants(np.ascontiguousarray(rows[RATED_AT]))
+    return pa.table(columns)
+
+
+class _Ids:
+    """The distinct ids of one side, int64, or strings as soon as one is a string; an id's code is its place."""
+
+    def __init__(self) -> None:
+        self._ids = pa.array([], pa.int64())
+
+    def codes(self, columns: Iterable[pa.ChunkedArray]) -> npt.NDArray[np.int32]:
+        """The code of every row's id."""
+        encoded = [_encoded(column) for column in columns]
+        chunks = [chunk for column in encoded for chunk in column.chunks]
+        if len(self._ids):
+            # No row of theirs, but the first codes.
+            chunks.insert(0, pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), self._ids))
+        if len({chunk.dictionary.type for chunk in chunks}) > 1:
+            chunks = [pa.DictionaryArray.from_arrays(c.indices, c.dictionary.cast(pa.string())) for c in chunks]
+        chunks = pa.chunked_array(chunks).unify_dictionaries().chunks
+        self._ids = chunks[0].dictionary
+        return np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
+
+    def ranked(self) -> tuple[pa.Array, npt.NDArray[np.int32]]:
+        """The ids, sorted, and by code the rank of each among them (int32)."""
+        order = pc.array_sort_indices(self._ids).to_numpy()
+        rank = np.empty(len(order), np.int32)
+        rank[order] = np.arange(len(order), dtype=np.int32)
+        return self._ids.take(pa.array(order)), rank
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+
+
+def ranked(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:
+    """For every id (int64 or string) its rank among those of the column, int32."""
+    ids = _Ids()
+    codes = ids.codes([column])
+    return ids.ranked()[1][codes]
 
 
 def _decoded(ids: pa.Array, rows: npt.NDArray[np.int32]) -> pa.ChunkedArray:

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,6 +19,8 @@ from mf.files import written_aside
 USER, MOVIE, RATING, RATED_AT = "user_id", "movie_id", "rating", "rated_at"
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 METADATA_KEY = b"mf"
+ROW_GROUP = 1 << 21  # rows of the Parquet file that are laid down together, at most
+UNKNOWN_TIME = int(np.iinfo(np.int64).min)  # where a time must be a number; no time is so early
 
 IdType = Literal["bigint", "text", "uuid"]
 _UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
@@ -54,10 +56,23 @@ def ratings_schema(user: pa.DataType, movie: pa.DataType, *, timestamps: bool) -
 def write_ratings(table: pa.Table, path: Path, provenance: Provenance) -> Provenance:
     """Writes ``table`` (a ``ratings_schema`` table, sorted by user and movie) to ``path`` as zstd Parquet, aside and
     then renamed. Returns the provenance with the content hash filled in."""
-    provenance = Provenance(**{**asdict(provenance), "content_hash": content_hash(table)})
-    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(asdict(provenance))})
-    with written_aside(path) as aside:
-        pq.write_table(table, aside, compression="zstd")
+    return write_parts([table], table.schema, path, lambda _: provenance)
+
+
+def write_parts(
+    parts: Iterable[pa.Table], schema: pa.Schema, path: Path, provenance_of: Callable[[int], Provenance]
+) -> Provenance:
+    """As ``write_ratings``, for a table that comes in parts and whose provenance depends on how many rows it has."""
+    rows, content = 0, _ContentHash(schema)
+    # Arrow's own copy of the schema is written first; with it in the file, nothing that is noted later would be read.
+    options = {"compression": "zstd", "store_schema": False}
+    with written_aside(path) as aside, pq.ParquetWriter(aside, schema, **options) as writer:
+        for part in parts:
+            writer.write_table(part, row_group_size=ROW_GROUP)
+            content.update(part)
+            rows += len(part)
+        provenance = replace(provenance_of(rows), content_hash=content.digits())
+        writer.add_key_value_metadata({METADATA_KEY: json.dumps(asdict(provenance))})
     return provenance
 
 
@@ -92,14 +107,52 @@ def read_provenance(path: Path) -> Provenance:
 
 def content_hash(table: pa.Table) -> str:
     """16 hexadecimal digits that depend on the rows' values and their order, and not on how their memory is cut."""
-    rows = pd.util.hash_pandas_object(table.to_pandas(), index=False)
-    return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()[:16]
+    content = _ContentHash(table.schema)
+    content.update(table)
+    return content.digits()
+
+
+class _ContentHash:
+    """The ``content_hash`` of a table that comes in parts: a digest of each column's bytes, and one of those."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._types = ",".join(map(str, schema.types))
+        self._columns = [hashlib.sha256() for _ in schema]
+
+    def update(self, part: pa.Table) -> None:
+        for digest, column in zip(self._columns, part.columns, strict=True):
+            for chunk in column.chunks:
+                digest.update(_bytes(chunk))
+
+    def digits(self) -> str:
+        columns = b"".join(digest.digest() for digest in self._columns)
+        return hashlib.sha256(self._types.encode() + columns).hexdigest()[:16]
+
+
+def _bytes(values: pa.Array) -> Any:
+    """A buffer that no other values of this type have; one after the other they are those of the values together."""
+    if pa.types.is_string(values.type):
+        # A byte that UTF-8 never has ends each text.
+        ended = pc.binary_join_element_wise(values.cast(pa.binary()), pa.scalar(b"", pa.binary()), b"\xff")
+        return ended.buffers()[2] or b""
+    if pa.types.is_timestamp(values.type):
+        values = _micros(values)
+    return values.to_numpy()
 
 
 def times(ratings: pa.Table) -> npt.NDArray[np.int64]:
     """``rated_at`` in microseconds, int64, for putting ratings in order: an unknown time is older than any."""
-    micros: npt.NDArray[np.int64] = ratings[RATED_AT].cast(pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy()
+    micros: npt.NDArray[np.int64] = _micros(ratings[RATED_AT]).to_numpy()
     return micros
+
+
+def instants(micros: npt.NDArray[np.int64]) -> pa.TimestampArray:
+    """The ``rated_at`` whose ``times`` are ``micros``."""
+    return pa.array(micros, mask=micros == UNKNOWN_TIME).cast(TIMESTAMP)
+
+
+def _micros(rated_at: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return rated_at.cast(pa.int64()).fill_null(UNKNOWN_TIME)
 
 
 def id_type(ids: pa.Array | pa.ChunkedArray) -> IdType:

@@ -42,7 +42,7 @@ def split(ratings: pa.Table, config: SplitConfig) -> Parts:
         raise DataError(f"split {config.split}: the ratings have no timestamps, expected some; split at random")
     if not len(ratings):
         raise DataError(f"split {config.split}: there are no ratings to divide, expected at least one row")
-    users, movies = (ranked([c.dictionary_encode() for c in ratings[name].chunks])[1] for name in (USER, MOVIE))
+    users, movies = ranked(ratings[USER]), ranked(ratings[MOVIE])
     # A stable sort by one number takes no time on rows in order already, which ingest's are; by two it takes its full.
     order = np.argsort(users * (movies.max() + np.int64(1)) + movies, kind="stable")
     ratings, users = ratings.take(pa.array(order)), users[order]
