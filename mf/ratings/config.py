@@ -1,9 +1,10 @@
 """What can be chosen about where ratings come from and how they are divided."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from datetime import UTC, datetime
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mf.config import Config
 from mf.errors import DataError
@@ -16,6 +17,28 @@ RECOGNISED = {
     RATING: ("rating",),
     RATED_AT: ("ratedat", "timestamp", "createdat"),  # of several the first: a table may say both when it was made
 }
+
+
+def utc(text: str) -> datetime:
+    """A time in ISO 8601, which without a zone is UTC.
+
+    Raises:
+        ValueError, OverflowError: it is none.
+    """
+    moment = datetime.fromisoformat(text)
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _checked_moment(text: str) -> str:
+    try:
+        if text:
+            utc(text)
+    except (ValueError, OverflowError):
+        raise ValueError("a time in ISO 8601 is expected, such as 2026-01-31 or 2026-01-31T12:00:00+02:00") from None
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_checked_moment)]
 
 
 class IngestConfig(Config):
@@ -44,6 +67,29 @@ class IngestConfig(Config):
     key_columns: str = Field(
         "", description="unique key of the Supabase table, separated by commas; its primary key when empty"
     )
+    rated_since: Moment = Field(
+        "", description="read only the table's rows of this time or later, ISO 8601, which without a zone is UTC"
+    )
+    rated_before: Moment = Field("", description="read only the table's rows before this time")
+
+    @model_validator(mode="after")
+    def _times_fit(self) -> Self:
+        since, before = self.since, self.before
+        if since and before and since >= before:
+            raise ValueError(f"rated_since {self.rated_since} is not before rated_before {self.rated_before}")
+        if self.ratings_csv and (since or before):
+            raise ValueError("rated_since and rated_before choose rows of a table; a file is read whole")
+        return self
+
+    @property
+    def since(self) -> datetime | None:
+        """``rated_since`` in UTC."""
+        return utc(self.rated_since) if self.rated_since else None
+
+    @property
+    def before(self) -> datetime | None:
+        """``rated_before`` in UTC."""
+        return utc(self.rated_before) if self.rated_before else None
 
     def find_columns(self, found: Sequence[str], where: str) -> dict[str, str]:
         """Which of the columns ``found`` in ``where`` (a file or a table) is the user, the movie, the rating and, when

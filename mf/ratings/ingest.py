@@ -11,7 +11,7 @@ from mf.ratings.csv import read_csv
 from mf.ratings.fetch import local_copy
 from mf.ratings.schema import Provenance
 
-ReadTable = Callable[[IngestConfig, Collector], dict[str, str]]
+ReadTable = Callable[[IngestConfig, Path, Path], Provenance]
 
 
 def ingest(config: IngestConfig, output: Path, rejects: Path, *, read_table: ReadTable | None = None) -> Provenance:
@@ -19,7 +19,7 @@ def ingest(config: IngestConfig, output: Path, rejects: Path, *, read_table: Rea
     ``rejects`` (CSV: where, reason, row).
 
     Args:
-        read_table: reads ``config.import_table`` into a collector and returns which column was read as what.
+        read_table: does the same for ``config.import_table``; see ``mf.ratings.table.reader``.
 
     Raises:
         ConfigError: not exactly one source is given, or a table without a way to read it.
@@ -28,13 +28,11 @@ def ingest(config: IngestConfig, output: Path, rejects: Path, *, read_table: Rea
     if bool(config.ratings_csv) == bool(config.import_table):
         found = "both" if config.ratings_csv else "neither"
         raise ConfigError(f"expected a file (--ratings_csv) or a table (--import_table) to read, found {found}")
-    if config.ratings_csv:
-        collector = Collector(config.ratings_csv, config.max_reject_fraction)
-        with local_copy(config.ratings_csv) as path, Progress(f"read {config.ratings_csv}") as progress:
-            columns = read_csv(path, config.ratings_csv, config, collector, progress)
-    else:
+    if config.import_table:
         if read_table is None:
             raise ConfigError(f"the table {config.import_table} needs Supabase; set SUPABASE_URL and SUPABASE_KEY")
-        collector = Collector(f"table public.{config.import_table.removeprefix('public.')}", config.max_reject_fraction)
-        columns = read_table(config, collector)
+        return read_table(config, output, rejects)
+    collector = Collector(config.ratings_csv, config.max_reject_fraction)
+    with local_copy(config.ratings_csv) as path, Progress(f"read {config.ratings_csv}") as progress:
+        columns = read_csv(path, config.ratings_csv, config, collector, progress)
     return collector.finish(output, rejects, columns)

@@ -1,18 +1,20 @@
 from datetime import UTC, datetime
 
+import pyarrow as pa
 import pytest
 
 from mf.errors import DataError
+from mf.ratings.checks import Table, usable
 from mf.ratings.collect import Collector
+from mf.ratings.rest import _check_keys, _collect, _from
 from mf.ratings.schema import read_ratings
-from mf.ratings.table import _check_keys, _collect, _from, _instant, _Table
 
 MOMENT = datetime(2024, 2, 29, 12, 30, 0, 250_000, UTC)
 COLUMNS = {"user_id": "userId", "movie_id": "movieId", "rating": "stars"}
 
 
 def table_of(**types):
-    return _Table("ratings", "service_role", {name: {"type": kind} for name, kind in types.items()}, frozenset())
+    return Table("ratings", "service_role", {name: {"type": kind} for name, kind in types.items()}, [], frozenset())
 
 
 def test_the_filter_of_a_three_column_key_compares_the_columns_in_turn_and_bounds_the_first():
@@ -27,23 +29,41 @@ def test_quotes_and_backslashes_of_names_and_values_are_escaped_in_a_filter():
     )
 
 
+def times(values):
+    """The times that are made of ``values``, and which rows can be used."""
+    raw = {"user_id": [1] * len(values), "movie_id": [1] * len(values), "rating": [3.0] * len(values)}
+    table, good = usable(pa.table(raw | {"rated_at": values}))
+    return table["rated_at"].to_pylist(), good.tolist()
+
+
 @pytest.mark.parametrize(
-    "value",
+    "values",
     [
-        "2024-02-29T12:30:00.25+00:00",
-        "2024-02-29T12:30:00.250",
-        "2024-02-29T18:00:00.25+05:30",
-        1709209800.25,
-        1709209800250,
+        ["2024-02-29T12:30:00.25+00:00", "2024-02-29T18:00:00.250000+05:30"],
+        ["2024-02-29T12:30:00.250", "2024-02-29 12:30:00.25"],
+        ["2024-02-29T12:30:00.250", "20240229T123000.250", "2024-02-29T12:30:00.25Z"],
+        [1709209800.25, 1709209800250.0],
+        [1709209800250],
+        [MOMENT],
     ],
 )
-def test_a_time_is_iso_8601_in_any_zone_or_epoch_seconds_or_milliseconds(value):
-    assert _instant(value) == MOMENT
+def test_a_time_is_iso_8601_in_any_zone_or_epoch_seconds_or_milliseconds(values):
+    assert times(values) == ([MOMENT] * len(values), [True] * len(values))
 
 
-@pytest.mark.parametrize("value", [None, "infinity", "now", "0044-03-15T00:00:00 BC", "12:30", "", 1e300, "NaN"])
-def test_what_is_no_time_gives_none(value):
-    assert _instant(value) is None
+def test_an_unknown_time_is_none_and_leaves_the_row_as_it_is():
+    for unknown in (pa.array([None, ""]), pa.array([None], pa.int64()), pa.array([None], pa.timestamp("us", "UTC"))):
+        assert times(unknown) == ([None] * len(unknown), [True] * len(unknown))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["infinity", "now", "0044-03-15T00:00:00 BC", "12:30", 1e300, float("nan"), float("inf"), -(2**63), 2**63 - 1],
+)
+def test_a_row_whose_time_is_none_cannot_be_used(value):
+    assert times([value]) == ([], [False])
+    far = pa.array([-(2**62), -1, 2**62]).cast(pa.timestamp("us", "UTC"))
+    assert times(far) == ([datetime(1969, 12, 31, 23, 59, 59, 999999, UTC)], [False, True, False])
 
 
 def test_rows_that_cannot_be_used_are_rejected_with_their_key_and_reason_and_the_others_are_kept(tmp_path):
@@ -95,8 +115,7 @@ def test_text_keys_may_come_in_the_order_of_any_collation_but_never_twice():
 
 
 def test_the_primary_key_serves_unless_columns_are_named():
-    columns = {"id": {"description": "Note:\nThis is a Primary Key.<pk/>"}, "user": {}, "movie": {}}
-    table = _Table("ratings", "service_role", columns, frozenset())
+    table = Table("ratings", "service_role", {"id": {}, "user": {}, "movie": {}}, ["id"], frozenset())
     assert table.key("") == ["id"]
     assert table.key("movie, user") == ["movie", "user"]
     with pytest.raises(DataError, match="no column 'title' for --key_columns, found id, user, movie"):
