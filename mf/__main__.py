@@ -1,4 +1,5 @@
-"""The command line: ``python -m mf`` trains once, ``python -m mf schema`` prints the database's migration."""
+"""The command line: ``python -m mf`` trains once, ``python -m mf schema`` prints the database's migration,
+``python -m mf runs`` looks after what was published."""
 
 import argparse
 import os
@@ -23,6 +24,7 @@ from mf.ratings.split import split
 from mf.ratings.table import reader
 from mf.solvers import SOLVERS, EpochReport, configure
 from mf.solvers.base import Callback
+from mf.supabase import runs
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.destination import Destination
 from mf.supabase.schema import migration
@@ -59,6 +61,8 @@ def main(argv: Sequence[str]) -> None:
     with reported():
         if list(argv[:1]) == ["schema"]:
             print_schema(argv[1:])
+        elif list(argv[:1]) == ["runs"]:
+            runs.main(argv[1:])
         else:
             train_once(argv)
 
@@ -73,7 +77,9 @@ def print_schema(argv: Sequence[str]) -> None:
 def train_once(argv: Sequence[str]) -> None:
     """``python -m mf``: reads ratings, trains, writes a model directory and publishes it when that was asked for."""
     parser = Parser(
-        "python -m mf", "Trains on a file or a table of ratings, once. To print the migration: python -m mf schema."
+        "python -m mf",
+        "Trains on a file or a table of ratings, once. To print the migration: python -m mf schema. To show what was "
+        "published, bring an earlier run back or drop old ones: python -m mf runs list|rollback|prune.",
     )
     parser.add_argument(
         "--solver", choices=SOLVERS, default=DEFAULT_SOLVER, help=f"{SOLVER_HELP} (default: {DEFAULT_SOLVER})"
