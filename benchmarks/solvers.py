@@ -40,8 +40,11 @@ def measure(data: str, solver: str, options: Mapping[str, Any], tuned: bool = Fa
         ends.append(time.perf_counter())
 
     started = time.perf_counter()
-    users, movies = (Vocabulary.of(pa.array(ids)) for ids in (split.train.users, split.train.movies))
-    train = _interactions(split.train, users, movies)
+    (users, user_rows), (movies, movie_rows) = (
+        Vocabulary.encode(pa.array(ids)) for ids in (split.train.users, split.train.movies)
+    )
+    rows = torch.from_numpy(user_rows), torch.from_numpy(movie_rows)
+    train = Interactions(*rows, torch.from_numpy(split.train.ratings.copy()), len(users), len(movies))
     validation = _interactions(split.test if validates else split.test[:0], users, movies)
     model = fit(train, validation, config, torch.device("cpu"), [note])
     total = time.perf_counter() - started

