@@ -196,16 +196,17 @@ def _cut(block: bytes) -> Iterator[bytes]:
 def _piece(block: bytes, layout: Layout, texts: pa.Table | None) -> Piece:
     """The rows of ``block``, from their fields when the fast parser found them."""
     bad: dict[int, str] = {}
-    if texts is None:
-        texts, lines, bad = _split_careful(block, layout)
+    if texts is not None:
+        count, lines = len(texts), np.arange(len(texts))
     else:
-        lines = np.arange(len(texts))
+        count = block.count(b"\n")
+        texts, lines, bad = _split_careful(block, layout)
     batch, good = _typed(texts)
     rejected = zip(lines[~good].tolist(), texts.filter(pa.array(~good)).to_pylist(), strict=True)
     bad |= {number: _reason(row) for number, row in rejected}
     raw = block.split(b"\n") if bad else []
     rows = [(i, bad[i], raw[i].removesuffix(b"\r").decode(errors="backslashreplace")) for i in sorted(bad)]
-    return Piece(batch, rows, block.count(b"\n"))
+    return Piece(batch, rows, count)
 
 
 def _split_fast(block: bytes, layout: Layout) -> pa.Table | None:
@@ -237,7 +238,8 @@ def _split_fast(block: bytes, layout: Layout) -> pa.Table | None:
 def _is_plain(block: bytes) -> bool:
     if not block or any(odd in block for odd in (b'"', b"\0", UNIT_SEPARATOR)) or block.startswith(BOM):
         return False
-    if block.count(b"\r") != block.count(b"\r\n"):
+    # The first count is quick where there are none, the second never.
+    if (returns := block.count(b"\r")) and returns != block.count(b"\r\n"):
         return False
     try:
         return block.isascii() or bool(block.decode())
