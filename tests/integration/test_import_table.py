@@ -122,10 +122,10 @@ def result(folder, config, read_table):
 def read_api(database, tmp_path):
     """Imports a table through the API, as a user does."""
 
-    def read(table, *, source=database, key=None, page_size=1000, **options):
+    def read(table, *, source=database, key=None, page_size=1000, workers=3, **options):
         credentials = Credentials(source.url, SecretStr(key or source.secret_key))
         with connect(credentials) as client:
-            read_table = functools.partial(rest.read_table, client, credentials, page_size=page_size)
+            read_table = functools.partial(rest.read_table, client, credentials, page_size=page_size, workers=workers)
             return result(tmp_path, IngestConfig.of(import_table=table, **options), read_table)
 
     return read

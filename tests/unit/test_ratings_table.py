@@ -6,7 +6,8 @@ import pytest
 from mf.errors import DataError
 from mf.ratings.checks import Table, usable
 from mf.ratings.collect import Collector
-from mf.ratings.rest import _check_keys, _collect, _from
+from mf.ratings.pages import bound, check_keys
+from mf.ratings.rest import _turned
 from mf.ratings.schema import read_ratings
 
 MOMENT = datetime(2024, 2, 29, 12, 30, 0, 250_000, UTC)
@@ -17,14 +18,21 @@ def table_of(**types):
     return Table("ratings", "service_role", {name: {"type": kind} for name, kind in types.items()}, [], frozenset())
 
 
+def collect(rows, columns, key, collector):
+    ratings, bad = _turned(rows, columns, key)
+    for row in bad:
+        collector.reject(*row)
+    collector.add(ratings)
+
+
 def test_the_filter_of_a_three_column_key_compares_the_columns_in_turn_and_bounds_the_first():
-    assert _from(["a", "b", "c"], (1, "x", 3), "gte") == (
+    assert bound(["a", "b", "c"], "gte", (1, "x", 3)) == (
         'and("a".gte."1",or(and("a".gt."1"),and("a".eq."1","b".gt."x"),and("a".eq."1","b".eq."x","c".gte."3")))'
     )
 
 
 def test_quotes_and_backslashes_of_names_and_values_are_escaped_in_a_filter():
-    assert _from(['my "id"'], ('a\\b",c',), "gt") == (
+    assert bound(['my "id"'], "gt", ('a\\b",c',)) == (
         r'and("my \"id\"".gte."a\\b\",c",or(and("my \"id\"".gt."a\\b\",c")))'
     )
 
@@ -78,7 +86,7 @@ def test_rows_that_cannot_be_used_are_rejected_with_their_key_and_reason_and_the
     ]
     rows = [good, *({**good, "id": 2 + i, **change} for i, (change, _) in enumerate(bad))]
     collector = Collector("table public.ratings", 1.0)
-    _collect(rows, COLUMNS, ["id"], collector)
+    collect(rows, COLUMNS, ["id"], collector)
     collector.finish(tmp_path / "ratings.parquet", tmp_path / "rejects.csv", COLUMNS)
     assert read_ratings(tmp_path / "ratings.parquet")[0].to_pylist() == [{"user_id": 7, "movie_id": "m", "rating": 4.5}]
     lines = (tmp_path / "rejects.csv").read_text().splitlines()[1:]
@@ -88,7 +96,7 @@ def test_rows_that_cannot_be_used_are_rejected_with_their_key_and_reason_and_the
 def test_an_unreadable_time_is_rejected_with_what_was_found(tmp_path):
     rows = [{"userId": 1, "movieId": i, "stars": 3, "at": at} for i, at in enumerate(["2024-02-29", "infinity"])]
     collector = Collector("table public.ratings", 1.0)
-    _collect(rows, COLUMNS | {"rated_at": "at"}, ["userId", "movieId"], collector)
+    collect(rows, COLUMNS | {"rated_at": "at"}, ["userId", "movieId"], collector)
     collector.finish(tmp_path / "ratings.parquet", tmp_path / "rejects.csv", COLUMNS)
     kept = read_ratings(tmp_path / "ratings.parquet")[0].to_pylist()
     assert [row["rated_at"] for row in kept] == [datetime(2024, 2, 29, tzinfo=UTC)]
@@ -102,16 +110,16 @@ def test_an_unreadable_time_is_rejected_with_what_was_found(tmp_path):
 )
 def test_integer_keys_that_do_not_ascend_are_refused(before, keys):
     with pytest.raises(DataError, match=r"key user=\d, movie=\d came twice or out of order.*--key_columns"):
-        _check_keys(table_of(user="integer", movie="integer"), ["user", "movie"], before, keys)
+        check_keys(table_of(user="integer", movie="integer"), ["user", "movie"], before, keys)
 
 
 def test_text_keys_may_come_in_the_order_of_any_collation_but_never_twice():
     table = table_of(user="string")
-    _check_keys(table, ["user"], [("b",)], [("a",), ("B",)])
+    check_keys(table, ["user"], [("b",)], [("a",), ("B",)])
     with pytest.raises(DataError, match="key user=b came twice"):
-        _check_keys(table, ["user"], [("b",)], [("a",), ("b",)])
+        check_keys(table, ["user"], [("b",)], [("a",), ("b",)])
     with pytest.raises(DataError, match="key user=a came twice"):
-        _check_keys(table, ["user"], [], [("a",), ("b",), ("a",)])
+        check_keys(table, ["user"], [], [("a",), ("b",), ("a",)])
 
 
 def test_the_primary_key_serves_unless_columns_are_named():

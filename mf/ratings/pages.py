@@ -1,0 +1,179 @@
+"""The rows of a table through the REST API: page after page along a unique key, several ranges of it at a time."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any, TypeVar
+
+from supabase import Client
+
+from mf.errors import DataError, SupabaseError
+from mf.ratings.checks import Table, grant
+from mf.supabase.client import call_response
+
+# Pages of one range: few, so that the ranges end together; many, so that finding where one ends, which takes a request,
+# costs little.
+PAGES = 16
+
+Row = dict[str, Any]
+Key = tuple[Any, ...]
+Result = TypeVar("Result")
+
+
+class _StoppedError(Exception):
+    """Another range failed, and this one is not wanted any more."""
+
+
+@dataclass
+class Pages:
+    """A table, and how it is read.
+
+    Args:
+        client: to the project to read from.
+        table: the table.
+        selected: the columns to read, those of the key among them.
+        key: the columns of a unique key; each page is fast when an index has them in this order.
+        conditions: what else a row must fulfil, in PostgREST's syntax.
+        page_size: rows to ask for at once; the server may give fewer.
+    """
+
+    client: Client
+    table: Table
+    selected: Sequence[str]
+    key: Sequence[str]
+    conditions: Sequence[str] = ()
+    page_size: int = 1000
+
+    def __post_init__(self) -> None:
+        self._stopped = threading.Event()
+
+    def read(self, turn: Callable[[list[Row]], Result], workers: int) -> Iterator[Result]:
+        """What ``turn`` makes of the rows, some at a time, in the order of the key; by ``workers`` threads, each with a
+        range of keys of its own.
+
+        Whatever is written meanwhile, every key is of one range, so that a row that stands throughout comes once.
+        """
+        if workers == 1:
+            yield from map(turn, self.between(None, None))
+            return
+        self.page_size = max(1, len(self._page([], self.key)))  # what the server gives at once
+        ranges = self._ranges()
+        waiting: deque[Future[list[Result]]] = deque()
+        pool = ThreadPoolExecutor(workers)
+        try:
+            while True:
+                # Twice as many as there are workers, so that none of them waits for the one whose turn it is.
+                while len(waiting) < 2 * workers and (bounds := next(ranges, None)):
+                    waiting.append(pool.submit(lambda start, end: list(map(turn, self.between(start, end))), *bounds))
+                if not waiting:
+                    return
+                yield from waiting.popleft().result()
+        finally:
+            self._stopped.set()
+            pool.shutdown(cancel_futures=True)
+
+    def between(self, start: Key | None, end: Key | None) -> Iterator[list[Row]]:
+        """The pages of the rows from ``start`` on and before ``end``, ``None``: without a bound. A page begins with the
+        row that ended the one before, and the last one with that of ``end``: were there a second row of that key, it
+        would show.
+
+        The end is the row of ``end``, or a page that is empty when asked for keys *above* the last one; a short page
+        says nothing, since the server cuts pages (db-max-rows) without a word.
+        """
+        last, operator = start, "gte"
+        before: list[Key] = []
+        while not self._stopped.is_set():
+            bounds = [bound(self.key, operator, last)] if last is not None else []
+            page = self._page(bounds + ([bound(self.key, "lte", end)] if end is not None else []), self.selected)
+            if not page:
+                return
+            keys = [tuple(row[name] for name in self.key) for row in page]
+            if before and keys[0] == before[-1]:
+                del page[0], keys[0]
+            check_keys(self.table, self.key, before, keys)
+            is_last = bool(keys) and keys[-1] == end
+            if page[: len(page) - is_last]:
+                yield page[: len(page) - is_last]
+            if is_last:
+                return
+            operator = "gte" if page else "gt"
+            before = keys or before
+            last = before[-1]
+        raise _StoppedError
+
+    def _ranges(self) -> Iterator[tuple[Key | None, Key | None]]:
+        """Divides all keys, in their order, into ranges of ``PAGES`` pages, from each to before the next."""
+        rows = PAGES * max(1, self.page_size - 1)
+        start: Key | None = None
+        while True:
+            bounds = [bound(self.key, "gte", start)] if start is not None else []
+            found = self._page(bounds, self.key, skip=rows)
+            end = tuple(found[0][name] for name in self.key) if found else None
+            yield start, end
+            if end is None:
+                return
+            start = end
+
+    def _page(self, bounds: Sequence[str], selected: Sequence[str], skip: int = 0) -> list[Row]:
+        """A page of rows in the order of the key; the one row after ``skip`` of them, if asked to skip any."""
+        request = self.client.table(self.table.name).select(",".join(map(quoted, selected)))
+        for name in self.key:
+            request = request.order(quoted(name))
+        for condition in (*bounds, *self.conditions):
+            request = request.or_(condition)
+        request = request.range(skip, skip) if skip else request.limit(self.page_size)
+        rows: list[Row] = get(request, self.table).data
+        return rows
+
+
+def get(request: Any, table: Table) -> Any:
+    """The response to a request that reads the table."""
+    role = "service_role" if table.role == "unknown" else table.role
+    response = call_response(request, f"read {table}", {"42501": grant(table.name, role)})
+    if not isinstance(response.data, list):
+        raise SupabaseError(f"cannot read {table}: the answer is no list of rows: is the URL a Supabase project's?")
+    return response
+
+
+def check_keys(table: Table, key: Sequence[str], before: list[Key], keys: list[Key]) -> None:
+    """Checks that a page's keys ascend from the last one's; where the database's collation orders text, only that none
+    comes twice.
+
+    Raises:
+        DataError: they do not: the key is not unique, or null.
+    """
+    if None in chain.from_iterable(keys):
+        raise DataError(f"{table}: a key ({', '.join(key)}) is null: fill it, or name others with --key_columns")
+    if all(table.columns[name]["type"] == "integer" for name in key):
+        wrong = next((b for a, b in pairwise([*before[-1:], *keys]) if a >= b), None)
+    elif len(set(keys)) == len(keys) and set(keys).isdisjoint(before):
+        wrong = None
+    else:
+        wrong = next(b for i, b in enumerate(keys) if b in before or b in keys[:i])
+    if wrong is not None:
+        where = ", ".join(f"{name}={value}" for name, value in zip(key, wrong, strict=True))
+        raise DataError(
+            f"{table}: the key {where} came twice or out of order: ({', '.join(key)}) is not unique; name "
+            "columns that are unique together with --key_columns"
+        )
+
+
+def bound(key: Sequence[str], operator: str, last: Key) -> str:
+    """The filter for the keys on one side of ``last``, with ``operator`` gt, gte, lt or lte, in PostgREST's syntax. The
+    first condition follows from the others; without it the database would not bound its walk along the index."""
+    names, values = [quoted(name) for name in key], [quoted(str(value)) for value in last]
+    beyond = operator[:2]
+    steps = []
+    for i in range(len(key)):
+        equal = [f"{name}.eq.{value}" for name, value in zip(names[:i], values[:i], strict=True)]
+        differs = f"{names[i]}.{operator if i == len(key) - 1 else beyond}.{values[i]}"
+        steps.append(f"and({','.join([*equal, differs])})")
+    return f"and({names[0]}.{beyond}e.{values[0]},or({','.join(steps)}))"
+
+
+def quoted(text: str) -> str:
+    """Quoted as PostgREST reads names and values: https://docs.postgrest.org/en/v12/references/api/url_grammar.html."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
