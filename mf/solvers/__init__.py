@@ -28,11 +28,11 @@ _START: dict[type[Config], Any] = {
 # A solver's own defaults hold from small data to large. adam's are the original trainer's; these are what hold for it.
 TUNED: dict[str, dict[str, Any]] = {
     "adam": {
-        "batch_size": 512,
+        "batch_size": None,
         "epochs": 10,
         "lr": 7e-3,
         "weight_decay": 0.0,
-        "l2": 0.06,
+        "l2": None,
         "bias_damping": 3.0,
         "schedule": "one_cycle",
         "patience": 3,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mf.config import Config
 from mf.solvers.base import Interactions
-from mf.solvers.minibatch import MiniBatches, Penalty, Side, Strata, Tables
+from mf.solvers.minibatch import L2, MiniBatches, Penalty, Side, Strata, Tables
 from mf.solvers.sorting import Segments
 
 PARTS = 4  # movie parts of the blocked mode: as many workers at most
@@ -25,13 +25,17 @@ class AdamConfig(Config):
     """
 
     factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
-    batch_size: int = Field(2048, ge=1, description="ratings a step")
+    batch_size: int | None = Field(
+        2048,
+        ge=1,
+        description="ratings a step; none: a two-thousandth of them all, to a power of two from 512 to 65,536",
+    )
     epochs: int = Field(1, ge=1, description="passes over the training ratings, at most")
     lr: float = Field(1e-3, gt=0, description="step size; the peak of it with a schedule")
     weight_decay: float = Field(
         1e-6, ge=0, description="L2 on all parameters as torch's Adam states it: its gradient is added at every step"
     )
-    l2: float = Field(0.0, ge=0, description="L2 on the two vectors of every rating")
+    l2: float | None = Field(0.0, ge=0, description=L2)
     bias_damping: float = Field(
         3.0,
         ge=0,
@@ -54,10 +58,16 @@ class AdamConfig(Config):
 def start(train: Interactions, validation: Interactions, config: AdamConfig, workers: int | None = None) -> MiniBatches:
     """The training, ready for its first epoch; see ``mf.solvers.fit``."""
     penalty = Penalty.of(train, config.l2, config.bias_damping, config.weight_decay)
-    strata = Strata.blocked(train, config.batch_size, config.block_users, PARTS)
+    strata = Strata.blocked(train, config.batch_size or derived_batch(len(train)), config.block_users, PARTS)
     fitting = MiniBatches(train, validation, strata, config, lambda tables: Adam(tables, penalty, config), workers)
     fitting.advice += ", or set --clip_grad 1"
     return fitting
+
+
+def derived_batch(ratings: int) -> int:
+    """A two-thousandth of them, to the nearest power of two from 512 to 65,536: as many steps an epoch as converge in a
+    few epochs, and no more, since a GPU's time goes by steps."""
+    return 1 << min(max(round(math.log2(max(ratings, 1) / 2000)), 9), 16)
 
 
 def one_cycle(progress: float) -> float:

@@ -24,6 +24,8 @@ from mf.solvers.workers import Workers
 # Rows gathered a time on a CPU: larger temporaries are handed back to the system and faulted in anew at every call.
 CHUNK = 8192
 
+L2 = "L2 on the two vectors of every rating; none: 0.05 at 2 million ratings, less with more of them"
+
 Columns = tuple[Tensor, Tensor, Tensor]  # users int32[B], sorted; movies int32[B]; ratings less mu float32[B]
 
 
@@ -84,6 +86,12 @@ class Strata:
         return [cut[i : i + n] for i in range(0, n * self.parts, n)]
 
 
+def derived_l2(ratings: int) -> float:
+    """0.05·(N / 2 million)^-0.2, between 0.03 and 0.06: a power of N through what did best for 90 thousand ratings
+    (0.06 to 0.07), 2 million (0.05) and 21 million (0.03)."""
+    return float(min(max(0.05 * (ratings / 2e6) ** -0.2, 0.03), 0.06))
+
+
 @dataclass(frozen=True)
 class Penalty:
     """The L2 weights of each row, per rating, float32[n_users] and float32[n_movies].
@@ -100,7 +108,8 @@ class Penalty:
     movie_bias: Tensor
 
     @classmethod
-    def of(cls, train: Interactions, l2: float, bias_damping: float, weight_decay: float = 0.0) -> "Penalty":
+    def of(cls, train: Interactions, l2: float | None, bias_damping: float, weight_decay: float = 0.0) -> "Penalty":
+        l2 = derived_l2(len(train)) if l2 is None else l2
         per_rating = [1.0 / n.clamp(min=1) for n in train.counts()]
         decay = len(train) * weight_decay / 2
         return cls(*(l2 + decay * x for x in per_rating), *((bias_damping + decay) * x for x in per_rating))

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from mf.config import Config
 from mf.solvers.base import Interactions
-from mf.solvers.minibatch import MiniBatches, Penalty, Side, Strata, Tables
+from mf.solvers.minibatch import L2, MiniBatches, Penalty, Side, Strata, Tables
 
 PARTS = 4  # movie parts: as many workers at most
 LAST = 0.02  # share of lr that is left at the end
@@ -29,11 +29,7 @@ class SGDConfig(Config):
     )
     epochs: int = Field(20, ge=1, description="passes over the training ratings, at most")
     lr: float = Field(0.05, gt=0, description="step size of a rating; it falls to 2% of it along a half cosine")
-    l2: float | None = Field(
-        None,
-        ge=0,
-        description="L2 on the two vectors of every rating; none: 0.05 at 2 million ratings, less with more of them",
-    )
+    l2: float | None = Field(None, ge=0, description=L2)
     bias_damping: float = Field(
         3.0,
         ge=0,
@@ -50,17 +46,11 @@ class SGDConfig(Config):
 
 def start(train: Interactions, validation: Interactions, config: SGDConfig, workers: int | None = None) -> MiniBatches:
     """The training, ready for its first epoch; see ``mf.solvers.fit``."""
-    penalty = Penalty.of(train, derived_l2(len(train)) if config.l2 is None else config.l2, config.bias_damping)
+    penalty = Penalty.of(train, config.l2, config.bias_damping)
     strata = Strata.blocked(train, config.batch_size or 1, config.block_users, PARTS)
     if config.batch_size is None:
         strata.batch_size = min(max(len(train) // (strata.blocks * strata.parts * 8), 1 << 10), 1 << 16)
     return MiniBatches(train, validation, strata, config, lambda tables: SGD(tables, penalty, config), workers)
-
-
-def derived_l2(ratings: int) -> float:
-    """0.05·(N / 2 million)^-0.2, between 0.03 and 0.06: a power of N through what did best for 90 thousand ratings
-    (0.06 to 0.07), 2 million (0.05) and 21 million (0.03)."""
-    return float(min(max(0.05 * (ratings / 2e6) ** -0.2, 0.03), 0.06))
 
 
 class SGD:

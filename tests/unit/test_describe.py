@@ -55,12 +55,12 @@ def test_a_solvers_option_tells_what_it_is_when_it_is_left_alone(solver: str) ->
 
 
 def test_a_solvers_option_names_the_value_that_leaves_it_to_the_solver() -> None:
-    assert "; -1: the solver's own (adam 512" in describe.description("batch_size")
+    assert "; -1: the solver's own (adam none, sgd none" in describe.description("batch_size")
     assert "; empty: the solver's own (adam one_cycle" in describe.description("schedule")
 
 
 def test_what_solvers_mean_apart_is_told_apart() -> None:
-    assert describe.description("batch_size").startswith("adam: ratings a step; sgd: ratings a step; none: ")
+    assert describe.description("batch_size").startswith("adam: ratings a step; none: a two-thousandth")
 
 
 def test_a_parameter_that_nothing_describes_is_an_error() -> None:
