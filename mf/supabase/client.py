@@ -1,11 +1,16 @@
 """The way to Supabase's REST API: one client, retries for what passes, one-line errors for what does not."""
 
 import logging
+import re
+import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
+import orjson
 import tenacity
 from postgrest.exceptions import APIError
 from supabase import Client, ClientOptions, create_client
@@ -15,16 +20,28 @@ from mf.supabase.credentials import Credentials
 
 TIMEOUT_S = 60.0
 TRIES = 8
-# Passing faults, by SQLSTATE, PostgREST code or HTTP status: cancelled by timeout, serialization, deadlock, lock,
-# too many connections, database starting or stopping, no connection from PostgREST, and what proxies answer.
+LONGEST_PAUSE_S = 120.0  # that a server is obeyed in
+# Passing faults that the database or PostgREST names, by SQLSTATE or code: cancelled by timeout, serialization,
+# deadlock, lock, too many connections, database starting, stopping or gone, no connection from PostgREST.
 TRANSIENT = {
-    "57014", "40001", "40P01", "55P03", "53300", "57P01", "57P03", "PGRST000", "PGRST001", "PGRST002", "PGRST003",
-    "408", "429", "500", "502", "503", "504", "520", "521", "522", "523", "524",
+    "57014", "40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03", "08000", "08003", "08006",
+    "PGRST000", "PGRST001", "PGRST002", "PGRST003",
 }  # fmt: skip
+# What a proxy answers in the database's place passes too, but for what it does not know, and for a project that is
+# paused (540).
+LASTING_STATUS = (501, 505, 511, 540)
+_pause = threading.local()  # seconds that the last answer asked for
 
 
 class _CutResponseError(Exception):
     """Status 200 and a body that is no JSON: a proxy's page, or an answer cut on the way, to nothing at worst."""
+
+
+class _PassingStatusError(Exception):
+    """A status that passes, from a proxy: too many requests, no answer from the server behind it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"{status} {httpx.codes.get_reason_phrase(status)}".strip())
 
 
 @contextmanager
@@ -37,23 +54,54 @@ def connect(credentials: Credentials) -> Iterator[Client]:
     # httpx logs every URL at INFO, and hpack every header, the key among them, at DEBUG.
     for name in ("httpx", "httpcore", "hpack"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    hooks = {"response": [_refuse_empty]}
+    hooks = {"response": [_look]}
     with httpx.Client(timeout=TIMEOUT_S, http2=False, follow_redirects=False, event_hooks=hooks) as http:
         options = ClientOptions(httpx_client=http, auto_refresh_token=False, persist_session=False)
         yield create_client(credentials.url, credentials.key.get_secret_value(), options)
 
 
-def _refuse_empty(response: httpx.Response) -> None:
+def _look(response: httpx.Response) -> None:
+    """Sees what postgrest-py keeps to itself."""
+    _pause.seconds = _asked_for(response.headers.get("Retry-After", ""))
     # postgrest-py makes an empty list of it, and a reader would take that for the table's end.
     if response.request.method == "GET" and response.is_success and not response.read():
         raise _CutResponseError("")
+    status = response.status_code
+    if status in (408, 425, 429) or (status >= 500 and status not in LASTING_STATUS and not _is_named(response.read())):
+        raise _PassingStatusError(status)
+
+
+def _is_named(body: bytes) -> bool:
+    """Whether the database or PostgREST says what is wrong."""
+    try:
+        said = orjson.loads(body)
+    except ValueError:
+        return False
+    return isinstance(said, dict) and re.fullmatch(r"[0-9A-Z]{5}|PGRST\w+", str(said.get("code"))) is not None
+
+
+def _asked_for(retry_after: str) -> float:
+    """The seconds of a Retry-After header (RFC 9110, 10.2.3), which is a number or a date."""
+    with suppress(ValueError):
+        if not retry_after.isdigit():
+            moment = parsedate_to_datetime(retry_after)
+            retry_after = str(max(0, round(moment.timestamp() - time.time())))
+        return min(float(retry_after), LONGEST_PAUSE_S)
+    return 0.0
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """What the server asked for, and a growing random time beside it, lest all that wait come back at once."""
+    asked, _pause.seconds = getattr(_pause, "seconds", 0.0), 0.0
+    return asked + float(tenacity.wait_random_exponential(multiplier=0.25, max=30)(state))
 
 
 def call(request: Any, doing: str, hints: Mapping[str, str] | None = None) -> Any:
     """Executes a supabase-py request builder (``table(…).select(…)``, ``rpc(…)``, …) and gives its ``data``.
 
     Every request of this library may be sent twice (reads, upserts, functions that change nothing the second time), so
-    every passing fault is waited out: up to ``TRIES`` tries, with growing random pauses of half a minute at most.
+    every passing fault is waited out: up to ``TRIES`` tries, with growing random pauses of half a minute at most beside
+    what the server asks for.
 
     Args:
         request: what has ``execute()``.
@@ -72,13 +120,13 @@ def call_response(request: Any, doing: str, hints: Mapping[str, str] | None = No
         request = request.retry(False)
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(TRIES),
-        wait=tenacity.wait_random_exponential(multiplier=0.25, max=30),
+        wait=_wait,
         retry=tenacity.retry_if_exception(_passes),
         reraise=True,
     )
     try:
         return retrying(_execute, request)
-    except (APIError, httpx.HTTPError, _CutResponseError) as error:
+    except (APIError, httpx.HTTPError, _CutResponseError, _PassingStatusError) as error:
         message = explain(error, doing, hints)
     # Raised outside of the handler: the exception's frames and the request they hold carry the key.
     raise SupabaseError(message)
@@ -94,7 +142,7 @@ def _execute(request: Any) -> Any:
 def _passes(error: BaseException) -> bool:
     if isinstance(error, APIError):
         return str(error.code) in TRANSIENT
-    return isinstance(error, httpx.TransportError | _CutResponseError) and not isinstance(
+    return isinstance(error, httpx.TransportError | _CutResponseError | _PassingStatusError) and not isinstance(
         error, httpx.UnsupportedProtocol | httpx.LocalProtocolError
     )
 
@@ -103,6 +151,8 @@ def explain(error: Exception, doing: str, hints: Mapping[str, str] | None = None
     """One sentence of what went wrong and what to do; ``hints`` go before the library's own."""
     if isinstance(error, _CutResponseError):
         return f"cannot {doing}: the answer is not JSON ({str(error)!r}): is the URL a Supabase project's?"
+    if isinstance(error, _PassingStatusError):
+        return f"cannot {doing}: the server still answers {error}: try again later"
     if isinstance(error, httpx.LocalProtocolError):
         # Its text shows the header that cannot be sent: the key, as a rule.
         return f"cannot {doing}: the request cannot be sent: check SUPABASE_KEY and the URL"
