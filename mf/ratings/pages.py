@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain, compress
+from operator import ge
 from typing import Any, TypeVar
 
 from supabase import Client
@@ -20,6 +21,7 @@ PAGES = 16
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]
+Bounds = tuple[Key | None, Key | None]  # from the first, and before the second
 Result = TypeVar("Result")
 
 
@@ -67,7 +69,7 @@ class Pages:
             while True:
                 # Twice as many as there are workers, so that none of them waits for the one whose turn it is.
                 while len(waiting) < 2 * workers and (bounds := next(ranges, None)):
-                    waiting.append(pool.submit(lambda start, end: list(map(turn, self.between(start, end))), *bounds))
+                    waiting.append(pool.submit(self._turned, turn, bounds))
                 if not waiting:
                     return
                 yield from waiting.popleft().result()
@@ -90,7 +92,7 @@ class Pages:
             page = self._page(bounds + ([bound(self.key, "lte", end)] if end is not None else []), self.selected)
             if not page:
                 return
-            keys = [tuple(row[name] for name in self.key) for row in page]
+            keys = list(zip(*([row[name] for row in page] for name in self.key), strict=True))
             if before and keys[0] == before[-1]:
                 del page[0], keys[0]
             check_keys(self.table, self.key, before, keys)
@@ -104,7 +106,10 @@ class Pages:
             last = before[-1]
         raise _StoppedError
 
-    def _ranges(self) -> Iterator[tuple[Key | None, Key | None]]:
+    def _turned(self, turn: Callable[[list[Row]], Result], bounds: Bounds) -> list[Result]:
+        return [turn(page) for page in self.between(*bounds)]
+
+    def _ranges(self) -> Iterator[Bounds]:
         """Divides all keys, in their order, into ranges of ``PAGES`` pages, from each to before the next."""
         rows = PAGES * max(1, self.page_size - 1)
         start: Key | None = None
@@ -148,7 +153,9 @@ def check_keys(table: Table, key: Sequence[str], before: list[Key], keys: list[K
     if None in chain.from_iterable(keys):
         raise DataError(f"{table}: a key ({', '.join(key)}) is null: fill it, or name others with --key_columns")
     if all(table.columns[name]["type"] == "integer" for name in key):
-        wrong = next((b for a, b in pairwise([*before[-1:], *keys]) if a >= b), None)
+        ascending = [*before[-1:], *keys]
+        falls = map(ge, ascending, ascending[1:])  # in C, for the many rows there are
+        wrong = next(compress(ascending[1:], falls), None)
     elif len(set(keys)) == len(keys) and set(keys).isdisjoint(before):
         wrong = None
     else:

@@ -163,7 +163,7 @@ def _turned(rows: Sequence[Row], columns: Mapping[str, str], key: Sequence[str])
         raw[RATED_AT] = _times(cells[RATED_AT])
     ratings, good = usable(pa.table(raw))
     bad: list[tuple[str, str, str]] = []
-    reject((rows[i] for i in np.flatnonzero(~good)), columns, key, lambda *row: bad.append(row))
+    reject((rows[i] for i in np.flatnonzero(~good).tolist()), columns, key, lambda *row: bad.append(row))
     return _Turned(ratings, bad)
 
 
