@@ -1,7 +1,9 @@
 """The way to Supabase's REST API: one client, retries for what passes, one-line errors for what does not."""
 
+import functools
 import logging
 import re
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -55,9 +57,17 @@ def connect(credentials: Credentials) -> Iterator[Client]:
     for name in ("httpx", "httpcore", "hpack"):
         logging.getLogger(name).setLevel(logging.WARNING)
     hooks = {"response": [_look]}
-    with httpx.Client(timeout=TIMEOUT_S, http2=False, follow_redirects=False, event_hooks=hooks) as http:
+    with httpx.Client(
+        timeout=TIMEOUT_S, http2=False, follow_redirects=False, event_hooks=hooks, verify=_certificates()
+    ) as http:
         options = ClientOptions(httpx_client=http, auto_refresh_token=False, persist_session=False)
         yield create_client(credentials.url, credentials.key.get_secret_value(), options)
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    # Read once: it takes longer than a request, and an export or an import makes several clients.
+    return httpx.create_ssl_context()
 
 
 def _look(response: httpx.Response) -> None:
