@@ -16,6 +16,8 @@ def ingest(
     rating_column: str,
     timestamp_column: str,
     key_columns: str,
+    rated_since: str,
+    rated_before: str,
     max_reject_fraction: float,
 ):
     """Reads ratings from a CSV or a Supabase table, checks every row, and writes the good ones as Parquet."""
@@ -39,6 +41,8 @@ def ingest(
             rating_column=rating_column,
             timestamp_column=timestamp_column,
             key_columns=key_columns,
+            rated_since=rated_since,
+            rated_before=rated_before,
             max_reject_fraction=max_reject_fraction,
         )
         with reader(config, supabase_url) as read_table:

@@ -182,7 +182,8 @@ def _reporter(checkpoint: CheckpointFile | None) -> Callback:
 def _source(namespace: argparse.Namespace, trainer: TrainerConfig) -> IngestConfig:
     """The table when it is asked for, or when Supabase is configured and no file is named; else the file."""
     named = given(namespace, IngestConfig)
-    configured = bool(trainer.supabase_url or os.environ.get("SUPABASE_URL"))
+    variables = ("SUPABASE_URL", "SUPABASE_DB_URL", "SUPABASE_DB_URL_SECRET")
+    configured = bool(trainer.supabase_url or any(os.environ.get(name) for name in variables))
     if "ratings_csv" in named and "import_table" in named:
         raise ConfigError("--ratings_csv and --import_table are both given, expected one of them")
     if "import_table" in named or ("ratings_csv" not in named and configured):

@@ -35,6 +35,8 @@ def build(settings: Settings) -> GraphComponent:
         rating_column: str = INGEST.rating_column,
         timestamp_column: str = INGEST.timestamp_column,
         key_columns: str = INGEST.key_columns,
+        rated_since: str = INGEST.rated_since,
+        rated_before: str = INGEST.rated_before,
         max_reject_fraction: float = INGEST.max_reject_fraction,
         split: str = SPLIT.split,
         val_size: float = SPLIT.val_size,
@@ -85,6 +87,8 @@ def build(settings: Settings) -> GraphComponent:
             rating_column=rating_column,
             timestamp_column=timestamp_column,
             key_columns=key_columns,
+            rated_since=rated_since,
+            rated_before=rated_before,
             max_reject_fraction=max_reject_fraction,
         )
         parts = components.split(
@@ -135,9 +139,14 @@ def build(settings: Settings) -> GraphComponent:
         # A table's, a file's and the published run's content are not in the cache's key.
         for task in (ingested, evaluated, exported):
             task.set_caching_options(False)
+        secrets = {
+            "SUPABASE_KEY_SECRET": settings.supabase_key_secret,
+            "SUPABASE_DB_URL_SECRET": settings.supabase_db_url_secret,
+        }
         for task in (ingested, exported):
-            if settings.supabase_key_secret:
-                task.set_env_variable("SUPABASE_KEY_SECRET", settings.supabase_key_secret)
+            for variable, name in secrets.items():
+                if name:
+                    task.set_env_variable(variable, name)
 
     return training
 

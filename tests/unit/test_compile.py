@@ -102,10 +102,14 @@ def test_train_runs_in_the_gpu_image_and_every_other_step_in_the_cpu_image(pipel
     assert images == {step: f"{registry}-{'gpu' if step == 'train' else 'cpu'}:golden" for step in STEPS}
 
 
-def test_the_secrets_name_goes_to_the_steps_that_speak_to_supabase(pipeline: dict[str, Any]) -> None:
-    name = {"name": "SUPABASE_KEY_SECRET", "value": "projects/golden-project/secrets/supabase-key/versions/latest"}
+def test_the_secrets_names_go_to_the_steps_that_speak_to_supabase(pipeline: dict[str, Any]) -> None:
+    secrets = {"SUPABASE_KEY_SECRET": "supabase-key", "SUPABASE_DB_URL_SECRET": "supabase-db-url"}
+    names = [
+        {"name": variable, "value": f"projects/golden-project/secrets/{secret}/versions/latest"}
+        for variable, secret in secrets.items()
+    ]
     given = {step: container.get("env", []) for step, container in executors(pipeline).items()}
-    assert given == {step: [name] if step in ("ingest", "export") else [] for step in STEPS}
+    assert given == {step: names if step in ("ingest", "export") else [] for step in STEPS}
 
 
 def test_without_a_secret_no_step_is_given_a_name() -> None:
