@@ -1,0 +1,66 @@
+"""Readers see one whole run in every statement, whatever becomes of the exporters."""
+
+import pytest
+from planted import planted
+from pydantic import SecretStr
+
+from benchmarks.publish import disturbed
+from mf.supabase.client import call, connect
+from mf.supabase.config import ExportConfig, SchemaConfig
+from mf.supabase.credentials import Credentials
+from mf.supabase.database import Database
+from mf.supabase.direct import export_directly
+from mf.supabase.export import export
+from mf.supabase.recommend import published_run
+from mf.supabase.schema import migration
+
+
+@pytest.fixture
+def database(fresh_stack):
+    database = fresh_stack()
+    database.migrate(migration(SchemaConfig()))
+    return database
+
+
+def test_readers_see_whole_runs_through_fifty_publishes_kills_and_lost_connections(database, tmp_path):
+    saw = disturbed(database, tmp_path, 50)
+    assert saw["examples"] == []
+    assert saw["wrong"] == 0
+    assert saw["publishes"] == 50
+    assert saw["killed"] >= 5
+    assert saw["cut"] >= 2
+    assert saw["runs"] >= 25
+    assert saw["reads"] >= 200
+    with database.connect() as connection:
+        runs = connection.execute("select run_id, status from public.mf_runs order by published_at").fetchall()
+    assert runs == [("r49", "retired"), ("r50", "published")]
+
+
+@pytest.mark.parametrize("way", ["direct", "api"])
+def test_a_reader_of_many_pages_names_its_run_and_has_it_until_the_publish_after_the_next(database, tmp_path, way):
+    models = [planted(f"r{seed}", seed=seed) for seed in range(3)]
+
+    def publish(model):
+        directory = model.write(tmp_path / model.run_id)
+        if way == "direct":
+            export_directly(Database(SecretStr(database.db_url)), directory, ExportConfig())
+        else:
+            export(client, directory, ExportConfig())
+
+    def page(after):
+        rows = client.table("mf_user_embeddings").select("user_id,bias").eq("run_id", run).order("user_id").limit(25)
+        return call(rows.gt("user_id", after), "read a page")
+
+    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
+        publish(models[0])
+        run = published_run(client)["run_id"]
+        read = page(0)
+        publish(models[1])
+        assert call(client.rpc("mf_prune"), "prune") == {"removed": []}
+        while rows := page(read[-1]["user_id"]):
+            read += rows
+        expected = sorted(zip(models[0].user_ids, models[0].user_bias.tolist(), strict=True))
+        assert [row["user_id"] for row in read] == [user for user, _ in expected]
+        assert [row["bias"] for row in read] == pytest.approx([bias for _, bias in expected], rel=1e-6)
+        publish(models[2])
+        assert page(0) == []
