@@ -12,7 +12,7 @@ from mf.errors import ConfigError
 from mf.supabase.credentials import is_address
 from mf.version import git_sha
 
-SECRET_NAME = r"^(projects/[^/]+/secrets/[^/]+(/versions/[^/]+)?)?$"
+RESOURCE = r"^(projects/[^/]+/secrets/[^/]+(/versions/[^/]+)?)?$"
 DEFAULT_FILE = Path(__file__).with_name("settings.toml")
 
 
@@ -38,12 +38,12 @@ class Settings(Config):
     )
     supabase_key_secret: str = Field(
         "",
-        pattern=SECRET_NAME,
+        pattern=RESOURCE,
         description="name of the Secret Manager secret that holds the Supabase key",
     )
     supabase_db_url_secret: str = Field(
         "",
-        pattern=SECRET_NAME,
+        pattern=RESOURCE,
         description="name of the secret that holds the database's address; empty: its REST API is used",
     )
 

@@ -24,11 +24,12 @@ def reader(config: IngestConfig, url: str = "", key: SecretStr | None = None) ->
         url, key: of the Supabase project; those of the environment when empty.
 
     Raises:
-        ConfigError, SupabaseError: the credentials cannot be had.
+        ConfigError, SupabaseError: the credentials cannot be had, or are of two projects.
     """
     if not config.import_table:
         yield None
     elif database := Database.find():
+        database.check_project(url)
         yield functools.partial(postgres.read_table, database)
     else:
         credentials = Credentials.find(url, key)

@@ -71,6 +71,19 @@ class Database:
     def __str__(self) -> str:
         return f"the database {self.host}:{self.port}"
 
+    def check_project(self, url: str) -> None:
+        """Whether this can be the database of the Supabase project at ``url``.
+
+        Raises:
+            ConfigError: the two are different projects.
+        """
+        project = re.fullmatch(r"https://(\w+)\.supabase\.co/?", url)
+        if project and self.project and project[1] != self.project:
+            raise ConfigError(
+                f"--supabase_url is the project {project[1]}, and SUPABASE_DB_URL the project {self.project}: unset "
+                "SUPABASE_DB_URL, or let it name the same project"
+            )
+
     def explain(self, error: Exception, doing: str, hints: Mapping[str, str] | None = None) -> str:
         """One sentence, without the password, of what went wrong and what to do.
 

@@ -40,7 +40,8 @@ DEFAULTS = {
     "output_dir": "output", "checkpoint": "none", "seed": "0", "l2": "0.0", "bias_damping": "3.0",
     "schedule": "constant", "patience": "0", "init_std": "0.01", "block_users": "0", "columns": "none",
     "user_column": "none", "movie_column": "none", "rating_column": "none", "timestamp_column": "none",
-    "max_reject_fraction": "0.01", "key_columns": "none", "hnsw_index": "off",
+    "max_reject_fraction": "0.01", "key_columns": "none", "rated_since": "none",
+    "rated_before": "none", "hnsw_index": "off",
 }  # fmt: skip
 
 

@@ -101,3 +101,10 @@ def test_no_statement_and_no_password_stand_in_what_is_said() -> None:
         f"ERROR:  no {DIRECT} hunter2@secret\nLINE 1: select\n\nQuery was: select 1. SQLSTATE: 42P01"
     )
     assert find(DIRECT).explain(error, "read").startswith("cannot read: no … …: check SUPABASE_DB_URL")
+
+
+def test_the_database_of_another_project_than_the_one_that_was_named_is_refused() -> None:
+    with pytest.raises(ConfigError, match="project other, and SUPABASE_DB_URL the project abcdef: unset"):
+        find(POOLED).check_project("https://other.supabase.co")
+    for url in ("", "https://abcdef.supabase.co/", "http://127.0.0.1:8000", "https://db.example.org"):
+        find(DIRECT).check_project(url)
