@@ -157,7 +157,21 @@ class _Ids:
 
 
 def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    """Dictionary-encoded."""
+    if pa.types.is_dictionary(column.type):
+        return column
+    if not pa.types.is_integer(column.type) or not len(column):
+        return column.dictionary_encode()
+    numbers = column.to_numpy()
+    low, high = int(numbers.min()), int(numbers.max())
+    if high - low > 4 * len(numbers):
+        return column.dictionary_encode()
+    # A table of the range takes a fifth of the time of a hash table.
+    places = numbers - low
+    occurs = np.zeros(high - low + 1, np.bool_)
+    occurs[places] = True
+    codes = occurs.cumsum(dtype=np.int32) - np.int32(1)
+    return pa.chunked_array([pa.DictionaryArray.from_arrays(codes[places], occurs.nonzero()[0] + low)])
 
 
 def ranked(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:

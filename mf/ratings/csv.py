@@ -319,9 +319,14 @@ def _typed(texts: pa.Table) -> tuple[pa.Table, npt.NDArray[np.bool_]]:
     return batch, good
 
 
-def _ids(texts: pa.StringArray) -> pa.DictionaryArray:
-    """Dictionary-encoded; int64 when every id is an integer that is written the one way PostgreSQL and Python write it,
-    else as it is."""
+def _ids(texts: pa.StringArray) -> pa.Array:
+    """int64 when every id is an integer that is written the one way PostgreSQL and Python write it, else as it is; what
+    was looked up in a dictionary stays in it."""
+    if _is_decimal(texts, 18):
+        integers = texts.cast(pa.int64())
+        # Any other way to write a number that is not negative is longer.
+        if pc.sum(pc.binary_length(texts)).as_py() == _digits(integers.to_numpy()):
+            return integers
     encoded = texts.dictionary_encode()
     try:
         integers = encoded.dictionary.cast(pa.int64())
@@ -330,6 +335,12 @@ def _ids(texts: pa.StringArray) -> pa.DictionaryArray:
     if not integers.cast(pa.string()).equals(encoded.dictionary):
         return encoded
     return pa.DictionaryArray.from_arrays(encoded.indices, integers)
+
+
+def _digits(numbers: npt.NDArray[np.int64]) -> int:
+    """How many digits the numbers, none of them negative, have together."""
+    powers = 10 ** np.arange(1, len(str(numbers.max(initial=0))), dtype=np.int64)
+    return len(numbers) + sum(int(np.count_nonzero(numbers >= power)) for power in powers)
 
 
 def _ratings(texts: pa.StringArray) -> npt.NDArray[np.float32]:
