@@ -7,8 +7,9 @@ from jinja2 import Environment, StrictUndefined
 
 from mf.supabase.config import SchemaConfig
 
-# pgvector's HNSW. With its defaults (16, 64, 40) a list of ten lacks too many of the right ones (docs/benchmarks.md).
-HNSW = {"m": 16, "ef_construction": 64, "ef_search": 200}
+# For pgvector's HNSW: among 59,000 movies these find 99.6% of the ten most similar and 99.9% of the ten best. Its
+# defaults (16, 64, 40) find less than 92% of the most similar (docs/benchmarks.md).
+HNSW = {"m": 16, "ef_construction": 100, "ef_search": 400}
 
 
 def migration(config: SchemaConfig) -> str:

@@ -201,7 +201,7 @@ begin
   loop
     if indexed then
       -- until the end of the transaction, which is the call's for the API
-      perform set_config('hnsw.ef_search', greatest(wanted, 200)::text, true);
+      perform set_config('hnsw.ef_search', greatest(wanted, 400)::text, true);
     end if;
     -- An index is the one way to have them in order without sorting: the statistics of a new run may mislead.
     perform set_config('enable_sort', case when indexed then 'off' else 'on' end, true);
@@ -512,7 +512,7 @@ begin
   loop
     if to_regclass('public.' || side.index) is null then
       execute format('create index %I on public.mf_movie_embeddings using hnsw ((%I::extensions.vector(%s)) '
-        'extensions.%I) with (m = 16, ef_construction = 64) where run_id = %L',
+        'extensions.%I) with (m = 16, ef_construction = 100) where run_id = %L',
         side.index, side.name, side.dimensions, side.class, asked.run_id);
       changed := true;
     end if;

@@ -2,18 +2,27 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
+import psycopg
 import pytest
 from planted import Planted, planted
 from pydantic import SecretStr
 
 from mf.errors import SupabaseError
+from mf.fold_in import fold_in, prior
 from mf.supabase.client import call, connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.export import export
-from mf.supabase.recommend import published_run, recommend_movies, similar_movies
+from mf.supabase.recommend import (
+    pages,
+    published_run,
+    recommend_from_ratings,
+    recommend_movies,
+    similar_movies,
+)
 from mf.supabase.schema import migration
 
 UNKNOWN = {"bigint": -1, "text": 'nobody, (really) "né"', "uuid": "00000000-0000-0000-0000-000000000000"}
@@ -172,3 +181,94 @@ def test_an_id_of_another_type_is_refused_in_one_line(plain):
 
 def test_the_arguments_that_are_left_out_have_their_defaults(plain):
     assert len(call(plain.rpc("recommend_movies", {"for_user": 1}), "recommend")) == 10
+
+
+def folded(model: Planted, ratings: dict, k: int) -> list:
+    """What recommend_from_ratings has to answer, from the library's own fold-in; the planted models' RMSE is 0.9."""
+    row = {movie: i for i, movie in enumerate(model.movie_ids)}
+    rows = [row[movie] for movie in ratings if movie in row]
+    known = prior(model.p, model.user_bias, noise_variance=(4.5 / 5) ** 2)
+    scores = [rating for movie, rating in ratings.items() if movie in row]
+    p, bias = fold_in(model.q[rows], model.movie_bias[rows], scores, model.mu, known)
+    new = replace(model, p=p[None], user_bias=np.array([bias]))
+    return new.best(0, k, without=tuple(ratings))
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 30, 250])
+def test_recommendations_from_ratings_are_those_of_the_librarys_fold_in(client, model, n):
+    rng = np.random.default_rng(n)
+    movies = [model.movie_ids[i] for i in rng.permutation(300)[:n]]
+    ratings = dict(zip(movies, rng.choice([0.5, 2.0, 3.5, 5.0], n).tolist(), strict=True))
+    answer = recommend_from_ratings(client, ratings, 20)
+    assert_same(answer, folded(model, ratings, 20))
+    assert len(answer) == 20
+
+
+def test_no_ratings_and_unknown_movies_give_what_an_unseen_user_gets(client, model, kind):
+    assert_same(recommend_from_ratings(client, {}), model.best(None, 10))
+    assert_same(recommend_from_ratings(client, {UNKNOWN[kind]: 1.0}), model.best(None, 10))
+
+
+def test_of_a_movie_that_is_passed_twice_the_last_rating_counts(client, model):
+    first, second = model.movie_ids[:2]
+    given = [{"movie_id": m, "rating": r} for m, r in ((first, 0.5), (second, 4), (first, 5.0))]
+    rows = call(client.rpc("recommend_from_ratings", {"ratings": given, "k": 5}), "recommend")
+    assert [row["movie_id"] for row in rows] == [m for m, _ in folded(model, {first: 5.0, second: 4.0}, 5)]
+
+
+BAD = [
+    (None, "ratings is null, expected a JSON array"),
+    ({"movie_id": 1}, "ratings is object, expected a JSON array"),
+    ([3], 'entry 1 of ratings is 3, expected {"movie_id": '),
+    ([{"rating": 3}], 'entry 1 of ratings is {"rating": 3}, expected'),
+    ([{"movie_id": None, "rating": 3}], "entry 1 of ratings is"),
+    ([{"movie_id": "M", "rating": "3"}], "entry 1 of ratings is"),
+    ([{"movie_id": "M", "rating": None}], "entry 1 of ratings is"),
+    ([{"movie_id": "M", "rating": 1}, {"movie_id": "M"}], "entry 2 of ratings is"),
+    ([{"movie_id": "M", "rating": 1}] * 1001, "ratings has 1001 entries, expected 1000 at most"),
+]
+
+
+@pytest.mark.parametrize(("ratings", "said"), BAD)
+def test_ratings_that_cannot_be_are_refused_in_one_sentence(client, model, ratings, said):
+    passed = json.loads(json.dumps(ratings).replace('"M"', json.dumps(model.movie_ids[0])))
+    with pytest.raises(SupabaseError) as error:
+        call(client.rpc("recommend_from_ratings", {"ratings": passed}), "recommend")
+    assert said in str(error.value)
+
+
+def test_a_rating_beyond_every_number_and_an_id_of_another_type_are_refused(client, model, database, kind):
+    huge = json.dumps([{"movie_id": model.movie_ids[0], "rating": 0}]).replace(": 0", ": 1e400")
+    with database.connect() as connection, pytest.raises(psycopg.Error, match="entry 1 of ratings is"):
+        connection.execute("select public.recommend_from_ratings(%s::jsonb)", [huge])
+    if kind != "text":
+        with pytest.raises(SupabaseError, match=f"entry 1 of ratings is .*expected .*{kind}"):
+            recommend_from_ratings(client, {"no id": 3.0})
+
+
+def test_a_run_that_an_earlier_release_exported_says_what_to_do(client, model, database):
+    with database.connect() as connection, connection.transaction(force_rollback=True):
+        connection.execute("delete from public.mf_priors")
+        with pytest.raises(psycopg.Error, match=f"the run {model.run_id} was exported without .*: export it again"):
+            connection.execute("select public.recommend_from_ratings('[]')")
+
+
+@pytest.mark.parametrize("side", ["user", "movie"])
+def test_a_reader_of_many_pages_reads_the_run_that_it_names_across_a_publish(fresh_stack, kind, side, tmp_path):
+    stack = fresh_stack(max_rows=50)
+    stack.migrate(migration(SchemaConfig(user_id_type=kind, movie_id_type=kind)))
+    runs = [planted(f"r{i}", ids=kind, seed=i) for i in range(4)]
+    with connect(Credentials(stack.url, SecretStr(stack.secret_key))) as client:
+        export(client, runs[0].write(tmp_path / "0"), ExportConfig())
+        reading, late = (pages(client, side, "r0") for _ in range(2))
+        rows = [*next(reading), *next(late)][:50]
+        export(client, runs[1].write(tmp_path / "1"), ExportConfig())
+        rows += [row for page in reading for row in page]
+        ids, vectors = (runs[0].user_ids, runs[0].p) if side == "user" else (runs[0].movie_ids, runs[0].q)
+        assert len(rows) == len(ids)
+        found = {row[f"{side}_id"]: np.float32(json.loads(row["embedding"])) for row in rows}
+        for id_, vector in zip(ids, vectors, strict=True):
+            np.testing.assert_array_equal(found[id_], vector)
+        export(client, runs[2].write(tmp_path / "2"), ExportConfig())
+        with pytest.raises(SupabaseError, match="run r0 is not, or no longer, whole in the database: begin anew"):
+            list(late)

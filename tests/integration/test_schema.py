@@ -1,15 +1,20 @@
 """The migration on a real PostgreSQL with Supabase's legacy default grants, seen through a real PostgREST."""
 
+import uuid
+from pathlib import Path
+
+import httpx
 import pytest
 from planted import planted
 from pydantic import SecretStr
 
 from mf.errors import SupabaseError
-from mf.supabase.client import connect
+from mf.supabase.client import call, connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.export import export
-from mf.supabase.recommend import recommend_movies
+from mf.supabase.export import export, rollback
+from mf.supabase.model_directory import read_model
+from mf.supabase.recommend import recommend_from_ratings, recommend_movies
 from mf.supabase.schema import migration
 
 # Nothing but what the migration made: what belongs to an extension lies in another schema.
@@ -185,3 +190,74 @@ def test_a_function_of_the_users_own_is_refused_with_the_command_that_renames_it
         connection.execute("alter function public.similar_movies(title text) rename to similar_movies_old")
     database.migrate(migration(SchemaConfig()))
     database.migrate(migration(SchemaConfig()))
+
+
+def test_a_project_of_the_first_migration_is_brought_up_to_date_with_its_runs_in_it(fresh_stack, tmp_path):
+    database = fresh_stack()
+    database.migrate((Path(__file__).parent / "first_migration.sql").read_text())
+    models = [planted(f"r{i}", users=20, movies=30, seed=i) for i in range(2)]
+    for model, status in zip(models, ("retired", "published"), strict=True):
+        content = read_model(model.write(tmp_path / model.run_id)).content_hash
+        run(
+            database,
+            "insert into public.mf_runs (run_id, status, content_hash, factors, mu, rating_min, rating_max, n_users, "
+            "n_movies, published_at) "
+            f"values ('{model.run_id}', '{status}', '{content}', 8, 3.5, 0.5, 5, 20, 30, now())",
+        )
+        for side, ids, bias, vectors in (
+            ("user", model.user_ids, model.user_bias, model.p),
+            ("movie", model.movie_ids, model.movie_bias, model.q),
+        ):
+            with database.connect() as connection, connection.cursor() as cursor:
+                values = [
+                    (model.run_id, *row) for row in zip(ids, bias.tolist(), map(str, vectors.tolist()), strict=True)
+                ]
+                cursor.executemany(f"insert into public.mf_{side}_embeddings values (%s, %s, %s, %s)", values)
+    before = rows(database, "select * from public.mf_runs order by 1")
+    for _ in range(2):
+        database.migrate(migration(SchemaConfig()))
+    assert rows(database, "select * from public.mf_runs order by 1") == before
+    ratings = {models[1].movie_ids[0]: 5.0}
+    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
+        best = [movie for movie, _ in models[1].best(0, 5)]
+        assert [movie for movie, _ in recommend_movies(client, models[1].user_ids[0], 5)] == best
+        with pytest.raises(SupabaseError, match=r"the run r1 was exported without .*: export it again"):
+            recommend_from_ratings(client, ratings)
+        assert not export(client, tmp_path / "r1", ExportConfig()).changed
+        assert len(recommend_from_ratings(client, ratings, 5)) == 5
+        assert rollback(client) == "r0"
+
+
+def test_an_owner_who_is_no_superuser_as_supabases_can_do_all_of_it(fresh_stack, tmp_path):
+    database = fresh_stack(legacy_grants=False)
+    run(database, "create role project_owner bypassrls; grant create, usage on schema public to project_owner")
+    run(database, "grant usage on schema extensions, auth to project_owner; grant project_owner to postgres")
+    try:
+        with database.connect() as connection:
+            # A session in which nothing has loaded the extension's library yet.
+            connection.execute("set role project_owner")
+            connection.execute("create table public.stars (user_id uuid, movie_id bigint)")
+            connection.execute(
+                migration(SchemaConfig(user_id_type="uuid", ratings_table="stars", public_read="movies"))
+            )
+        assert rows(database, "select distinct tableowner from pg_tables where schemaname = 'public'") == [
+            ("project_owner",)
+        ]
+        database.migrate("select 1")  # the API reads the schema
+        model = planted("r1", users=5, movies=1200, ids="bigint")
+        model.user_ids = [str(uuid.uuid4()) for _ in model.user_ids]
+        with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
+            export(client, model.write(tmp_path), ExportConfig())
+            assert call(client.rpc("mf_index", {"run": "r1"}), "index")["changed"]
+            answer = recommend_movies(client, model.user_ids[0], 10, exclude_rated=True)
+            assert [movie for movie, _ in answer] == [movie for movie, _ in model.best(0, 10)]
+            assert len(recommend_from_ratings(client, {model.movie_ids[0]: 5.0})) == 10
+            call(client.rpc("mf_drop_indexes", {"run": "r1"}), "drop")
+        headers = {
+            "apikey": database.publishable_key,
+            "Authorization": f"Bearer {database.user_token(model.user_ids[0])}",
+        }
+        own = httpx.post(f"{database.url}/rest/v1/rpc/recommend_for_me", headers=headers, json={"k": 10})
+        assert [row["movie_id"] for row in own.json()] == [movie for movie, _ in model.best(0, 10)]
+    finally:
+        run(database, "drop owned by project_owner cascade; drop role project_owner")

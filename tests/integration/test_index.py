@@ -1,0 +1,182 @@
+"""A run with an index: what it finds, what it leaves to the exact search, and how it comes and goes."""
+
+import threading
+import time
+
+import numpy as np
+import psycopg
+import pytest
+from planted import Planted, planted
+from pydantic import SecretStr
+
+from mf.errors import SupabaseError
+from mf.supabase.client import call, connect
+from mf.supabase.config import ExportConfig, SchemaConfig
+from mf.supabase.credentials import Credentials
+from mf.supabase.export import export
+from mf.supabase.recommend import recommend_from_ratings, recommend_movies, similar_movies
+from mf.supabase.schema import migration
+
+MOVIES, USERS = 3000, 100
+INDEXES = (
+    "select indexrelname, idx_scan from pg_stat_user_indexes where starts_with(indexrelname, 'mf_hnsw_') order by 1"
+)
+
+
+@pytest.fixture(scope="module")
+def database(fresh_stack):
+    stack = fresh_stack()
+    with stack.connect() as connection:
+        connection.execute("create table public.votes (user_id bigint, movie_id bigint)")
+    stack.migrate(migration(SchemaConfig(ratings_table="votes")))
+    return stack
+
+
+@pytest.fixture(scope="module")
+def client(database):
+    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def model(client, tmp_path_factory) -> Planted:
+    """Published, with an index; a hundred of its movies have zero vectors."""
+    model = planted("indexed", users=USERS, movies=MOVIES, factors=16, seed=3)
+    model.q[:100] = 0
+    export(client, model.write(tmp_path_factory.mktemp("model")), ExportConfig())
+    built = call(client.rpc("mf_index", {"run": "indexed"}), "index")
+    assert built["changed"]
+    assert built["seconds"] > 0
+    return model
+
+
+def sql(database, text, *values):
+    with database.connect() as connection:
+        found = connection.execute(text, values)
+        return found.fetchall() if found.description else []
+
+
+def movies(answer):
+    return [movie for movie, _ in answer]
+
+
+def test_at_least_99_of_100_are_found_by_the_index_and_come_in_the_exact_order(database, client, model):
+    with database.connect() as connection:
+        for user in model.user_ids:
+            connection.execute("select public.recommend_movies(%s)", [user])
+        for movie in model.movie_ids[100:200]:
+            connection.execute("select public.similar_movies(%s)", [movie])
+        connection.execute("select pg_stat_force_next_flush()")
+    assert [scans for _, scans in sql(database, INDEXES)] == [100, 100]
+    unit = model.q[100:] / np.linalg.norm(model.q[100:], axis=1, keepdims=True)
+    found = {"recommended": [], "similar": []}
+    for row in range(USERS):
+        answer = recommend_movies(client, model.user_ids[row])
+        assert answer == sorted(answer, key=lambda pair: -pair[1])
+        found["recommended"].append(len({*movies(answer)} & {*movies(model.best(row, 10))}))
+        near = np.argsort(-(unit @ unit[row]))[1:11] + 100
+        answer = similar_movies(client, model.movie_ids[row + 100])
+        assert answer == sorted(answer, key=lambda pair: -pair[1])
+        found["similar"].append(len({*movies(answer)} & {model.movie_ids[i] for i in near}))
+    assert {side: np.mean(n) / 10 >= 0.99 for side, n in found.items()} == {"recommended": True, "similar": True}
+
+
+@pytest.mark.parametrize("left", [0, 7, 15, 2600])
+def test_all_are_found_that_there_are_however_many_a_user_has_rated(database, client, model, left):
+    user = 20
+    order = movies(model.best(user, MOVIES))
+    sql(database, "truncate public.votes")
+    sql(database, "insert into public.votes select %s, unnest(%s)", model.user_ids[user], order[: MOVIES - left])
+    answer = recommend_movies(client, model.user_ids[user], 10, exclude_rated=True)
+    assert movies(answer) == order[MOVIES - left :][:10]
+
+
+@pytest.mark.parametrize("k", [400, 600, 1000])
+def test_long_lists_are_exact_or_nearly(client, model, k):
+    answer = movies(recommend_movies(client, model.user_ids[1], k))
+    assert len({*answer}) == k
+    assert len({*answer} & {*movies(model.best(1, k))}) >= 0.99 * k
+
+
+def test_recommendations_from_ratings_come_from_the_index_too(database, client, model):
+    ratings = dict.fromkeys(model.movie_ids[100:110], 5.0)
+    by_index = recommend_from_ratings(client, ratings)
+    with database.connect() as connection, connection.transaction(force_rollback=True):
+        connection.execute("select public.mf_drop_indexes('indexed')")
+        exact = connection.execute(
+            "select * from public.recommend_from_ratings((select jsonb_agg(jsonb_build_object('movie_id', m, "
+            "'rating', 5)) from unnest(%s::bigint[]) m))", [list(ratings)]
+        ).fetchall()  # fmt: skip
+    assert len({*movies(by_index)} & {*movies(exact)}) >= 9
+    assert len(sql(database, INDEXES)) == 2
+
+
+def test_a_zero_vector_which_the_index_does_not_hold_is_as_like_one_movie_as_another(client, model):
+    assert similar_movies(client, model.movie_ids[0], 5) == [(m, 0.0) for m in sorted([*model.movie_ids[1:]])[:5]]
+
+
+def test_to_index_again_changes_nothing(client, model):
+    again = call(client.rpc("mf_index", {"run": "indexed"}), "index")
+    assert (again["run_id"], again["changed"]) == ("indexed", False)
+
+
+def test_a_run_that_is_not_there_or_not_whole_is_not_indexed(database, client, model):
+    with pytest.raises(SupabaseError, match="there is no run nope: mf_list_runs"):
+        call(client.rpc("mf_index", {"run": "nope"}), "index")
+    run = {"run_id": "half", "content_hash": "h", "factors": 2, "mu": 0, "rating_min": 0, "rating_max": 1}
+    call(client.rpc("mf_register", {"run": run | {"n_users": 1, "n_movies": 3}}), "register")
+    with pytest.raises(SupabaseError, match="the run half is incomplete: 0 of 3 movies are there; load it, then index"):
+        call(client.rpc("mf_index", {"run": "half"}), "index")
+
+
+def test_more_factors_than_an_index_takes_are_refused(database, client, model):
+    run = {"run_id": "wide", "content_hash": "h", "factors": 2000, "mu": 0, "rating_min": 0, "rating_max": 1}
+    call(client.rpc("mf_register", {"run": run | {"n_users": 1, "n_movies": 1}}), "register")
+    sql(database, "insert into public.mf_movie_embeddings values ('wide', 1, 0, array_fill(1, array[2000])::vector)")
+    with pytest.raises(SupabaseError, match="has 2000 factors, and an index takes 1999 at most"):
+        call(client.rpc("mf_index", {"run": "wide"}), "index")
+
+
+def test_of_a_build_that_was_killed_nothing_is_left(database, client, model):
+    sql(database, "select public.mf_drop_indexes('indexed')")
+    with database.connect() as connection:
+        connection.execute("begin")
+        connection.execute("select public.mf_index('indexed')")
+        sql(database, "select pg_terminate_backend(%s)", connection.info.backend_pid)
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("commit")
+    assert sql(database, INDEXES) == []
+    assert movies(recommend_movies(client, model.user_ids[0])) == movies(model.best(0, 10))
+    assert call(client.rpc("mf_index", {"run": "indexed"}), "index")["changed"]
+    assert len(sql(database, INDEXES)) == 2
+
+
+def test_readers_go_on_while_an_index_is_built(database, client, model):
+    sql(database, "select public.mf_drop_indexes('indexed')")
+    with database.connect() as builder, builder.transaction():
+        builder.execute("select public.mf_index('indexed')")
+        # Built and not committed: whatever the build locks is still locked.
+        assert movies(recommend_movies(client, model.user_ids[0])) == movies(model.best(0, 10))
+        assert len(similar_movies(client, model.movie_ids[0])) == 10
+
+
+def test_an_index_goes_with_its_run_without_making_readers_wait(database, client, model, tmp_path):
+    others = [planted(f"r{i}", users=5, movies=5, seed=i) for i in range(2)]
+    with database.connect() as reader:
+        reader.execute("begin")
+        reader.execute("select count(*) from public.mf_movie_embeddings")  # and holds the table's lock
+        for each in others:
+            export(client, each.write(tmp_path / each.run_id), ExportConfig())
+        assert sql(database, "select count(*) from public.mf_movie_embeddings where run_id = 'indexed'") == [(0,)]
+        assert len(sql(database, INDEXES)) == 2
+        waited = []
+        prune = threading.Thread(target=call, args=(client.rpc("mf_prune", {"keep": 1}), "prune"))
+        prune.start()
+        while prune.is_alive():
+            began = time.monotonic()
+            sql(database, "select public.recommend_movies(1)")
+            waited.append(time.monotonic() - began)
+        assert max(waited) < 2
+        reader.execute("commit")
+    assert call(client.rpc("mf_prune", {"keep": 1}), "prune") == {"removed": []}
+    assert sql(database, INDEXES) == []
