@@ -121,7 +121,7 @@ class _ContentHash:
 
     def update(self, part: pa.Table) -> None:
         for digest, column in zip(self._columns, part.columns, strict=True):
-            for chunk in column.chunks:
+            for chunk in filter(len, column.chunks):
                 digest.update(_bytes(chunk))
 
     def digits(self) -> str:
@@ -130,11 +130,11 @@ class _ContentHash:
 
 
 def _bytes(values: pa.Array) -> Any:
-    """A buffer that no other values of this type have; one after the other they are those of the values together."""
+    """A buffer that no other values of this type have, at least one; those of two arrays make that of both together."""
     if pa.types.is_string(values.type):
         # A byte that UTF-8 never has ends each text.
         ended = pc.binary_join_element_wise(values.cast(pa.binary()), pa.scalar(b"", pa.binary()), b"\xff")
-        return ended.buffers()[2] or b""
+        return ended.buffers()[2]
     if pa.types.is_timestamp(values.type):
         values = _micros(values)
     return values.to_numpy()

@@ -1,0 +1,46 @@
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from mf.parallel import MOST_WORKERS, in_order
+
+
+def test_results_come_in_the_order_of_the_items_whichever_is_done_first() -> None:
+    second = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 0:
+            assert second.wait(10)  # only a second thread sets it
+        second.set()
+        return item * item
+
+    assert list(in_order(work, range(100))) == [i * i for i in range(100)]
+
+
+def test_few_items_are_taken_ahead() -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for i in range(1000):
+            taken.append(i)
+            yield i
+
+    for result in in_order(abs, items()):
+        assert len(taken) <= result + MOST_WORKERS + 1
+
+
+@pytest.mark.parametrize("culprit", ["function", "items"])
+def test_what_is_raised_comes_through_in_its_turn(culprit: str) -> None:
+    def work(item: int) -> int:
+        return 1 // (item - 7 if culprit == "function" else 1)
+
+    def items() -> Iterator[int]:
+        yield from range(20)
+        if culprit == "items":
+            raise ZeroDivisionError
+
+    results: list[int] = []
+    with pytest.raises(ZeroDivisionError):
+        results.extend(in_order(work, items()))
+    assert len(results) == 7 if culprit == "function" else len(results) <= 20
