@@ -46,11 +46,15 @@ class Strata:
     def __init__(self, train: Interactions, batch_size: int, blocks: int = 1, parts: int = 1) -> None:
         self.batch_size, self.blocks, self.parts = batch_size, blocks, parts
         self.device = train.ratings.device
-        order = stable_argsort(train.users, train.n_users)
-        self.users, self.movies = (rows[order].int() for rows in (train.users, train.movies))
-        self.ratings = train.ratings[order]
-        self.ratings -= train.ratings.double().mean()
         user_counts, movie_counts = train.counts()
+        order = stable_argsort(train.users, train.n_users)
+        # Sorted rows need no look-up, and a movie and its rating are looked up as the eight bytes that they are.
+        rows = torch.arange(train.n_users, dtype=torch.int32, device=self.device)
+        self.users = rows.repeat_interleave(user_counts, output_size=len(train))
+        pairs = torch.stack([train.movies.int(), train.ratings.view(torch.int32)], 1).view(torch.int64)
+        pairs = pairs.index_select(0, order).view(torch.int32)
+        self.movies, self.ratings = pairs[:, 0].contiguous(), pairs[:, 1].contiguous().view(torch.float32)
+        self.ratings -= train.ratings.double().mean()
         ends = pad(user_counts.cumsum(0), (1, 0))
         wanted = torch.arange(1, blocks, device=self.device) * len(train) // blocks
         self.starts = [0, *ends[torch.searchsorted(ends, wanted)].tolist(), len(train)]
