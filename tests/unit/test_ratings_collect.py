@@ -1,4 +1,5 @@
 import csv
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from mf.errors import DataError
-from mf.ratings import collect, rejects
+from mf.ratings import collect, rejects, spill
 from mf.ratings.collect import Collector
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER, Provenance, read_ratings
 
@@ -128,15 +129,28 @@ def test_a_failed_write_leaves_neither_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_result_does_not_depend_on_how_the_source_was_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("user_of", [str, lambda i: i - 25, lambda i: i * 10**15])  # text, near, far apart
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_result_does_not_depend_on_how_the_source_was_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_of: Callable[[int], int | str], timed: bool
+) -> None:
     monkeypatch.setattr(collect, "CHUNK", 7)
-    users, movies = [f"u{i * 37 % 50}" for i in range(200)], [i * 11 % 30 for i in range(200)]
+    monkeypatch.setattr(collect, "BATCH", 30)
+    monkeypatch.setattr(spill, "PART", 40)
+    users, movies = [user_of(i * 37 % 50) for i in range(400)], [i * 11 % 30 for i in range(400)]
+    seconds = [i * 7 % 300 for i in range(400)]
+    kept: dict[object, tuple[object, ...]] = {}
+    for i in sorted(range(400), key=lambda i: seconds[i] if timed else 0):
+        kept[users[i], movies[i]] = (users[i], movies[i], float(i))
     hashes = set()
-    for size in (200, 64, 1):
+    for size in (400, 64, 1):
         collector = Collector("r.csv", 0)
-        for i in range(0, 200, size):
-            collector.add(batch(users[i : i + size], movies[i : i + size], list(range(i, min(i + size, 200)))))
+        for i in range(0, 400, size):
+            cut = slice(i, min(i + size, 400))
+            ratings = [float(j) for j in range(400)[cut]]
+            collector.add(batch(users[cut], movies[cut], ratings, seconds[cut] if timed else None))
         rows, provenance = finish(collector, tmp_path)
-        assert rows == sorted({(u, m): (u, m, float(i)) for i, (u, m) in enumerate(zip(users, movies))}.values())  # noqa: B905
+        assert [row[:3] for row in rows] == sorted(kept.values())
+        assert provenance.rows_replaced == 400 - len(kept) > 0
         hashes.add(provenance.content_hash)
     assert len(hashes) == 1

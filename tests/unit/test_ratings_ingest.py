@@ -1,4 +1,7 @@
 import csv
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,32 @@ def test_a_bad_source_leaves_earlier_results_as_they_were(tmp_path: Path) -> Non
     with pytest.raises(DataError):
         ingest(config, tmp_path / "out.parquet", tmp_path / "rejects.csv")
     assert read_ratings(tmp_path / "out.parquet")[1] == before
+
+
+def test_an_import_that_is_killed_leaves_earlier_results_as_they_were(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("userId,movieId,rating\n1,1,4\n")
+    config = IngestConfig.of(ratings_csv=str(tmp_path / "in.csv"))
+    ingest(config, tmp_path / "out.parquet", tmp_path / "rejects.csv")
+    before = [(tmp_path / name).read_bytes() for name in ("out.parquet", "rejects.csv")]
+    (tmp_path / "in.csv").write_text("userId,movieId,rating\n" + "".join(f"{i},{i % 7},4\n" for i in range(500_000)))
+    # The file is being written when it first has bytes.
+    program = """if True:
+        import os, signal, sys, threading, time
+        from pathlib import Path
+        from mf.ratings.config import IngestConfig
+        from mf.ratings.ingest import ingest
+        folder = Path(sys.argv[1])
+        def kill():
+            while not any(part.stat().st_size for part in folder.glob(".out.parquet.*.part")):
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGKILL)
+        threading.Thread(target=kill, daemon=True).start()
+        ingest(IngestConfig.of(ratings_csv=str(folder / "in.csv")), folder / "out.parquet", folder / "rejects.csv")
+        """
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert [(tmp_path / name).read_bytes() for name in ("out.parquet", "rejects.csv")] == before
+    assert ingest(config, tmp_path / "out.parquet", tmp_path / "rejects.csv").rows_kept == 500_000
 
 
 @pytest.mark.parametrize("address", ["gs://", "gs://bucket", "gs://bucket/", "gs:///object", "gs://bucket/folder/"])
