@@ -41,7 +41,7 @@ class Fault:
 
     Args:
         delay_s: it waits this many seconds first.
-        status: it is answered with this status and ``body``, and does not reach PostgREST.
+        status: it is answered with this status, ``body`` and ``headers``, and does not reach PostgREST.
         drop: the connection is closed without an answer, ``"before"`` the request reaches PostgREST, or ``"after"``
             PostgREST has done what was asked.
     """
@@ -50,6 +50,7 @@ class Fault:
     status: int | None = None
     body: bytes = b"<html>upstream connect error</html>"
     content_type: str = "text/html"
+    headers: tuple[tuple[str, str], ...] = ()
     drop: Literal["before", "after"] | None = None
 
 
@@ -114,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.drop == "before":
             return self._drop()
         if fault.status is not None:
-            return self._answer(fault.status, fault.body, [("Content-Type", fault.content_type)])
+            return self._answer(fault.status, fault.body, [("Content-Type", fault.content_type), *fault.headers])
         if not self.path.startswith(f"{PREFIX}/"):
             return self._refuse(404, "no Route matched with those values")
         key = self.headers.get("apikey")

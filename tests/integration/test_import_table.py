@@ -10,10 +10,11 @@ from pydantic import SecretStr
 
 from mf.errors import ConfigError, DataError, SupabaseError
 from mf.local.gateway import Fault
-from mf.ratings import postgres, rest
+from mf.ratings import pages, postgres, rest
 from mf.ratings.config import IngestConfig
 from mf.ratings.ingest import ingest
 from mf.ratings.schema import read_ratings
+from mf.supabase import client
 from mf.supabase.client import connect
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
@@ -70,6 +71,11 @@ insert into times values
   (2, 1, 3, 'infinity', 'infinity', 'infinity', 9e18, -9e18, 'yesterday'),
   (3, 1, 3, null, null, null, null, null, null);
 
+create table repeated (id int primary key, "user" text, item int, rating real, seconds bigint);
+insert into repeated values (1, 'a', 1, 1, 100), (2, 'A', 1, 2, 100), (3, 'a', 1, 3, null), (4, 'a', 1, 4, 100),
+  (5, 'a', 1, 'NaN', 900), (6, 'é', 1, 6, null), (7, 'é', 1, 7, null), (8, 'a', 2, 8, 1700000000000),
+  (9, 'a', 2, 9, 1600000000), (10, 'A', 2, 10, 5);
+
 create table empty_table (user_id int primary key, movie_id int, rating real);
 create table float_ids (user_id float8 primary key, movie_id int, rating real);
 create table text_ratings (user_id int primary key, movie_id int, rating text);
@@ -119,8 +125,9 @@ def result(folder, config, read_table):
 
 
 @pytest.fixture
-def read_api(database, tmp_path):
-    """Imports a table through the API, as a user does."""
+def read_api(database, tmp_path, monkeypatch):
+    """Imports a table through the API, as a user does, in ranges of two pages."""
+    monkeypatch.setattr(pages, "PAGES", 2)
 
     def read(table, *, source=database, key=None, page_size=1000, workers=3, **options):
         credentials = Credentials(source.url, SecretStr(key or source.secret_key))
@@ -218,6 +225,24 @@ def small_answers(fresh_stack):
     return database
 
 
+def test_as_many_rows_are_asked_for_as_the_server_gives(read_api, small_answers):
+    small_answers.gateway.requests.clear()
+    assert read_api("by_integer", source=small_answers)[1].rows_kept == USERS * 20
+    asked = [int(re.search(r"limit=(\d+)", request.path)[1]) for request in small_answers.gateway.requests[1:]]
+    assert set(asked[asked.index(1000) + 1 :]) == {100, 1}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+@pytest.mark.parametrize(("table", "rows"), [("by_uuid", 1170), ("by_text", len(AWKWARD) * 5), ("by_three", 105)])
+def test_ranges_of_any_key_neither_miss_nor_repeat_a_row(database, read_api, table, rows, workers):
+    options = {"movie_column": "movie, (Id)"} if table == "by_text" else {}
+    read, provenance = read_api(table, page_size=7, workers=workers, **options)
+    assert (provenance.rows_read, provenance.rows_replaced) == (rows, 0 if table != "by_three" else 105 - len(read))
+    paths = [request.path for request in database.gateway.requests if request.status == 200]
+    assert len(set(paths)) == len(paths)
+    assert (sum("offset=" in path for path in paths) > 5) == (workers > 1)
+
+
 @pytest.mark.parametrize("name", ["database", "small_answers"])
 def test_rows_that_stand_throughout_come_exactly_once_while_others_come_and_go(request, read_api, name):
     source = request.getfixturevalue(name)
@@ -254,13 +279,17 @@ def test_rows_that_stand_throughout_come_exactly_once_while_others_come_and_go(r
     "fault",
     [
         Fault(status=503),
+        Fault(status=408),
+        Fault(status=429, body=b'{"message":"API rate limit exceeded"}', content_type="application/json"),
+        Fault(status=500, body=b"{}", content_type="application/json"),
+        Fault(status=524),
         Fault(drop="before"),
         Fault(drop="after"),
         Fault(status=200, body=b"<html>sign in</html>"),
         Fault(status=200, body=b'[{"user_id":1,"movie_id":1},{"user_', content_type="application/json"),
         Fault(status=200, body=b"", content_type="application/json"),
     ],
-    ids=["503", "dropped before", "dropped after", "html", "cut json", "empty"],
+    ids=["503", "408", "429", "500", "524", "dropped before", "dropped after", "html", "cut json", "empty"],
 )
 def test_faults_in_a_fifth_of_the_requests_change_nothing_that_is_read(database, read_api, fault):
     whole, _ = read_api("by_integer", page_size=500)
@@ -277,6 +306,39 @@ def test_faults_in_a_fifth_of_the_requests_change_nothing_that_is_read(database,
     assert len(happened) >= 3
 
 
+def test_a_range_that_broke_goes_on_from_its_last_page(database, read_api):
+    database.gateway.faults.append(lambda request: Fault(status=502) if chance.random() < 0.3 else None)
+    chance = np.random.default_rng(3)
+    assert read_api("by_integer", page_size=300)[1].rows_kept == USERS * 20
+    served = [request.path for request in database.gateway.requests if request.status == 200]
+    assert len(served) == len(set(served)) > 40
+
+
+def test_the_pause_that_the_server_asks_for_is_kept(database, read_api, monkeypatch):
+    waited, waits = client._wait, []
+    monkeypatch.setattr(client, "_wait", lambda state: waits.append(waited(state)) or 0)
+    faults = [Fault(status=429, headers=(("Retry-After", "7"),)), Fault(status=503, headers=(("Retry-After", "x"),))]
+    database.gateway.faults.append(lambda _: faults.pop(0) if faults else None)
+    read_api("by_integer", workers=1)
+    assert 7 <= waits[0] < 8
+    assert waits[1] < 1
+
+
+def test_a_fault_that_lasts_ends_in_one_line(database, read_api, tmp_path, monkeypatch):
+    monkeypatch.setattr(client, "_wait", lambda _: 0)
+    read_api("by_integer")
+    written = (tmp_path / "ratings.parquet").read_bytes()
+    database.gateway.faults.append(
+        lambda request: Fault(status=522) if '"user_id".gte."4' in unquote_plus(request.path) else None
+    )
+    with pytest.raises(
+        SupabaseError, match=r"^cannot read table public.by_integer: the server still answers 522.*later$"
+    ):
+        read_api("by_integer")
+    assert (tmp_path / "ratings.parquet").read_bytes() == written
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ratings.parquet", "rejects.csv"]
+
+
 def test_rows_with_nulls_and_numbers_that_are_none_are_rejected_by_their_key(read, tmp_path):
     rows, provenance = read("holes", max_reject_fraction=1)
     assert [(row["movie_id"], row["rating"]) for row in rows] == [("a", 3.0), ("f", -0.5)]
@@ -287,6 +349,15 @@ def test_rows_with_nulls_and_numbers_that_are_none_are_rejected_by_their_key(rea
         ["row id=5", "rating nan is not finite"], ["row id=6", "rating inf is not finite"],
         ["row id=7", "rating 1e+300 is larger than float32 can hold"],
     ]  # fmt: skip
+
+
+def test_of_a_pair_that_occurs_twice_the_latest_usable_rating_is_kept_and_of_equals_the_last_by_key(read):
+    rows, provenance = read("repeated", timestamp_column="seconds", max_reject_fraction=1)
+    kept = {(row["user_id"], row["movie_id"]): row["rating"] for row in rows}
+    assert kept == {("a", 1): 4, ("A", 1): 2, ("é", 1): 7, ("a", 2): 8, ("A", 2): 10}
+    assert (provenance.rows_read, provenance.rows_rejected, provenance.rows_replaced) == (10, 1, 4)
+    rows, _ = read("repeated", timestamp_column="none", max_reject_fraction=1)
+    assert {(row["user_id"], row["movie_id"]): row["rating"] for row in rows} == kept | {("a", 2): 9}
 
 
 @pytest.mark.parametrize(
@@ -304,6 +375,47 @@ def test_every_type_of_time_becomes_utc_null_is_unknown_and_what_is_none_is_reje
     rows, provenance = read("times", timestamp_column=column, max_reject_fraction=1)
     assert [row["rated_at"] for row in rows] == [expected, None]
     assert provenance.rows_rejected == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "days"),
+    [
+        ({"rated_since": "2024-03-01"}, (60, 1234)),
+        ({"rated_before": "2024-03-01T02:00:00+02:00"}, (1, 60)),
+        ({"rated_since": "2024-03-01", "rated_before": "2024-03-02T00:00:00.000001"}, (60, 62)),
+    ],
+)
+def test_only_rows_of_the_time_asked_for_are_read(read, options, days):
+    rows, provenance = read("by_row", **options)
+    assert sorted(row["movie_id"] for row in rows) == list(range(days[0], days[1] + (days[1] == 1234)))
+    assert provenance.rows_read == len(rows)
+
+
+@pytest.mark.parametrize("column", ["zoned", "plain", "day"])
+def test_a_span_of_time_begins_with_its_first_moment_ends_before_its_last_and_holds_no_unknown_one(read, column):
+    moment = {"zoned": "2024-02-29T12:30:00.123456", "plain": "2024-02-29T12:30:00", "day": "2024-02-29"}[column]
+    chosen = {"timestamp_column": column, "max_reject_fraction": 1}
+    later = moment[:-1] + str(int(moment[-1]) + 1) if column == "zoned" else "2024-02-29T12:30:01"
+    assert [row["user_id"] for row in read("times", rated_since=moment, rated_before=later, **chosen)[0]] == [1]
+    with pytest.raises(SupabaseError, match="shows no rows of the time asked for"):
+        read("times", rated_since="2024-02-28T23:59", rated_before=moment, **chosen)
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "message"),
+    [
+        ("by_integer", {"rated_since": "2024-01-01"}, "has no column of times for --rated_since.*--timestamp_column"),
+        ("times", {"rated_before": "2024-01-01", "timestamp_column": "seconds"}, "column seconds is of type bigint"),
+        (
+            "times",
+            {"rated_before": "2024-01-01", "timestamp_column": "words"},
+            "column words is of type text, expected",
+        ),
+    ],
+)
+def test_a_span_of_time_needs_a_column_of_times(read, table, options, message):
+    with pytest.raises(DataError, match=message):
+        read(table, **options)
 
 
 @pytest.mark.parametrize(
