@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from adbc_driver_manager import AdbcStatusCode
 from psycopg import sql
 
 from mf.errors import SupabaseError
@@ -192,9 +193,17 @@ def _raw(cursor: Any, source: _Source, config: IngestConfig, progress: Progress)
     if source.order:
         query += [sql.SQL("order by"), sql.SQL(", ").join(source.order)]
     cursor.execute(sql.SQL(" ").join(query).as_string())
-    for batch in cursor.fetch_record_batch():
+    batches = cursor.fetch_record_batch()
+    while (batch := _next(batches)) is not None:
         progress.advance(len(batch))
         yield pa.Table.from_batches([batch])
+
+
+def _next(batches: pa.RecordBatchReader) -> pa.RecordBatch | None:
+    try:
+        return next(batches, None)
+    except (OSError, pa.ArrowException) as error:  # Arrow's own, for what the driver meets between two batches
+        raise adbc.OperationalError(str(error), status_code=AdbcStatusCode.IO) from None
 
 
 def _bounds(source: _Source, config: IngestConfig) -> list[sql.Composable]:

@@ -150,7 +150,7 @@ def _message(error: Exception) -> str:
     text = re.sub(r"\n\s*Query was:.*", "", text, flags=re.S)
     text = re.split(r"\n(?:LINE |CONTEXT:)", text)[0]
     server = re.search(r"(?:ERROR|FATAL):\s*(.+)", text, re.S)
-    return " ".join((server[1] if server else re.sub(r"^[A-Z_]+: (\[libpq\] )?", "", text)).split())
+    return " ".join((server[1] if server else re.sub(r"^([A-Z_]+: )?(\[libpq\] )?", "", text)).split())
 
 
 _REFUSED = (
