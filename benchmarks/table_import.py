@@ -1,0 +1,181 @@
+"""How fast a table comes in: over the direct connection beside a bare loop of its driver, and through the API in
+several ranges beside one page after another.
+
+python -m benchmarks.table_import 23585165
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import adbc_driver_postgresql.dbapi as adbc
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.apart import Result, cores, run
+from benchmarks.planted import FULL, generate
+from benchmarks.report import failures, number, ratio, table
+from mf.local import LocalSupabase, delete_home
+from mf.local.gateway import Fault
+from mf.ratings import postgres, rest
+from mf.ratings.config import IngestConfig
+from mf.supabase.client import connect
+from mf.supabase.credentials import Credentials
+from mf.supabase.database import Database
+
+COLUMNS = "(user_id bigint not null, movie_id bigint not null, rating real not null)"
+BARE = "select user_id::int8, movie_id::int8, rating::float4 from public.ratings"
+REST_ROWS = 300_000  # of the table that is read through the API, at most
+LATENCY_S = 0.02  # of a request, beside what it takes here
+REPEATS = 3
+CHUNK = 1 << 20
+
+
+def section(rows: int) -> str:
+    """Both ways to import ``rows`` planted ratings, as Markdown."""
+    few = min(rows, REST_ROWS)
+    with _supabase() as supabase:
+        run("load", load, rows=rows, few=few)
+        supabase.migrate("grant select on all tables in schema public to service_role")
+        direct: dict[str, list[Result]] = {label: [] for label in ("bare loop", "ours", "ours, no unique index")}
+        for _ in range(REPEATS):
+            direct["bare loop"].append(run("bare loop", bare))
+            direct["ours"].append(run("ours", ours, name="ratings"))
+        direct["ours, no unique index"].append(run("ours, no unique index", ours, name="unsorted"))
+        supabase.gateway.faults.append(lambda _: Fault(delay_s=LATENCY_S))
+        through = {
+            f"{workers} at a time": [run(f"API, {workers} at a time", api, workers=workers) for _ in range(REPEATS)]
+            for workers in (1, rest.WORKERS)
+        }
+    measured = {**direct, **through}
+    parts = (
+        f"Over the direct connection, {rows:,} rows from a PostgreSQL on the same machine ({cores()} cores), which "
+        f"works for as long as the reader does. The bare loop is `{BARE}` streamed by ADBC to a Parquet file. Best of "
+        f"{REPEATS}, each in a process of its own.",
+        _rates(rows, direct),
+        f"Through the API, {few:,} rows, 1,000 a page, {LATENCY_S * 1000:.0f} ms added to every request:",
+        _rates(few, through),
+        failures({label: next((r for r in results if "error" in r), {}) for label, results in measured.items()}),
+    )
+    return "\n\n".join(part for part in parts if part)
+
+
+def _rates(rows: int, measured: Mapping[str, Sequence[Result]]) -> str:
+    """Rows a second, as such and beside the first of ``measured``; memory."""
+    best = {
+        label: min((r for r in results if "error" not in r), key=lambda r: r["seconds"], default={})
+        for label, results in measured.items()
+    }
+    rates = {label: rows / result["seconds"] if result else None for label, result in best.items()}
+    first = next(iter(rates))
+    lines = [
+        (
+            label,
+            number(result.get("seconds"), 1),
+            number(result.get("cpu_seconds"), 1),
+            number(rates[label], 0),
+            ratio(rates[label], rates[first]),
+            number(result.get("peak_mb"), 0),
+        )
+        for label, result in best.items()
+    ]
+    return table(("", "s", "CPU s", "rows/s", f"× {first}", "peak MB"), lines)
+
+
+@contextmanager
+def _supabase() -> Iterator[LocalSupabase]:
+    """An empty one, whose address and keys the measurements find in the environment."""
+    home = Path(tempfile.mkdtemp(prefix="mf-bench-"))
+    home.chmod(0o755)  # root's PostgreSQL, which runs as another user, lies in it too
+    try:
+        with LocalSupabase(home) as supabase:
+            os.environ |= {
+                "SUPABASE_URL": supabase.url,
+                "SUPABASE_KEY": supabase.secret_key,
+                "SUPABASE_DB_URL": supabase.db_url,
+            }
+            yield supabase
+    finally:
+        delete_home(home)
+
+
+def load(rows: int, few: int) -> Result:
+    """Makes the table ``ratings`` with a primary key over user and movie, ``unsorted``, the same without it, and
+    ``ratings_few``, its first rows."""
+    data = generate(rows)
+    schema = pa.schema({"user_id": pa.int64(), "movie_id": pa.int64(), "rating": pa.float32()})
+    columns = dict(zip(schema.names, (data.users, data.movies, data.ratings), strict=True))
+    with adbc.connect(_database().conninfo.get_secret_value(), autocommit=True) as connection:
+        cursor = connection.cursor()
+        for name, count in (("ratings", rows), ("unsorted", rows), ("ratings_few", few)):
+            cursor.execute(f"create table {name} {COLUMNS}")
+            for start in range(0, count, CHUNK):
+                part = {key: values[start : min(count, start + CHUNK)] for key, values in columns.items()}
+                cursor.adbc_ingest(name, pa.table(part, schema), mode="append")
+            if name != "unsorted":
+                cursor.execute(f"alter table {name} add primary key (user_id, movie_id)")
+            cursor.execute(f"vacuum analyze {name}")
+        cursor.close()
+    return {"rows": rows}
+
+
+def bare() -> Result:
+    """The least that reading a table to Parquet takes."""
+    started = time.perf_counter()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        adbc.connect(_database().conninfo.get_secret_value()) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(BARE)
+        batches = cursor.fetch_record_batch()
+        with pq.ParquetWriter(f"{folder}/ratings.parquet", batches.schema, compression="zstd") as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+    return {"seconds": time.perf_counter() - started}
+
+
+def ours(name: str) -> Result:
+    """This project's direct import."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        made = postgres.read_table(
+            _database(), IngestConfig(import_table=name), Path(folder, "ratings.parquet"), Path(folder, "rejects.csv")
+        )
+    return {"seconds": time.perf_counter() - started, "rows": made.rows_kept}
+
+
+def api(workers: int) -> Result:
+    """This project's import through the API."""
+    credentials, config = Credentials.find(), IngestConfig(import_table="ratings_few")
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, connect(credentials) as client:
+        made = rest.read_table(
+            client,
+            credentials,
+            config,
+            Path(folder, "ratings.parquet"),
+            Path(folder, "rejects.csv"),
+            workers=workers,
+        )
+    return {"seconds": time.perf_counter() - started, "rows": made.rows_kept}
+
+
+def _database() -> Database:
+    database = Database.find()
+    assert database is not None
+    return database
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table_import", description=__doc__)
+    parser.add_argument("rows", type=lambda text: int(float(text)), nargs="?", default=FULL)
+    print(f"\n{section(parser.parse_args(argv).rows)}")
+
+
+if __name__ == "__main__":
+    main()
