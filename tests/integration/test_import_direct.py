@@ -164,7 +164,7 @@ def test_a_roles_time_limit_does_not_end_the_import(database, read):
     [
         (
             "hidden",
-            "row level security may hide rows from the role import_reader: connect as postgres, or as a role with bypass",
+            "row level security may hide rows from the role import_reader: connect as postgres",
         ),
         (
             "nowhere",
