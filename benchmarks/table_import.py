@@ -1,10 +1,6 @@
 """How fast a table comes in: over the direct connection beside a bare loop of its driver, and through the API in
-several ranges beside one page after another.
+several ranges beside one page after another."""
 
-python -m benchmarks.table_import 23585165
-"""
-
-import argparse
 import os
 import tempfile
 import time
@@ -17,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.apart import Result, cores, run
-from benchmarks.planted import FULL, generate
+from benchmarks.planted import generate
 from benchmarks.report import failures, number, ratio, table
 from mf.local import LocalSupabase, delete_home
 from mf.local.gateway import Fault
@@ -169,13 +165,3 @@ def _database() -> Database:
     database = Database.find()
     assert database is not None
     return database
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.table_import", description=__doc__)
-    parser.add_argument("rows", type=lambda text: int(float(text)), nargs="?", default=FULL)
-    print(f"\n{section(parser.parse_args(argv).rows)}")
-
-
-if __name__ == "__main__":
-    main()
