@@ -32,6 +32,8 @@ DELIMITERS = ("::", "\t", ";", "|", ",")
 # pyarrow separates at one byte only; "::" becomes this one, which text does not hold.
 UNIT_SEPARATOR = b"\x1f"
 SPACES = " \t\n\v\f\r"  # no part of a value at its ends
+# Lines with quotes around whole values that hold neither quotes nor the delimiter: there they can as well be left out.
+QUOTED = rb'(?:(?>"[^"%b\r\n]*"|[^"%b\n]*)(?:%b|\r?\n|\Z))*+'
 BLANK_LINES = re.compile(rb"(?: *\r?\n)*")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 EPOCH = "^-?[0-9]{1,15}$"
@@ -211,9 +213,13 @@ def _piece(block: bytes, layout: Layout, texts: pa.Table | None) -> Piece:
 
 def _split_fast(block: bytes, layout: Layout) -> pa.Table | None:
     """The fields of ``block`` as strings, row by line, or ``None`` when it holds anything that needs a closer look."""
+    delimiter = layout.delimiter
+    if b'"' in block and delimiter != "::":
+        if not re.fullmatch(QUOTED % ((re.escape(delimiter).encode(),) * 3), block):
+            return None
+        block = block.replace(b'"', b"")
     if not _is_plain(block):
         return None
-    delimiter = layout.delimiter
     if delimiter == "::":
         block, delimiter = block.replace(b"::", UNIT_SEPARATOR), UNIT_SEPARATOR.decode()
     names = [str(position) for position in range(layout.width)]
@@ -236,6 +242,7 @@ def _split_fast(block: bytes, layout: Layout) -> pa.Table | None:
 
 
 def _is_plain(block: bytes) -> bool:
+    """Whether ``block`` holds nothing but UTF-8 text, delimiters and line ends."""
     if not block or any(odd in block for odd in (b'"', b"\0", UNIT_SEPARATOR)) or block.startswith(BOM):
         return False
     # The first count is quick where there are none, the second never.

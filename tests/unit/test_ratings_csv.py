@@ -113,29 +113,37 @@ def test_named_columns_win_over_recognised_ones(tmp_path: Path) -> None:
         (b'"5"x,7,3,1', "malformed quotes (',' expected after '\"')"),
     ],
 )
-@pytest.mark.parametrize("neighbour", [b"2,8,4,1\n", b'"2",8,4,1\n'])  # read by the fast parser, or by the careful one
+@pytest.mark.parametrize("careful", [False, True])
 def test_a_bad_line_is_rejected_with_its_number_and_reason(
-    tmp_path: Path, line: bytes, reason: str, neighbour: bytes
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes, reason: str, careful: bool
 ) -> None:
-    read = Read(tmp_path, b"userId,movieId,rating,timestamp\n1,7,3,1\n\n" + line + b"\r\n" + neighbour)
+    if careful:
+        monkeypatch.setattr(csv, "_split_fast", lambda block, layout: None)
+    read = Read(tmp_path, b"userId,movieId,rating,timestamp\n1,7,3,1\n\n" + line + b"\r\n2,8,4,1\n")
     assert read.rejects == [("line 4", reason, line.decode(errors="backslashreplace"))]
     assert [row[:3] for row in read.rows] == [(1, 7, 3.0), (2, 8, 4.0)]
 
 
-@pytest.mark.parametrize("neighbour", [b"2,8,4,1\n", b'"2",8,4,1\n'])  # read by the fast parser, or by the careful one
-def test_a_rating_without_its_time_is_kept_and_older_than_any(tmp_path: Path, neighbour: bytes) -> None:
-    read = Read(tmp_path, b"userId,movieId,rating,timestamp\n5,7,3,-1\n5,7,4, \n" + neighbour + b"6,7,1,\n")
+@pytest.mark.parametrize("careful", [False, True])
+def test_a_rating_without_its_time_is_kept_and_older_than_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, careful: bool
+) -> None:
+    if careful:
+        monkeypatch.setattr(csv, "_split_fast", lambda block, layout: None)
+    read = Read(tmp_path, b"userId,movieId,rating,timestamp\n5,7,3,-1\n5,7,4, \n2,8,4,1\n6,7,1,\n")
     assert read.rejects == []
     assert [row[:3] for row in read.rows] == [(2, 8, 4.0), (5, 7, 3.0), (6, 7, 1.0)]
     assert [row[3] is None for row in read.rows] == [False, False, True]
 
 
+@pytest.mark.parametrize("block", [64, 300, 1 << 20])
 def test_rejects_stand_in_the_order_of_the_lines_with_their_true_numbers_over_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(csv, "BLOCK", 64)
+    monkeypatch.setattr(csv, "BLOCK", block)
+    monkeypatch.setattr(csv, "PIECE", 100)
     lines = [b"userId,movieId,rating"] + [b"%d,%d,3" % (i, i) for i in range(2, 1001)]
-    bad = {10: b"x,1", 11: b"1,1,bad", 12: b"\xff,1,1", 500: b",1,1", 1000: b"1,1,inf"}
+    bad = {10: b"x,1", 11: b"1,1,bad", 12: b"\xff,1,1", 500: b",1,1", 700: b'"8', 701: b'8",8,3', 1000: b"1,1,inf"}
     for number, line in bad.items():
         lines[number - 1] = line
     read = Read(tmp_path, b"\n".join(lines))
@@ -264,6 +272,7 @@ FIELD = st.one_of(
     st.sampled_from(["", " ", " 7 ", "007", "+5", ".5", "5.", "1e39", "1e-50", "nan", "Inf", "NULL", "NA", "٣", "é"]),
     st.sampled_from(["2020-01-02", "9000-01-01", "2020-01-02T03:04:05.123456789Z", "2020-02-30", "978300760", "now"]),
     st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\n\r"), max_size=4),
+    st.sampled_from(['"7"', '""', '"a b"', '"3.5"', '"1,2"', '"a""b"', '"5"x']),
 )
 LINES = st.lists(st.lists(FIELD, min_size=3, max_size=5).map(",".join), min_size=1, max_size=6)
 
@@ -274,6 +283,10 @@ LINES = st.lists(st.lists(FIELD, min_size=3, max_size=5).map(",".join), min_size
 @example(b"1,2,3,4\r\n2,3,4,5\r\n")
 @example(b"1,2,3,4\n\n2,3,4,5\n")
 @example(b"1,2,3,4\r2,3,4,5\n\n")
+@example(b'"1",2," 3","4"\r\n"2","",3,4')
+@example(b'"1","2","3","4\r"\n')
+@example(b'"\xef\xbb\xbf1",2,3,4\n')
+@example(b'"1,2",3,4\n"1",2,3,4"\n""\n')
 def test_the_fast_and_the_careful_parser_agree(block: bytes) -> None:
     fast = csv._split_fast(block, LAYOUT)
     if fast is not None:
@@ -286,11 +299,13 @@ def test_the_fast_and_the_careful_parser_agree(block: bytes) -> None:
 def test_the_fast_parser_takes_every_clean_block_of_any_delimiter(rows: list[tuple[int, str, float]]) -> None:
     for delimiter in csv.DELIMITERS:
         layout = Layout(delimiter, 4, {USER: 0, MOVIE: 1, RATING: 2})
-        block = "".join(delimiter.join((str(u), m, repr(r), "rest")) + "\n" for u, m, r in rows).encode()
-        fast = csv._split_fast(block, layout)
-        assert (fast is None) == (not rows)
-        if fast is not None:
-            assert rows_of((fast, np.arange(len(rows)), {})) == rows_of(csv._split_careful(block, layout))
+        for quote in ("", '"') if delimiter != "::" else ("",):
+            lines = [delimiter.join((str(u), f"{quote}{m}{quote}", repr(r), "rest")) + "\n" for u, m, r in rows]
+            block = "".join(lines).encode()
+            fast = csv._split_fast(block, layout)
+            assert (fast is None) == (not rows)
+            if fast is not None:
+                assert rows_of((fast, np.arange(len(rows)), {})) == rows_of(csv._split_careful(block, layout))
 
 
 @given(st.one_of(st.binary(max_size=200), st.text('1,;:\t"\n\r-.e é', max_size=100).map(str.encode)), st.booleans())
