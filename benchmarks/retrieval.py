@@ -60,8 +60,9 @@ def _explained(movies: int, measured: Mapping[str, Any]) -> str:
     return (
         f"The ten best of {movies:,} movies, {FACTORS} factors, {cores()} cores: medians of milliseconds over {USERS} "
         f"calls ({PASSED // GIVEN} and {PASSED // RATED} from ratings), from a client on the same machine. A bare "
-        f"query that scans the vectors with pgvector takes {measured['bare_ms']:.1f} ms, NumPy's product with the same matrix {measured['numpy_ms']:.1f} ms. The two "
-        f"indexes of the run (HNSW, m {HNSW['m']}, ef_construction {HNSW['ef_construction']}, ef_search "
+        f"query that scans the vectors with pgvector takes {measured['bare_ms']:.1f} ms, NumPy's product with the same "
+        f"matrix {measured['numpy_ms']:.1f} ms. The two indexes of the run (HNSW, m {HNSW['m']}, ef_construction "
+        f"{HNSW['ef_construction']}, ef_search "
         f"{HNSW['ef_search']}) were built in {measured['build_s']:.0f} s and take {measured['index_mb']:.0f} MB beside "
         f"the table's {measured['table_mb']:.0f} MB. The vectors are random, their factors' variances falling as one "
         f"over the root of the rank. A user has rated {RATED} movies, half of them among its {2 * RATED} best."

@@ -23,6 +23,14 @@ def test_names_are_quoted_as_identifiers_and_as_literals():
     assert 'from public."Stars" rated' in sql
 
 
+def test_what_is_for_signed_in_users_and_for_everybody_is_there_only_where_it_is_asked_for():
+    plain, app = migration(SchemaConfig()), migration(SchemaConfig(user_id_type="uuid", public_read="movies"))
+    for wanted in ("create or replace function public.recommend_for_me(", "create policy mf_public_read"):
+        assert wanted not in plain
+        assert wanted in app
+    assert "to anon" not in plain.replace("revoke", "")
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -35,6 +43,7 @@ def test_names_are_quoted_as_identifiers_and_as_literals():
         ({"movie_export_table": "user_embeddings"}, "are both 'user_embeddings'"),
         ({"ratings_table": "movie_embeddings"}, "ratings_table and an export table are both 'movie_embeddings'"),
         ({"user_id_type": "int"}, "user_id_type: Input should be 'bigint', 'text' or 'uuid' (given: 'int')"),
+        ({"public_read": "all"}, "public_read: Input should be 'none' or 'movies' (given: 'all')"),
         ({"users_table": "x"}, "users_table: "),
     ],
 )
