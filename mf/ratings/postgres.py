@@ -1,6 +1,6 @@
 """Ratings from a table of Supabase's database, over a direct connection: one snapshot, streamed to Parquet."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,13 +63,12 @@ def read_table(database: Database, config: IngestConfig, output: Path, rejects: 
             then.
     """
     name = table_name(config.import_table)
-    with _transaction(database, f"read table {SCHEMA}.{name}") as cursor:
+    hints = {"42501": grant(name, "ROLE") + ", with the role of SUPABASE_DB_URL"}
+    with _transaction(database, f"read table {SCHEMA}.{name}", hints) as cursor:
         source = _describe(cursor, name, config)
         bad = Rejects(str(source.table), config.max_reject_fraction)
         with written_aside(rejects) as aside, Progress(f"import {SCHEMA}.{name}", source.rows) as progress:
             parts = _ratings(_raw(cursor, source, config, progress), source, bad)
-            ids = [pa.int64() if source.table.columns[source.columns[role]]["type"] == "integer" else pa.string()
-                   for role in (USER, MOVIE)]  # fmt: skip
 
             def provenance(kept: int) -> Provenance:
                 if not progress.done:
@@ -80,12 +79,11 @@ def read_table(database: Database, config: IngestConfig, output: Path, rejects: 
                 counts = (progress.done, bad.count, good - kept, kept)
                 return Provenance(str(source.table), *counts, columns=source.columns)
 
-            schema = ratings_schema(*ids, timestamps=RATED_AT in source.columns)
-            return write_parts(parts, schema, output, provenance)
+            return write_parts(parts, _schema(source), output, provenance)
 
 
 @contextmanager
-def _transaction(database: Database, doing: str) -> Iterator[Any]:
+def _transaction(database: Database, doing: str, hints: Mapping[str, str]) -> Iterator[Any]:
     """A cursor in a transaction that sees one snapshot and writes nothing."""
     try:
         with adbc.connect(database.conninfo.get_secret_value()) as connection, connection.cursor() as cursor:
@@ -95,7 +93,7 @@ def _transaction(database: Database, doing: str) -> Iterator[Any]:
             yield cursor
             return
     except adbc.Error as error:
-        message = database.explain(error, doing)
+        message = database.explain(error, doing, hints)
     # Raised outside of the handler: the driver's frames hold the address.
     raise SupabaseError(message)
 
@@ -242,6 +240,12 @@ def _cast(source: _Source, column: str, role: str) -> sql.Composable:
     else:
         form = "{}::text"
     return sql.SQL(form).format(sql.Identifier(column))
+
+
+def _schema(source: _Source) -> pa.Schema:
+    is_integer = [source.table.columns[source.columns[role]]["type"] == "integer" for role in (USER, MOVIE)]
+    ids = [pa.int64() if integer else pa.string() for integer in is_integer]
+    return ratings_schema(*ids, timestamps=RATED_AT in source.columns)
 
 
 def _ratings(parts: Iterator[pa.Table], source: _Source, bad: Rejects) -> Iterator[pa.Table]:

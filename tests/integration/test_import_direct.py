@@ -51,10 +51,13 @@ create policy part on hidden for select using (user_id > 1);
 create table "Not Granted" (user_id int primary key, movie_id int, rating real);
 insert into "Not Granted" values (1, 1, 3);
 
+create table part_granted (user_id int primary key, movie_id int, rating real);
+
 create role import_reader login password '{PASSWORD}';
 alter role import_reader set statement_timeout = '100ms';
 grant usage on schema public to import_reader;
 grant select on slow, hidden to import_reader;
+grant select (user_id, movie_id) on part_granted to import_reader;
 """
 
 
@@ -166,6 +169,7 @@ def test_a_roles_time_limit_does_not_end_the_import(database, read):
             "hidden",
             "row level security may hide rows from the role import_reader: connect as postgres",
         ),
+        ("part_granted", r"\(42501\): run `grant select on public.part_granted to ROLE;`.*role of SUPABASE_DB_URL"),
         (
             "nowhere",
             r"does not exist \(42P01\): check --import_table; the tables to be seen are .*ratings, slow, twice",

@@ -2,6 +2,7 @@ import csv
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,23 @@ def test_a_malformed_address_in_cloud_storage_is_refused(tmp_path: Path, address
 def test_sizes_that_leave_nothing_and_unknown_splits_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SplitConfig.of(**values)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"rated_since": "yesterday"}, "^rated_since: a time in ISO 8601 is expected.*given: 'yesterday'"),
+        ({"rated_before": "0001-01-01T00:00:00+01:00"}, "^rated_before: a time in ISO 8601"),
+        ({"rated_since": "2024-01-01", "rated_before": "2024-01-01T01:00+01:00"}, "is not before rated_before"),
+        ({"import_table": "", "ratings_csv": "a.csv", "rated_since": "2024-01-01"}, "a file is read whole"),
+    ],
+)
+def test_a_span_of_time_that_cannot_be_is_refused(config: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        IngestConfig.of(**{"import_table": "ratings", **config})
+
+
+def test_a_span_of_time_without_a_zone_is_utc() -> None:
+    config = IngestConfig.of(import_table="ratings", rated_since="2024-02-29", rated_before="2024-02-29T12:30:00+02:00")
+    assert config.since == datetime(2024, 2, 29, tzinfo=UTC)
+    assert config.before == datetime(2024, 2, 29, 10, 30, tzinfo=UTC)
