@@ -117,9 +117,11 @@ class Pages:
             bounds = [bound(self.key, "gte", start)] if start is not None else []
             found = self._page(bounds, self.key, skip=rows)
             end = tuple(found[0][name] for name in self.key) if found else None
-            yield start, end
             if end is None:
+                yield start, None
                 return
+            check_keys(self.table, self.key, [start] if start is not None else [], [end])
+            yield start, end
             start = end
 
     def _page(self, bounds: Sequence[str], selected: Sequence[str], skip: int = 0) -> list[Row]:

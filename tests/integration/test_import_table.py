@@ -206,6 +206,11 @@ def test_a_key_that_is_not_unique_is_noticed_wherever_the_page_ends(read_api, ke
         read_api("doubled", key_columns=key, page_size=page_size)
 
 
+def test_a_key_that_many_rows_share_ends_in_an_error_even_where_pages_hold_one_row(read_api):
+    with pytest.raises(DataError, match=r"the key movie_id=1 came twice.*\(movie_id\) is not unique"):
+        read_api("no_key", key_columns="movie_id", page_size=1)
+
+
 def test_a_view_is_read_along_its_tables_key_unless_it_multiplies_the_rows(read_api):
     assert read_api("onefold")[1].rows_read == 1234
     with pytest.raises(DataError, match=r"the key id=1 came twice.*\(id\) is not unique"):
