@@ -4,13 +4,14 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+BLOCK = 8192  # users
 
 
 def prior(vectors: npt.ArrayLike, bias: npt.ArrayLike, noise_variance: float) -> Floats:
     """What is known of a user before the first rating: the second moment of the known ones, over the noise.
 
-    The mean is 0, and not that of the known users, so that somebody without ratings gets the model's own answer for an
-    unseen user.
+    The mean is 0, and not that of the known users (which predicts hardly better), so that somebody without ratings gets
+    the model's own answer for an unseen user.
 
     Args:
         vectors: p of the known users, float[n_users, factors].
@@ -20,9 +21,13 @@ def prior(vectors: npt.ArrayLike, bias: npt.ArrayLike, noise_variance: float) ->
     Returns:
         E[w wᵀ] / noise_variance for w = [p ; b_u], float64[factors + 1, factors + 1].
     """
-    w = np.column_stack([np.asarray(vectors, np.float64), np.asarray(bias, np.float64)])
-    moment: Floats = w.T @ w / (len(w) * noise_variance)
-    return moment
+    p, b = np.asarray(vectors), np.asarray(bias)
+    moment: Floats = np.zeros((p.shape[1] + 1, p.shape[1] + 1))
+    # Block by block: in float64 all of them would take twice the memory of the model.
+    for start in range(0, len(p), BLOCK):
+        w = np.column_stack([p[start : start + BLOCK], b[start : start + BLOCK]]).astype(np.float64)
+        moment += w.T @ w
+    return moment / (len(p) * noise_variance)
 
 
 def fold_in(

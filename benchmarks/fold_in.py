@@ -1,0 +1,92 @@
+"""How well the ratings of users whom training has not seen are predicted after their first ratings."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from benchmarks.apart import Result, run
+from benchmarks.data import load
+from benchmarks.report import failures, number, table
+from mf.biases import DAMPING
+from mf.fold_in import fold_in, prior
+from mf.ratings.schema import MOVIE, RATING, USER
+from mf.solvers import SOLVERS, configure
+from mf.train import train
+
+NEW_USERS, VALIDATION = 0.2, 0.1
+SHOWN = (5, 10, 20)  # ratings that a new user has given
+
+
+def section(ratings: Path, seeds: int = 3) -> str:
+    """The RMSE of every solver's models on the other ratings of new users, as Markdown."""
+    results = {
+        solver: run(f"{solver}, new users", measure, ratings=str(ratings), solver=solver, seeds=seeds)
+        for solver in SOLVERS
+    }
+    ways = ("movie biases", "damped bias", "fold-in")
+    rows = [
+        (solver, way, *(number(result["rmse"][way][str(k)], 4) for k in SHOWN))
+        for solver, result in results.items()
+        if "error" not in result
+        for way in ways
+    ]
+    explained = (
+        "A fifth of the users take no part in the training. The RMSE on all but the first k ratings of each, in random "
+        "order, from: mu + b_m, the answer for an unseen user; that plus the mean of what the k ratings have above "
+        f"it, damped as by {DAMPING:.0f} more; and the fold-in of the k ratings. Means over {seeds} choice(s) of users."
+    )
+    header = ("model", "from", *(f"k = {k}" for k in SHOWN))
+    return "\n\n".join(part for part in (explained, table(header, rows), failures(results)) if part)
+
+
+def measure(ratings: str, solver: str, seeds: int) -> Result:
+    """Mean RMSE by way and by k."""
+    each = [_measure(ratings, solver, seed) for seed in range(seeds)]
+    return {"rmse": {way: {str(k): float(np.mean([one[way, k] for one in each])) for k in SHOWN} for way, _ in each[0]}}
+
+
+def _measure(ratings: str, solver: str, seed: int) -> dict[tuple[str, int], float]:
+    data = load(f"csv:{ratings}:{seed}")
+    rng = np.random.default_rng(seed)
+    users, movies, stars = (np.concatenate([getattr(part, name) for part in (data.train, data.test)])
+                            for name in ("users", "movies", "ratings"))  # fmt: skip
+    new = rng.permutation(data.n_users)[: int(data.n_users * NEW_USERS)]
+    known = np.flatnonzero(~np.isin(users, new))
+    held_out = int(len(known) * VALIDATION)
+    parts = (known[held_out:], known[:held_out])
+    training, validation = (
+        pa.table({USER: users[rows].astype(np.int64), MOVIE: movies[rows].astype(np.int64), RATING: stars[rows]})
+        for rows in parts
+    )
+    model = train(training, validation, configure(solver, {}, tuned=True), device=torch.device("cpu"))
+    errors: dict[tuple[str, int], list[Any]] = {}
+    for user in new:
+        own = np.flatnonzero(users == user)
+        rows = model.movies.rows(pa.array(movies[own].astype(np.int64)))
+        for k in SHOWN:
+            for way, predicted in _predictions(model, rows, stars[own], k).items():
+                errors.setdefault((way, k), []).append((predicted - stars[own][k:]) ** 2)
+    return {key: float(np.sqrt(np.mean(np.concatenate(each)))) for key, each in errors.items()}
+
+
+def _predictions(
+    model: Any, rows: npt.NDArray[np.int64], stars: npt.NDArray[np.float32], k: int
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Clipped predictions for all but the first k ratings of a user, by way; row -1 is a movie not trained on."""
+    m = model.module
+    q, b_m, p, b_u = (
+        side.weight.detach().double().numpy() for side in (m.movie_factors, m.movie_bias, m.user_factors, m.user_bias)
+    )
+    mu, known = m.mu.item(), rows[:k][rows[:k] >= 0]
+    q, b_m = np.vstack([q, np.zeros_like(q[:1])]), np.append(b_m, 0.0)  # row -1 reads the zeros that are appended
+    given = stars[:k][rows[:k] >= 0]
+    unseen = mu + b_m[rows[k:]]
+    above = (given - mu - b_m[known]).sum() / (len(known) + DAMPING)
+    covariance = prior(p, b_u.ravel(), model.metrics["validation_rmse"] ** 2)
+    vector, bias = fold_in(q[known], b_m[known], given, mu, covariance)
+    ways = {"movie biases": unseen, "damped bias": unseen + above, "fold-in": unseen + bias + q[rows[k:]] @ vector}
+    return {way: np.clip(x, m.rating_min.item(), m.rating_max.item()) for way, x in ways.items()}
