@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,19 @@ def read_model(directory: Path) -> PublishedModel:
     directory = Path(directory)
     header, noise_variance = _read_header(directory / "model.json")
     parts = {name: directory / f"{name}_embeddings.parquet" for name in ("user", "movie")}
-    users = _read_embeddings(parts["user"], USER, header.factors)
-    movies = _read_embeddings(parts["movie"], MOVIE, header.factors)
+    # A database can take in a model in the time that one core needs to read it.
+    with ThreadPoolExecutor(2) as pool:
+        users = pool.submit(_read_embeddings, parts["user"], USER, header.factors)
+        movies = pool.submit(_read_embeddings, parts["movie"], MOVIE, header.factors)
+        content = pool.submit(_content_hash, header, [*parts.values()])
+        return PublishedModel(header, users.result(), movies.result(), content.result(), noise_variance)
+
+
+def _content_hash(header: Header, parts: list[Path]) -> str:
     content = hashlib.sha256(json.dumps(asdict(header), sort_keys=True).encode())
-    for path in parts.values():
+    for path in parts:
         content.update(path.read_bytes())
-    return PublishedModel(header, users, movies, content.hexdigest()[:16], noise_variance)
+    return content.hexdigest()[:16]
 
 
 def _read_header(path: Path) -> tuple[Header, float]:
@@ -128,6 +136,8 @@ def _checked_ids(ids: pa.Array, path: Path, key: str) -> pa.Array:
             ids = ids.cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise DataError(f"{path}: {key} does not fit bigint ({error})") from None
+    elif pc.any(empty := pc.equal(pc.binary_length(ids), 0)).as_py():
+        raise DataError(f"{path} row {_first(empty)}: {key} is empty")
     counts = pc.value_counts(ids)
     if len(counts) < len(ids):
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]

@@ -79,6 +79,7 @@ def float_lists(rows):
         ({"bias": None}, "no column bias: expected movie_id, bias and embedding"),
         ({"movie_id": pa.array([1, 2, 1])}, "movie_id 1 stands in more than one row"),
         ({"movie_id": pa.array(["a", "b", "b"])}, "movie_id 'b' stands in more than one row"),
+        ({"movie_id": pa.array(["a", "", "b"])}, "row 1: movie_id is empty"),
         ({"movie_id": pa.array([1, None, 2])}, "row 1: movie_id is null"),
         ({"movie_id": pa.array([1.0, 2.0, 3.0])}, "movie_id is of type double, expected int64 or string"),
         ({"movie_id": pa.array([1, 2, 2**63], pa.uint64())}, "movie_id does not fit bigint"),
