@@ -22,6 +22,9 @@ from mf.supabase.export import HINTS, Made, Published, check_migration, publish_
 from mf.supabase.model_directory import Embeddings, PublishedModel, read_model
 
 CHUNK_ROWS = 8192
+# Signature, flags and length of an extension, and the end: https://www.postgresql.org/docs/current/sql-copy.html
+COPY_BEGIN = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
+COPY_END = struct.pack(">h", -1)
 # The lock on the runs is held from the first statement to the commit. A server that lost its client lets go of it: in a
 # COPY it sees the end of the connection, in any other statement it looks, and a machine that vanished is asked.
 SETTINGS = {
@@ -121,11 +124,11 @@ class _Direct:
         statement = "copy {table} (run_id, {id}, bias, embedding) from stdin (format binary)"
         copying = self._connection.cursor().copy(sql.SQL(statement).format(**names))
         with Progress(f"export {side}s", len(rows)) as progress, copying as copy:
-            copy.write(b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0))
+            copy.write(COPY_BEGIN)
             for records in copy_records(run_id, rows, made[f"{side}_id_type"]):
                 copy.write(records.tobytes())
                 progress.advance(len(records))
-            copy.write(struct.pack(">h", -1))
+            copy.write(COPY_END)
 
     def set(self, **settings: str) -> None:
         """Settings of this transaction."""
@@ -149,8 +152,7 @@ def copy_records(run_id: str, rows: Embeddings, kind: str) -> Iterator[npt.NDArr
     """``rows`` as PostgreSQL's binary COPY takes (run_id, id, bias, embedding); at most ``CHUNK_ROWS`` at a time, in a
     buffer that is filled anew.
 
-    Each value stands behind its length; a vector is pgvector's: number of values, 0, values. See
-    https://www.postgresql.org/docs/current/sql-copy.html.
+    Each value stands behind its length; a vector is pgvector's: number of values, 0, values.
 
     Args:
         kind: the type that ids have in the database.
