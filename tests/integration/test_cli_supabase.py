@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from hashlib import md5
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
                 status = ended.code
         out, err = capfd.readouterr()
         written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-        for key in (database.secret_key, database.service_role_key, environ.get("SUPABASE_KEY", "sb_secret_")):
+        passwords = {"hunter2hunter2", str(re.findall(":([^:@]+)@", database.db_url)[0])}
+        keys = {database.secret_key, database.service_role_key, environ.get("SUPABASE_KEY", "sb_secret_")}
+        for key in keys | passwords:
             assert key not in out + err
             assert key.encode() not in written
         return status, out, err
@@ -121,6 +124,40 @@ def test_what_is_published_recommends_as_the_model_does(database: LocalSupabase,
             order = np.argsort(-unclipped(model, user), kind="stable")[:10]
             assert [movie for movie, _ in answer] == model.movies.ids.take(pa.array(order)).to_pylist()
             assert [rating for _, rating in answer] == pytest.approx(predicted[order].tolist(), abs=1e-5)
+
+
+def test_with_the_databases_address_it_is_published_directly_and_no_key_is_asked_for(
+    database: LocalSupabase, run: Run
+) -> None:
+    ratings = "".join(f"{md5(str(u).encode()).hexdigest()},{m},{(u * m) % 5 + 1}\n" for u in range(9) for m in range(9))
+    uuids = re.sub(r"^(.{8})(.{4})(.{4})(.{4})(.{12}),", r"\1-\2-\3-\4-\5,", ratings, flags=re.M)
+    Path("r.csv").write_text("userId,movieId,rating\n" + uuids)
+    status, out, err = run("--ratings_csv", "r.csv", "--publish", SUPABASE_DB_URL=database.db_url)
+    assert (status, err) == (0, "")
+    assert re.fullmatch(r"published run \S+: 9 users, 9 movies; it is the first one", out.splitlines()[-1])
+    assert database.gateway.requests == []
+    assert published(database) is not None
+    status, out, err = run("--ratings_csv", "r.csv", "--publish", SUPABASE_DB_URL=wrong_password(database))
+    assert (status, "epoch" in out) == (2, False)
+    assert re.fullmatch(
+        r"error: cannot connect to the database: [^\n]*check the password in SUPABASE_DB_URL[^\n]*\n", err
+    )
+
+
+def test_a_project_that_is_not_the_databases_is_refused(run: Run) -> None:
+    Path("r.csv").write_text("userId,movieId,rating\n1,1,3\n1,2,3\n2,1,3\n")
+    url = "postgresql://postgres.refone:hunter2hunter2@aws-0-eu-west-1.pooler.supabase.com:5432/postgres"
+    argv = ["--ratings_csv", "r.csv", "--supabase_url", "https://reftwo.supabase.co"]
+    status, out, err = run(*argv, SUPABASE_DB_URL=url)
+    assert (status, out) == (2, "")
+    assert err == (
+        "error: --supabase_url is the project reftwo, and SUPABASE_DB_URL the project refone: unset SUPABASE_DB_URL, "
+        "or let it name the same project\n"
+    )
+
+
+def wrong_password(database: LocalSupabase) -> str:
+    return re.sub(":[^:@]+@", ":hunter2hunter2@", database.db_url)
 
 
 def unclipped(model: TrainedModel, user: str) -> np.ndarray:
