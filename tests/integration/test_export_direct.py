@@ -139,6 +139,29 @@ def test_what_an_export_through_the_api_left_half_loaded_is_finished(supabase, t
     assert sql(supabase, COUNTS) == [("r1", "published", 120, 300)]
 
 
+@pytest.mark.parametrize("way", ["direct", "api"])
+def test_an_index_that_is_asked_for_stands_before_the_publish_and_goes_with_its_run(supabase, tmp_path, way):
+    indexes = "select count(*) from pg_indexes where indexname like 'mf_hnsw%%'"
+    config = ExportConfig(hnsw_index=True)
+    for seed in range(3):
+        model = planted(f"r{seed}", seed=seed)
+        if way == "direct":
+            export_directly(database(supabase), model.write(tmp_path / str(seed)), config)
+        else:
+            supabase.gateway.requests.clear()
+            with api(supabase) as client:
+                export(client, model.write(tmp_path / str(seed)), config)
+            called = [request.path.rsplit("/", 1)[1] for request in supabase.gateway.requests]
+            assert called.index("mf_index") < called.index("mf_publish")
+    # Two of each run that is kept: for recommend_movies and for similar_movies.
+    assert sql(supabase, indexes) == [(4,)]
+    export_directly(database(supabase), planted("r3", seed=3).write(tmp_path / "3"), CONFIG)
+    assert sql(supabase, indexes) == [(2,)]
+    with api(supabase) as client:
+        answer = recommend_movies(client, planted("r3", seed=3).user_ids[3], 20)
+    assert [movie for movie, _ in answer] == [movie for movie, _ in planted("r3", seed=3).best(3, 20)]
+
+
 def test_a_model_with_a_nan_is_refused_and_no_connection_is_made(tmp_path):
     model = planted("r1")
     model.p[17, 3] = np.nan
