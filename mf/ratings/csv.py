@@ -266,6 +266,8 @@ def _split_careful(block: bytes, layout: Layout) -> tuple[pa.Table, npt.NDArray[
             fields = _fields(_text(raw), layout.delimiter)
             if len(fields) != layout.width:
                 raise BadLineError(f"expected {layout.width} fields, found {len(fields)}")
+            if layout.delimiter != "::":
+                _check_quotes(_text(raw), fields, layout)
         except BadLineError as error:
             bad[number] = str(error)
         else:
@@ -297,6 +299,18 @@ def _fields(text: str, delimiter: str) -> list[str]:
         return next(csv.reader([text], delimiter=delimiter, strict=True))
     except csv.Error as error:
         raise BadLineError(f"malformed quotes ({error})") from None
+
+
+def _check_quotes(text: str, fields: list[str], layout: Layout) -> None:
+    """Refuses a quote within a wanted value that does not begin with one, such as the end of a value that holds a line
+    break; the csv module takes it for a character."""
+    if not any('"' in fields[position] for position in layout.positions.values()):
+        return
+    delimiter = re.escape(layout.delimiter)
+    written = re.findall(rf'(?:^|{delimiter})("(?:[^"]|"")*"|[^{delimiter}]*)', text)
+    for position in layout.positions.values():
+        if '"' in written[position] and not written[position].startswith('"'):
+            raise BadLineError("malformed quotes (a quote within a value that does not begin with one)")
 
 
 def _fields_or_none(text: str, delimiter: str) -> list[str]:

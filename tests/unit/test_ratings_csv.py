@@ -110,6 +110,8 @@ def test_named_columns_win_over_recognised_ones(tmp_path: Path) -> None:
         (b"5\r,7,3,1", "a carriage return that does not end the line"),
         (b"5,7,3,1\r", "a carriage return that does not end the line"),
         (b'"5,7,3,1', "malformed quotes (unexpected end of data)"),
+        (b'5",7,3,1', "malformed quotes (a quote within a value that does not begin with one)"),
+        (b'"5", "7",3,1', "malformed quotes (a quote within a value that does not begin with one)"),
         (b'"5"x,7,3,1', "malformed quotes (',' expected after '\"')"),
     ],
 )
@@ -169,6 +171,12 @@ def test_rejects_stand_in_the_order_of_the_lines_with_their_true_numbers_over_bl
 def test_ids_stay_what_they_were(tmp_path: Path, ids: list[str], expected: list[object]) -> None:
     content = "userId,movieId,rating\n" + "".join(f" {id},1,3\n" for id in ids)
     assert Read(tmp_path, content.encode()).table[USER].to_pylist() == expected
+
+
+def test_a_quoted_id_may_hold_quotes_and_the_delimiter(tmp_path: Path) -> None:
+    read = Read(tmp_path, b'note,userId,movieId,rating\nsay "a", "a""b, c",1,3\n"x, 7""","d,""e",1,3\n')
+    assert read.rejects[0][:2] == ("line 2", "expected 4 fields, found 5")
+    assert read.table[USER].to_pylist() == ['d,"e']
 
 
 def test_timestamps_of_every_kind_are_read_whatever_stands_beside_them(tmp_path: Path) -> None:
