@@ -115,8 +115,9 @@ class Table:
 
     def _check_filter(self, columns: Mapping[str, str]) -> None:
         if RATED_AT not in columns:
-            raise DataError(f"{self} has no column of times for --rated_since and --rated_before: name it with "
-                            "--timestamp_column")  # fmt: skip
+            raise DataError(
+                f"{self} has no column of times for --rated_since and --rated_before: name it with --timestamp_column"
+            )
         kind = self.columns[columns[RATED_AT]].get("format")
         if kind not in TIMES:
             raise DataError(

@@ -163,16 +163,17 @@ def _describe(cursor: Any, name: str, config: IngestConfig) -> _Source:
     # A row whose user or movie is null is not bound by the index, and no rating either. A table's index says nothing
     # of the tables that inherit from it.
     is_once = not it["has_children"] and any(sorted(index["columns"]) == sorted(pair) for index in unique)
-    order = [] if is_once else [_sorted_by(name, table) for name in [*pair, *key]]
+    order = [] if is_once else [*(_grouped_by(name, table) for name in pair), *map(sql.Identifier, key)]
     if order and not key and it["kind"] == "r":
         order.append(sql.SQL("ctid"))  # as they are stored
     filtered = config.rated_since or config.rated_before or it["rows"] < 1
     return _Source(table, columns, key or pair, types, order, None if filtered else it["rows"])
 
 
-def _sorted_by(column: str, table: Table) -> sql.Composable:
-    """Text is sorted by its bytes: a collation may put different texts beside one another as if they were one."""
-    is_text = table.columns[column]["type"] == "string"
+def _grouped_by(column: str, table: Table) -> sql.Composable:
+    """Text is sorted by its bytes: a collation may mix different texts as if they were one."""
+    described = table.columns[column]
+    is_text = described["type"] == "string" and described["format"] != "uuid"
     return sql.SQL('{}::text collate pg_catalog."C"' if is_text else "{}").format(sql.Identifier(column))
 
 

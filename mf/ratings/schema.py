@@ -35,7 +35,7 @@ class Provenance:
     rows_rejected: int  # rows that could not be used; each stands in rejects.csv
     rows_replaced: int  # ratings of a (user, movie) pair that gave way to a later one
     rows_kept: int  # rows_read - rows_rejected - rows_replaced
-    content_hash: str = ""  # of the kept rows, whatever their order in the source; filled in by write_ratings
+    content_hash: str = ""  # of the kept rows in the order of the file; filled in by write_ratings
     columns: dict[str, str] = field(default_factory=dict)  # which source column was read as what
 
     def summary(self) -> str:
