@@ -1,4 +1,4 @@
--- Embeddings in Supabase: versioned by run, one run published at a time, for the service role only.
+-- Embeddings in Supabase: versioned by run, one run published at a time. Who may do what stands at the end.
 -- Printed by `python -m mf schema`. One transaction; running it again changes nothing.
 begin;
 -- Nothing here depends on the session's search path.
@@ -176,9 +176,10 @@ $mf$;
 
 -- The movies of a run whose vectors are nearest to `target`, nearest first, equally near ones in the order of their ids:
 -- `augmented` by inner product (the distance is its negative), `embedding` by cosine (1 - it; 1 for a zero vector).
--- Every vector is looked at, unless the run has an index (mf_index) and less than 500 are asked for and left out. Then
--- the index is asked for twice as many, and what it finds is put in order again; where it finds too few, which a list
--- without those to leave out could be, all are looked at after all.
+-- Every vector is looked at, unless the run has an index (mf_index) and at most 500 are asked for and left out. Then the
+-- index is asked for twice as many, so that enough remain when those to leave out are gone, and what it finds is put in
+-- order again. Should it find too few all the same, every vector is looked at after all.
+-- It is the others' own; who else may call it reads with it what its rights and the policies let it read anyway.
 create or replace function public.mf_nearest(
   of_run text, vectors text, target extensions.vector, k integer, without bigint[]
 ) returns table (movie_id bigint, distance double precision)
@@ -221,7 +222,8 @@ begin
     indexed := false;
   end loop;
   return query select found.id, found.far
-    from unnest(ids[:mf_nearest.k], distances[:mf_nearest.k]) with ordinality found (id, far, place) order by found.place;
+    from unnest(ids[:mf_nearest.k], distances[:mf_nearest.k]) with ordinality found (id, far, place)
+    order by found.place;
 end
 $mf$;
 
@@ -503,7 +505,8 @@ begin
       asked.run_id, movies, asked.n_movies;
   end if;
   if asked.factors >= 2000 then
-    raise exception 'the run % has % factors, and an index takes 1999 at most: do without one', asked.run_id, asked.factors;
+    raise exception 'the run % has % factors, and an index takes 1999 at most: do without one',
+      asked.run_id, asked.factors;
   end if;
   for side in
     select v.name, v.dimensions, v.class, 'mf_hnsw_' || v.name || '_' || md5(asked.run_id) as index
@@ -531,7 +534,7 @@ declare
   name text;
 begin
   for name in
-    select i.relname from pg_index x join pg_class i on i.oid = x.indexrelid
+    select i.relname from pg_catalog.pg_index x join pg_catalog.pg_class i on i.oid = x.indexrelid
     where x.indrelid = 'public.mf_movie_embeddings'::regclass and starts_with(i.relname, 'mf_hnsw_')
       and (right(i.relname, 32) = md5(mf_drop_indexes.run)
         or not exists (select from public.mf_runs r where md5(r.run_id) = right(i.relname, 32)))
