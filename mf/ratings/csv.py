@@ -263,11 +263,12 @@ def _split_careful(block: bytes, layout: Layout) -> tuple[pa.Table, npt.NDArray[
         if not raw.strip(b" "):
             continue
         try:
-            fields = _fields(_text(raw), layout.delimiter)
+            text = _text(raw)
+            fields = _fields(text, layout.delimiter)
             if len(fields) != layout.width:
                 raise BadLineError(f"expected {layout.width} fields, found {len(fields)}")
-            if layout.delimiter != "::":
-                _check_quotes(_text(raw), fields, layout)
+            if '"' in text and layout.delimiter != "::":
+                _check_quotes(text, layout)
         except BadLineError as error:
             bad[number] = str(error)
         else:
@@ -301,11 +302,9 @@ def _fields(text: str, delimiter: str) -> list[str]:
         raise BadLineError(f"malformed quotes ({error})") from None
 
 
-def _check_quotes(text: str, fields: list[str], layout: Layout) -> None:
+def _check_quotes(text: str, layout: Layout) -> None:
     """Refuses a quote within a wanted value that does not begin with one, such as the end of a value that holds a line
     break; the csv module takes it for a character."""
-    if not any('"' in fields[position] for position in layout.positions.values()):
-        return
     delimiter = re.escape(layout.delimiter)
     written = re.findall(rf'(?:^|{delimiter})("(?:[^"]|"")*"|[^{delimiter}]*)', text)
     for position in layout.positions.values():
