@@ -51,7 +51,7 @@ compile: $(INSTALLED) ## write build/mf-training.yaml, what Vertex AI Pipelines 
 submit: compile ## run the compiled pipeline on Vertex AI (pipelines/settings.toml says where)
 	@$(PY) -m pipelines submit --settings '$(SETTINGS)' $(params)
 
-bench: $(INSTALLED) ## write docs/benchmarks.md, for hours: PEERS=1 RATINGS=file.csv ROWS=2000000 ONLY=limits|accuracy|speed
+bench: $(INSTALLED) ## write docs/benchmarks.md, for hours: PEERS=1 RATINGS=file.csv ROWS=2000000 ONLY=section
 	@test -z "$(PEERS)" || $(PIP) -r requirements/bench.in
 	@$(PY) -m benchmarks $(or $(ONLY),all) $(if $(RATINGS),--ratings '$(RATINGS)') $(if $(ROWS),--rows $(ROWS))
 

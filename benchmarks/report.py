@@ -17,14 +17,21 @@ TITLES = {
     "limits": "What the machine can do",
     "accuracy": "Accuracy",
     "speed": "Speed",
+    "csv": "From a CSV file to Parquet",
+    "import": "From a table to Parquet",
+    "export": "Embeddings into the database",
+    "publish": "Publishing under fire",
+    "retrieval": "Recommendations",
+    "fold_in": "New users from a few ratings",
 }
 INTRODUCTION = """# Benchmarks
 
 `make bench` writes this page; `make bench PEERS=1` first installs the libraries to compare with into `.venv`
 (`requirements/bench.in`; some are compiled, which needs a C++ compiler). `RATINGS=ratings.csv` adds MovieLens
-latest-small, or another file of its layout, to the accuracy; `ROWS=2000000` makes the speed part smaller;
-`ONLY=limits`, `accuracy` or `speed` leaves the rest of the page as it is. Every measurement runs in a process of its
-own, on a machine that should do nothing else: threads that share cores wait for one another, the naive loop's most.
+latest-small, or another file of its layout, to the accuracy, and new users; `ROWS=2000000` makes speed and imports
+smaller; `ONLY=limits`, or another section's name, leaves the rest of the page as it is. Every measurement runs in a
+process of its own, on a machine that should do nothing else: threads that share cores wait for one another, the naive
+loop's most.
 """
 
 
