@@ -55,7 +55,11 @@ def export_directly(database: Database, model_dir: Path, config: ExportConfig) -
         SupabaseError: the database cannot be reached, the migration is missing or does not fit, another export is at
             work, or the database refused; readers see what they saw before.
     """
-    model = read_model(model_dir)
+    return publish_directly(database, read_model(model_dir), config)
+
+
+def publish_directly(database: Database, model: PublishedModel, config: ExportConfig) -> Published:
+    """As ``export_directly``, for a model that is read already."""
     with _connected(database) as way:
         published = publish_model(way, model, config)
         way.commit(f"publish run {model.header.run_id}")
