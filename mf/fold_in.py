@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-BLOCK = 8192  # users
+BLOCK = 1 << 15  # users
 
 
 def prior(vectors: npt.ArrayLike, bias: npt.ArrayLike, noise_variance: float) -> Floats:
