@@ -22,7 +22,7 @@ from benchmarks.report import number, ratio, table
 from mf.local import LocalSupabase, delete_home
 from mf.model import MatrixFactorization, TrainedModel
 from mf.ratings.vocabulary import Vocabulary
-from mf.supabase.client import call, connect
+from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.export import export
@@ -100,9 +100,10 @@ def _measure(stack: LocalSupabase, movies: int, home: Path) -> Result:
         calls = _calls(rng, movies, rated)
         exact, found = _latencies(stack, calls)
         bare, numpy = _bare(stack, p), _numpy(p, q, b_m)
-        built = call(client.rpc("mf_index", {"run": RUN}), "index")
-        indexed, again = _latencies(stack, calls)
     with stack.connect() as connection:
+        # Not through the API: a client that is tired of waiting asks again, and is told of the second call only.
+        _, build_s = _timed(lambda run: connection.execute("select public.mf_index(%s)", [run]), RUN)
+        indexed, again = _latencies(stack, calls)
         sizes = "select pg_table_size('public.mf_movie_embeddings'), sum(pg_relation_size(indexrelid)) "
         sizes += "from pg_stat_user_indexes where starts_with(indexrelname, 'mf_hnsw_')"
         table_bytes, index_bytes = (int(size) for size in connection.execute(sizes.encode()).fetchall()[0])
@@ -112,7 +113,7 @@ def _measure(stack: LocalSupabase, movies: int, home: Path) -> Result:
         "recall": {label: _recall(found[label], again[label]) for label in calls},
         "bare_ms": bare,
         "numpy_ms": numpy,
-        "build_s": float(built["seconds"]),
+        "build_s": build_s,
         "table_mb": table_bytes / 2**20,
         "index_mb": index_bytes / 2**20,
     }
