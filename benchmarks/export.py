@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psycopg
 import pyarrow as pa
+import pyarrow.dataset  # pyarrow.parquet imports it when it first reads
 import pyarrow.parquet as pq
 from psycopg import sql
 
@@ -34,7 +35,7 @@ BARE = """
 create table public.bare_movie (like public.mf_movie_embeddings including all);
 create table public.bare_user (like public.mf_user_embeddings including all);
 """
-WAYS = ("bare COPY", "direct, the model read", "direct", "API, 1 client", "API, 4 clients")
+WAYS = ("bare COPY", "direct, COPY and publish", "direct, all of it", "API, 1 client", "API, 4 clients")
 OLD = 2  # runs that are there before it begins, so that every export finds one to remove
 
 
@@ -49,7 +50,7 @@ def section() -> str:
             models = [str(write_model(folder / f"{way}{i}", f"{way}{i}")) for way in ("direct", "one", "four")]
             measured[WAYS[0]].append(run(WAYS[0], bare, model_dir=models[0]))
             whole = run(WAYS[2], direct, model_dir=models[0])
-            measured[WAYS[1]].append(whole | {"seconds": whole.get("sending_s", np.inf)})
+            measured[WAYS[1]].append(whole | {"seconds": whole.get("published_s", np.inf)})
             measured[WAYS[2]].append(whole)
             for name, model, clients in zip(WAYS[3:], models[1:], (1, 4), strict=True):
                 measured[name].append(run(name, api, model_dir=model, clients=clients))
@@ -58,7 +59,7 @@ def section() -> str:
         f"{USERS:,} users and {MOVIES:,} movies of {FACTORS} factors into a Supabase on the same machine ({cores()} "
         "cores). The bare COPY sends bytes that lie ready to tables of the same columns and keys. An export reads the "
         "model's files, checks and hashes them, registers, loads and publishes the run, and removes the one before the "
-        "last; the second row leaves the reading out. "
+        "last; the second row is from when the model is read until readers see it. "
         f"Best of {REPEATS} by turns, each in a process of its own."
     )
     return "\n\n".join(part for part in (said, _rates(rows, best), failures(best)) if part)
@@ -144,13 +145,15 @@ def bare(model_dir: str) -> Result:
 def direct(model_dir: str) -> Result:
     """This project's export over the direct connection."""
     _settle()
-    started = time.perf_counter()
+    started = time.time()
     model = read_model(Path(model_dir))
-    read = time.perf_counter()
-    done = publish_directly(_database(), model, ExportConfig())
-    assert done.changed
-    ended = time.perf_counter()
-    return {"seconds": ended - started, "sending_s": ended - read}
+    read = time.time()
+    assert publish_directly(_database(), model, ExportConfig()).changed
+    ended = time.time()
+    with psycopg.connect(_database().conninfo.get_secret_value()) as connection:
+        newest = connection.execute("select extract(epoch from published_at) from mf_runs where status = 'published'")
+        (published,) = newest.fetchone() or (np.nan,)
+    return {"seconds": ended - started, "published_s": float(published) - read}
 
 
 def api(model_dir: str, clients: int) -> Result:

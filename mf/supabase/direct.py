@@ -1,4 +1,4 @@
-"""An export over the direct connection: COPY of both sides and the publish, in one transaction."""
+"""An export over the direct connection: COPY of both sides and the publish, in one transaction; then old runs go."""
 
 import struct
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
+from psycopg.copy import QueuedLibpqWriter
 from psycopg.types.json import Jsonb
 
 from mf.errors import SupabaseError
@@ -61,9 +62,7 @@ def export_directly(database: Database, model_dir: Path, config: ExportConfig) -
 def publish_directly(database: Database, model: PublishedModel, config: ExportConfig) -> Published:
     """As ``export_directly``, for a model that is read already."""
     with _connected(database) as way:
-        published = publish_model(way, model, config)
-        way.commit(f"publish run {model.header.run_id}")
-    return published
+        return publish_model(way, model, config)
 
 
 def check_migration_directly(
@@ -76,7 +75,7 @@ def check_migration_directly(
 
 @contextmanager
 def _connected(database: Database) -> Iterator["_Direct"]:
-    """A transaction, which is rolled back unless it is committed."""
+    """A connection, whose transaction is rolled back unless it is committed."""
     connection = None
     try:
         connection = psycopg.connect(database.conninfo.get_secret_value(), prepare_threshold=None)
@@ -92,7 +91,7 @@ def _connected(database: Database) -> Iterator["_Direct"]:
 
 
 class _Direct:
-    """The calls and the load of one transaction."""
+    """The calls and the load, in a transaction until ``commit``."""
 
     def __init__(self, database: Database, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         self._database, self._connection = database, connection
@@ -115,18 +114,17 @@ class _Direct:
             # Who loads the same run through the API waits now, and finds it published.
             self._connection.execute("select from public.mf_runs where run_id = %s for update", [run_id])
         for side, rows in (("movie", model.movies), ("user", model.users)):
-            with (
-                self._telling(f"write the {side}s of run {run_id}"),
-                Progress(f"export {side}s", len(rows)) as progress,
-            ):
-                self._copy(side, run_id, rows, made, progress)
+            with self._telling(f"write the {side}s of run {run_id}"):
+                self._copy(side, run_id, rows, made)
 
-    def _copy(self, side: str, run_id: str, rows: Embeddings, made: Made, progress: Progress) -> None:
+    def _copy(self, side: str, run_id: str, rows: Embeddings, made: Made) -> None:
         names = {"table": sql.Identifier("public", f"mf_{side}_embeddings"), "id": sql.Identifier(f"{side}_id")}
         # What an export through the API that broke off has left.
         self._connection.execute(sql.SQL("delete from {table} where run_id = %s").format(**names), [run_id])
         statement = "copy {table} (run_id, {id}, bias, embedding) from stdin (format binary)"
-        copying = self._connection.cursor().copy(sql.SQL(statement).format(**names))
+        cursor = self._connection.cursor()
+        # A thread of its own sends, so that the server need not wait for the next rows to be put together.
+        copying = cursor.copy(sql.SQL(statement).format(**names), writer=QueuedLibpqWriter(cursor))
         with Progress(f"export {side}s", len(rows)) as progress, copying as copy:
             copy.write(COPY_BEGIN)
             for records in copy_records(run_id, rows, made[f"{side}_id_type"]):
@@ -135,8 +133,8 @@ class _Direct:
             copy.write(COPY_END)
 
     def set(self, **settings: str) -> None:
-        """Settings of this transaction."""
-        statement = "select set_config(name, setting, true) from jsonb_each_text(%s) given (name, setting)"
+        """Settings of the connection."""
+        statement = "select set_config(name, setting, false) from jsonb_each_text(%s) given (name, setting)"
         with self._telling("set up the connection"):
             self._connection.execute(statement, [Jsonb(settings)])
 

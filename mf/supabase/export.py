@@ -41,6 +41,9 @@ class Way(Protocol):
     def load(self, model: PublishedModel, made: Made, config: ExportConfig) -> None:
         """Writes the rows of a registered run."""
 
+    def commit(self, doing: str) -> None:
+        """Makes what was done since the last one last, where calls do not do so themselves."""
+
 
 @dataclass(frozen=True)
 class Published:
@@ -92,7 +95,9 @@ def publish_model(way: Way, model: PublishedModel, config: ExportConfig) -> Publ
         way.call("mf_publish", f"publish run {run_id}", run=run_id)
     elif registered["status"] == "retired":
         way.call("mf_rollback", f"publish run {run_id} again", run=run_id)
+    way.commit(f"publish run {run_id}")
     way.call("mf_prune", f"remove old runs (run {run_id} is published)")
+    way.commit(f"remove old runs (run {run_id} is published)")
     return Published(
         run_id,
         len(model.users),
@@ -149,6 +154,9 @@ class Rest:
 
     def call(self, function: str, doing: str, **arguments: Any) -> Any:
         return call(self._client.rpc(function, arguments), doing, HINTS)
+
+    def commit(self, doing: str) -> None:
+        """Every call was a transaction."""
 
     def load(self, model: PublishedModel, made: Made, config: ExportConfig) -> None:
         with self._clients(config.clients) as clients, ThreadPoolExecutor(config.clients) as pool:
