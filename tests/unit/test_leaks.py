@@ -1,0 +1,41 @@
+import pytest
+
+from mf.errors import ConfigError
+from pipelines import leaks
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJl"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("sb_secret_N7UND0UgjKTVK", "a Supabase secret key"),
+        (f"key {JWT}", "a JSON Web Token"),
+        ("postgres://postgres:hunter2@db.example.co:5432/postgres", "an address with a password"),
+        ("postgresql://u:p/w@h/db", "an address with a password"),
+        ("-----BEGIN RSA PRIVATE KEY-----", "a private key"),
+        ("-----BEGIN PRIVATE KEY-----", "a private key"),
+    ],
+)
+def test_what_looks_like_a_secret_is_refused_and_not_shown(text: str, kind: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        leaks.refuse("parameter columns", text)
+    assert str(error.value).startswith(f"parameter columns looks like {kind}, and shows in the console")
+    assert text not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "userId,movieId,rating",
+        "https://project.supabase.co:8443/rest",
+        "gs://bucket/a@b:c/ratings.csv",
+        "sb_publishable_N7UND0UgjKTVK",
+        "steps@project.iam.gserviceaccount.com",
+        f"europe-west4-docker.pkg.dev/p/mf/mf-python-cpu@sha256:{'0' * 64}",
+        "projects/p/secrets/supabase-key/versions/latest",
+    ],
+)
+def test_what_is_no_secret_passes(text: str) -> None:
+    leaks.refuse("a setting", text)
