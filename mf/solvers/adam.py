@@ -58,7 +58,11 @@ class AdamConfig(Config):
 def start(train: Interactions, validation: Interactions, config: AdamConfig, workers: int | None = None) -> MiniBatches:
     """The training, ready for its first epoch; see ``mf.solvers.fit``."""
     penalty = Penalty.of(train, config.l2, config.bias_damping, config.weight_decay)
-    strata = Strata.blocked(train, config.batch_size or derived_batch(len(train)), config.block_users, PARTS)
+    batch_size = config.batch_size or derived_batch(len(train))
+
+    def strata() -> Strata:
+        return Strata.blocked(train, batch_size, config.block_users, PARTS)
+
     fitting = MiniBatches(train, validation, strata, config, lambda tables: Adam(tables, penalty, config), workers)
     fitting.advice += ", or set --clip_grad 1"
     return fitting

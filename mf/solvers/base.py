@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from mf.model import MatrixFactorization
+from mf.solvers.workers import Workers
+
+RMSE_PARTS = 4  # of validation ratings, for as many workers at most
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,14 @@ def generator(seed: int, epoch: int, device: torch.device | str = "cpu") -> torc
     return torch.Generator(device).manual_seed(seed * 1_000_003 + epoch)
 
 
-def rmse(model: MatrixFactorization, ratings: Interactions) -> float:
-    """RMSE of the clipped predictions of a finished model."""
-    error = model.predict(ratings.users, ratings.movies) - ratings.ratings
-    return float(error.double().square().mean().sqrt())
+def rmse(model: MatrixFactorization, ratings: Interactions, workers: Workers | None = None) -> float:
+    """RMSE of the clipped predictions of a finished model; the same with any number of workers."""
+    columns = (ratings.users, ratings.movies, ratings.ratings)
+    parts = list(zip(*(column.chunk(RMSE_PARTS) for column in columns), strict=True))
+
+    def squares(part: tuple[Tensor, ...]) -> Tensor:
+        users, movies, actual = part
+        return (model.predict(users, movies) - actual).double().square().sum()
+
+    sums = workers.map(squares, parts) if workers else [squares(part) for part in parts]
+    return float((torch.stack(sums).sum() / len(ratings)).sqrt())

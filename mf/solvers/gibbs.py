@@ -224,10 +224,10 @@ class Gibbs:
     def validation_rmse(self) -> float:
         """Of the mean over the samples so far, of the sample where none counts yet, and in the end of the model."""
         if not self.posterior.drawn:
-            return rmse(self.fallback.exact(*self._sample()), self.validation)
+            return rmse(self.fallback.exact(*self._sample()), self.validation, self.workers)
         if self.posterior.drawn < self.epochs - self.config.burn_in:
             return self._mean_rmse()
-        return rmse(self.model(), self.validation)
+        return rmse(self.model(), self.validation, self.workers)
 
     def model(self) -> MatrixFactorization:
         if self.finished is None:
@@ -282,7 +282,7 @@ class Gibbs:
         which = "validation ratings" if len(self.validation) else f"{len(self.probes):,} training ratings"
         return (
             f"RMSE on the {which}: mean of {self.posterior.drawn} samples {self._mean_rmse():.4f}, "
-            f"collapsed into {self.config.factors} factors {rmse(self.model(), self.probes):.4f}"
+            f"collapsed into {self.config.factors} factors {rmse(self.model(), self.probes, self.workers):.4f}"
         )
 
     def _mean_rmse(self) -> float:

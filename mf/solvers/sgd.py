@@ -47,9 +47,13 @@ class SGDConfig(Config):
 def start(train: Interactions, validation: Interactions, config: SGDConfig, workers: int | None = None) -> MiniBatches:
     """The training, ready for its first epoch; see ``mf.solvers.fit``."""
     penalty = Penalty.of(train, config.l2, config.bias_damping)
-    strata = Strata.blocked(train, config.batch_size or 1, config.block_users, PARTS)
-    if config.batch_size is None:
-        strata.batch_size = min(max(len(train) // (strata.blocks * strata.parts * 8), 1 << 10), 1 << 16)
+
+    def strata() -> Strata:
+        made = Strata.blocked(train, config.batch_size or 1, config.block_users, PARTS)
+        if config.batch_size is None:
+            made.batch_size = min(max(len(train) // (made.blocks * made.parts * 8), 1 << 10), 1 << 16)
+        return made
+
     return MiniBatches(train, validation, strata, config, lambda tables: SGD(tables, penalty, config), workers)
 
 

@@ -164,7 +164,7 @@ class VB:
         return float(torch.stack([fit.noise.sqrt() for fit in self.fits]).mean()) * self.scale
 
     def validation_rmse(self) -> float:
-        return rmse(self.model(), self.validation)
+        return rmse(self.model(), self.validation, self.workers)
 
     @torch.no_grad()
     def join(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
