@@ -38,22 +38,38 @@ def test_the_image_runs_as_a_user_by_number_that_is_not_root():
     assert int(user) > 0
 
 
-def test_the_torch_of_the_image_is_the_one_of_the_project():
+def test_the_torch_of_the_images_is_the_one_of_the_project():
     (torch,) = [r for r in map(Requirement, PYPROJECT["dependencies"]) if r.name == "torch"]
-    (found,) = [a.split("=")[1] for name, a in instructions() if a.startswith("TORCH_VERSION=")]
-    assert f"=={found}" == str(torch.specifier)
+    locked = re.search(r"^torch(==\S+)", (ROOT / "requirements/cuda.lock").read_text(), re.MULTILINE)[1]
+    assert locked == str(torch.specifier)
+
+
+def test_the_cpu_image_asks_for_the_cpu_build_of_the_locked_torch():
+    cut = re.search(r'"\$\((sed .* cuda\.lock)\)"', DOCKERFILE.read_text())[1]
+    done = subprocess.run(["sh", "-c", cut], cwd=ROOT / "requirements", capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f"torch=={version('torch').removesuffix('+cpu')}+cpu"]
+
+
+def test_the_libraries_of_cuda_take_nothing_that_the_other_lock_holds():
+    cuda, libraries = (
+        set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements" / lock).read_text(), re.MULTILINE))
+        for lock in ("cuda.lock", "image.lock")
+    )
+    assert cuda & libraries == set()
+    assert {"torch", "triton"} & cuda == {"torch"}  # triton is for torch.compile, which nothing here calls
 
 
 def test_the_kfp_of_the_image_is_the_locked_one_that_compiles_the_pipeline():
     cut = re.search(r"^RUN (sed .*) > kfp\.lock", DOCKERFILE.read_text(), re.MULTILINE)[1]
-    done = subprocess.run(["sh", "-c", cut], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(["sh", "-c", cut], cwd=ROOT / "requirements", capture_output=True, text=True, check=True)
     pinned, *hashes = done.stdout.replace("\\\n", "").split()
     assert pinned == f"kfp=={version('kfp')}"
     assert [h.split(":")[0] for h in hashes] == ["--hash=sha256"] * len(hashes) != []
 
 
 def test_all_that_is_copied_is_there_and_let_through_by_dockerignore():
-    sources = [s for name, argument in instructions() if name == "COPY" for s in argument.split()[:-1]]
+    copied = [argument for name, argument in instructions() if name == "COPY" and not argument.startswith("--from=")]
+    sources = [source for argument in copied for source in argument.split()[:-1]]
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert [source for source in sources if not (ROOT / source).exists()] == []
     assert {source.split("/")[0] for source in sources} == allowed
