@@ -1,0 +1,258 @@
+"""Building and pushing the images, with stand-ins for docker, podman and gcloud that note how they are called. That
+the real ones take these commands is for images/check (podman, a registry) and a Google Cloud project to show."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mf.errors import ConfigError, MfError
+from pipelines import images
+from pipelines.__main__ import main
+from pipelines.settings import DEFAULT_FILE, Settings
+
+SETTINGS = Settings(image_repository="registry.example/team/mf", project="films")
+CPU, GPU = (f"registry.example/team/mf/mf-python-{kind}:abc123" for kind in ("cpu", "gpu"))
+CPU_DIGEST, GPU_DIGEST = f"sha256:{'c' * 64}", f"sha256:{'d' * 64}"
+HEAD = f"""#!{sys.executable}
+import json, os, pathlib, sys
+called = sys.argv[1:]
+with open(os.environ["CALLS"], "a") as calls:
+    calls.write(json.dumps(called) + "\\n")
+def flag(name):
+    return next((a.partition("=")[2] for a in called if a.startswith(name + "=")), "")
+def digest(name):
+    return "sha256:" + ("c" if "-cpu" in name else "d") * 64
+"""
+ENGINE = """
+if called[0] == "build":
+    seen = {str(p.relative_to(called[-1])) for p in pathlib.Path(called[-1]).rglob("*") if p.is_file()}
+    secret = pathlib.Path(flag("--secret").partition("src=")[2]).read_text()
+    pathlib.Path(os.environ["CALLS"]).with_name("built.json").write_text(json.dumps([sorted(seen), secret]))
+elif called[0] == "push" and flag("--digestfile"):
+    pathlib.Path(flag("--digestfile")).write_text(digest(called[-1]))
+elif called[0] == "inspect":
+    name = called[-1].rpartition(":")[0]
+    print(json.dumps(["elsewhere.example/mf@sha256:" + "0" * 64, name + "@" + digest(name)]))
+elif called[0] == "history":
+    print("0B\\tCMD [python3]\\n1.23MB\\t/bin/sh -c #(nop) COPY dir:1 in /opt/mf\\n2.7 GB\\tRUN   a base")
+"""
+CLOUD = """
+if "submit" in called:
+    print("build-" + ("cpu" if "-cpu" in flag("--substitutions") else "gpu"))
+elif "describe" in called:
+    kind = called[called.index("describe") + 1].removeprefix("build-")
+    name = f"registry.example/team/mf/mf-python-{kind}:abc123"
+    ended = {"status": os.environ.get("STATUS", "SUCCESS"), "logUrl": "https://log.example/1"}
+    print(json.dumps({**ended, "results": {"images": [{"name": name, "digest": digest(name)}]}}))
+"""
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine that has git and a checkout, and what a test installs: ``machine(docker=ENGINE)``."""
+    root, programs = tmp_path / "checkout", tmp_path / "bin"
+    programs.mkdir()
+    for name in ("git", "gzip"):
+        (programs / name).symlink_to(shutil.which(name))
+    for source in (".dockerignore", "LICENSE", "images/Dockerfile", "mf/__init__.py", "requirements/image.lock"):
+        (root / source).parent.mkdir(parents=True, exist_ok=True)
+        (root / source).write_text("committed\n")
+    git = ["git", "-C", root, "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=all"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(images, "ROOT", root)
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("MF_GIT_SHA", "abc123")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    for option in images.PIP_OPTIONS:
+        monkeypatch.delenv(f"PIP_{option.upper().replace('-', '_')}", raising=False)
+
+    def install(**contents):
+        for name, content in contents.items():
+            (programs / name).write_text(HEAD + content)
+            (programs / name).chmod(0o755)
+        return root
+
+    return install
+
+
+def calls(tmp_path, first):
+    """The calls of the stand-ins that begin with a word, or have it."""
+    made = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    return [call for call in made if first in call]
+
+
+def test_docker_builds_both_images_and_gives_the_digests_that_the_registry_has(machine, tmp_path, capfd):
+    machine(docker=ENGINE)
+    assert images.make_images(SETTINGS) == {
+        "cpu_image": f"registry.example/team/mf/mf-python-cpu@{CPU_DIGEST}",
+        "gpu_image": f"registry.example/team/mf/mf-python-gpu@{GPU_DIGEST}",
+    }
+    built = [{a for a in call if a.startswith(("--build-arg", "--tag"))} for call in calls(tmp_path, "build")]
+    assert built == [
+        {"--build-arg=GIT_SHA=abc123", f"--build-arg=KIND={kind}", f"--tag={name}"}
+        for kind, name in (("cpu", CPU), ("gpu", GPU))
+    ]
+    assert [call[-1] for call in calls(tmp_path, "push")] == [CPU, GPU]
+    shown = capfd.readouterr().out
+    assert f"{CPU}\n  {CPU_DIGEST}\n    2,700.0 MB  RUN   a base\n        1.2 MB  COPY dir:1 in /opt/mf\n" in shown
+
+
+def test_podman_says_itself_under_which_digest_it_pushed(machine, tmp_path):
+    machine(podman=ENGINE)
+    assert images.make_images(SETTINGS)["gpu_image"] == f"registry.example/team/mf/mf-python-gpu@{GPU_DIGEST}"
+    assert calls(tmp_path, "inspect") == []
+
+
+def test_a_docker_without_its_daemon_is_passed_over(machine, tmp_path):
+    machine(docker="sys.exit(1)", podman=ENGINE)
+    images.make_images(SETTINGS)
+    assert calls(tmp_path, "images") == [["images", "--quiet"]] * 2
+    assert len(calls(tmp_path, "build")) == 2
+
+
+def test_one_image_is_enough_for_a_pipeline_that_trains_without_a_gpu(machine, tmp_path):
+    machine(docker=ENGINE)
+    cpu = f"registry.example/team/mf/mf-python-cpu@{CPU_DIGEST}"
+    assert images.make_images(SETTINGS, cpu_only=True) == {"cpu_image": cpu, "gpu_image": cpu}
+    assert len(calls(tmp_path, "build")) == 1
+
+
+def test_only_what_is_committed_goes_to_the_builder(machine, tmp_path):
+    root = machine(docker=ENGINE)
+    (root / "key.txt").write_text("sb_secret_planted")
+    images.make_images(SETTINGS)
+    seen, _ = json.loads((tmp_path / "built.json").read_text())
+    assert seen == [".dockerignore", "LICENSE", "images/Dockerfile", "mf/__init__.py", "requirements/image.lock"]
+
+
+@pytest.mark.parametrize("file", ["mf/__init__.py", "mf/new.py"])
+def test_a_file_of_the_images_that_is_not_committed_is_named_and_nothing_built(machine, tmp_path, file):
+    (machine(docker=ENGINE) / file).write_text("changed")
+    with pytest.raises(ConfigError, match=rf"1 of the images' files differ from the last commit, {file} first: commit"):
+        images.make_images(SETTINGS)
+    assert not (tmp_path / "calls").exists()
+
+
+def test_settings_that_name_no_registry_are_refused(machine):
+    machine(docker=ENGINE)
+    with pytest.raises(ConfigError, match="image_repository is 'mf', expected where images are pushed to"):
+        images.make_images(Settings())
+
+
+def test_a_machine_that_cannot_build_is_told_what_to_install(machine):
+    machine()
+    with pytest.raises(MfError, match="neither a docker nor a podman that works, nor gcloud"):
+        images.make_images(SETTINGS)
+
+
+def test_a_build_that_fails_ends_in_one_sentence(machine):
+    machine(docker="sys.exit(9 if called[0] == 'build' else 0)")
+    with pytest.raises(MfError, match="docker build ended with status 9: the lines above say why"):
+        images.make_images(SETTINGS)
+
+
+def test_a_push_that_is_refused_says_how_to_log_in(machine):
+    machine(podman="sys.exit(called[0] == 'push')")
+    with pytest.raises(MfError, match=r"podman push .* gcloud auth configure-docker registry.example$"):
+        images.make_images(SETTINGS)
+
+
+def test_pip_in_the_build_is_told_what_pip_on_the_machine_is_told(machine, tmp_path, monkeypatch):
+    machine(podman=ENGINE)
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    file = tmp_path / "pip.conf"
+    file.write_text(
+        "[global]\ntimeout = 7\nextra-index-url = https://a.example\n  https://b.example\nno-color = true\n"
+    )
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
+    monkeypatch.setenv("PIP_TIMEOUT", "9")
+    monkeypatch.setenv("PIP_FIND_LINKS", f"{wheels} https://c.example")
+    images.make_images(SETTINGS, torch_index="https://torch.example")
+    _, told = json.loads((tmp_path / "built.json").read_text())
+    # The machine's own /etc/pip.conf may say more.
+    assert {
+        "[global]",
+        "extra-index-url = https://a.example https://b.example https://torch.example",
+        f"find-links = {wheels} https://c.example",
+        "timeout = 9",
+    } <= set(told.splitlines())
+    assert "no-color" not in told
+    assert f"--volume={wheels}:{wheels}:ro" in calls(tmp_path, "build")[0]
+
+
+def test_docker_which_cannot_be_shown_a_folder_is_not_told_of_it(machine, tmp_path, monkeypatch):
+    machine(docker=ENGINE)
+    monkeypatch.setenv("PIP_FIND_LINKS", f"{tmp_path} https://c.example")
+    images.make_images(SETTINGS)
+    _, told = json.loads((tmp_path / "built.json").read_text())
+    assert told == "[global]\nfind-links = https://c.example\n"
+
+
+def test_an_index_on_disk_is_shown_with_the_files_beside_it(machine, tmp_path, monkeypatch):
+    machine(podman=ENGINE)
+    simple = tmp_path / "index" / "simple"
+    simple.mkdir(parents=True)
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"file://{simple}")
+    assert images.pip_configuration("", with_paths=True)[1] == [simple.parent]
+
+
+def test_cloud_build_builds_where_there_is_no_engine(machine, tmp_path):
+    machine(gcloud=CLOUD)
+    assert images.make_images(SETTINGS, torch_index="https://torch.example") == {
+        "cpu_image": f"registry.example/team/mf/mf-python-cpu@{CPU_DIGEST}",
+        "gpu_image": f"registry.example/team/mf/mf-python-gpu@{GPU_DIGEST}",
+    }
+    cpu, _ = calls(tmp_path, "submit")
+    assert cpu[:3] == ["builds", "--project=films", "submit"]
+    assert cpu[-1] == (
+        f"--substitutions=_IMAGE={CPU},_KIND=cpu,_TORCH_INDEX=https://torch.example,_BASE_IMAGE=,_GIT_SHA=abc123"
+    )
+    assert [call[-1] for call in calls(tmp_path, "--stream")] == ["build-cpu", "build-gpu"]
+
+
+def test_a_build_that_fails_in_cloud_build_says_where_its_log_is(machine, monkeypatch):
+    machine(gcloud=CLOUD)
+    monkeypatch.setenv("STATUS", "FAILURE")
+    with pytest.raises(MfError, match=f"Cloud Build could not build {CPU}: FAILURE, its log: https://log.example/1"):
+        images.make_images(SETTINGS)
+
+
+def test_cloud_build_needs_a_project(machine):
+    machine(gcloud=CLOUD)
+    with pytest.raises(ConfigError, match="project is empty"):
+        images.make_images(Settings(image_repository="registry.example/team/mf"))
+
+
+def test_the_file_of_cloud_build_takes_the_substitutions_that_it_is_given(machine, tmp_path):
+    text = (Path(__file__).parents[2] / "images/cloudbuild.yaml").read_text()
+    machine(gcloud=CLOUD)
+    images.make_images(SETTINGS, cpu_only=True)
+    (submitted,) = calls(tmp_path, "submit")
+    given = {pair.partition("=")[0] for pair in submitted[-1].removeprefix("--substitutions=").split(",")}
+    build = yaml.safe_load(text)
+    (step,) = build["steps"]
+    used = {value for _, _, value in (variable.partition("=") for variable in step["env"][1:])}
+    assert used == {f"${{{name}}}" for name in given}
+    assert build["images"] == ["${_IMAGE}"]
+
+
+def test_the_command_writes_the_digests_into_the_settings_and_keeps_the_rest(machine, tmp_path):
+    machine(docker=ENGINE)
+    settings = tmp_path / "settings.toml"
+    before = DEFAULT_FILE.read_text()
+    before = before.replace('image_repository = "mf"', 'image_repository = "registry.example/team/mf"')
+    settings.write_text(before)
+    main(["images", "--settings", str(settings)])
+    added = set(settings.read_text().splitlines()) - set(before.splitlines())
+    assert added == {
+        f'cpu_image = "registry.example/team/mf/mf-python-cpu@{CPU_DIGEST}"',
+        f'gpu_image = "registry.example/team/mf/mf-python-gpu@{GPU_DIGEST}"',
+    }
