@@ -34,10 +34,9 @@ def section(ratings: Path | None) -> str:
                 name,
                 *([_mean_rmse(splits)] if ratings else []),
                 *(number(factor, 4) for factor in factors),
-                *(number(result.get("total_s"), 1) for result in planted.values()),
             )
         )
-    header = ["", *([ratings.name] if ratings else []), *PLANTED, *(f"{title}: s" for title in PLANTED)]
+    header = ["", *([ratings.name] if ratings else []), *PLANTED]
     return "\n\n".join(part for part in (_explained(ratings), table(header, rows), failures(failed)) if part)
 
 
@@ -59,6 +58,6 @@ def _explained(ratings: Path | None) -> str:
     return (
         "RMSE on a tenth of the ratings after training on all of the rest, clipped to the range of the ratings; "
         f"the solvers with the pipeline's defaults. {file}Planted (`benchmarks/planted.py`): the RMSE divided by that "
-        "of the true parameters, and the seconds from ids to a model.\n\n"
+        "of the true parameters.\n\n"
         f"Peers' options: {options}."
     )
