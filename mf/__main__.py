@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import Field, SecretStr
 from sklearn.metrics import root_mean_squared_error
 
-from mf.checkpoint import CheckpointFile
+from mf.checkpoint import CheckpointFile, reporter
 from mf.config import Config
 from mf.errors import ConfigError, DataError, reported
 from mf.flags import Parser, add_flags, add_shared_flags, given
@@ -22,8 +22,7 @@ from mf.ratings.ingest import ingest
 from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
 from mf.ratings.split import split
 from mf.ratings.table import reader
-from mf.solvers import SOLVERS, EpochReport, configure
-from mf.solvers.base import Callback
+from mf.solvers import SOLVERS, configure
 from mf.supabase import runs
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.destination import Destination
@@ -110,7 +109,7 @@ def train_once(argv: Sequence[str]) -> None:
         test = _test_part(trainer.test_csv, source, work, parts.train) if trainer.test_csv else None
         device, where = pick_device(trainer.use_cuda)
         print(where)
-        report = _reporter(checkpoint)
+        report = reporter(checkpoint)
         model = train(parts.train, parts.validation, solver, device=device, callbacks=[report], checkpoint=checkpoint)
         if test is not None:
             predicted = model.predict(test[USER], test[MOVIE])
@@ -163,20 +162,6 @@ def _check_writable(flag: str, directory: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"{flag}: cannot write to {there} ({error.strerror})") from None
-
-
-def _reporter(checkpoint: CheckpointFile | None) -> Callback:
-    """Prints a line an epoch; for those of a training that is gone on with, which are reported anew, one in all."""
-    state = checkpoint.load() if checkpoint else None
-    done = len(state["reports"]) if state else 0
-
-    def report(epoch: EpochReport) -> None:
-        if checkpoint and epoch.epoch == done:
-            print(f"going on from {checkpoint.path}, after epoch {done}/{epoch.epochs}", flush=True)
-        elif epoch.epoch > done:
-            print(epoch.line(), flush=True)
-
-    return report
 
 
 def _source(namespace: argparse.Namespace, trainer: TrainerConfig) -> IngestConfig:

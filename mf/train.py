@@ -11,7 +11,7 @@ import torch
 
 from mf.biases import Ints
 from mf.config import Config
-from mf.errors import DataError
+from mf.errors import ConfigError, DataError
 from mf.model import TrainedModel
 from mf.ratings.schema import MOVIE, RATING, USER
 from mf.ratings.vocabulary import Vocabulary
@@ -89,10 +89,42 @@ def options_given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value not in SOLVERS_OWN}
 
 
-def pick_device(use_cuda: bool) -> tuple[torch.device, str]:
-    """The device to train on and a sentence that says so: the GPU when it is asked for and there, else the CPU."""
-    if use_cuda and torch.cuda.is_available():
-        return torch.device("cuda"), f"training on the GPU: {torch.cuda.get_device_name()}"
-    if use_cuda:
-        return torch.device("cpu"), f"training on the CPU: no GPU is available to this PyTorch ({torch.__version__})"
-    return torch.device("cpu"), "training on the CPU"
+def pick_device(use_cuda: bool, gpus: int = 0) -> tuple[torch.device, str]:
+    """The device to train on and a sentence that says so: the GPU when it is asked for and there, else the CPU.
+
+    Args:
+        use_cuda: whether a GPU is taken when there is one.
+        gpus: how many there must be; one of them is used.
+
+    Raises:
+        ConfigError: there are fewer, or PyTorch cannot use them.
+    """
+    trouble = _gpu_trouble() if use_cuda or gpus else ""
+    seen = 0 if trouble else torch.cuda.device_count()
+    if gpus > seen:
+        trouble = trouble or f"the machine has {seen}"
+        raise ConfigError(f"{gpus} GPU{'s were' if gpus > 1 else ' was'} asked for, and {trouble}")
+    if not use_cuda:
+        return torch.device("cpu"), "training on the CPU"
+    if trouble:
+        return torch.device("cpu"), f"training on the CPU: {trouble}"
+    idle = f"; {seen - 1} more {'is' if seen == 2 else 'are'} idle, a training uses one" if seen > 1 else ""
+    return torch.device("cuda"), f"training on the GPU: {torch.cuda.get_device_name()}{idle}"
+
+
+def _gpu_trouble() -> str:
+    """Why no GPU can be used, nothing when one can."""
+    if torch.version.cuda is None:
+        return f"no GPU is available to this PyTorch ({torch.__version__}), a build for the CPU"
+    if not torch.cuda.is_available():
+        return (
+            f"no GPU is available to this PyTorch ({torch.__version__}): there is none, or its driver is older than "
+            f"CUDA {torch.version.cuda} asks for"
+        )
+    try:
+        # A GPU that this build has no code for is there all the same.
+        torch.ones(1, device="cuda").sum().item()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        return f"this PyTorch ({torch.__version__}) cannot use the {torch.cuda.get_device_name()}: {reason}"
+    return ""

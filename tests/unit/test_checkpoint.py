@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from mf.checkpoint import CheckpointFile
+from mf import checkpoint
+from mf.checkpoint import CheckpointFile, reporter
 from mf.errors import DataError
+from mf.solvers import EpochReport
 
 
 def state(epochs: int) -> dict[str, Any]:
@@ -68,6 +70,48 @@ def test_a_file_that_is_no_checkpoint_is_one_line_that_says_what_to_do(file: Che
         assert said.startswith(f"{file.path} is not a checkpoint: ")
         assert said.endswith("; delete it to start anew, or name another file")
         assert "\n" not in said
+
+
+def test_saving_takes_no_more_than_its_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = CheckpointFile(tmp_path / "c.pt", share=0.1)
+    now = 0.0
+
+    def clock() -> float:
+        """Each save takes two seconds."""
+        nonlocal now
+        now += 2
+        return now - 2
+
+    monkeypatch.setattr(checkpoint.time, "monotonic", clock)
+    kept = []
+    for epochs, at in enumerate((100, 103, 119, 121, 130), start=1):
+        now = float(at)
+        file.save(state(epochs))
+        kept.append(len((file.load() or {})["reports"]))
+    # The save from 100 to 102 leaves 18 seconds to the training.
+    assert kept == [1, 1, 1, 4, 4]
+
+
+def test_what_a_killed_process_had_begun_to_write_goes_with_the_rest(file: CheckpointFile) -> None:
+    file.save(state(1))
+    others = [file.path.with_name(name) for name in (".c.pt.x", "other.pt", ".other.pt.1.part")]
+    for path in [*others, file.path.with_name(".c.pt.4711.part")]:
+        path.write_bytes(b"half")
+    file.remove()
+    assert sorted(file.path.parent.iterdir()) == sorted(others)
+
+
+def test_a_training_that_goes_on_is_told_of_in_one_line(
+    file: CheckpointFile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.save(state(2))
+    file.load()
+    tell = reporter(file)
+    for number in (1, 2, 3):
+        tell(EpochReport(number, 3, 0.5, None, 1.0, 10.0, True))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"going on from {file.path}, after epoch 2/3"
+    assert second.startswith("epoch 3/3  train RMSE 0.5000")
 
 
 class Trap:

@@ -13,7 +13,7 @@ import torch
 import components
 from mf import version
 from mf.config import Config
-from mf.errors import DataError
+from mf.errors import ConfigError, DataError
 from mf.model import TrainedModel
 from mf.ratings.schema import Provenance, ratings_schema, write_ratings
 from mf.solvers import SOLVERS, AdamConfig, EpochReport, configure
@@ -153,10 +153,10 @@ def test_the_train_step_gives_a_solver_the_options_that_are_no_sentinels(solver:
     components.train.python_func(
         train_ratings=SimpleNamespace(path=tmp_path / "train"),
         validation_ratings=SimpleNamespace(path=tmp_path / "validation"),
-        model=(model := SimpleNamespace(path=tmp_path / "model", metadata={})),
+        model=(model := SimpleNamespace(path=tmp_path / "step" / "model", metadata={})),
         **{**{name: "" if kind is str else -1 for name, kind in inputs.items()}, **asked},
     )
-    card = json.loads((tmp_path / "model" / "model.json").read_text())
+    card = json.loads((tmp_path / "step" / "model" / "model.json").read_text())
     del asked["solver"]
     assert card["config"] == configure(solver, asked, tuned=True).model_dump()
     assert model.metadata["solver"] == solver
@@ -166,10 +166,48 @@ def test_the_gpu_is_taken_when_asked_for_and_its_absence_is_told() -> None:
     assert pick_device(use_cuda=False) == (CPU, "training on the CPU")
     device, said = pick_device(use_cuda=True)
     if torch.cuda.is_available():
-        assert (device.type, said) == ("cuda", f"training on the GPU: {torch.cuda.get_device_name()}")
+        assert (device.type, said.partition(";")[0]) == ("cuda", f"training on the GPU: {torch.cuda.get_device_name()}")
     else:
         assert device == CPU
-        assert said == f"training on the CPU: no GPU is available to this PyTorch ({torch.__version__})"
+        assert said.startswith(f"training on the CPU: no GPU is available to this PyTorch ({torch.__version__})")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "available", "gpus", "said"),
+    [
+        (None, False, 1, r"^1 GPU was asked for, and no GPU is available to this PyTorch \(.*\), a build for the CPU$"),
+        ("13.0", False, 2, r"^2 GPUs were asked for, and .* driver is older than CUDA 13\.0 asks for$"),
+        ("13.0", True, 1, r"^1 GPU was asked for, and this PyTorch \(.*\) cannot use the Tesla P4: [^\n]+$"),
+    ],
+)
+def test_a_gpu_that_must_be_there_and_cannot_be_used_is_an_error_that_says_why(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, available: bool, gpus: int, said: str
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P4")
+    # What torch raises on its first use of a GPU that it has no code for.
+    monkeypatch.setattr(torch, "ones", refuse)
+    with pytest.raises(ConfigError, match=said):
+        pick_device(use_cuda=True, gpus=gpus)
+    device, told = pick_device(use_cuda=True)
+    assert (device, told[:21]) == (CPU, "training on the CPU: ")
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors …")
+
+
+def test_more_gpus_than_one_are_idle_and_fewer_than_asked_for_are_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mf.train._gpu_trouble", lambda: "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
+    said = "training on the GPU: NVIDIA L4; 1 more is idle, a training uses one"
+    assert pick_device(use_cuda=True, gpus=2) == (torch.device("cuda"), said)
+    with pytest.raises(ConfigError, match=r"^4 GPUs were asked for, and the machine has 2$"):
+        pick_device(use_cuda=True, gpus=4)
 
 
 def test_the_commit_is_the_one_an_image_carries(monkeypatch: pytest.MonkeyPatch) -> None:
