@@ -1,0 +1,137 @@
+"""As much of Vertex AI's Model Registry as uploading a version asks for. What it is sent must be what the real API's
+own types take."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from google.cloud.aiplatform_v1.types import UploadModelRequest
+from google.protobuf import json_format
+from requests.adapters import HTTPAdapter
+
+UPLOAD = re.compile(r"/v1/(projects/[^/]+/locations/[^/]+)/models:upload")
+MODEL = re.compile(r"/v1/(projects/[^/]+/locations/[^/]+/models/[^/@]+)(?:@(.+))?")
+OPERATION = re.compile(r"/v1/(projects/.+/operations/\d+)")
+LABEL = re.compile(r"[a-z0-9_-]{0,63}")
+Answer = tuple[int, dict[str, Any]]
+
+
+@dataclass
+class FakeRegistry:
+    """The models that it has, each a list of its versions, and what was asked.
+
+    Attributes:
+        polls: how often an upload is not yet done when it is asked for.
+        denied: what is said, with status 403, to whoever asks for anything; empty: all is given.
+        failure: what an upload ends with; empty: it ends well.
+        broken: the answer is no JSON.
+    """
+
+    url: str
+    models: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    operations: list[dict[str, Any]] = field(default_factory=list)
+    polls: int = 1
+    denied: str = ""
+    failure: str = ""
+    broken: bool = False
+
+    def answer(self, method: str, path: str, body: Any) -> Answer:
+        self.asked.append((method, path))
+        if self.denied:
+            return _refusal(403, self.denied)
+        if method == "POST" and (place := UPLOAD.fullmatch(path)):
+            return self._upload(place[1], body)
+        if operation := OPERATION.fullmatch(path):
+            return self._operation(operation[1])
+        if model := MODEL.fullmatch(path):
+            versions = self.models.get(model[1], [])
+            found = [v for v in versions if model[2] is None or model[2] in v["versionAliases"]]
+            return (200, found[-1]) if found else _refusal(404, "The Model does not exist.")
+        return _refusal(404, f"the fake knows no {method} {path}")
+
+    def _upload(self, place: str, body: Any) -> Answer:
+        asked = UploadModelRequest.pb()(parent=place)
+        try:
+            json_format.ParseDict(body, asked)
+        except json_format.ParseError as error:
+            return _refusal(400, str(error))
+        labels = dict(asked.model.labels)
+        if not asked.model.container_spec.image_uri or not all(map(LABEL.fullmatch, labels.values())):
+            return _refusal(400, f"no image, or a label that cannot be: {labels}")
+        name = asked.parent_model or f"{place}/models/{asked.model_id}"
+        if (name in self.models) != bool(asked.parent_model):
+            return _refusal(409, f"{name} is there already, or is not there")
+        result: dict[str, Any] = {"error": {"code": 9, "message": self.failure}}
+        if not self.failure:
+            versions = self.models.setdefault(name, [])
+            versions.append({**body["model"], "name": name, "versionId": str(len(versions) + 1)})
+            result = {"response": {"model": name, "modelVersionId": str(len(versions))}}
+        self.operations.append(result)
+        return 200, {"name": f"{name}/operations/{len(self.operations)}"}
+
+    def _operation(self, name: str) -> Answer:
+        if self.polls:
+            self.polls -= 1
+            return 200, {"name": name}
+        return 200, {"name": name, "done": True, **self.operations[int(name.rpartition("/")[2]) - 1]}
+
+    def session(self) -> requests.Session:
+        """Sends here what is meant for Vertex AI of any region."""
+        fake, session = self, requests.Session()
+
+        class Here(HTTPAdapter):
+            def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
+                host = urlsplit(str(request.url)).hostname or ""
+                assert re.fullmatch(r"[a-z0-9-]+-aiplatform\.googleapis\.com", host)
+                request.url = str(request.url).replace(f"https://{host}", fake.url)
+                return super().send(request, *args, **options)
+
+        session.mount("https://", Here())
+        return session
+
+
+@contextmanager
+def fake_registry() -> Iterator[FakeRegistry]:
+    """Serves on 127.0.0.1 while the block lasts."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    fake = FakeRegistry(f"http://127.0.0.1:{server.server_port}")
+    server.RequestHandlerClass = type("Handler", (_Handler,), {"fake": fake})
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _refusal(code: int, message: str) -> Answer:
+    return code, {"error": {"code": code, "message": message}}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    fake: FakeRegistry
+
+    def _serve(self) -> None:
+        sent = self.rfile.read(int(self.headers.get("content-length") or 0))
+        code, answer = self.fake.answer(self.command, self.path, json.loads(sent) if sent else None)
+        body = b"<html>" if self.fake.broken else json.dumps(answer).encode()
+        self.send_response(code)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = _serve  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        pass
