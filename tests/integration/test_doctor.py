@@ -30,6 +30,9 @@ Doctor = Callable[..., dict[str, str]]
 def google(tmp_path: Path, checkout: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGoogle]:
     with fake_google() as fake:
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(tmp_path, fake.url)))
+        # In the background the library asks Google itself which regions the account may use.
+        boundary = "CredentialsWithRegionalAccessBoundary._maybe_start_regional_access_boundary_refresh"
+        monkeypatch.setattr(f"google.auth.credentials.{boundary}", lambda *_: None)
         fake.images = {f"{REGISTRY}/mf-python-{kind}:v1": checkout for kind in ("cpu", "gpu")}
         fake.limits = {"custom_model_training_nvidia_l4_gpus": {"": "0", "europe-west4": "1"}}
         yield fake
