@@ -34,16 +34,15 @@ class Credentials:
             ConfigError: the URL or the key is missing or cannot be one.
             SupabaseError: Secret Manager does not give the secret.
         """
-        environ = os.environ if environ is None else environ
-        url = (url or environ.get("SUPABASE_URL", "")).rstrip("/")
+        url = (url or variable("SUPABASE_URL", environ)).rstrip("/")
         if not url:
             raise ConfigError("no Supabase project: give --supabase_url or set SUPABASE_URL")
         if not is_address(url):
             # Not shown: it may hold a password, or be the key.
             raise ConfigError("the Supabase URL is not of the form https://PROJECT.supabase.co")
-        if key is None and (value := environ.get("SUPABASE_KEY")):
-            key = SecretStr(value)
-        if key is None and (name := environ.get("SUPABASE_KEY_SECRET")):
+        if key is None:
+            key = SecretStr(variable("SUPABASE_KEY", environ)) or None
+        if key is None and (name := variable("SUPABASE_KEY_SECRET", environ)):
             key = from_secret_manager(name, "SUPABASE_KEY_SECRET", "Supabase key")
         if key is None or not key.get_secret_value().strip():
             raise ConfigError(f"no key for {url}: {KEY_HELP}")
@@ -64,6 +63,12 @@ class Credentials:
             return str(claims["role"])
         except (IndexError, KeyError, TypeError, ValueError, binascii.Error):
             return "unknown"
+
+
+def variable(name: str, environ: Mapping[str, str] | None) -> str:
+    """A variable of ``environ`` (default: the process's own), "" without it. A caller that held the whole environment
+    would show it in a traceback with locals."""
+    return (os.environ if environ is None else environ).get(name, "")
 
 
 def is_address(url: str) -> bool:

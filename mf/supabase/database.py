@@ -1,6 +1,5 @@
 """The direct connection to Supabase's database. Its address holds a password, which shows nowhere."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import SecretStr
 
 from mf.errors import ConfigError
-from mf.supabase.credentials import from_secret_manager
+from mf.supabase.credentials import from_secret_manager, variable
 
 FORM = "postgresql://USER:PASSWORD@HOST:5432/postgres"
 SESSION_POOLER = "take the session pooler's address, port 5432, from the project's Connect dialog"
@@ -37,9 +36,8 @@ class Database:
                 that cannot serve.
             SupabaseError: Secret Manager does not give the secret.
         """
-        environ = os.environ if environ is None else environ
-        url = SecretStr(environ.get("SUPABASE_DB_URL", "").strip())
-        if not url and (name := environ.get("SUPABASE_DB_URL_SECRET")):
+        url = SecretStr(variable("SUPABASE_DB_URL", environ).strip())
+        if not url and (name := variable("SUPABASE_DB_URL_SECRET", environ)):
             url = from_secret_manager(name, "SUPABASE_DB_URL_SECRET", "address of the database")
         return cls(_checked(url)) if url else None
 
@@ -112,24 +110,32 @@ class Database:
 
 def _checked(url: SecretStr) -> SecretStr:
     """``url``, never shown in an error: it may be a password alone."""
+    # Raised here, where no local holds a part of the address.
+    if trouble := _trouble(url):
+        raise ConfigError(trouble)
+    return url
+
+
+def _trouble(url: SecretStr) -> str:
+    """What is wrong with the address, nothing when it can serve."""
     if "[YOUR-PASSWORD]" in url.get_secret_value():
-        raise ConfigError("SUPABASE_DB_URL still holds [YOUR-PASSWORD]: put the database's password there")
+        return "SUPABASE_DB_URL still holds [YOUR-PASSWORD]: put the database's password there"
     parts = _parts(url)
     # One "@" only: what follows the first would else be taken for a host, and shown, though it may be of a password.
     shape = re.fullmatch(r"postgres(ql)?://[^\s/@]+@[^\s/@]+/[^\s@]+", url.get_secret_value())
     host = re.fullmatch(r"[\w.:-]+", str(parts.get("host")))
     port = re.fullmatch("[0-9]{1,5}", str(parts.get("port", 1)))
     if not (parts and shape and host and port):
-        raise ConfigError(
+        return (
             f"SUPABASE_DB_URL is not of the form {FORM}; characters such as @ : / # ? % and spaces in the password are "
             "written as %40 %3A %2F %23 %3F %25 %20"
         )
     if parts.get("port") == "6543" and _is_supabase(host[0]):
-        raise ConfigError(
+        return (
             "SUPABASE_DB_URL is the transaction pooler's, port 6543, which keeps no session settings and no prepared "
             f"statements: {SESSION_POOLER}"
         )
-    return url
+    return ""
 
 
 def _parts(url: SecretStr) -> dict[str, Any]:
