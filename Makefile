@@ -3,8 +3,12 @@ PYTHON ?= python3
 # cpu or cuda; on Linux pip's default build of torch is the CUDA one. TORCH_INDEX may name an index of CPU builds.
 TORCH ?= cpu
 TORCH_INDEX ?=
-# Parameters of the pipeline for run, seed-table and submit: PARAMS="epochs=20 factors=32"
+# Parameters of the pipeline for run, seed-table, submit and schedule: PARAMS="epochs=20 factors=32"
 PARAMS ?=
+WAIT ?=
+CPU_ONLY ?=
+BASE_IMAGE ?=
+CRON ?=
 RATINGS ?=
 IMPORT_TABLE ?=
 SETTINGS ?= pipelines/settings.toml
@@ -17,8 +21,10 @@ PIP := $(PY) -m pip --disable-pip-version-check install $(QUIET)
 TORCH_VERSION := $(shell sed -n 's/.*"torch==\(.*\)".*/\1/p' pyproject.toml)
 INSTALLED := $(VENV)/installed-$(TORCH)
 params := $(foreach param,$(PARAMS),--param '$(param)')
+# The environment has a TZ of its own, and here and there a NAME: only those given to make are meant.
+given = $(if $(filter command line,$(origin $(1))),$(2) '$($(1))')
 
-.PHONY: help install run seed-table test compile submit bench lint clean
+.PHONY: help install run seed-table test images compile submit schedule unschedule doctor bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -45,11 +51,23 @@ seed-table: $(INSTALLED) ## fill the table "ratings" of the embedded Supabase fr
 test: $(INSTALLED) ## run all tests
 	@$(PY) -m pytest
 
+images: $(INSTALLED) ## build the images of the steps and push them: CPU_ONLY=1 trains without a GPU, BASE_IMAGE=…
+	@$(PY) -m pipelines images --settings '$(SETTINGS)' $(if $(CPU_ONLY),--cpu_only) --base_image '$(BASE_IMAGE)' --torch_index '$(TORCH_INDEX)'
+
 compile: $(INSTALLED) ## write build/mf-training.yaml, what Vertex AI Pipelines runs
 	@$(PY) -m pipelines compile --settings '$(SETTINGS)'
 
-submit: compile ## run the compiled pipeline on Vertex AI (pipelines/settings.toml says where)
-	@$(PY) -m pipelines submit --settings '$(SETTINGS)' $(params)
+submit: compile ## run it on Vertex AI, where pipelines/settings.toml says; WAIT=1 follows the run to its end
+	@$(PY) -m pipelines submit --settings '$(SETTINGS)' $(params) $(if $(WAIT),--wait)
+
+schedule: compile ## run it on Vertex AI at set times: CRON="0 3 * * *" TZ=Europe/Berlin (else UTC) NAME=nightly
+	@$(PY) -m pipelines schedule --settings '$(SETTINGS)' --cron '$(CRON)' $(call given,TZ,--tz) $(call given,NAME,--name) $(params)
+
+doctor: $(INSTALLED) ## look at all that a run on Vertex AI needs, and say what to run where it is missing
+	@$(PY) -m pipelines doctor --settings '$(SETTINGS)'
+
+unschedule: $(INSTALLED) ## delete the schedule: NAME=nightly
+	@$(PY) -m pipelines unschedule --settings '$(SETTINGS)' $(call given,NAME,--name)
 
 bench: $(INSTALLED) ## write docs/benchmarks.md, for hours: PEERS=1 RATINGS=file.csv ROWS=2000000 ONLY=section
 	@test -z "$(PEERS)" || $(PIP) -r requirements/bench.in

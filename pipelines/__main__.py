@@ -1,6 +1,7 @@
-"""The pipeline's command line: compile, submit, run, seed-table, parameters. The Makefile calls it."""
+"""The pipeline's command line, one function a command. The Makefile calls it."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 from mf.errors import ConfigError, reported
 from mf.flags import Parser
 from pipelines import describe
-from pipelines.compiled import DEFAULT_COMPILED, compile_pipeline, definitions, definitions_in
+from pipelines.compiled import DEFAULT_COMPILED, compile_pipeline, definitions
 from pipelines.parameters import parse
-from pipelines.settings import DEFAULT_FILE, Settings
+from pipelines.settings import DEFAULT_FILE, PREFIX, Settings, overrides
+from pipelines.training import NAME
 
 HOME = Path(__file__).parents[1] / ".mf"
 LOCAL = ("ratings_csv", "import_table", "supabase_url")  # parameters that a run on this machine sets itself
@@ -19,20 +21,79 @@ LOCAL = ("ratings_csv", "import_table", "supabase_url")  # parameters that a run
 
 def compile_command(parser: Parser, argv: Sequence[str]) -> None:
     """Writes the pipeline for Vertex AI: one YAML document."""
-    _vertex_flags(parser)
+    _settings_flag(parser)
+    _file_flag(parser)
     options = parser.parse_args(argv)
-    compile_pipeline(Settings.load(options.settings), options.file)
+    compile_pipeline(_settings(options), options.file)
     print(f"wrote {options.file}")
 
 
 def submit_command(parser: Parser, argv: Sequence[str]) -> None:
     """Runs the compiled pipeline on Vertex AI."""
-    _vertex_flags(parser)
+    _settings_flag(parser)
+    _file_flag(parser)
     _parameter_flag(parser)
+    parser.add_argument("--wait", action="store_true", help="follow the run to its end; exit with 1 when it fails")
     options = parser.parse_args(argv)
-    from pipelines.vertex import submit
+    from pipelines import vertex
 
-    print(submit(Settings.load(options.settings), options.file, parse(options.param, definitions_in(options.file))))
+    job = vertex.submit(_settings(options), options.file, options.param)
+    if options.wait and not vertex.follow(job):
+        sys.exit(1)
+
+
+def schedule_command(parser: Parser, argv: Sequence[str]) -> None:
+    """Runs the compiled pipeline on Vertex AI at set times; a schedule of the same name is replaced."""
+    _settings_flag(parser)
+    _file_flag(parser)
+    _parameter_flag(parser)
+    _name_flag(parser)
+    parser.add_argument("--cron", required=True, help='when, as five fields of cron: "0 3 * * *" is every day at three')
+    parser.add_argument("--tz", default="UTC", help="time zone of --cron, for example Europe/Berlin (default: UTC)")
+    options = parser.parse_args(argv)
+    from pipelines.schedules import schedule
+
+    schedule(_settings(options), options.file, options.param, options.cron, options.tz, options.name)
+
+
+def schedules_command(parser: Parser, argv: Sequence[str]) -> None:
+    """Lists the schedules of the project and region."""
+    _settings_flag(parser)
+    options = parser.parse_args(argv)
+    from pipelines.schedules import schedules
+
+    schedules(_settings(options))
+
+
+def pause_command(parser: Parser, argv: Sequence[str]) -> None:
+    """Stops a schedule from starting runs, until it is resumed."""
+    from pipelines.schedules import pause
+
+    pause(*_schedule_named(parser, argv))
+
+
+def resume_command(parser: Parser, argv: Sequence[str]) -> None:
+    """Lets a paused schedule start runs again."""
+    from pipelines.schedules import resume
+
+    resume(*_schedule_named(parser, argv))
+
+
+def unschedule_command(parser: Parser, argv: Sequence[str]) -> None:
+    """Deletes a schedule."""
+    from pipelines.schedules import unschedule
+
+    unschedule(*_schedule_named(parser, argv))
+
+
+def doctor_command(parser: Parser, argv: Sequence[str]) -> None:
+    """Looks at all that a run on Vertex AI needs, and says what is missing and what to run."""
+    _settings_flag(parser)
+    options = parser.parse_args(argv)
+    from pipelines import doctor
+
+    if not doctor.examine(options.settings, os.environ):
+        sys.exit(1)
 
 
 def run_command(parser: Parser, argv: Sequence[str]) -> None:
@@ -62,6 +123,26 @@ def seed_command(parser: Parser, argv: Sequence[str]) -> None:
     print(sources.seed(options.import_table, options.ratings, _local_parameters(options.param), options.home))
 
 
+def images_command(parser: Parser, argv: Sequence[str]) -> None:
+    """Builds and pushes the images of the steps, and writes their digests into the settings."""
+    _settings_flag(parser)
+    parser.add_argument("--cpu_only", action="store_true", help="one image for all steps: the train step has no GPU")
+    parser.add_argument("--base_image", default="", help="image to start from; the Dockerfile's own without it")
+    parser.add_argument("--torch_index", default="", help="address of an index of CPU builds of torch")
+    options = parser.parse_args(argv)
+    from pipelines import settings
+    from pipelines.images import make_images
+
+    made = make_images(
+        _settings(options),
+        cpu_only=options.cpu_only,
+        base_image=options.base_image,
+        torch_index=options.torch_index,
+    )
+    settings.write(options.settings, **made)
+    print(f"\nwrote cpu_image and gpu_image into {options.settings}")
+
+
 def parameters_command(parser: Parser, argv: Sequence[str]) -> None:
     """Prints the pipeline's parameters as a table in Markdown."""
     parser.parse_args(argv)
@@ -69,8 +150,15 @@ def parameters_command(parser: Parser, argv: Sequence[str]) -> None:
 
 
 COMMANDS = {
+    "images": images_command,
     "compile": compile_command,
     "submit": submit_command,
+    "schedule": schedule_command,
+    "schedules": schedules_command,
+    "pause": pause_command,
+    "resume": resume_command,
+    "unschedule": unschedule_command,
+    "doctor": doctor_command,
     "run": run_command,
     "seed-table": seed_command,
     "parameters": parameters_command,
@@ -86,9 +174,31 @@ def main(argv: Sequence[str]) -> None:
         command(Parser(f"python -m pipelines {argv[0]}", command.__doc__), argv[1:])
 
 
-def _vertex_flags(parser: argparse.ArgumentParser) -> None:
+def _settings_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", type=Path, default=DEFAULT_FILE, help="settings file")
+
+
+def _file_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", type=Path, default=DEFAULT_COMPILED, help="the compiled pipeline")
+
+
+def _name_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default=NAME, help=f"name of the schedule (default: {NAME})")
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    settings = Settings.load(options.settings)
+    # A misspelled variable changes nothing; that it is not named here shows it.
+    if names := [f"{PREFIX}{name.upper()}" for name in overrides(os.environ)]:
+        print(f"above {options.settings}: {', '.join(names)}")
+    return settings
+
+
+def _schedule_named(parser: Parser, argv: Sequence[str]) -> tuple[Settings, str]:
+    _settings_flag(parser)
+    _name_flag(parser)
+    options = parser.parse_args(argv)
+    return _settings(options), options.name
 
 
 def _source_flags(parser: argparse.ArgumentParser, table: str, default: str = "") -> None:

@@ -1,19 +1,34 @@
-"""Where and with what the pipeline runs on Vertex AI: ``settings.toml``."""
+"""Where and with what the pipeline runs on Vertex AI: ``settings.toml``, and the environment over it."""
 
+import json
+import os
+import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from mf.config import Config
 from mf.errors import ConfigError
+from mf.files import written_aside
 from mf.supabase.credentials import is_address
 from mf.version import git_sha
+from pipelines import leaks
+from pipelines.machines import REGIONS
 
 RESOURCE = r"^(projects/[^/]+/secrets/[^/]+(/versions/[^/]+)?)?$"
+DIGEST = r"^([^\s@]+@sha256:[0-9a-f]{64})?$"
 DEFAULT_FILE = Path(__file__).with_name("settings.toml")
+# The variable MF_REGION of the environment stands above the setting region.
+PREFIX = "MF_"
+RUN_LABELS = ("git_sha", "version", "content")  # that every run has, whatever the settings say
+
+Email = Annotated[str, StringConstraints(pattern=r"^[^\s@,]+@[^\s@,]+$")]
+LabelName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{0,63}$")]
 
 
 def _address(url: str) -> str:
@@ -22,17 +37,33 @@ def _address(url: str) -> str:
     return url
 
 
-class Settings(Config):
-    """What is settled when the pipeline is compiled or submitted; everything else is a parameter of the run."""
+def _region(name: str) -> str:
+    if name and name not in REGIONS:
+        raise PydanticCustomError("region", "expected one of " + ", ".join(sorted(REGIONS)))
+    return name
 
-    project: str = Field("", description="Google Cloud project of the runs")
-    region: str = Field("europe-west4", description="region of the runs")
+
+class Settings(Config):
+    """What is settled when the pipeline is compiled, submitted or scheduled; everything else is a parameter of the
+    run."""
+
+    project: str = Field("", pattern=r"^([a-z][a-z0-9.:-]*)?$", description="Google Cloud project of the runs")
+    region: Annotated[str, AfterValidator(_region)] = Field("europe-west4", description="region of the runs")
     pipeline_root: str = Field(
         "", pattern=r"^(gs://[a-z0-9][a-z0-9._-]+(/.*)?)?$", description="gs://bucket/folder for artifacts"
     )
-    service_account: str = Field("", description="account that the steps run as; empty: the project's default")
+    service_account: str = Field(
+        "", pattern=r"^([^\s@]+@[^\s@]+)?$", description="account that the steps run as; empty: the project's default"
+    )
+    network: str = Field(
+        "",
+        pattern=r"^(projects/[^/]+/global/networks/[^/]+)?$",
+        description="network that the steps are peered with; empty: none",
+    )
     image_repository: str = Field("mf", min_length=1, description="registry path that the images were pushed to")
     image_tag: str = Field("", pattern=r"^[\w.-]*$", description="their tag; empty: the commit")
+    cpu_image: str = Field("", pattern=DIGEST, description="the CPU image by digest; empty: by its tag")
+    gpu_image: str = Field("", pattern=DIGEST, description="the GPU image by digest; empty: by its tag")
     supabase_url: Annotated[str, AfterValidator(_address)] = Field(
         "", description="Supabase project of the runs; a run may name another"
     )
@@ -46,26 +77,119 @@ class Settings(Config):
         pattern=RESOURCE,
         description="name of the secret that holds the database's address; empty: its REST API is used",
     )
+    spot: bool = Field(False, description="train on a spot machine, which may be taken away")
+    retries: int = Field(
+        2, ge=0, le=10, description="how often a step that trains or speaks to a service is run again when it fails"
+    )
+    notify_log: bool = Field(False, description="end every run with a line in the log, an error when it failed")
+    model_registry: bool = Field(False, description="upload every published model to the Model Registry")
+    notify_emails: tuple[Email, ...] = Field((), description="who is written to when a run ends")
+    labels: dict[LabelName, LabelValue] = Field(
+        default_factory=dict, description="labels of every run, beside git_sha and version"
+    )
+    parameters: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="defaults of the pipeline's parameters"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if bool(self.cpu_image) != bool(self.gpu_image):
+            raise ValueError("one of cpu_image and gpu_image is set; set both, as `make images` does, or none")
+        if self.notify_log and self.notify_emails:
+            raise ValueError("notify_log and notify_emails are both set, and a pipeline has one final step: choose one")
+        if taken := [name for name in RUN_LABELS if name in self.labels]:
+            raise ValueError(f"labels: every run has a {taken[0]} of its own")
+        if "supabase_url" in self.parameters:
+            raise ValueError("parameters: supabase_url is a setting, set it above")
+        return self
 
     @classmethod
-    def load(cls, file: Path = DEFAULT_FILE) -> "Settings":
-        """Reads a settings file.
+    def load(cls, file: Path = DEFAULT_FILE, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Reads a settings file; the ``MF_…`` variables of ``environ`` (default: the process's own) stand above it.
 
         Raises:
-            ConfigError: it is missing, is no TOML, or holds an unknown key or an impossible value.
+            ConfigError: the file is missing or is no TOML, or it or the environment holds an unknown key, an impossible
+                value or what looks like a secret.
         """
-        try:
-            values = tomllib.loads(file.read_text())
-        except OSError as error:
-            raise ConfigError(f"{file}: {error.strerror}, expected a settings file") from None
-        except ValueError as error:
-            raise ConfigError(f"{file} is no TOML: {error}") from None
-        try:
-            return cls.of(**values)
-        except ConfigError as error:
-            raise ConfigError(f"{file}: {error}") from None
+        values = _read(file)
+        settings = _checked(cls, values, str(file))
+        if not (given := overrides(os.environ if environ is None else environ)):
+            return settings
+        for name, value in given.items():
+            values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
+        return _checked(cls, values, ", ".join(f"{PREFIX}{name.upper()}" for name in given))
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the images are named by digest, which always means the same bytes, as a tag does not."""
+        return bool(self.cpu_image)
 
     def image(self, kind: str) -> str:
         """The image ``cpu`` or ``gpu`` that a step runs in."""
+        if digest := {"cpu": self.cpu_image, "gpu": self.gpu_image}[kind]:
+            return digest
         # The settings file is in the checkout and in no image: filled in, it makes the one dirty and not the other.
         return f"{self.image_repository}/mf-python-{kind}:{self.image_tag or git_sha().removesuffix('-dirty')}"
+
+    def defaults(self) -> list[str]:
+        """``parameters`` as a person would give them: name=value each."""
+        return [
+            f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+            for name, value in self.parameters.items()
+        ]
+
+
+def overrides(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that stand in the environment: a table as ``MF_PARAMETERS="epochs=20 factors=32"``, a list with
+    spaces too."""
+    found: dict[str, Any] = {}
+    for name, field in Settings.model_fields.items():
+        text = environ.get(f"{PREFIX}{name.upper()}")
+        if text is None:
+            continue
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, dict):
+            found[name] = dict(word.partition("=")[::2] for word in text.split())
+        else:
+            found[name] = text.split() if isinstance(default, tuple) else text
+    return found
+
+
+def write(file: Path, **values: str) -> None:
+    """Sets settings that are texts in a settings file, in place: its comments and everything else stay.
+
+    Raises:
+        ConfigError: there is no such file or setting, the value cannot be, or the file is written in a way that only a
+            person can edit.
+    """
+    before = _read(file)
+    _checked(Settings, before | values, str(file))
+    text = file.read_text()
+    for name, value in values.items():
+        line = f"{name} = {json.dumps(value)}"
+        value_now = rf'^{name}[ \t]*=[ \t]*("[^"\n]*"|\'[^\'\n]*\')'
+        text, found = re.subn(value_now, line.replace("\\", r"\\"), text, count=1, flags=re.MULTILINE)
+        text = text if found else f"{line}\n{text}"
+    # A line that looks like the setting may stand in another table, or within a text.
+    if tomllib.loads(text) != before | values:
+        raise ConfigError(f"{file}: set {', '.join(values)} by hand: " + ", ".join(values.values()))
+    with written_aside(file) as aside:
+        aside.write_text(text)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}, expected a settings file") from None
+    except ValueError as error:
+        raise ConfigError(f"{file} is no TOML: {error}") from None
+
+
+def _checked(settings: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
+    try:
+        for name, value in values.items():
+            leaks.refuse(name, str(value))
+        return settings.of(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None

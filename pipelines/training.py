@@ -3,6 +3,10 @@
 ratings ─> ingest ─> split ─> train (GPU) ─> evaluate ─> export
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 from kfp import dsl
 from kfp.dsl import PipelineTask
 from kfp.dsl.graph_component import GraphComponent
@@ -12,6 +16,7 @@ from mf.ratings.config import IngestConfig, SplitConfig
 from mf.supabase.config import ExportConfig
 from mf.train import DEFAULT_SOLVER, SOLVERS_OWN
 from pipelines.describe import described
+from pipelines.parameters import with_defaults
 from pipelines.settings import Settings
 
 NAME = "mf-training"
@@ -20,11 +25,17 @@ OWN_TEXT, OWN = SOLVERS_OWN
 INGEST, SPLIT, EXPORT = IngestConfig(import_table="ratings"), SplitConfig(), ExportConfig()
 
 
-def build(settings: Settings) -> GraphComponent:
-    """The pipeline for the images and secrets of ``settings``; compiled for Vertex AI and run on a laptop alike."""
+def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})) -> GraphComponent:
+    """The pipeline for the images and secrets of ``settings``; compiled for Vertex AI and run on a laptop alike.
+
+    Args:
+        settings: where it runs.
+        defaults: of parameters, in place of those that stand here.
+    """
 
     @dsl.pipeline(name=NAME)  # type: ignore[untyped-decorator]
     @described
+    @with_defaults(defaults)
     def training(
         ratings_csv: str = INGEST.ratings_csv,
         import_table: str = INGEST.import_table,

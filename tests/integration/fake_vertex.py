@@ -1,18 +1,27 @@
-"""As much of Vertex AI's and of Cloud Storage's REST APIs as submitting a pipeline asks for."""
+"""As much of Vertex AI's and of Cloud Storage's REST APIs as submitting and scheduling a pipeline asks for."""
 
+import functools
+import itertools
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-BUCKET = re.compile(r"/storage/v1/b/([^/?]+)")
-JOBS = re.compile(r"/v1/(projects/[^/]+/locations/[^/]+/pipelineJobs)")
-STATUS = {403: "PERMISSION_DENIED", 404: "NOT_FOUND"}
+import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import aiplatform
+from google.cloud.aiplatform.utils import resource_manager_utils
+
+BUCKET = re.compile(r"/storage/v1/b/([^/?]+)(/o)?")
+RESOURCES = re.compile(r"/v1/(projects/[^/]+/locations/[^/]+/(pipelineJobs|schedules))(?:/([^/:]+))?(?::(\w+))?")
+STATUS = {400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 503: "UNAVAILABLE"}
+NOW = "2026-11-24T00:00:00Z"
+Answer = tuple[int, Any]
 
 
 class Request(NamedTuple):
@@ -20,6 +29,21 @@ class Request(NamedTuple):
     path: str
     query: dict[str, str]
     body: Any
+
+    @property
+    def changes(self) -> bool:
+        return self.method != "GET"
+
+
+@dataclass
+class Fault:
+    """The next request of ``method`` whose path holds ``path`` fails with ``code``; after the deed, when ``late``."""
+
+    method: str
+    path: str
+    code: int = 503
+    late: bool = False
+    times: int = 1
 
 
 @dataclass
@@ -29,25 +53,105 @@ class FakeVertex:
     Attributes:
         url: of both APIs.
         buckets: those that there are.
+        closed_buckets: those of them that may not be looked at.
         requests: what was asked, in its order.
         denied: what is said, with status 403, to whoever starts a run; empty: runs start.
+        states: what a run becomes, one after another, each time that it is asked for: fields of a PipelineJob. The last
+            one stays.
+        schedules: those that there are, by their names.
+        faults: what fails next.
+        asked: called with each request before it is answered.
     """
 
     url: str
     buckets: set[str] = field(default_factory=lambda: {"mf-bucket"})
+    closed_buckets: set[str] = field(default_factory=set)
     requests: list[Request] = field(default_factory=list)
     denied: str = ""
+    states: list[dict[str, Any]] = field(default_factory=lambda: [{"state": "PIPELINE_STATE_PENDING"}])
+    schedules: dict[str, dict[str, Any]] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    asked: Callable[[Request], None] = lambda request: None
+    _jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1001))
 
-    def answer(self, request: Request) -> tuple[int, Any]:
+    @property
+    def changes(self) -> list[Request]:
+        """The requests that ask for more than a look."""
+        return [request for request in self.requests if request.changes]
+
+    def answer(self, request: Request) -> Answer:
         self.requests.append(request)
+        self.asked(request)
+        for fault in self.faults:
+            if fault.times and fault.method == request.method and fault.path in request.path:
+                fault.times -= 1
+                if fault.late:
+                    self._serve(request)
+                return _refusal(fault.code, "the fault that was asked for")
+        return self._serve(request)
+
+    def _serve(self, request: Request) -> Answer:
         if bucket := BUCKET.fullmatch(request.path):
-            return (200, {"name": bucket[1]}) if bucket[1] in self.buckets else _refusal(404, "no such bucket")
-        if request.method == "POST" and (jobs := JOBS.fullmatch(request.path)):
+            return self._bucket(*bucket.groups())
+        if not (match := RESOURCES.fullmatch(request.path)):
+            return _refusal(404, f"the fake knows no {request.method} {request.path}")
+        parent, kind, number, verb = match.groups()
+        if kind == "pipelineJobs":
+            return self._job(request, parent, number)
+        return self._schedule(request, parent, f"{parent}/{number}" if number else "", verb)
+
+    def _bucket(self, name: str, objects: str | None) -> Answer:
+        if name in self.closed_buckets:
+            return _refusal(403, "steps@p1 does not have storage.buckets.get access")
+        if name not in self.buckets:
+            return _refusal(404, "no such bucket")
+        return 200, {"items": []} if objects else {"name": name}
+
+    def _job(self, request: Request, parent: str, number: str | None) -> Answer:
+        if request.method == "POST" and not number:
             if self.denied:
                 return _refusal(403, self.denied)
-            name = f"{jobs[1]}/{request.query['pipelineJobId']}"
-            return 200, {**request.body, "name": name, "state": "PIPELINE_STATE_PENDING"}
-        return _refusal(404, f"the fake knows no {request.method} {request.path}")
+            name = f"{parent}/{request.query['pipelineJobId']}"
+            self._jobs[name] = {**request.body, "name": name, "state": "PIPELINE_STATE_PENDING"}
+            return 200, self._jobs[name]
+        if request.method == "GET" and (job := self._jobs.get(f"{parent}/{number}")):
+            state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+            job.update(state)
+            return 200, job
+        return _refusal(404, "no such run")
+
+    def _schedule(self, request: Request, parent: str, name: str, verb: str | None) -> Answer:
+        if request.method == "POST" and not name:
+            return self._new_schedule(request.body, parent)
+        if not name:
+            return 200, {"schedules": [_short(one) for one in self._filtered(request.query.get("filter"))]}
+        if name not in self.schedules:
+            return _refusal(404, f"there is no {name}")
+        if request.method == "DELETE":
+            del self.schedules[name]
+            done = {"@type": "type.googleapis.com/google.protobuf.Empty"}
+            return 200, {"name": f"{parent.removesuffix('/schedules')}/operations/1", "done": True, "response": done}
+        if verb in ("pause", "resume"):
+            self.schedules[name]["state"] = {"pause": "PAUSED", "resume": "ACTIVE"}[verb]
+            return 200, {}
+        return 200, self.schedules[name]
+
+    def _new_schedule(self, sent: dict[str, Any], parent: str) -> Answer:
+        # int64 travels as text.
+        if not sent.get("displayName") or not sent.get("cron") or int(sent.get("maxConcurrentRunCount", 0)) < 1:
+            return _refusal(400, "display_name, cron and max_concurrent_run_count are required")
+        name = f"{parent}/{next(self._numbers)}"
+        self.schedules[name] = {**sent, "name": name, "state": "ACTIVE", "createTime": NOW, "nextRunTime": NOW}
+        return 200, self.schedules[name]
+
+    def _filtered(self, asked: str | None) -> list[dict[str, Any]]:
+        if not asked:
+            return [*self.schedules.values()]
+        match = re.fullmatch(r'display_name="([^"]*)"', asked)
+        assert match, f"the fake reads no filter {asked}"
+        # As case-blind as a filter may be.
+        return [one for one in self.schedules.values() if one["displayName"].lower() == match[1].lower()]
 
 
 @contextmanager
@@ -64,7 +168,22 @@ def fake_vertex() -> Iterator[FakeVertex]:
         server.server_close()
 
 
-def _refusal(code: int, message: str) -> tuple[int, Any]:
+def send_sdk_to(fake: FakeVertex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the real SDKs of this process speak to ``fake``, without credentials."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
+    here = {"api_endpoint": fake.url, "api_transport": "rest", "credentials": AnonymousCredentials()}
+    monkeypatch.setattr(aiplatform, "init", functools.partial(aiplatform.init, **here))
+    # The SDK asks Cloud Resource Manager for the number over gRPC, at an address that cannot be chosen: without a
+    # network that takes a minute.
+    monkeypatch.setattr(resource_manager_utils, "get_project_number", lambda *_, **__: "123")
+
+
+def _short(schedule: dict[str, Any]) -> dict[str, Any]:
+    """As a list may show a schedule: without what it runs."""
+    return {name: value for name, value in schedule.items() if name != "createPipelineJobRequest"}
+
+
+def _refusal(code: int, message: str) -> Answer:
     return code, {"error": {"code": code, "message": message, "status": STATUS[code]}}
 
 
@@ -74,7 +193,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         url = urlsplit(self.path)
         sent = self.rfile.read(int(self.headers.get("content-length") or 0))
-        request = Request(self.command, url.path, dict(parse_qsl(url.query)), json.loads(sent) if sent else None)
+        request = Request(
+            self.command, unquote(url.path), dict(parse_qsl(url.query)), json.loads(sent) if sent else None
+        )
         code, answer = self.fake.answer(request)
         body = json.dumps(answer).encode()
         self.send_response(code)
@@ -83,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_POST = _serve  # noqa: N815
+    do_GET = do_POST = do_DELETE = _serve  # noqa: N815
 
     def log_message(self, *_: Any) -> None:
         pass

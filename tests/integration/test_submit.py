@@ -1,77 +1,103 @@
-"""What the real SDK sends to start a run, and what a person is told when it cannot."""
+"""What the real SDK sends to start a run, and what a person is told of it and when it cannot."""
 
-import functools
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_vertex import FakeVertex, fake_vertex
-from google.auth.credentials import AnonymousCredentials
-from google.cloud import aiplatform
-from google.cloud.aiplatform.utils import resource_manager_utils
+from fake_gcs import fake_gcs
+from fake_vertex import FakeVertex, Fault, Request, fake_vertex, send_sdk_to
+from google.cloud import storage
+from google.cloud.aiplatform import base
 
+from pipelines import vertex as pipelines_vertex
 from pipelines.__main__ import main
+from pipelines.compiled import compile_pipeline
+from pipelines.settings import Settings
 
-COMPILED = Path(__file__).parents[1] / "golden" / "mf-training.yaml"
 SETTINGS = {
     "project": "p1",
     "region": "europe-west4",
     "pipeline_root": "gs://mf-bucket/runs",
     "service_account": "steps@p1.iam.gserviceaccount.com",
+    "network": "projects/123/global/networks/private",
+    "image_tag": "v1",
+    "supabase_url": "https://example.supabase.co",
     "supabase_key_secret": "projects/p1/secrets/supabase-key",
 }
 Submit = Callable[..., str]
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("compiled") / "mf-training.yaml"
+    compile_pipeline(Settings.of(**SETTINGS), file)
+    return file
+
+
 @pytest.fixture
 def vertex(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVertex]:
     with fake_vertex() as fake:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
-        here = {"api_endpoint": fake.url, "api_transport": "rest", "credentials": AnonymousCredentials()}
-        monkeypatch.setattr(aiplatform, "init", functools.partial(aiplatform.init, **here))
-        # The SDK asks Cloud Resource Manager for the number over gRPC, at an address that cannot be chosen: without a
-        # network that takes a minute.
-        monkeypatch.setattr(resource_manager_utils, "get_project_number", lambda *_, **__: "123")
+        send_sdk_to(fake, monkeypatch)
+        monkeypatch.setattr(pipelines_vertex, "POLL_S", 0.01)
         yield fake
 
 
 @pytest.fixture
-def submit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Submit:
-    """Runs the command with ``settings``, and gives what it printed; it must end as ``status`` says."""
+def submit(tmp_path: Path, compiled: Path, capsys: pytest.CaptureFixture[str]) -> Submit:
+    """Runs the command with ``settings``, and gives what it printed; it must end as ``status`` says. A user's mistake
+    is one line on stderr and nothing else."""
 
-    def run(*params: str, settings: dict[str, str] = SETTINGS, file: Path = COMPILED, status: int = 0) -> str:
+    def run(
+        *given: str, settings: Mapping[str, str] = SETTINGS, more: str = "", file: Path = compiled, status: int = 0
+    ) -> str:
         toml = tmp_path / "settings.toml"
-        toml.write_text("".join(f'{name} = "{value}"\n' for name, value in settings.items()))
-        flags = [word for param in params for word in ("--param", param)]
-        command = ["submit", "--settings", str(toml), "--file", str(file), *flags]
+        toml.write_text("".join(f'{name} = "{value}"\n' for name, value in settings.items()) + more)
+        words = [word if word.startswith("--") else f"--param={word}" for word in given]
+        command = ["submit", "--settings", str(toml), "--file", str(file), *words]
         if not status:
             main(command)
             return capsys.readouterr().out
         with pytest.raises(SystemExit) as end:
             main(command)
         printed = capsys.readouterr()
-        assert (end.value.code, printed.out, printed.err.count("\n")) == (status, "", 1)
-        return printed.err
+        assert end.value.code == status
+        if status == 2 and "--wait" not in given:
+            assert (printed.out, printed.err.count("\n")) == ("", 1)
+        return printed.out + printed.err
 
     return run
 
 
 def test_one_run_is_started_with_what_was_asked_for(vertex: FakeVertex, submit: Submit) -> None:
-    said = submit("epochs=3", "lr=0.01", "ratings_csv=gs://data/r=1.csv")
-    (sent,) = [request for request in vertex.requests if request.method != "GET"]
+    said = submit("epochs=3", "lr=0.01", "ratings_csv=gs://data/r=1.csv", more='[labels]\nteam = "films"\n')
+    (sent,) = vertex.changes
     assert sent.path == "/v1/projects/p1/locations/europe-west4/pipelineJobs"
     job = sent.body
     assert job["displayName"] == "mf-training"
-    assert job["serviceAccount"] == SETTINGS["service_account"]
-    assert set(job["labels"]) >= {"git_sha"}
+    assert (job["serviceAccount"], job["network"]) == (SETTINGS["service_account"], SETTINGS["network"])
+    assert {*job["labels"]} == {"git_sha", "version", "team"}
+    assert (job["labels"]["version"], job["labels"]["team"]) == ("0_1_0", "films")
     config = job["runtimeConfig"]
     assert config["gcsOutputDirectory"] == SETTINGS["pipeline_root"]
     assert config["parameterValues"] == {"epochs": 3, "lr": 0.01, "ratings_csv": "gs://data/r=1.csv"}
 
     run = f"{sent.path.removeprefix('/v1/')}/{sent.query['pipelineJobId']}"
-    submitted, watch = said.splitlines()
+    submitted, *_, console = said.splitlines()
     assert submitted == f"submitted {run}"
-    assert watch.startswith("https://console.cloud.google.com/vertex-ai/")
+    assert console.startswith("console   https://console.cloud.google.com/vertex-ai/")
+
+
+def test_the_machines_asked_for_are_told(vertex: FakeVertex, submit: Submit) -> None:
+    said = submit("train_accelerator_count=4", "train_cpu=32", "train_memory=100G", "export_memory=4G")
+    assert said.splitlines()[1:-1] == [
+        "  ingest    4 CPU, 16G",
+        "  split     4 CPU, 16G",
+        "  train     32 CPU, 100G, 4 NVIDIA_L4",
+        "  evaluate  4 CPU, 16G",
+        "  export    2 CPU, 4G",
+    ]
 
 
 def test_each_step_keeps_its_own_say_about_the_cache(vertex: FakeVertex, submit: Submit) -> None:
@@ -81,9 +107,9 @@ def test_each_step_keeps_its_own_say_about_the_cache(vertex: FakeVertex, submit:
     assert cached == {"split", "train"}
 
 
-def test_without_an_account_the_projects_own_is_used(vertex: FakeVertex, submit: Submit) -> None:
-    submit(settings={name: value for name, value in SETTINGS.items() if name != "service_account"})
-    assert "serviceAccount" not in vertex.requests[-1].body
+def test_without_an_account_or_a_network_the_projects_own_is_used(vertex: FakeVertex, submit: Submit) -> None:
+    submit(settings={name: value for name, value in SETTINGS.items() if name not in ("service_account", "network")})
+    assert {"serviceAccount", "network"} & vertex.requests[-1].body.keys() == set()
 
 
 @pytest.mark.parametrize(
@@ -93,8 +119,20 @@ def test_without_an_account_the_projects_own_is_used(vertex: FakeVertex, submit:
         (SETTINGS | {"region": ""}, [], "error: the settings lack region: set them in pipelines/settings.toml\n"),
         (SETTINGS, ["epoch=3"], "error: the pipeline has no parameter 'epoch'; it has "),
         (SETTINGS, ["train_accelerator_type=L4"], "error: train_accelerator_type: found 'L4', expected one of NVIDIA_"),
+        (
+            SETTINGS,
+            ["train_accelerator_count=3"],
+            "error: train_accelerator_count: found 3, a machine has 1, 2, 4, 8 of",
+        ),
+        (SETTINGS, ["train_memory=1T"], "error: train_memory: found 1T, a step has at most 624G\n"),
+        (
+            SETTINGS | {"region": "us-west2"},
+            [],
+            "error: the settings: region us-west2 has no NVIDIA_L4; those that have are asia-",
+        ),
         (SETTINGS, ["supabase_url="], "error: supabase_url is empty: set it in pipelines/settings.toml and run"),
         (SETTINGS, ["epochs=x"], "error: parameter epochs: expected a whole number, found 'x'\n"),
+        (SETTINGS, ["columns=sb_secret_a"], "error: parameter columns looks like a Supabase secret key, and shows in "),
     ],
 )
 def test_what_is_missing_or_cannot_be_is_said_before_anything_is_sent(
@@ -110,6 +148,28 @@ def test_a_pipeline_that_was_not_compiled_is_one_line(vertex: FakeVertex, submit
     assert vertex.requests == []
 
 
+def test_a_pipeline_of_an_older_code_with_other_parameters_is_one_line(
+    vertex: FakeVertex, submit: Submit, compiled: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text(compiled.read_text().replace("solver", "method"))
+    said = submit("epochs=3", file=file, status=2)
+    assert said.startswith(f"error: {file} is not what this code and these settings compile to, ")
+    assert said.endswith(": run `make compile`\n")
+    assert vertex.requests == []
+
+
+def test_a_pipeline_of_other_settings_is_refused_with_what_differs(
+    vertex: FakeVertex, submit: Submit, compiled: Path
+) -> None:
+    assert submit(settings=SETTINGS | {"image_tag": "v2"}, status=2) == (
+        f"error: {compiled} is not what this code and these settings compile to, "
+        "deploymentSpec.executors.exec-evaluate.container.image is 'mf/mf-python-cpu:v1', "
+        "now 'mf/mf-python-cpu:v2': run `make compile`\n"
+    )
+    assert vertex.requests == []
+
+
 def test_a_missing_bucket_is_not_made_but_said_with_the_command_that_makes_it(
     vertex: FakeVertex, submit: Submit
 ) -> None:
@@ -118,7 +178,27 @@ def test_a_missing_bucket_is_not_made_but_said_with_the_command_that_makes_it(
         "error: pipeline_root: there is no bucket mf-bucket; make it: "
         "gcloud storage buckets create gs://mf-bucket --location=europe-west4\n"
     )
-    assert {request.method for request in vertex.requests} == {"GET"}
+    assert vertex.changes == []
+
+
+def test_a_bucket_that_may_not_be_read_is_said_with_the_role_for_it(vertex: FakeVertex, submit: Submit) -> None:
+    vertex.closed_buckets.add("mf-bucket")
+    said = submit(status=2)
+    assert said.startswith("error: pipeline_root: the bucket mf-bucket may not be read; give yourself roles/storage.")
+    assert vertex.changes == []
+
+
+def test_a_real_storage_server_says_whether_the_bucket_is_there(
+    vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_gcs() as url:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        assert submit(status=2).startswith("error: pipeline_root: there is no bucket mf-bucket; make it: ")
+        client = storage.Client(project="p1")
+        assert [*client.list_buckets()] == []
+        client.create_bucket("mf-bucket")
+        assert submit().startswith("submitted ")
+    assert len(vertex.changes) == 1
 
 
 def test_a_refusal_is_one_line_in_googles_own_words(vertex: FakeVertex, submit: Submit) -> None:
@@ -126,3 +206,80 @@ def test_a_refusal_is_one_line_in_googles_own_words(vertex: FakeVertex, submit: 
     said = submit(status=2)
     assert said.startswith("error: Vertex AI did not take the run: 403 ")
     assert vertex.denied in said
+
+
+def state(run: str, error: str = "", **tasks: str) -> dict[str, Any]:
+    """What Vertex AI says of a run; ``error`` is the train step's."""
+    details: list[dict[str, Any]] = [{"taskName": name, "state": task} for name, task in tasks.items()]
+    for task in details:
+        if error and task["taskName"] == "train":
+            task["error"] = {"code": 9, "message": error}
+    whole = {"error": {"code": 9, "message": "The DAG failed."}} if error else {}
+    return {"state": f"PIPELINE_STATE_{run}", "jobDetail": {"taskDetails": details}, **whole}
+
+
+def changes(said: str) -> list[str]:
+    """The changes of state that were printed, without the time."""
+    return [" ".join(line.split()[1:]) for line in said.splitlines() if line[2:3] == line[5:6] == ":"]
+
+
+def test_waiting_tells_every_change_once_and_ends_with_the_run(vertex: FakeVertex, submit: Submit) -> None:
+    vertex.states = [
+        state("PENDING"),
+        state("RUNNING", ingest="RUNNING"),
+        state("RUNNING", ingest="RUNNING"),
+        state("RUNNING", ingest="SUCCEEDED", split="SKIPPED"),
+        state("SUCCEEDED", ingest="SUCCEEDED", split="SKIPPED"),
+    ]
+    said = submit("--wait")
+    assert changes(said) == [
+        "run pending",
+        "ingest running",
+        "run running",
+        "ingest succeeded",
+        "split skipped",
+        "run succeeded",
+    ]
+
+
+@pytest.mark.parametrize("end", ["FAILED", "CANCELLED"])
+def test_waiting_for_a_run_that_fails_ends_with_status_1_and_the_reasons(
+    vertex: FakeVertex, submit: Submit, end: str
+) -> None:
+    vertex.states = [state("RUNNING", train="RUNNING"), state(end, "out of\nmemory", train="FAILED")]
+    said = submit("--wait", status=1)
+    assert changes(said) == ["train running", "run running", "train failed", f"run {end.lower()}"]
+    assert said.endswith("error: the step train failed: out of memory\nerror: the run failed: The DAG failed.\n")
+
+
+def test_waiting_outlasts_a_service_that_is_away_for_a_while(
+    vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vertex.states = [state("RUNNING"), state("SUCCEEDED")]
+    vertex.faults = [Fault("GET", "/pipelineJobs/", times=5)]
+    monkeypatch.setattr(base, "_DEFAULT_RETRY", None)  # of the SDK, which asks again for two minutes
+    assert changes(submit("--wait")) == ["run running", "run succeeded"]
+
+
+def test_waiting_ends_when_the_service_stays_away_and_says_that_the_run_goes_on(
+    vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines_vertex, "PATIENCE", 3)
+    monkeypatch.setattr(base, "_DEFAULT_RETRY", None)  # of the SDK, which asks again for two minutes
+    vertex.faults = [Fault("GET", "/pipelineJobs/", times=99)]
+    said = submit("--wait", status=2)
+    assert "error: the run goes on, but Vertex AI does not say how: 503 " in said
+    assert len([request for request in vertex.requests if "/pipelineJobs/" in request.path]) == 3
+
+
+def test_ctrl_c_ends_the_watching_and_not_the_run(vertex: FakeVertex, submit: Submit) -> None:
+    vertex.states = [state("RUNNING")]
+
+    def interrupt(request: Request) -> None:
+        if request.method == "GET" and "/pipelineJobs/" in request.path:
+            signal.raise_signal(signal.SIGINT)
+
+    vertex.asked = interrupt
+    said = submit("--wait", status=130)
+    assert "no longer watching; the run goes on: https://console.cloud.google.com/vertex-ai/" in said
+    assert len(vertex.changes) == 1

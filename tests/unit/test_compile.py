@@ -13,7 +13,7 @@ import yaml
 from google.protobuf.json_format import MessageToDict
 
 from mf.errors import ConfigError
-from pipelines.compiled import compile_pipeline, definitions, definitions_in
+from pipelines.compiled import check_current, compile_pipeline, definitions, definitions_in
 from pipelines.settings import Settings
 from pipelines.training import build
 
@@ -102,6 +102,45 @@ def test_train_runs_in_the_gpu_image_and_every_other_step_in_the_cpu_image(pipel
     assert images == {step: f"{registry}-{'gpu' if step == 'train' else 'cpu'}:golden" for step in STEPS}
 
 
+def test_images_are_named_by_digest_when_the_settings_have_one() -> None:
+    digest = f"@sha256:{'0' * 64}"
+    images = {"cpu_image": f"r/cpu{digest}", "gpu_image": f"r/gpu{digest}"}
+    container = executors(MessageToDict(build(Settings(**images)).pipeline_spec))
+    found = {step: container[step]["image"] for step in STEPS}
+    assert found == {step: images["gpu_image" if step == "train" else "cpu_image"] for step in STEPS}
+
+
+def test_the_settings_say_other_defaults(tmp_path: Path) -> None:
+    file, before = tmp_path / "other.yaml", definitions_in(GOLDEN)
+    other = {"train_accelerator_count": 4, "train_cpu": 32, "epochs": 3, "hnsw_index": True}
+    compile_pipeline(Settings.load(SETTINGS, {}).model_copy(update={"parameters": other}), file)
+    changed = {name: found["defaultValue"] for name, found in definitions_in(file).items() if found != before[name]}
+    assert changed == {"train_accelerator_count": 4, "train_cpu": "32", "epochs": 3, "hnsw_index": True}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"epoch": 3}, "the pipeline has no parameter 'epoch'; it has "),
+        ({"epochs": "many"}, "parameter epochs: expected a whole number, found 'many'"),
+        ({"val_size": 2}, "val_size: Input should be less than 1"),
+        ({"train_accelerator_count": 3}, "train_accelerator_count: found 3, a machine has 1, 2, 4, 8 of NVIDIA_L4"),
+        ({"columns": "sb_secret_hunter2"}, "parameter columns looks like a Supabase secret key"),
+        (
+            {"train_accelerator_type": "NVIDIA_TESLA_V100", "train_memory": "16G"},
+            "region europe-west6 has no NVIDIA_TESLA",
+        ),
+    ],
+)
+def test_a_default_that_cannot_be_is_refused_as_a_parameter_of_a_run_is(
+    tmp_path: Path, parameters: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        compile_pipeline(Settings(region="europe-west6", parameters=parameters), tmp_path / "a.yaml")
+    assert str(error.value).startswith(f"the settings: {said}")
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_the_secrets_names_go_to_the_steps_that_speak_to_supabase(pipeline: dict[str, Any]) -> None:
     secrets = {"SUPABASE_KEY_SECRET": "supabase-key", "SUPABASE_DB_URL_SECRET": "supabase-db-url"}
     names = [
@@ -160,3 +199,41 @@ def test_a_file_that_is_no_compiled_pipeline_is_one_line(tmp_path: Path, text: s
 def test_a_missing_file_says_which_command_makes_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: no compiled pipeline there: run `make compile`"):
         definitions_in(tmp_path / "none.yaml")
+
+
+def test_what_the_code_and_the_settings_compile_to_is_current(compiled: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "now.yaml"
+    file.write_bytes(compiled)
+    check_current(Settings.load(SETTINGS, {}), file)
+
+
+@pytest.mark.parametrize(
+    ("found", "now", "difference"),
+    [
+        (
+            "mf-python-cpu:golden",
+            "mf-python-cpu:older",
+            "deploymentSpec.executors.exec-evaluate.container.image is "
+            "'europe-west4-docker.pkg.dev/golden-project/mf/mf-python-cpu:older', now "
+            "'europe-west4-docker.pkg.dev/golden-project/mf/mf-python-cpu:golden'",
+        ),
+        (
+            "defaultValue: 0.01",
+            "defaultValue: 0.02",
+            "root.inputDefinitions.parameters.max_reject_fraction.defaultValue is 0.02, now 0.01",
+        ),
+        ("from mf.errors import reported", "pass", "deploymentSpec.executors.exec-export.container.command differs"),
+        ("      epochs:\n", "      epoch:\n", "components.comp-train.inputDefinitions.parameters.epoch is "),
+    ],
+)
+def test_a_file_of_other_code_or_settings_is_refused_with_the_first_difference(
+    compiled: bytes, tmp_path: Path, found: str, now: str, difference: str
+) -> None:
+    file, text = tmp_path / "old.yaml", compiled.decode()
+    assert found in text
+    file.write_text(text.replace(found, now))
+    with pytest.raises(ConfigError) as error:
+        check_current(Settings.load(SETTINGS, {}), file)
+    said = str(error.value)
+    assert said.startswith(f"{file} is not what this code and these settings compile to, {difference}")
+    assert said.endswith(": run `make compile`")

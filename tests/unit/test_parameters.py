@@ -4,7 +4,7 @@ from mf.errors import ConfigError
 from mf.solvers import SOLVERS, configure
 from pipelines.compiled import definitions
 from pipelines.describe import SOLVER_OPTIONS
-from pipelines.parameters import parse
+from pipelines.parameters import complete, parse, with_defaults
 
 DEFINITIONS = definitions()
 
@@ -69,3 +69,42 @@ def test_the_sentinel_is_the_default_and_no_value_that_an_option_can_have(option
     for solver in SOLVERS:
         with pytest.raises(ConfigError, match=f"^{option}: "):
             configure(solver, {option: sentinel})
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("columns=sb_secret_hunter2", "parameter columns"),
+        ("epochs=sb_secret_hunter2", "parameter epochs"),
+        ("supabase_key=sb_secret_hunter2", "parameter supabase_key"),
+        ("supabase_url=https://u:hunter2@h.co", "parameter supabase_url"),
+        ("sb_secret_hunter2", "a parameter"),
+    ],
+)
+def test_what_looks_like_a_secret_is_refused_before_anything_shows_it(given: str, name: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse([given], DEFINITIONS)
+    assert str(error.value).startswith(f"{name} looks like a")
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_parameter_without_a_default_must_be_given() -> None:
+    needed = {**DEFINITIONS, "place": {"parameterType": "STRING"}}
+    with pytest.raises(ConfigError, match=r"^parameter place has no default: give place=value$"):
+        parse([], needed)
+    assert parse(["place="], needed) == {"place": ""}
+
+
+def test_what_is_not_given_is_what_the_pipeline_has() -> None:
+    everything = complete({"epochs": 3}, DEFINITIONS)
+    assert [*everything] == [*DEFINITIONS]
+    assert (everything["epochs"], everything["train_cpu"]) == (3, "8")
+
+
+def test_defaults_can_be_others_than_the_signature_shows() -> None:
+    @with_defaults({"b": 20})
+    def pipeline(a: int = 1, b: int = 2, c: str = "") -> tuple[int, int, str]:
+        return a, b, c
+
+    assert pipeline() == (1, 20, "")
+    assert pipeline(c="x", a=3) == (3, 20, "x")

@@ -1,23 +1,46 @@
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from mf.errors import ConfigError
 from pipelines import settings
-from pipelines.settings import DEFAULT_FILE, Settings
+from pipelines.compiled import definitions
+from pipelines.parameters import parse
+from pipelines.settings import DEFAULT_FILE, Settings, write
+
+DIGEST = f"@sha256:{'0123456789abcdef' * 4}"
+CPU, GPU = f"r/mf/mf-python-cpu{DIGEST}", f"r/mf/mf-python-gpu{DIGEST}"
 
 
-def refusal(file: Path) -> str:
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "settings.toml"
+
+
+def load(file: Path, text: str = "", **environ: str) -> Settings:
+    file.write_text(text)
+    return Settings.load(file, environ)
+
+
+def refusal(file: Path, text: str = "", **environ: str) -> str:
     with pytest.raises(ConfigError) as error:
-        Settings.load(file)
+        load(file, text, **environ)
+    assert "\n" not in str(error.value)
     return str(error.value)
 
 
 def test_the_settings_that_come_with_the_code_can_be_read_and_show_every_field() -> None:
-    Settings.load()
-    assert [line.partition(" =")[0] for line in DEFAULT_FILE.read_text().splitlines() if " = " in line] == [
-        *Settings.model_fields
-    ]
+    Settings.load(environ={})
+    assert [*tomllib.loads(DEFAULT_FILE.read_text())] == [*Settings.model_fields]
+
+
+def test_the_parameters_that_it_shows_are_the_pipelines_own_defaults() -> None:
+    _, _, shown = DEFAULT_FILE.read_text().partition("[parameters]\n")
+    lines = tomllib.loads(re.sub("^# ", "", shown, flags=re.MULTILINE))
+    assert "train_accelerator_type" in lines
+    assert lines == {name: definitions()[name]["defaultValue"] for name in lines}
 
 
 @pytest.mark.parametrize(
@@ -25,32 +48,120 @@ def test_the_settings_that_come_with_the_code_can_be_read_and_show_every_field()
     [
         ('projct = "p"', "projct: Extra inputs are not permitted"),
         ("project = 7", "project: Input should be a valid string (given: 7)"),
+        ('project = "My Project"', "project: String should match pattern"),
+        ('region = "europe-west"', "region: expected one of africa-south1, "),
+        ('region = "europe-west4-a"', "region: expected one of africa-south1, "),
         ('pipeline_root = "bucket"', "pipeline_root: String should match pattern '^(gs://"),
+        ('service_account = "steps"', "service_account: String should match pattern"),
+        ('network = "default"', "network: String should match pattern '^(projects/"),
         ('image_tag = "a b"', "image_tag: String should match pattern"),
         ('image_repository = ""', "image_repository: String should have at least 1 character (given: '')"),
-        ('supabase_key_secret = "sb_secret"', "supabase_key_secret: String should match pattern"),
-        (
-            'supabase_url = "https://u:sb_secret@h.co"',
-            "supabase_url: an address of the form https://PROJECT.supabase.co",
-        ),
+        ('cpu_image = "r/mf/mf-python-cpu:v1"', "cpu_image: String should match pattern"),
+        (f'cpu_image = "{CPU}"', "one of cpu_image and gpu_image is set; set both, as `make images` does, or none"),
+        ('supabase_key_secret = "key"', "supabase_key_secret: String should match pattern"),
+        ('supabase_key_secret = "sb_secret_a"', "supabase_key_secret looks like a Supabase secret key, and shows in"),
+        ('supabase_url = "h.co"', "supabase_url: an address of the form https://PROJECT.supabase.co"),
+        ('notify_emails = ["me"]', "notify_emails.0: String should match pattern"),
+        ('spot = "maybe"', "spot: Input should be a valid boolean"),
+        ('[labels]\nTeam = "a"', "labels.Team.[key]: String should match pattern"),
+        ('[labels]\nteam = "A"', "labels.team: String should match pattern"),
+        ('[labels]\ngit_sha = "a"', "labels: every run has a git_sha of its own"),
+        ("[parameters]\nepochs = [1]", "parameters.epochs"),
+        ('[parameters]\nsupabase_url = "https://h.co"', "parameters: supabase_url is a setting, set it above"),
         ("project = p", "is no TOML: Invalid value (at line 1, column 11)"),
     ],
 )
-def test_a_setting_that_cannot_be_is_one_line_with_the_file_and_the_name(tmp_path: Path, text: str, said: str) -> None:
-    file = tmp_path / "settings.toml"
-    file.write_text(text)
-    message = refusal(file)
+def test_a_setting_that_cannot_be_is_one_line_with_the_file_and_the_name(file: Path, text: str, said: str) -> None:
+    message = refusal(file, text)
     assert message.startswith(f"{file}")
     assert said in message
-    assert "\n" not in message
 
 
-def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    file = tmp_path / "none.toml"
-    assert refusal(file) == f"{file}: No such file or directory, expected a settings file"
+def test_what_looks_like_a_secret_is_not_shown(file: Path) -> None:
+    for text in ('supabase_url = "https://u:hunter2@h.co"', '[labels]\nteam = "sb_secret_hunter2"'):
+        assert "hunter2" not in refusal(file, text)
+    assert "hunter2" not in refusal(file, MF_PROJECT="sb_secret_hunter2")
 
 
-def test_an_image_bears_the_tag_of_the_settings_else_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "git_sha", lambda: "0123abc")
-    assert Settings(image_repository="r/mf", image_tag="v1").image("gpu") == "r/mf/mf-python-gpu:v1"
+def test_a_missing_file_is_one_line(file: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        Settings.load(file)
+    assert str(error.value) == f"{file}: No such file or directory, expected a settings file"
+
+
+def test_the_environment_stands_above_the_file(file: Path) -> None:
+    text = 'project = "p"\nregion = "us-east1"\n[labels]\nteam = "a"\nowner = "o"\n[parameters]\nepochs = 3'
+    environ = {
+        "MF_REGION": "us-west1",
+        "MF_SPOT": "true",
+        "MF_NOTIFY_EMAILS": "a@h.co b@h.co",
+        "MF_LABELS": "team=b",
+        "MF_PARAMETERS": "factors=32 columns=a=b",
+        "MF_GIT_SHA": "no setting",
+    }
+    loaded = load(file, text, **environ)
+    assert (loaded.project, loaded.region, loaded.spot) == ("p", "us-west1", True)
+    assert loaded.notify_emails == ("a@h.co", "b@h.co")
+    assert loaded.labels == {"team": "b", "owner": "o"}
+    assert loaded.parameters == {"epochs": 3, "factors": "32", "columns": "a=b"}
+
+
+def test_a_process_reads_its_own_environment(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("")
+    monkeypatch.setenv("MF_PROJECT", "from-outside")
+    assert Settings.load(file).project == "from-outside"
+
+
+def test_what_cannot_be_in_the_environment_is_said_of_the_environment(file: Path) -> None:
+    assert refusal(file, MF_REGION="mars").startswith("MF_REGION: region: expected one of africa-south1, ")
+
+
+def test_the_parameters_are_what_a_person_would_give_to_a_run(file: Path) -> None:
+    text = "[parameters]\nepochs = 3\nlr = 1e-3\nhnsw_index = true\ntrain_cpu = 16\nsolver = 'sgd'"
+    values = parse(load(file, text).defaults(), definitions())
+    assert values == {"epochs": 3, "lr": 0.001, "hnsw_index": True, "train_cpu": "16", "solver": "sgd"}
+
+
+def test_an_image_is_named_by_its_digest_else_by_the_tag_of_the_settings_else_by_the_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(settings, "git_sha", lambda: "0123abc-dirty")
+    named = Settings(image_repository="r/mf", image_tag="v1")
+    assert (named.image("gpu"), named.pinned) == ("r/mf/mf-python-gpu:v1", False)
     assert Settings(image_repository="r/mf").image("cpu") == "r/mf/mf-python-cpu:0123abc"
+    pinned = Settings(image_repository="r/mf", image_tag="v1", cpu_image=CPU, gpu_image=GPU)
+    assert (pinned.image("cpu"), pinned.image("gpu"), pinned.pinned) == (CPU, GPU, True)
+
+
+def test_writing_changes_the_lines_that_it_is_about_and_no_other(file: Path) -> None:
+    before = DEFAULT_FILE.read_text()
+    file.write_text(before)
+    write(file, cpu_image=CPU, gpu_image=GPU)
+    assert Settings.load(file, {}).image("gpu") == GPU
+    changed = {
+        old: new for old, new in zip(before.splitlines(), file.read_text().splitlines(), strict=True) if old != new
+    }
+    assert changed == {'cpu_image = ""': f'cpu_image = "{CPU}"', 'gpu_image = ""': f'gpu_image = "{GPU}"'}
+    write(file, cpu_image="", gpu_image="")
+    assert file.read_text() == before
+
+
+def test_writing_keeps_what_stands_behind_a_value_and_adds_a_line_that_is_not_there(file: Path) -> None:
+    file.write_text("cpu_image='' # by hand\n[labels]\nteam = 'a'\n")
+    write(file, cpu_image=CPU, gpu_image=GPU)
+    assert file.read_text() == (f'gpu_image = "{GPU}"\ncpu_image = "{CPU}" # by hand\n[labels]\nteam = \'a\'\n')
+
+
+@pytest.mark.parametrize("text", ['[labels]\ncpu_image = "a"\n', 'image_repository = """\ncpu_image = "a"\n"""\n'])
+def test_a_file_that_only_a_person_can_edit_is_left_alone(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=f"set cpu_image, gpu_image by hand: {CPU}, {GPU}$"):
+        write(file, cpu_image=CPU, gpu_image=GPU)
+    assert file.read_text() == text
+
+
+def test_what_cannot_be_is_not_written(file: Path) -> None:
+    file.write_text("")
+    with pytest.raises(ConfigError, match=r"settings\.toml: cpu_image: String should match pattern"):
+        write(file, cpu_image="r/mf/mf-python-cpu:v1", gpu_image=GPU)
+    assert file.read_text() == ""
