@@ -32,12 +32,12 @@ help: ## list the commands
 
 install: $(INSTALLED) ## make the virtual environment (.venv) from the lock files
 
-$(INSTALLED): requirements/all.lock pyproject.toml
+$(INSTALLED): requirements/all.lock requirements/pipeline-components.lock pyproject.toml
 	@$(PYTHON) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, found " + sys.version.split()[0])'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about two minutes)"
 	@# The lock is whole: with nothing to resolve, a release newer than it cannot get in pip's way.
-	@$(PIP) --no-deps --require-hashes -r requirements/all.lock
+	@$(PIP) --no-deps --require-hashes -r requirements/all.lock -r requirements/pipeline-components.lock
 	@PY="$(PY)" TORCH="$(TORCH)" TORCH_INDEX="$(TORCH_INDEX)" VERSION="$(TORCH_VERSION)" QUIET="$(QUIET)" requirements/install-torch
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/installed-* && touch $@

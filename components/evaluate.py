@@ -46,4 +46,6 @@ def evaluate(
     metrics.log_metric("test_rows", result.test_rows)
     metrics.log_metric("unseen_users", result.unseen_users.ids)
     metrics.log_metric("unseen_movies", result.unseen_movies.ids)
+    evaluation.metadata.update(metrics.metadata)
+    report.metadata.update(rmse=float(result.model.rmse), run_id=fitted.run_id)
     print(verdict(result))

@@ -27,10 +27,13 @@ def train(
     rank: int,
     fits: int,
     burn_in: int,
+    gpus: int,
 ):
-    """Fits the matrix factorization, on the GPU when the machine has one; -1 and "" leave an option to the solver."""
+    """Fits the matrix factorization, on a GPU when there is one; -1 and "" leave an option to the solver. A step that
+    was stopped and is run again goes on from where it was."""
     from pathlib import Path
 
+    from mf.checkpoint import CheckpointFile, reporter
     from mf.errors import reported
     from mf.ratings.schema import read_ratings
     from mf.solvers import configure
@@ -38,6 +41,9 @@ def train(
     from mf.train import train as fit
 
     with reported():
+        # Before anything else: a training that was meant for a GPU would take hours on a CPU.
+        device, where = pick_device(use_cuda=True, gpus=gpus)
+        print(where, flush=True)
         given = options_given(
             epochs=epochs,
             batch_size=batch_size,
@@ -57,14 +63,25 @@ def train(
             burn_in=burn_in,
         )
         config = configure(solver, {"factors": factors, "seed": seed, **given}, tuned=True)
-        ratings, _ = read_ratings(Path(train_ratings.path))
+        ratings, provenance = read_ratings(Path(train_ratings.path))
         validation, _ = read_ratings(Path(validation_ratings.path))
-        device, where = pick_device(use_cuda=True)
-        print(where)
-        fitted = fit(ratings, validation, config, device=device, callbacks=[lambda e: print(e.line(), flush=True)])
+        # The folder of the run, whatever the next attempt's own is called.
+        checkpoint = CheckpointFile(Path(model.path).parents[1] / "train.checkpoint", share=0.1)
+        callbacks = [reporter(checkpoint)]
+        fitted = fit(ratings, validation, config, device=device, callbacks=callbacks, checkpoint=checkpoint)
         fitted.save(Path(model.path))
+        checkpoint.remove()
     best = fitted.metrics["validation_rmse"]
-    model.metadata.update(run_id=fitted.run_id, solver=fitted.solver, factors=factors, git_sha=fitted.git_sha)
+    model.framework = "PyTorch"
+    model.metadata.update(
+        run_id=fitted.run_id,
+        solver=fitted.solver,
+        factors=factors,
+        rows=len(ratings),
+        content_hash=provenance.content_hash,
+        git_sha=fitted.git_sha,
+        device=device.type,
+    )
     if best is not None:
         model.metadata["validation_rmse"] = best
     print(fitted.summary())

@@ -20,7 +20,7 @@ OWN = {
     "solver": SOLVER_HELP,
     "seed": "Seed of the split and of all that the solver draws at random",
     "train_accelerator_type": "GPU of the train step: NVIDIA_TESLA_T4, NVIDIA_L4, NVIDIA_TESLA_A100 and others",
-    "train_accelerator_count": "GPUs of the train step",
+    "train_accelerator_count": "GPUs of the train step, of which a training uses one",
     **{f"{step}_cpu": f"CPU cores of the {step} step" for step in STEPS},
     **{f"{step}_memory": f"Memory of the {step} step, for example 16G" for step in STEPS},
 }

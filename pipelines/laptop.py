@@ -75,7 +75,8 @@ def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:
             "ignore", message=".*(have no effect in the current local runner|non-Python base image)"
         )
         try:
-            build(Settings())(**parameters)
+            # No GPU has to be there; one that is there is used. What fails here fails again.
+            build(Settings(retries=0))(**{"train_accelerator_count": 0, **parameters})
         except RuntimeError:
             failed = f"the step {log.step} failed"
             raise MfError(f"{failed}: {log.error}" if log.error else f"{failed}; see {folder / 'log.txt'}") from None

@@ -4,6 +4,7 @@ ratings ─> ingest ─> split ─> train (GPU) ─> evaluate ─> export
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -18,11 +19,18 @@ from mf.train import DEFAULT_SOLVER, SOLVERS_OWN
 from pipelines.describe import described
 from pipelines.parameters import with_defaults
 from pipelines.settings import Settings
+from pipelines.spot import train_on_spot
 
 NAME = "mf-training"
 
 OWN_TEXT, OWN = SOLVERS_OWN
 INGEST, SPLIT, EXPORT = IngestConfig(import_table="ratings"), SplitConfig(), ExportConfig()
+TRAIN_MACHINE: dict[str, Any] = {
+    "train_accelerator_type": "NVIDIA_L4",
+    "train_accelerator_count": 1,
+    "train_cpu": "8",
+    "train_memory": "32G",
+}
 
 
 def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})) -> GraphComponent:
@@ -74,82 +82,106 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         movie_export_table: str = EXPORT.movie_export_table,
         user_export_table: str = EXPORT.user_export_table,
         hnsw_index: bool = EXPORT.hnsw_index,
-        train_accelerator_type: str = "NVIDIA_L4",
-        train_accelerator_count: int = 1,
+        train_accelerator_type: str = TRAIN_MACHINE["train_accelerator_type"],
+        train_accelerator_count: int = TRAIN_MACHINE["train_accelerator_count"],
         ingest_cpu: str = "4",
         ingest_memory: str = "16G",
         split_cpu: str = "4",
         split_memory: str = "16G",
-        train_cpu: str = "8",
-        train_memory: str = "32G",
+        train_cpu: str = TRAIN_MACHINE["train_cpu"],
+        train_memory: str = TRAIN_MACHINE["train_memory"],
         evaluate_cpu: str = "4",
         evaluate_memory: str = "16G",
         export_cpu: str = "2",
         export_memory: str = "8G",
     ) -> None:
         """Turns ratings into user and movie embeddings in Supabase."""
-        ingested = components.ingest(
-            ratings_csv=ratings_csv,
-            import_table=import_table,
-            supabase_url=supabase_url,
-            columns=columns,
-            user_column=user_column,
-            movie_column=movie_column,
-            rating_column=rating_column,
-            timestamp_column=timestamp_column,
-            key_columns=key_columns,
-            rated_since=rated_since,
-            rated_before=rated_before,
-            max_reject_fraction=max_reject_fraction,
-        )
-        parts = components.split(
-            ratings=ingested.outputs["ratings"], split=split, val_size=val_size, test_size=test_size, seed=seed
-        )
-        trained = components.train(
-            train_ratings=parts.outputs["train_ratings"],
-            validation_ratings=parts.outputs["validation_ratings"],
-            solver=solver,
-            factors=factors,
-            seed=seed,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            weight_decay=weight_decay,
-            l2=l2,
-            bias_damping=bias_damping,
-            dropout=dropout,
-            clip_grad=clip_grad,
-            schedule=schedule,
-            patience=patience,
-            init_std=init_std,
-            block_users=block_users,
-            row_damping=row_damping,
-            rank=rank,
-            fits=fits,
-            burn_in=burn_in,
-        )
-        evaluated = components.evaluate(
-            train_ratings=parts.outputs["train_ratings"],
-            test_ratings=parts.outputs["test_ratings"],
-            model=trained.outputs["model"],
-        )
-        exported = components.export(
-            model=trained.outputs["model"],
-            supabase_url=supabase_url,
-            movie_export_table=movie_export_table,
-            user_export_table=user_export_table,
-            hnsw_index=hnsw_index,
-        ).after(evaluated)
+        train = train_on_spot(settings, {**TRAIN_MACHINE, **defaults}) if settings.spot else components.train
+
+        with final_step(settings):
+            ingested = components.ingest(
+                ratings_csv=ratings_csv,
+                import_table=import_table,
+                supabase_url=supabase_url,
+                columns=columns,
+                user_column=user_column,
+                movie_column=movie_column,
+                rating_column=rating_column,
+                timestamp_column=timestamp_column,
+                key_columns=key_columns,
+                rated_since=rated_since,
+                rated_before=rated_before,
+                max_reject_fraction=max_reject_fraction,
+            )
+            parts = components.split(
+                ratings=ingested.outputs["ratings"], split=split, val_size=val_size, test_size=test_size, seed=seed
+            )
+            trained = train(
+                train_ratings=parts.outputs["train_ratings"],
+                validation_ratings=parts.outputs["validation_ratings"],
+                solver=solver,
+                factors=factors,
+                seed=seed,
+                epochs=epochs,
+                batch_size=batch_size,
+                lr=lr,
+                weight_decay=weight_decay,
+                l2=l2,
+                bias_damping=bias_damping,
+                dropout=dropout,
+                clip_grad=clip_grad,
+                schedule=schedule,
+                patience=patience,
+                init_std=init_std,
+                block_users=block_users,
+                row_damping=row_damping,
+                rank=rank,
+                fits=fits,
+                burn_in=burn_in,
+                gpus=train_accelerator_count,
+            )
+            evaluated = components.evaluate(
+                train_ratings=parts.outputs["train_ratings"],
+                test_ratings=parts.outputs["test_ratings"],
+                model=trained.outputs["model"],
+            )
+            exported = components.export(
+                model=trained.outputs["model"],
+                supabase_url=supabase_url,
+                movie_export_table=movie_export_table,
+                user_export_table=user_export_table,
+                hnsw_index=hnsw_index,
+            ).after(evaluated)
+            registered = []
+            if settings.model_registry:
+                registered.append(
+                    components.register(
+                        ratings=ingested.outputs["ratings"],
+                        model=trained.outputs["model"],
+                        evaluation=evaluated.outputs["evaluation"],
+                        name=NAME,
+                        run_id=exported.output,
+                        job=dsl.PIPELINE_JOB_RESOURCE_NAME_PLACEHOLDER,
+                        image=settings.image("cpu"),
+                    )
+                )
 
         run_on(ingested, settings.image("cpu"), ingest_cpu, ingest_memory)
         run_on(parts, settings.image("cpu"), split_cpu, split_memory)
-        run_on(trained, settings.image("gpu"), train_cpu, train_memory)
         run_on(evaluated, settings.image("cpu"), evaluate_cpu, evaluate_memory)
         run_on(exported, settings.image("cpu"), export_cpu, export_memory)
-        trained.set_accelerator_type(train_accelerator_type).set_accelerator_limit(train_accelerator_count)
+        for task in registered:
+            run_on(task, settings.image("cpu"), "1", "4G")
+        if not settings.spot:
+            run_on(trained, settings.image("gpu"), train_cpu, train_memory)
+            trained.set_accelerator_type(train_accelerator_type).set_accelerator_limit(train_accelerator_count)
         # A table's, a file's and the published run's content are not in the cache's key.
-        for task in (ingested, evaluated, exported):
+        for task in (ingested, evaluated, exported, *registered):
             task.set_caching_options(False)
+        # Machines go away, and services are busy.
+        for task in (ingested, trained, exported, *registered):
+            if settings.retries:
+                task.set_retry(settings.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
         secrets = {
             "SUPABASE_KEY_SECRET": settings.supabase_key_secret,
             "SUPABASE_DB_URL_SECRET": settings.supabase_db_url_secret,
@@ -165,3 +197,18 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
 def run_on(task: PipelineTask, image: str, cpu: str, memory: str) -> None:
     """The image of a step and the least machine for it."""
     task.set_container_image(image).set_cpu_limit(cpu).set_memory_limit(memory)
+
+
+def final_step(settings: Settings) -> AbstractContextManager[Any]:
+    """Adds what runs when the steps of its block have come to their end, whatever that is; nothing unless asked for."""
+    if settings.notify_emails:
+        from google_cloud_pipeline_components.v1.vertex_notification_email import VertexNotificationEmailOp
+
+        last = VertexNotificationEmailOp(recipients=list(settings.notify_emails))
+    elif settings.notify_log:
+        last = components.notify()
+        run_on(last, settings.image("cpu"), "1", "2G")
+    else:
+        return nullcontext()
+    handler: AbstractContextManager[Any] = dsl.ExitHandler(last, name="run")
+    return handler
