@@ -80,7 +80,9 @@ def test_a_batchs_gradients_are_those_of_autograd_in_float64(
         torch.nn.init.normal_(parameter, generator=g)
     users, movies = torch.randint(12, (50,), generator=g).sort().values, torch.randint(9, (50,), generator=g)
     ratings = torch.randn(50, generator=g)
-    by_user, by_movie, squared = Tables.of(model).gradients(
+    vectors = model.user_factors.weight.data, model.movie_factors.weight.data
+    tables = Tables(*vectors, *(bias.weight.data.squeeze(1) for bias in (model.user_bias, model.movie_bias)))
+    by_user, by_movie, squared = tables.gradients(
         (users.int(), movies.int(), ratings), dropout, torch.Generator().manual_seed(1)
     )
 
