@@ -1,5 +1,5 @@
 """Building and pushing the images, with stand-ins for docker, podman and gcloud that note how they are called. That
-the real ones take these commands is for images/check (podman, a registry) and a Google Cloud project to show."""
+the real ones take these commands is for a real build and a Google Cloud project to show."""
 
 import json
 import shutil
