@@ -35,7 +35,7 @@ def train(
 
     from mf.checkpoint import CheckpointFile, reporter
     from mf.errors import reported
-    from mf.ratings.schema import read_ratings
+    from mf.ratings.schema import TrainedOn, read_ratings
     from mf.solvers import configure
     from mf.train import options_given, pick_device
     from mf.train import train as fit
@@ -69,6 +69,7 @@ def train(
         checkpoint = CheckpointFile(Path(model.path).parents[1] / "train.checkpoint", share=0.1)
         callbacks = [reporter(checkpoint)]
         fitted = fit(ratings, validation, config, device=device, callbacks=callbacks, checkpoint=checkpoint)
+        fitted.trained_on = TrainedOn.of(provenance, ratings, validation)
         fitted.save(Path(model.path))
         checkpoint.remove()
     best = fitted.metrics["validation_rmse"]

@@ -19,7 +19,7 @@ from mf.errors import ConfigError, DataError, reported
 from mf.flags import Parser, add_flags, add_shared_flags, given
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.ingest import ingest
-from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
+from mf.ratings.schema import MOVIE, RATING, USER, TrainedOn, read_ratings
 from mf.ratings.split import split
 from mf.ratings.table import reader
 from mf.solvers import SOLVERS, configure
@@ -101,7 +101,8 @@ def train_once(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         work = Path(scratch)
         with reader(source, trainer.supabase_url, trainer.supabase_key) as read_table:
-            print(ingest(source, work / "ratings.parquet", work / "rejects.csv", read_table=read_table).summary())
+            provenance = ingest(source, work / "ratings.parquet", work / "rejects.csv", read_table=read_table)
+        print(provenance.summary())
         parts = split(read_ratings(work / "ratings.parquet")[0], division)
         if destination:
             # Before the training, so that a wrong key or a migration that does not fit is not found out an hour later.
@@ -111,6 +112,7 @@ def train_once(argv: Sequence[str]) -> None:
         print(where)
         report = reporter(checkpoint)
         model = train(parts.train, parts.validation, solver, device=device, callbacks=[report], checkpoint=checkpoint)
+        model.trained_on = TrainedOn.of(provenance, parts.train, parts.validation)
         if test is not None:
             predicted = model.predict(test[USER], test[MOVIE])
             # In float64: scikit-learn would otherwise sum millions of squares in float32.

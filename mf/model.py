@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mf.errors import DataError
 from mf.files import directory_written_aside
-from mf.ratings.schema import MOVIE, USER
+from mf.ratings.schema import MOVIE, USER, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -104,6 +104,7 @@ class TrainedModel:
     rows: dict[str, int]  # ratings it was trained on and validated on
     metrics: dict[str, Any] = field(default_factory=dict)  # validation and test RMSE, the training curve
     git_sha: str = "unknown"
+    trained_on: TrainedOn | None = None  # None where nobody has told
 
     def summary(self) -> str:
         """What was fitted, in one line for a person."""
@@ -161,6 +162,7 @@ class TrainedModel:
             "users": len(self.users),
             "movies": len(self.movies),
             "git_sha": self.git_sha,
+            "trained_on": asdict(self.trained_on) if self.trained_on else None,
             "metrics": self.metrics,
         }
 
@@ -188,4 +190,4 @@ class TrainedModel:
             raise DataError(f"{directory} is not a whole model directory: {error} is missing in it") from None
         except Exception as error:  # torch.load answers garbage with whatever its parser trips over
             raise DataError(f"{directory} is not a model directory: {' '.join(str(error).split())[:300]}") from None
-        return cls(module, users, movies, **noted)
+        return cls(module, users, movies, **noted, trained_on=TrainedOn.read(card.get("trained_on")))

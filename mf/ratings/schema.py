@@ -46,6 +46,36 @@ class Provenance:
         )
 
 
+@dataclass(frozen=True)
+class TrainedOn:
+    """Which ratings a model has learned from; noted with the model, and with the run that is published of it."""
+
+    source: str  # as in ``Provenance``
+    columns: dict[str, str]  # as in ``Provenance``
+    content_hash: str  # of the training part
+    until: str | None  # time of the newest rating that it has seen, ISO 8601; None where the ratings have no times
+
+    @classmethod
+    def of(cls, provenance: Provenance, train: pa.Table, validation: pa.Table) -> "TrainedOn":
+        """What a training on ``train``, steered by ``validation``, sees of the ratings of ``provenance``."""
+        times = [pc.max(part[RATED_AT]).as_py() for part in (train, validation) if RATED_AT in part.column_names]
+        newest = max(filter(None, times), default=None)
+        until = newest.isoformat() if newest else None
+        return cls(provenance.source, provenance.columns, content_hash(train), until)
+
+    @classmethod
+    def read(cls, noted: Any) -> "TrainedOn | None":
+        """What was noted, as JSON has it; None where nothing was, or something else."""
+        try:
+            return cls(**noted)
+        except TypeError:
+            return None
+
+    def is_same_source(self, other: "TrainedOn") -> bool:
+        """Whether both are of one file or table and of the same columns of it, whatever rows it has had since."""
+        return (self.source, self.columns) == (other.source, other.columns)
+
+
 def ratings_schema(user: pa.DataType, movie: pa.DataType, *, timestamps: bool) -> pa.Schema:
     """``user_id`` and ``movie_id`` (int64 or string), ``rating`` float32 and, when the source has one, ``rated_at``
     (microseconds, UTC; null where it is unknown)."""

@@ -209,7 +209,8 @@ def _run(model: PublishedModel) -> dict[str, Any]:
     counts = {"n_users": len(model.users), "n_movies": len(model.movies)}
     # What recommend_from_ratings knows of new users.
     known = prior(model.users.vectors, model.users.bias, model.noise_variance).ravel().tolist()
-    return asdict(model.header) | counts | {"content_hash": model.content_hash, "prior": known}
+    noted = {"content_hash": model.content_hash, "trained_on": model.trained_on and asdict(model.trained_on)}
+    return asdict(model.header) | counts | noted | {"prior": known}
 
 
 def _columns(rows: Embeddings, part: slice) -> dict[str, Any]:

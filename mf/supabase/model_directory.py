@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mf.errors import DataError
-from mf.ratings.schema import MOVIE, USER, IdType, id_type
+from mf.ratings.schema import MOVIE, USER, IdType, TrainedOn, id_type
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class PublishedModel:
     movies: Embeddings
     content_hash: str  # tells two contents under one run id apart
     noise_variance: float  # of a rating around its prediction, in squared stars
+    trained_on: TrainedOn | None  # None where the model does not tell
 
 
 def read_model(directory: Path) -> PublishedModel:
@@ -64,14 +65,14 @@ def read_model(directory: Path) -> PublishedModel:
             ``factors`` values, an id is missing or occurs twice. The message names file, row and column.
     """
     directory = Path(directory)
-    header, noise_variance = _read_header(directory / "model.json")
+    header, noise_variance, trained_on = _read_header(directory / "model.json")
     parts = {name: directory / f"{name}_embeddings.parquet" for name in ("user", "movie")}
     # A database can take in a model in the time that one core needs to read it.
     with ThreadPoolExecutor(2) as pool:
         users = pool.submit(_read_embeddings, parts["user"], USER, header.factors)
         movies = pool.submit(_read_embeddings, parts["movie"], MOVIE, header.factors)
         content = pool.submit(_content_hash, header, [*parts.values()])
-        return PublishedModel(header, users.result(), movies.result(), content.result(), noise_variance)
+        return PublishedModel(header, users.result(), movies.result(), content.result(), noise_variance, trained_on)
 
 
 def _content_hash(header: Header, parts: list[Path]) -> str:
@@ -81,7 +82,7 @@ def _content_hash(header: Header, parts: list[Path]) -> str:
     return content.hexdigest()[:16]
 
 
-def _read_header(path: Path) -> tuple[Header, float]:
+def _read_header(path: Path) -> tuple[Header, float, TrainedOn | None]:
     try:
         model: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -97,7 +98,7 @@ def _read_header(path: Path) -> tuple[Header, float]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise DataError(f"{path}: {name} is {value!r}, expected a finite number")
     header = Header(fields["run_id"], factors, *(float(fields[name]) for name in ("mu", "rating_min", "rating_max")))
-    return header, _noise_variance(fields.get("metrics"), header)
+    return header, _noise_variance(fields.get("metrics"), header), TrainedOn.read(fields.get("trained_on"))
 
 
 def _noise_variance(metrics: Any, header: Header) -> float:

@@ -73,6 +73,9 @@ create table if not exists public.mf_runs (
   created_at timestamptz not null default now(),
   published_at timestamptz
 );
+-- Which ratings the model has learned from (source, columns, content_hash, until), so that the next one can be compared
+-- with it where both have the same source; runs of earlier migrations tell nothing.
+alter table public.mf_runs add column if not exists trained_on jsonb;
 create unique index if not exists mf_runs_one_published on public.mf_runs ((true)) where status = 'published';
 
 -- What is known of a new user before the first rating, for recommend_from_ratings: E[w w'] of the run's users,
@@ -406,9 +409,10 @@ begin
     end if;
     delete from public.mf_runs r where r.run_id = asked.run_id;
   end if;
-  insert into public.mf_runs as r (run_id, content_hash, factors, mu, rating_min, rating_max, n_users, n_movies)
+  insert into public.mf_runs as r (run_id, content_hash, factors, mu, rating_min, rating_max, n_users, n_movies,
+    trained_on)
   values (asked.run_id, asked.content_hash, asked.factors, asked.mu, asked.rating_min, asked.rating_max, asked.n_users,
-    asked.n_movies)
+    asked.n_movies, asked.trained_on)
   on conflict (run_id) do update set created_at = now() where r.status = 'loading';
   if jsonb_typeof(mf_register.run -> 'prior') = 'array' then
     prior := array(select v.value::double precision from jsonb_array_elements_text(mf_register.run -> 'prior') v);

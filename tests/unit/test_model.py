@@ -15,9 +15,11 @@ from torch import Tensor
 from mf import model as module_under_test
 from mf.errors import DataError
 from mf.model import MatrixFactorization, TrainedModel
+from mf.ratings.schema import TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 
 PAIRS = [(u, m) for u in range(3) for m in range(3)]
+TRAINED_ON = TrainedOn("r.csv", {"rating": "stars"}, "0a", None)
 FILES = {"model.pt", "model.json", "user_embeddings.parquet", "movie_embeddings.parquet"}
 IDS: dict[str, tuple[list[Any], list[Any]]] = {
     "integers": ([-7, 3, 2**53 + 1], [10, 20, 2**62]),
@@ -51,8 +53,9 @@ def random_model(users: int, movies: int, factors: int = 4) -> MatrixFactorizati
 def trained(ids: str = "integers") -> TrainedModel:
     users, movies = (Vocabulary.of(pa.array(values)) for values in IDS[ids])
     return TrainedModel(
-        random_model(3, 3), users, movies, "run-1", "adam", {"factors": 4}, {"train": 9}, {"test_rmse": 0.9}, "abc"
-    )
+        random_model(3, 3), users, movies, "run-1", "adam", {"factors": 4}, {"train": 9}, {"test_rmse": 0.9}, "abc",
+        TRAINED_ON,
+    )  # fmt: skip
 
 
 def rows(pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -125,8 +128,18 @@ def test_the_state_dict_loads_without_pickle_and_the_card_says_what_it_must(tmp_
     assert json.loads((tmp_path / "model.json").read_text()) == {
         "format": 1, "run_id": "run-1", "solver": "adam", "config": {"factors": 4}, "mu": 3.25, "factors": 4,
         "rating_min": 0.5, "rating_max": 5.0, "rows": {"train": 9}, "users": 3, "movies": 3, "git_sha": "abc",
+        "trained_on": {"source": "r.csv", "columns": {"rating": "stars"}, "content_hash": "0a", "until": None},
         "metrics": {"test_rmse": 0.9},
     }  # fmt: skip
+
+
+def test_what_it_was_trained_on_is_read_back_and_missing_in_a_model_of_before_it_was_noted(tmp_path: Path) -> None:
+    trained().save(tmp_path)
+    assert TrainedModel.load(tmp_path).trained_on == TRAINED_ON
+    card = json.loads((tmp_path / "model.json").read_text())
+    del card["trained_on"]
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    assert TrainedModel.load(tmp_path).trained_on is None
 
 
 def test_other_files_of_the_directory_are_kept_and_an_older_model_is_replaced(tmp_path: Path) -> None:
