@@ -20,7 +20,7 @@ def evaluate(
     from mf.evaluation.report import verdict, write_report
     from mf.files import written_aside
     from mf.model import TrainedModel
-    from mf.ratings.schema import MOVIE, USER, read_ratings
+    from mf.ratings.schema import read_ratings
 
     report.path += ".html"
     evaluation.path += ".json"
@@ -28,8 +28,7 @@ def evaluate(
         fitted = TrainedModel.load(Path(model.path))
         seen, provenance = read_ratings(Path(train_ratings.path))
         test, _ = read_ratings(Path(test_ratings.path))
-        low, high = fitted.module.rating_min.item(), fitted.module.rating_max.item()
-        result = evaluate(seen, test, fitted.predict(test[USER], test[MOVIE]), rating_min=low, rating_max=high)
+        result = evaluate(seen, test, fitted)
         facts = {
             "ratings": provenance.summary(),
             "model": f"{fitted.run_id}, solver {fitted.solver}, {fitted.module.factors} factors",

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mf.evaluation.evaluate import ActivityBin, Evaluation, RatingBin
+from mf.evaluation.evaluate import CountBin, Evaluation, RatingBin
 from mf.files import written_aside
 
 # One epoch (or sweep): "epoch", "train_rmse", "validation_rmse" (None without a validation part) and "seconds".
@@ -125,7 +125,7 @@ def _draw_by_rating(axes: Axes, bins: Sequence[RatingBin]) -> None:
     axes.set(xlabel="actual rating", ylabel="predicted rating")
 
 
-def _draw_by_activity(axes: Axes, bins: Sequence[ActivityBin]) -> None:
+def _draw_by_activity(axes: Axes, bins: Sequence[CountBin]) -> None:
     labels = [_span(b.from_ratings, b.to_ratings) for b in bins]
     axes.plot(labels, [b.baseline_rmse for b in bins], "s--", color=OTHER_COLOUR, label="user + movie biases")
     axes.plot(labels, [b.rmse for b in bins], "o-", color=MODEL_COLOUR, label="model")

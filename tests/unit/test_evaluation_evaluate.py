@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
 from mf.errors import DataError
-from mf.evaluation.evaluate import ActivityBin, Evaluation, RatingBin, Score, Unseen, evaluate
+from mf.evaluation.evaluate import CountBin, EvaluateConfig, Evaluation, RatingBin, Score, Unseen, evaluate
+from mf.model import MatrixFactorization, TrainedModel
+from mf.ratings.vocabulary import Vocabulary
 
 
 def ratings(*rows: tuple[Any, Any, float]) -> pa.Table:
@@ -16,8 +19,24 @@ def ratings(*rows: tuple[Any, Any, float]) -> pa.Table:
     return pa.table({"user_id": users, "movie_id": movies, "rating": pa.array(values, pa.float32())})
 
 
-def scored(train: pa.Table, test: pa.Table, predictions: Sequence[float]) -> Evaluation:
-    return evaluate(train, test, np.array(predictions, np.float32), rating_min=1, rating_max=5)
+class Foretold(TrainedModel):
+    """A model that predicts what it was told to, and ranks nothing higher than anything else."""
+
+    def __init__(self, train: pa.Table, predictions: Sequence[float], rating_min: float, rating_max: float) -> None:
+        users, movies = Vocabulary.of(train["user_id"]), Vocabulary.of(train["movie_id"])
+        module = MatrixFactorization(len(users), len(movies), 1, rating_min=rating_min, rating_max=rating_max)
+        super().__init__(module, users, movies, "run", "none", {}, {})
+        self.predictions = np.array(predictions, np.float32)
+
+    def predict(self, user_ids: Any, movie_ids: Any) -> npt.NDArray[np.float32]:
+        return self.predictions
+
+
+def scored(
+    train: pa.Table, test: pa.Table, predictions: Sequence[float], rating_max: float = 5, bootstrap: int = 0
+) -> Evaluation:
+    model = Foretold(train, predictions, 1, rating_max)
+    return evaluate(train, test, model, EvaluateConfig(bootstrap=bootstrap))
 
 
 TRAIN = ratings((1, 10, 5), (1, 20, 3), (2, 10, 1))
@@ -36,7 +55,7 @@ def test_errors_are_those_computed_by_hand() -> None:
 def test_the_bias_baseline_is_clipped_to_the_rating_range() -> None:
     generous = ratings(*((1, movie, 5) for movie in range(50)), *((2, movie, 3) for movie in range(50)), (3, 99, 4))
     generous = pa.concat_tables([generous, ratings(*((3, 0, 5) for _ in range(50)))])
-    unclipped = evaluate(generous, ratings((1, 0, 5)), np.array([5], np.float32), rating_min=1, rating_max=9)
+    unclipped = scored(generous, ratings((1, 0, 5)), [5], rating_max=9)
     assert unclipped.user_movie_bias.rmse > 0.1
     assert scored(generous, ratings((1, 0, 5)), [5]).user_movie_bias.rmse == 0
 
@@ -44,8 +63,9 @@ def test_the_bias_baseline_is_clipped_to_the_rating_range() -> None:
 def test_unseen_users_and_movies_are_counted_once_each_and_scored_apart() -> None:
     test = ratings((1, 10, 4), (8, 10, 4), (8, 20, 3), (9, 20, 2), (2, 77, 1))
     found = scored(TRAIN, test, [4, 3, 3, 4, 4])
-    assert found.unseen_users == Unseen(ids=2, rows=3, rmse=math.sqrt((1 + 0 + 4) / 3))
-    assert found.unseen_movies == Unseen(ids=1, rows=1, rmse=3)
+    both_baselines = math.sqrt((1 + 0 + 1) / 3)
+    assert found.unseen_users == Unseen(2, 3, math.sqrt((1 + 0 + 4) / 3), both_baselines, both_baselines)
+    assert found.unseen_movies == Unseen(ids=1, rows=1, rmse=3, baseline_rmse=1.5, global_mean_rmse=2)
 
 
 def test_nothing_unseen_has_no_rmse_of_its_own() -> None:
@@ -80,7 +100,7 @@ def test_deciles_are_of_users_and_not_of_their_test_ratings() -> None:
 
 def test_equally_active_users_share_one_bin_and_unseen_ones_have_zero_ratings() -> None:
     found = scored(TRAIN, ratings((7, 10, 3), (8, 10, 3), (2, 10, 3)), [3, 3, 4]).by_activity
-    assert found == (ActivityBin(0, 0, 2, 0, 0), ActivityBin(1, 1, 1, 1, 0.5))
+    assert found == (CountBin(0, 0, 2, 0, 0), CountBin(1, 1, 1, 1, 0.5))
 
 
 def test_predictions_are_summed_up_for_each_actual_rating() -> None:
@@ -88,7 +108,9 @@ def test_predictions_are_summed_up_for_each_actual_rating() -> None:
     found = scored(TRAIN, test, [*np.linspace(2, 3, 11), 4]).by_rating
     assert [(b.from_rating, b.to_rating, b.rows) for b in found] == [(2, 2, 11), (4.5, 4.5, 1)]
     assert [found[0].mean, found[0].p10, found[0].p90] == pytest.approx([2.5, 2.1, 2.9])
-    assert found[1] == RatingBin(4.5, 4.5, 1, 4, 4, 4)
+    assert found[0].rmse == pytest.approx(math.sqrt(sum((i / 10) ** 2 for i in range(11)) / 11))
+    assert (found[0].baseline_mean, found[0].baseline_rmse) == pytest.approx((3.4, 1.4))
+    assert found[1] == RatingBin(4.5, 4.5, 1, 4, 4, 4, 0.5, pytest.approx(3.4), pytest.approx(1.1))
 
 
 def test_more_than_twenty_actual_ratings_are_put_in_twenty_bins_of_equal_width() -> None:
@@ -102,14 +124,14 @@ def test_more_than_twenty_actual_ratings_are_put_in_twenty_bins_of_equal_width()
 
 def test_a_million_float32_errors_are_summed_without_loss() -> None:
     test = ratings((1, 10, 4.1)).take(pa.array(np.zeros(1_000_000, np.int64)))
-    found = evaluate(TRAIN, test, np.full(1_000_000, 4.0, np.float32), rating_min=1, rating_max=5)
+    found = scored(TRAIN, test, np.full(1_000_000, 4.0))
     assert found.model.rmse == pytest.approx(float(np.float32(4.1)) - 4, rel=1e-12)
 
 
 def test_to_json_holds_every_figure_under_its_name() -> None:
     found = json.loads(scored(TRAIN, ratings((1, 10, 4), (8, 10, 4)), [5, 4]).to_json())
-    assert found["model"] == {"rmse": math.sqrt(0.5), "mae": 0.5}
-    assert found["unseen_users"] == {"ids": 1, "rows": 1, "rmse": 0.0}
+    assert found["model"] == {"rmse": math.sqrt(0.5), "mae": 0.5, "rmse_interval": None, "mae_interval": None}
+    assert found["unseen_users"] == {"ids": 1, "rows": 1, "rmse": 0, "baseline_rmse": 1, "global_mean_rmse": 1}
     assert found["unseen_movies"]["rmse"] is None
     assert found["by_activity"][0]["from_ratings"] == 0
     assert found["by_rating"][0]["from_rating"] == 4
@@ -123,12 +145,6 @@ def test_an_empty_test_part_says_to_raise_test_size() -> None:
 def test_an_empty_training_part_says_to_lower_test_size() -> None:
     with pytest.raises(DataError, match=r"^the training part is empty .*: lower test_size$"):
         scored(TRAIN.slice(0, 0), TRAIN, [3, 3, 3])
-
-
-@pytest.mark.parametrize("shape", [(2,), (3, 1)])
-def test_predictions_of_another_length_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match=r"predictions of shape .* for 3 test ratings: expected one for each"):
-        evaluate(TRAIN, TRAIN, np.ones(shape, np.float32), rating_min=1, rating_max=5)
 
 
 def test_a_prediction_that_is_not_finite_is_named_with_its_ids() -> None:

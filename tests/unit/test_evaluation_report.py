@@ -9,19 +9,54 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from mf.evaluation.evaluate import ActivityBin, Evaluation, RatingBin, Score, Unseen
+from mf.evaluation.evaluate import (
+    CalibrationBin,
+    CountBin,
+    Distribution,
+    Evaluation,
+    ExposureBin,
+    Interval,
+    Ranking,
+    RankingScore,
+    RatingBin,
+    Score,
+    Unseen,
+)
 from mf.evaluation.report import verdict, write_report
 
 EVALUATION = Evaluation(
     train_rows=90_753,
     test_rows=10_083,
-    model=Score(0.8412, 0.6411),
-    global_mean=Score(1.0498, 0.8342),
-    user_movie_bias=Score(0.8683, 0.6635),
+    test_users=597,
+    model=Score(0.8412, 0.6411, Interval(0.8151, 0.8702), Interval(0.6204, 0.6633)),
+    global_mean=Score(1.0498, 0.8342, Interval(1.0165, 1.0861), Interval(0.8052, 0.8662)),
+    user_movie_bias=Score(0.8683, 0.6635, Interval(0.8419, 0.8967), Interval(0.6416, 0.6871)),
+    rmse_difference=Interval(-0.0317, -0.0170),
     unseen_users=Unseen(0, 0, None),
-    unseen_movies=Unseen(375, 397, 1.0127),
-    by_activity=(ActivityBin(0, 0, 83, 0.9611, 0.9622), ActivityBin(12, 2418, 10_000, 0.8401, 0.8677)),
-    by_rating=(RatingBin(0.5, 0.5, 83, 2.78, 1.95, 3.65), RatingBin(4, 4.5, 10_000, 3.87, 3.33, 4.37)),
+    unseen_movies=Unseen(375, 397, 1.0127, 1.0128, 1.1512),
+    by_activity=(CountBin(0, 0, 83, 0.9611, 0.9622), CountBin(12, 2418, 10_000, 0.8401, 0.8677)),
+    by_popularity=(CountBin(0, 0, 397, 1.0127, 1.0128), CountBin(1, 263, 9_686, 0.8333, 0.8616)),
+    by_rating=(
+        RatingBin(0.5, 0.5, 83, 2.78, 1.95, 3.65, 2.35, 2.81, 2.40),
+        RatingBin(4, 4.5, 10_000, 3.87, 3.33, 4.37, 0.58, 3.75, 0.59),
+    ),
+    calibration=(CalibrationBin(0.6, 3.4, 5_000, 2.9, 2.85), CalibrationBin(3.4, 5.0, 5_083, 3.9, 3.92)),
+    baseline_calibration=(CalibrationBin(1.1, 3.4, 5_000, 3.0, 2.9), CalibrationBin(3.4, 5.0, 5_083, 3.8, 3.9)),
+    distribution=Distribution((0.5, 2.5, 5.0), (1_900, 8_183), (900, 9_183), (700, 9_383)),
+    ranking=Ranking(
+        k=10,
+        relevance_threshold=3.5,
+        movies=8_953,
+        users=556,
+        users_without=41,
+        relevant=4_869,
+        out_of_reach=157,
+        model=RankingScore(0.0712, 0.0676, 0.0349, 0.3237, 0.0688, Interval(0.0604, 0.0827)),
+        user_movie_bias=RankingScore(0.0288, 0.0228, 0.0162, 0.1241, 0.0027, Interval(0.0205, 0.0371)),
+        popularity=RankingScore(0.1235, 0.1182, 0.0671, 0.4550, 0.0089, Interval(0.1086, 0.1383)),
+    ),
+    ranking_unseen_users=Ranking(10, 3.5, 8_953, 0, 0, 0, 0, reason="no test user is unseen in training"),
+    exposure=(ExposureBin(1, 23, 8_058, 0.42, 0.16, 0.75, 0), ExposureBin(24, 263, 895, 0.58, 0.84, 0.25, 1)),
 )
 HISTORY: list[Mapping[str, float | None]] = [
     {"epoch": 1, "train_rmse": 0.9512, "validation_rmse": 0.9333, "seconds": 1.25},
