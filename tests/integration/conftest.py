@@ -7,8 +7,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
+from supabase import Client
 
 from mf.local import LocalSupabase, delete_home
+from mf.supabase.client import connect
+from mf.supabase.config import SchemaConfig
+from mf.supabase.credentials import Credentials
+from mf.supabase.schema import migration
 
 numbers = itertools.count(1)
 
@@ -37,3 +43,29 @@ def fresh_stack(stack: LocalSupabase) -> Iterator[Callable[..., LocalSupabase]]:
             return opened.enter_context(LocalSupabase(stack.home, name, postgres=stack.postgres, **options))
 
         yield open_one
+
+
+@pytest.fixture(scope="module")
+def migrated(fresh_stack: Callable[..., LocalSupabase]) -> LocalSupabase:
+    """A database with what ``python -m mf schema`` prints."""
+    database = fresh_stack()
+    database.migrate(migration(SchemaConfig()))
+    return database
+
+
+@pytest.fixture
+def database(migrated: LocalSupabase) -> Iterator[LocalSupabase]:
+    """The same without a run, a fault or a request of an earlier test."""
+    with migrated.connect() as connection:
+        connection.execute("truncate public.mf_runs cascade")
+    migrated.gateway.faults.clear()
+    migrated.gateway.requests.clear()
+    yield migrated
+    migrated.gateway.faults.clear()
+
+
+@pytest.fixture
+def client(database: LocalSupabase) -> Iterator[Client]:
+    """Of the service role."""
+    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
+        yield client

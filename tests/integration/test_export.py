@@ -29,29 +29,6 @@ from public.mf_runs r order by 1
 """
 
 
-@pytest.fixture(scope="module")
-def migrated(fresh_stack):
-    database = fresh_stack()
-    database.migrate(migration(SchemaConfig()))
-    return database
-
-
-@pytest.fixture
-def database(migrated):
-    with migrated.connect() as connection:
-        connection.execute("truncate public.mf_runs cascade")
-    migrated.gateway.faults.clear()
-    migrated.gateway.requests.clear()
-    yield migrated
-    migrated.gateway.faults.clear()
-
-
-@pytest.fixture
-def client(database):
-    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
-        yield client
-
-
 def sql(database, text, *values):
     with database.connect() as connection:
         return connection.execute(text, values).fetchall()
@@ -324,36 +301,3 @@ def test_two_runs_published_at_once_leave_one_published(database, client, tmp_pa
     assert sorted(statuses(client).values()) == ["published", "retired"]
     last = published_run(client)["run_id"]
     assert_published(client, planted(last, users=20, movies=20, seed=ord(last)))
-
-
-def test_readers_see_one_whole_run_in_every_statement_while_twenty_are_published(database, client, tmp_path):
-    def constant(i):
-        """Every predicted rating of run i is 3 i + 1."""
-        ids, ones = list(range(60)), np.ones(60, np.float32)
-        return Planted(f"r{i}", ids, i * ones, ones[:, None], ids, i * ones, ones[:, None], i, -1000, 1000)
-
-    export(client, constant(0).write(tmp_path / "0"), ExportConfig())
-    mixed, seen, stop = [], set(), threading.Event()
-
-    def read():
-        with connect(Credentials(database.url, SecretStr(database.secret_key))) as reader:
-            while not stop.is_set():
-                for view in ("user_embeddings", "movie_embeddings"):
-                    rows = call(reader.table(view).select("run_id,bias"), "read")
-                    seen.update(r["run_id"] for r in rows)
-                    if len(rows) != 60 or len({(r["run_id"], r["bias"]) for r in rows}) != 1:
-                        mixed.append(rows)
-                ratings = [rating for _, rating in recommend_movies(reader, 7, 60)]
-                if len(ratings) != 60 or len(set(ratings)) != 1 or (ratings[0] - 1) % 3:
-                    mixed.append(ratings)
-
-    readers = [threading.Thread(target=read) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    for i in range(1, 21):
-        export(client, constant(i).write(tmp_path / str(i)), ExportConfig())
-    stop.set()
-    for reader in readers:
-        reader.join(30)
-    assert mixed == []
-    assert len(seen) >= 5

@@ -5,9 +5,10 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -35,41 +36,25 @@ from public.mf_runs r order by 1
 """
 
 
-@pytest.fixture(scope="module")
-def migrated(fresh_stack):
-    supabase = fresh_stack()
-    supabase.migrate(migration(SchemaConfig()))
-    return supabase
+def address(database):
+    return Database(SecretStr(database.db_url))
 
 
-@pytest.fixture
-def supabase(migrated):
-    with migrated.connect() as connection:
-        connection.execute("truncate public.mf_runs cascade")
-    migrated.gateway.faults.clear()
-    yield migrated
-    migrated.gateway.faults.clear()
+def api(database):
+    return connect(Credentials(database.url, SecretStr(database.secret_key)))
 
 
-def database(supabase):
-    return Database(SecretStr(supabase.db_url))
-
-
-def api(supabase):
-    return connect(Credentials(supabase.url, SecretStr(supabase.secret_key)))
-
-
-def sql(supabase, text, *values):
-    with supabase.connect() as connection:
+def sql(database, text, *values):
+    with database.connect() as connection:
         return connection.execute(text, values).fetchall()
 
 
-def refused(supabase, model_dir, url=None):
+def refused(database, model_dir, url=None):
     """The sentence of an export that cannot be; the password stands neither in it nor in what a traceback shows."""
     with pytest.raises(SupabaseError) as caught:
-        export_directly(Database(SecretStr(url)) if url else database(supabase), model_dir, CONFIG)
+        export_directly(Database(SecretStr(url)) if url else address(database), model_dir, CONFIG)
     said = str(caught.value)
-    password = re.search(":([^:@]+)@", url or supabase.db_url)[1]
+    password = re.search(":([^:@]+)@", url or database.db_url)[1]
     assert "\n" not in said
     assert password not in said + "".join(traceback.format_exception(caught.value))
     return said
@@ -77,20 +62,20 @@ def refused(supabase, model_dir, url=None):
 
 @pytest.mark.parametrize("ids", ["bigint", "text", "uuid"])
 def test_what_is_exported_directly_is_what_the_api_gives_back(fresh_stack, tmp_path, ids):
-    supabase = fresh_stack()
-    supabase.migrate(migration(SchemaConfig(user_id_type=ids, movie_id_type=ids)))
+    database = fresh_stack()
+    database.migrate(migration(SchemaConfig(user_id_type=ids, movie_id_type=ids)))
     model = planted("r é1", ids=ids)
-    assert export_directly(database(supabase), model.write(tmp_path), CONFIG) == Published(
+    assert export_directly(address(database), model.write(tmp_path), CONFIG) == Published(
         "r é1", 120, 300, changed=True, previous=None
     )
     vectors = "select movie_id::text, bias, embedding::real[], augmented::real[] from public.mf_movie_embeddings"
-    rows = {id_: (bias, vector, augmented) for id_, bias, vector, augmented in sql(supabase, vectors)}
+    rows = {id_: (bias, vector, augmented) for id_, bias, vector, augmented in sql(database, vectors)}
     assert rows.keys() == {str(id_) for id_ in model.movie_ids}
     for id_, bias, vector in zip(model.movie_ids, model.movie_bias, model.q, strict=True):
         np.testing.assert_array_equal(np.float32(rows[str(id_)][1]), vector)
         np.testing.assert_array_equal(np.float32(rows[str(id_)][2]), [*vector, bias])
         assert np.float32(rows[str(id_)][0]) == bias
-    with api(supabase) as client:
+    with api(database) as client:
         assert published_run(client)["run_id"] == "r é1"
         for user in (3, 77):
             answer = recommend_movies(client, model.user_ids[user], 20)
@@ -100,64 +85,64 @@ def test_what_is_exported_directly_is_what_the_api_gives_back(fresh_stack, tmp_p
 
 
 def test_integer_ids_go_into_a_database_of_text_ids_and_every_float32_stays_itself(fresh_stack, tmp_path):
-    supabase = fresh_stack()
-    supabase.migrate(migration(SchemaConfig(user_id_type="text", movie_id_type="text")))
+    database = fresh_stack()
+    database.migrate(migration(SchemaConfig(user_id_type="text", movie_id_type="text")))
     odd = np.array([[1e-42, 3.4e38], [-0.1, 16777217], [1 / 3, -1e-7]], np.float32)
     model = Planted("odd", [1, -22, 333], odd[:, 0], odd, [1, 2, 3], np.zeros(3, np.float32), odd)
-    export_directly(database(supabase), model.write(tmp_path), CONFIG)
-    stored = sql(supabase, "select user_id, bias, embedding::real[] from public.mf_user_embeddings order by bias")
+    export_directly(address(database), model.write(tmp_path), CONFIG)
+    stored = sql(database, "select user_id, bias, embedding::real[] from public.mf_user_embeddings order by bias")
     expected = sorted(zip(["1", "-22", "333"], odd, strict=True), key=lambda row: row[1][0])
     assert [(id_, np.float32(bias), *np.float32(vector)) for id_, bias, vector in stored] == [
         (id_, row[0], *row) for id_, row in expected
     ]
 
 
-def test_a_second_export_changes_nothing_and_a_retired_run_is_published_again(supabase, tmp_path):
+def test_a_second_export_changes_nothing_and_a_retired_run_is_published_again(database, tmp_path):
     for seed in (1, 2):
-        export_directly(database(supabase), planted(f"r{seed}", seed=seed).write(tmp_path / str(seed)), CONFIG)
+        export_directly(address(database), planted(f"r{seed}", seed=seed).write(tmp_path / str(seed)), CONFIG)
     rows = "select sum(u.xmin::text::bigint) from public.mf_user_embeddings u"
-    before = sql(supabase, rows)
-    again = export_directly(database(supabase), tmp_path / "2", CONFIG)
+    before = sql(database, rows)
+    again = export_directly(address(database), tmp_path / "2", CONFIG)
     assert again == Published("r2", 120, 300, changed=False, previous="r2")
-    assert export_directly(database(supabase), tmp_path / "1", CONFIG) == Published(
+    assert export_directly(address(database), tmp_path / "1", CONFIG) == Published(
         "r1", 120, 300, changed=True, previous="r2"
     )
-    assert sql(supabase, COUNTS) == [("r1", "published", 120, 300), ("r2", "retired", 120, 300)]
-    assert sql(supabase, rows) == before
+    assert sql(database, COUNTS) == [("r1", "published", 120, 300), ("r2", "retired", 120, 300)]
+    assert sql(database, rows) == before
 
 
-def test_what_an_export_through_the_api_left_half_loaded_is_finished(supabase, tmp_path):
+def test_what_an_export_through_the_api_left_half_loaded_is_finished(database, tmp_path):
     model = planted("r1")
     lost = iter([Fault(status=403)])
-    supabase.gateway.faults.append(lambda request: next(lost, None) if "/mf_load_users" in request.path else None)
-    with api(supabase) as client, pytest.raises(SupabaseError, match="write users 0 to 119 of run r1"):
+    database.gateway.faults.append(lambda request: next(lost, None) if "/mf_load_users" in request.path else None)
+    with api(database) as client, pytest.raises(SupabaseError, match="write users 0 to 119 of run r1"):
         export(client, model.write(tmp_path), CONFIG)
     # One that the model does not hold, and an export through the API would leave there.
-    sql(supabase, "insert into public.mf_user_embeddings values ('r1', 5, 0, '[1]') returning 1")
-    assert sql(supabase, COUNTS) == [("r1", "loading", 1, 300)]
-    assert export_directly(database(supabase), tmp_path, CONFIG).changed
-    assert sql(supabase, COUNTS) == [("r1", "published", 120, 300)]
+    sql(database, "insert into public.mf_user_embeddings values ('r1', 5, 0, '[1]') returning 1")
+    assert sql(database, COUNTS) == [("r1", "loading", 1, 300)]
+    assert export_directly(address(database), tmp_path, CONFIG).changed
+    assert sql(database, COUNTS) == [("r1", "published", 120, 300)]
 
 
 @pytest.mark.parametrize("way", ["direct", "api"])
-def test_an_index_that_is_asked_for_stands_before_the_publish_and_goes_with_its_run(supabase, tmp_path, way):
+def test_an_index_that_is_asked_for_stands_before_the_publish_and_goes_with_its_run(database, tmp_path, way):
     indexes = "select count(*) from pg_indexes where indexname like 'mf_hnsw%%'"
     config = ExportConfig(hnsw_index=True)
     for seed in range(3):
         model = planted(f"r{seed}", seed=seed)
         if way == "direct":
-            export_directly(database(supabase), model.write(tmp_path / str(seed)), config)
+            export_directly(address(database), model.write(tmp_path / str(seed)), config)
         else:
-            supabase.gateway.requests.clear()
-            with api(supabase) as client:
+            database.gateway.requests.clear()
+            with api(database) as client:
                 export(client, model.write(tmp_path / str(seed)), config)
-            called = [request.path.rsplit("/", 1)[1] for request in supabase.gateway.requests]
+            called = [request.path.rsplit("/", 1)[1] for request in database.gateway.requests]
             assert called.index("mf_index") < called.index("mf_publish")
     # Two of each run that is kept: for recommend_movies and for similar_movies.
-    assert sql(supabase, indexes) == [(4,)]
-    export_directly(database(supabase), planted("r3", seed=3).write(tmp_path / "3"), CONFIG)
-    assert sql(supabase, indexes) == [(2,)]
-    with api(supabase) as client:
+    assert sql(database, indexes) == [(4,)]
+    export_directly(address(database), planted("r3", seed=3).write(tmp_path / "3"), CONFIG)
+    assert sql(database, indexes) == [(2,)]
+    with api(database) as client:
         answer = recommend_movies(client, planted("r3", seed=3).user_ids[3], 20)
     assert [movie for movie, _ in answer] == [movie for movie, _ in planted("r3", seed=3).best(3, 20)]
 
@@ -170,52 +155,52 @@ def test_a_model_with_a_nan_is_refused_and_no_connection_is_made(tmp_path):
         export_directly(nowhere, model.write(tmp_path), CONFIG)
 
 
-def test_other_ids_other_views_and_a_missing_migration_are_told_as_through_the_api(supabase, fresh_stack, tmp_path):
+def test_other_ids_other_views_and_a_missing_migration_are_told_as_through_the_api(database, fresh_stack, tmp_path):
     texts = planted("r1", ids="text").write(tmp_path / "text")
-    assert "`python -m mf schema --user_id_type text --movie_id_type text`" in refused(supabase, texts)
+    assert "`python -m mf schema --user_id_type text --movie_id_type text`" in refused(database, texts)
     films = ExportConfig(movie_export_table="films")
     ids = planted("r1").movie_ids
     with pytest.raises(SupabaseError, match=r"made for 'movie_embeddings': .* schema --movie_export_table films`"):
-        check_migration_directly(database(supabase), pa.chunked_array([ids]), pa.chunked_array([ids]), films)
+        check_migration_directly(address(database), pa.chunked_array([ids]), pa.chunked_array([ids]), films)
     said = refused(fresh_stack(), planted("r1").write(tmp_path / "r1"))
     assert re.search(r"\(42883\): is the migration applied\? `python -m mf schema` prints it$", said)
 
 
-def test_a_wrong_password_and_a_host_that_does_not_answer_are_told_without_the_password(supabase, tmp_path):
+def test_a_wrong_password_and_a_host_that_does_not_answer_are_told_without_the_password(database, tmp_path):
     model = planted("r1").write(tmp_path)
-    wrong = re.sub(":[^:@]+@", ":hunter2hunter2@", supabase.db_url)
-    assert "check the password in SUPABASE_DB_URL" in refused(supabase, model, wrong)
-    assert "nothing listens there" in refused(supabase, model, "postgresql://u:hunter2hunter2@127.0.0.1:1/postgres")
+    wrong = re.sub(":[^:@]+@", ":hunter2hunter2@", database.db_url)
+    assert "check the password in SUPABASE_DB_URL" in refused(database, model, wrong)
+    assert "nothing listens there" in refused(database, model, "postgresql://u:hunter2hunter2@127.0.0.1:1/postgres")
 
 
 @pytest.fixture
-def stranger(supabase):
+def stranger(database):
     """The address of a user who may connect and was granted nothing."""
-    with supabase.connect() as connection:
+    with database.connect() as connection:
         connection.execute("drop role if exists stranger")
         connection.execute("create role stranger login password 'strangers-own'")
-    yield re.sub("//postgres:[^@]+@", "//stranger:strangers-own@", supabase.db_url)
-    with supabase.connect() as connection:
+    yield re.sub("//postgres:[^@]+@", "//stranger:strangers-own@", database.db_url)
+    with database.connect() as connection:
         connection.execute("drop owned by stranger")
         connection.execute("drop role stranger")
 
 
-def test_a_user_without_grants_or_below_row_level_security_is_told_whom_to_be(supabase, stranger, tmp_path):
+def test_a_user_without_grants_or_below_row_level_security_is_told_whom_to_be(database, stranger, tmp_path):
     model = planted("r1").write(tmp_path)
     advice = "let SUPABASE_DB_URL name the user who applied the migration, Supabase's is postgres"
-    said = refused(supabase, model, stranger)
+    said = refused(database, model, stranger)
     assert said == (
         "cannot read what the migration was made for: permission denied for function mf_schema (42501): " + advice
     )
-    with supabase.connect() as connection:
+    with database.connect() as connection:
         connection.execute("grant all on all tables in schema public to stranger")
         connection.execute("grant execute on all functions in schema public to stranger")
-    assert refused(supabase, model, stranger).endswith(advice)
-    assert sql(supabase, COUNTS) == []
+    assert refused(database, model, stranger).endswith(advice)
+    assert sql(database, COUNTS) == []
 
 
-def test_a_full_disk_is_told_and_readers_see_what_they_saw(supabase, tmp_path):
-    export_directly(database(supabase), planted("old").write(tmp_path / "old"), CONFIG)
+def test_a_full_disk_is_told_and_readers_see_what_they_saw(database, tmp_path):
+    export_directly(address(database), planted("old").write(tmp_path / "old"), CONFIG)
     fill = """
     create function public.no_space() returns trigger language plpgsql as
       $$ begin raise exception 'could not extend file: No space left on device' using errcode = '53100'; end $$;
@@ -223,17 +208,17 @@ def test_a_full_disk_is_told_and_readers_see_what_they_saw(supabase, tmp_path):
       for each row execute function public.no_space();
     """
     try:
-        with supabase.connect() as connection:
+        with database.connect() as connection:
             connection.execute(fill)
-        said = refused(supabase, planted("new", seed=2).write(tmp_path / "new"))
+        said = refused(database, planted("new", seed=2).write(tmp_path / "new"))
     finally:
-        with supabase.connect() as connection:
+        with database.connect() as connection:
             connection.execute("drop function public.no_space cascade")
     assert said == (
         "cannot write the users of run new: could not extend file: No space left on device (53100): the database's "
         "disk is full: enlarge it, or drop runs with `python -m mf runs prune`, then export again"
     )
-    assert sql(supabase, COUNTS) == [("old", "published", 120, 300)]
+    assert sql(database, COUNTS) == [("old", "published", 120, 300)]
 
 
 PROGRAM = (
@@ -243,127 +228,127 @@ PROGRAM = (
 )
 
 
-def stopped_in_the_load(supabase, model_dir):
-    """An exporter in a process of its own, held up in its transaction; and what lets it go on."""
-    blocker = supabase.connect()
-    blocker.autocommit = False
-    blocker.execute("lock table public.mf_user_embeddings in exclusive mode")
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(model_dir)],
-        env=os.environ | {"SUPABASE_DB_URL": supabase.db_url},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@contextmanager
+def held_up(database):
+    """While the block lasts, an export stops in its transaction, at the users; gives what waits until one has, and
+    tells its backend."""
     waiting = "select pid from pg_stat_activity where wait_event = 'relation' and query ilike '%%mf_user_embeddings%%'"
-    deadline = time.monotonic() + 30
-    while not sql(supabase, waiting):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return process, blocker, sql(supabase, waiting)[0][0]
+
+    def backend():
+        deadline = time.monotonic() + 30
+        while not (found := sql(database, waiting)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return found[0][0]
+
+    with database.connect() as blocker, blocker.transaction():
+        blocker.execute("lock table public.mf_user_embeddings in exclusive mode")
+        yield backend
 
 
-def test_an_exporter_that_is_killed_leaves_nothing_and_does_not_hold_up_the_next(supabase, tmp_path):
+@pytest.fixture
+def exporting(database):
+    """Exports in a thread of its own, and gives what is to come of it."""
+    with ThreadPoolExecutor() as pool:
+        yield lambda model_dir: pool.submit(export_directly, address(database), model_dir, CONFIG)
+
+
+def test_an_exporter_that_is_killed_leaves_nothing_and_does_not_hold_up_the_next(database, tmp_path):
     old, new = planted("old", seed=1).write(tmp_path / "old"), planted("new", seed=2).write(tmp_path / "new")
-    export_directly(database(supabase), old, CONFIG)
-    process, blocker, _ = stopped_in_the_load(supabase, new)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    # The table is still locked, so that only the look at the client's connection can end the transaction.
-    deadline = time.monotonic() + 20
-    while sql(supabase, "select 1 from pg_locks where locktype = 'advisory' and granted"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    blocker.close()
-    assert sql(supabase, COUNTS) == [("old", "published", 120, 300)]
-    assert export_directly(database(supabase), new, CONFIG).previous == "old"
+    export_directly(address(database), old, CONFIG)
+    environment = os.environ | {"SUPABASE_DB_URL": database.db_url}
+    with held_up(database) as backend:
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(new)], env=environment)
+        backend()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        # The table is still locked, so that only the look at the client's connection can end the transaction.
+        deadline = time.monotonic() + 20
+        while sql(database, "select 1 from pg_locks where locktype = 'advisory' and granted"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert sql(database, COUNTS) == [("old", "published", 120, 300)]
+    assert export_directly(address(database), new, CONFIG).previous == "old"
 
 
-def test_an_exporter_whose_connection_is_ended_says_so_and_can_be_run_again(supabase, tmp_path):
+def test_an_exporter_whose_connection_is_ended_says_so_and_can_be_run_again(database, exporting, tmp_path):
     new = planted("new").write(tmp_path)
-    process, blocker, pid = stopped_in_the_load(supabase, new)
-    sql(supabase, "select pg_terminate_backend(%s)", pid)
-    error = process.communicate(timeout=30)[1].splitlines()[-1]
-    blocker.close()
-    assert "cannot write the users of run new: terminating connection due to administrator command" in error
-    assert error.endswith("the connection broke off: run it again")
-    assert sql(supabase, COUNTS) == []
-    assert export_directly(database(supabase), new, CONFIG).changed
+    with held_up(database) as backend:
+        ended = exporting(new)
+        sql(database, "select pg_terminate_backend(%s)", backend())
+        said = str(ended.exception(30))
+    assert "cannot write the users of run new: terminating connection due to administrator command" in said
+    assert said.endswith("the connection broke off: run it again")
+    assert sql(database, COUNTS) == []
+    assert export_directly(address(database), new, CONFIG).changed
 
 
 @pytest.mark.parametrize("other", ["direct", "api"])
 @pytest.mark.parametrize("same", [True, False])
-def test_of_two_exporters_at_once_both_end_whole_and_one_is_published(supabase, tmp_path, other, same):
+def test_of_two_exporters_at_once_both_end_whole_and_one_is_published(database, exporting, tmp_path, other, same):
     first = planted("first", seed=1).write(tmp_path / "first")
     second = first if same else planted("second", seed=2).write(tmp_path / "second")
-    process, blocker, _ = stopped_in_the_load(supabase, first)
-    ended = []
 
-    def export_too():
-        if other == "direct":
-            ended.append(export_directly(database(supabase), second, CONFIG))
-        else:
-            with api(supabase) as client:
-                ended.append(export(client, second, CONFIG))
+    def through_the_api():
+        with api(database) as client:
+            return export(client, second, CONFIG)
 
-    thread = threading.Thread(target=export_too)
-    thread.start()
-    time.sleep(0.3)
-    assert ended == []
-    blocker.close()
-    assert (process.communicate(timeout=30)[1], process.returncode) == ("", 0)
-    thread.join(30)
-    expected = Published("first", 120, 300, changed=False, previous="first")
-    assert ended == [expected if same else Published("second", 120, 300, changed=True, previous="first")]
-    runs = (
-        [("first", "published", 120, 300)]
-        if same
-        else [("first", "retired", 120, 300), ("second", "published", 120, 300)]
-    )
-    assert (
-        sql(supabase, COUNTS) == runs if same else [("first", "retired", 120, 300), ("second", "published", 120, 300)]
-    )
+    with ThreadPoolExecutor() as pool:
+        with held_up(database) as backend:
+            one = exporting(first)
+            backend()
+            two = exporting(second) if other == "direct" else pool.submit(through_the_api)
+            with pytest.raises(TimeoutError):
+                two.result(0.3)
+        assert one.result(30) == Published("first", 120, 300, changed=True, previous=None)
+        found = Published("first", 120, 300, changed=False, previous="first")
+        after = Published("second", 120, 300, changed=True, previous="first")
+        assert two.result(30) == (found if same else after)
+    alone = [("first", "published", 120, 300)]
+    both = [("first", "retired", 120, 300), ("second", "published", 120, 300)]
+    assert sql(database, COUNTS) == (alone if same else both)
 
 
-def test_an_exporter_that_waits_in_vain_says_that_another_is_at_work(supabase, tmp_path, monkeypatch):
-    monkeypatch.setitem(direct.SETTINGS, "lock_timeout", "100ms")
-    process, blocker, _ = stopped_in_the_load(supabase, planted("first").write(tmp_path / "first"))
-    said = refused(supabase, planted("second", seed=2).write(tmp_path / "second"))
-    blocker.close()
-    assert process.wait(30) == 0
+def test_an_exporter_that_waits_in_vain_says_that_another_is_at_work(database, exporting, tmp_path, monkeypatch):
+    with held_up(database) as backend:
+        first = exporting(planted("first").write(tmp_path / "first"))
+        backend()
+        monkeypatch.setitem(direct.SETTINGS, "lock_timeout", "100ms")
+        said = refused(database, planted("second", seed=2).write(tmp_path / "second"))
+    assert first.result(30).changed
     assert said == (
         "cannot register run second: canceling statement due to lock timeout (55P03): another export is at work, and "
         "this one changed nothing: run it again when that one has ended"
     )
-    assert sql(supabase, COUNTS) == [("first", "published", 120, 300)]
+    assert sql(database, COUNTS) == [("first", "published", 120, 300)]
 
 
-def test_who_loads_the_same_run_through_the_api_meanwhile_finds_it_published(supabase, tmp_path):
+def test_who_loads_the_same_run_through_the_api_meanwhile_finds_it_published(database, tmp_path):
     model = planted("r1").write(tmp_path)
     small = ExportConfig(rows_per_request=20, clients=1)
     done = []
 
     def export_directly_in_between(request):
         if "/mf_load_users" in request.path and not done:
-            done.append(export_directly(database(supabase), model, CONFIG))
+            done.append(export_directly(address(database), model, CONFIG))
 
-    supabase.gateway.faults.append(export_directly_in_between)
-    with api(supabase) as client:
+    database.gateway.faults.append(export_directly_in_between)
+    with api(database) as client:
         export(client, model, small)
         assert done == [Published("r1", 120, 300, changed=True, previous=None)]
-        assert sql(supabase, COUNTS) == [("r1", "published", 120, 300)]
+        assert sql(database, COUNTS) == [("r1", "published", 120, 300)]
 
 
-def test_an_export_whose_runs_name_another_content_takes_writes_nothing_among_its_rows(supabase, tmp_path):
+def test_an_export_whose_runs_name_another_content_takes_writes_nothing_among_its_rows(database, tmp_path):
     first, second = planted("r1", seed=1).write(tmp_path / "1"), planted("r1", seed=2).write(tmp_path / "2")
     taken = []
 
     def take_the_name(request):
         if "/mf_load_users" in request.path and not taken:
-            taken.append(export_directly(database(supabase), second, CONFIG))
+            taken.append(export_directly(address(database), second, CONFIG))
 
-    supabase.gateway.faults.append(take_the_name)
-    with api(supabase) as client:
+    database.gateway.faults.append(take_the_name)
+    with api(database) as client:
         with pytest.raises(SupabaseError, match="write users 0 to 19 of run r1: the run r1 is no longer this export's"):
             export(client, first, ExportConfig(rows_per_request=20, clients=1))
         answer = recommend_movies(client, planted("r1", seed=2).user_ids[3], 20)

@@ -6,20 +6,12 @@ from pydantic import SecretStr
 
 from benchmarks.publish import disturbed
 from mf.supabase.client import call, connect
-from mf.supabase.config import ExportConfig, SchemaConfig
+from mf.supabase.config import ExportConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
 from mf.supabase.direct import export_directly
 from mf.supabase.export import export
 from mf.supabase.recommend import published_run
-from mf.supabase.schema import migration
-
-
-@pytest.fixture
-def database(fresh_stack):
-    database = fresh_stack()
-    database.migrate(migration(SchemaConfig()))
-    return database
 
 
 def test_readers_see_whole_runs_through_fifty_publishes_kills_and_lost_connections(database, tmp_path):

@@ -45,13 +45,6 @@ def run(stack, sql):
         connection.execute(sql)
 
 
-@pytest.fixture(scope="module")
-def migrated(fresh_stack):
-    stack = fresh_stack()
-    stack.migrate(migration(SchemaConfig()))
-    return stack
-
-
 @pytest.fixture
 def empty(fresh_stack):
     return fresh_stack()
