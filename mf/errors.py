@@ -23,7 +23,15 @@ class TrainingError(MfError):
 
 
 class SupabaseError(MfError):
-    """Supabase, or the way to it, refused: a key, a grant, a table, a function, the network."""
+    """Supabase, or the way to it, refused: a key, a grant, a table, a function, the network.
+
+    Attributes:
+        code: the database's SQLSTATE or PostgREST's own; empty where the API did not give one.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Ratings from a table of Supabase's database, over a direct connection: one snapshot, streamed to Parquet."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,9 @@ from mf.ratings.config import IngestConfig
 from mf.ratings.rejects import Rejects
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, Provenance, ratings_schema, times, write_parts
 from mf.supabase.database import Database
+from mf.supabase.snapshot import select, snapshot
 
 INFINITE = 9.2e18  # microseconds
-# Settings of the transaction. A role's limits are made for short queries, and this one lasts as long as it lasts; names
-# are those of the schemas that they are written with; what is text is written in one way.
-SETTINGS = {
-    "statement_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "search_path": "",
-    "datestyle": "ISO",
-    "timezone": "UTC",
-}
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ def read_table(database: Database, config: IngestConfig, output: Path, rejects: 
     """
     name = table_name(config.import_table)
     hints = {"42501": grant(name, "ROLE") + ", with the role of SUPABASE_DB_URL"}
-    with _transaction(database, f"read table {SCHEMA}.{name}", hints) as cursor:
+    with snapshot(database, f"read table {SCHEMA}.{name}", hints) as cursor:
         source = _describe(cursor, name, config)
         bad = Rejects(str(source.table), config.max_reject_fraction)
         with written_aside(rejects) as aside, Progress(f"import {SCHEMA}.{name}", source.rows) as progress:
@@ -80,29 +71,6 @@ def read_table(database: Database, config: IngestConfig, output: Path, rejects: 
                 return Provenance(str(source.table), *counts, columns=source.columns)
 
             return write_parts(parts, _schema(source), output, provenance)
-
-
-@contextmanager
-def _transaction(database: Database, doing: str, hints: Mapping[str, str]) -> Iterator[Any]:
-    """A cursor in a transaction that sees one snapshot and writes nothing."""
-    try:
-        with adbc.connect(database.conninfo.get_secret_value()) as connection, connection.cursor() as cursor:
-            cursor.execute("set transaction isolation level repeatable read, read only")
-            for name, value in SETTINGS.items():
-                cursor.execute(f"set local {name} = '{value}'")
-            yield cursor
-            return
-    except adbc.Error as error:
-        message = database.explain(error, doing, hints)
-    # Raised outside of the handler: the driver's frames hold the address.
-    raise SupabaseError(message)
-
-
-def _rows(cursor: Any, query: str, **values: str | int) -> list[dict[str, Any]]:
-    literals = {name: sql.Literal(value) for name, value in values.items()}
-    cursor.execute(sql.SQL(query).format(**literals).as_string())
-    rows: list[dict[str, Any]] = cursor.fetch_arrow_table().to_pylist()
-    return rows
 
 
 _TABLE = """
@@ -134,9 +102,9 @@ from pg_catalog.pg_index i where i.indrelid = {oid}::pg_catalog.oid and i.indisu
 
 
 def _describe(cursor: Any, name: str, config: IngestConfig) -> _Source:
-    found = _rows(cursor, _TABLE, schema=SCHEMA, name=name)
+    found = select(cursor, _TABLE, schema=SCHEMA, name=name).to_pylist()
     if not found:
-        there = [row["name"] for row in _rows(cursor, _TABLES, schema=SCHEMA)]
+        there = [row["name"] for row in select(cursor, _TABLES, schema=SCHEMA).to_pylist()]
         raise SupabaseError(f"cannot read table {SCHEMA}.{name}: relation does not exist (42P01): {missing(there)}")
     (it,) = found
     if not it["readable"]:
@@ -147,8 +115,8 @@ def _describe(cursor: Any, name: str, config: IngestConfig) -> _Source:
             f"cannot read table {SCHEMA}.{name}: row level security may hide rows from the role {it['role']}: connect "
             "as postgres, or as a role with bypassrls"
         )
-    unique = _rows(cursor, _UNIQUE, oid=it["oid"])
-    described = _rows(cursor, _COLUMNS, oid=it["oid"])
+    unique = select(cursor, _UNIQUE, oid=it["oid"]).to_pylist()
+    described = select(cursor, _COLUMNS, oid=it["oid"]).to_pylist()
     table = Table(
         name,
         it["role"],

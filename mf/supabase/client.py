@@ -137,9 +137,9 @@ def call_response(request: Any, doing: str, hints: Mapping[str, str] | None = No
     try:
         return retrying(_execute, request)
     except (APIError, httpx.HTTPError, _CutResponseError, _PassingStatusError) as error:
-        message = explain(error, doing, hints)
+        message, code = explain(error, doing, hints), str(getattr(error, "code", None) or "")
     # Raised outside of the handler: the exception's frames and the request they hold carry the key.
-    raise SupabaseError(message)
+    raise SupabaseError(message, code)
 
 
 def _execute(request: Any) -> Any:

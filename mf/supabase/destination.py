@@ -1,4 +1,4 @@
-"""Where an export goes: over the direct connection when there is one, else through the REST API."""
+"""Where an export goes and what stands there: the direct connection when there is one, else the REST API."""
 
 import re
 from dataclasses import dataclass
@@ -14,6 +14,14 @@ from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
 from mf.supabase.direct import check_migration_directly, export_directly
 from mf.supabase.export import Published, Rest, check_migration, export
+from mf.supabase.model_directory import Embeddings
+from mf.supabase.published import (
+    PublishedRun,
+    read_embeddings,
+    read_embeddings_directly,
+    read_run,
+    read_run_directly,
+)
 
 
 @dataclass(frozen=True)
@@ -59,3 +67,25 @@ class Destination:
             return export_directly(self.way, model_dir, config)
         with connect(self.way) as client:
             return export(client, model_dir, config)
+
+    def published_run(self) -> PublishedRun | None:
+        """The run that readers see; ``None`` when there is none, or no migration yet.
+
+        Raises:
+            SupabaseError: the database cannot be reached, or refused.
+        """
+        if isinstance(self.way, Database):
+            return read_run_directly(self.way)
+        with connect(self.way) as client:
+            return read_run(client)
+
+    def embeddings(self, run: PublishedRun) -> tuple[Embeddings, Embeddings]:
+        """The users and the movies of ``run``.
+
+        Raises:
+            SupabaseError: the run was removed meanwhile; or as ``published_run``.
+        """
+        if isinstance(self.way, Database):
+            return read_embeddings_directly(self.way, run)
+        with connect(self.way) as client:
+            return read_embeddings(client, run)
