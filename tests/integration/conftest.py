@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from browser import browser as browser  # a fixture, too
 from pydantic import SecretStr
 from supabase import Client
 
