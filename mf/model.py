@@ -20,7 +20,18 @@ from mf.ratings.schema import MOVIE, USER, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 
 FORMAT = 1
-PREDICT_CHUNK = 1 << 11  # pairs a time on a CPU: two of 512 KB of vectors at 64 factors, which its cache holds
+
+
+def products(p: Tensor, q: Tensor, users: Tensor, movies: Tensor) -> Tensor:
+    """p_u·q_m float32[B] for the rows ``users`` and ``movies`` (both int32[B] or both int64[B]), each of which must
+    exist, of p float32[n_users, K] and q float32[n_movies, K].
+
+    They are what an ``embedding_bag`` of q has for derivatives by its weights, of which PyTorch computes each from the
+    two rows where they lie. Gathered first, the rows would be written and read once more.
+    """
+    by_weight = torch.ops.aten._embedding_bag_per_sample_weights_backward
+    dot: Tensor = by_weight(p, q, movies, movies[:1], users, 0)  # 0: mode "sum"; the offsets are not looked at
+    return dot
 
 
 class MatrixFactorization(nn.Module):
@@ -82,13 +93,13 @@ class MatrixFactorization(nn.Module):
     def predict(self, users: Tensor, movies: Tensor) -> Tensor:
         """Predictions float[N] clipped to the rating range, for rows int64[N]; -1 is a user or movie that training has
         not seen, and contributes bias 0 and a zero vector."""
-        out = torch.empty(len(users), device=self.mu.device)
-        chunk = PREDICT_CHUNK if out.device.type == "cpu" else 1 << 20
-        for part, u, m in zip(*(torch.split(x, chunk) for x in (out, users, movies)), strict=True):
-            p, q, b_u, b_m = self.embed(u.clamp(min=0), m.clamp(min=0))
-            user_seen, movie_seen = (u >= 0).float(), (m >= 0).float()
-            part.copy_(self.mu + user_seen * b_u + movie_seen * b_m + user_seen * movie_seen * p.mul_(q).sum(-1))
-        return out.clamp(self.rating_min, self.rating_max)
+        user_seen, movie_seen = (users >= 0).float(), (movies >= 0).float()
+        users, movies = users.clamp(min=0), movies.clamp(min=0)
+        out = products(self.user_factors.weight, self.movie_factors.weight, users, movies)
+        out *= user_seen * movie_seen
+        for seen, bias, rows in ((user_seen, self.user_bias, users), (movie_seen, self.movie_bias, movies)):
+            out.addcmul_(seen, bias.weight.squeeze(-1).index_select(0, rows))
+        return out.add_(self.mu).clamp_(self.rating_min, self.rating_max)
 
 
 @dataclass

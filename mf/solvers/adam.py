@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mf.config import Config
 from mf.solvers.base import Interactions
-from mf.solvers.minibatch import L2, MiniBatches, Penalty, Side, Strata, Tables
+from mf.solvers.minibatch import L2, Counts, MiniBatches, Penalty, Side, Strata, Tables
 from mf.solvers.sorting import Segments
 
 PARTS = 4  # movie parts of the blocked mode: as many workers at most
@@ -57,13 +57,15 @@ class AdamConfig(Config):
 
 def start(train: Interactions, validation: Interactions, config: AdamConfig, workers: int | None = None) -> MiniBatches:
     """The training, ready for its first epoch; see ``mf.solvers.fit``."""
-    penalty = Penalty.of(train, config.l2, config.bias_damping, config.weight_decay)
     batch_size = config.batch_size or derived_batch(len(train))
 
     def strata() -> Strata:
         return Strata.blocked(train, batch_size, config.block_users, PARTS)
 
-    fitting = MiniBatches(train, validation, strata, config, lambda tables: Adam(tables, penalty, config), workers)
+    def rule(tables: Tables, counts: Counts) -> Adam:
+        return Adam(tables, Penalty.of(counts, config.l2, config.bias_damping, config.weight_decay), config)
+
+    fitting = MiniBatches(train, validation, strata, config, rule, workers)
     fitting.advice += ", or set --clip_grad 1"
     return fitting
 
@@ -90,6 +92,8 @@ class Adam:
     parameters and both moments as they are, and every row counts its own steps, so that the bias correction of a row
     that comes late is that of its first step. ``torch.optim.SparseAdam`` counts steps for the whole table instead.
     """
+
+    moves_only_rated = False
 
     def __init__(self, tables: Tables, penalty: Penalty, config: AdamConfig) -> None:
         self.config = config
@@ -139,20 +143,19 @@ class Moments:
 
     def gradient(self, segments: Segments, errors: Tensor, ratings: int) -> Tensor:
         """Of a batch's mean squared error and L2: 2/B·(n·l2·θ - the row's summed errors); float32[S, …]."""
-        weight = (self.l2.index_select(0, segments.rows) * segments.counts).view(_rows(errors))
-        return (self.table.index_select(0, segments.rows) * weight - errors).mul_(2 / ratings)
+        weight = (segments.take(self.l2) * segments.counts).view(_rows(errors))
+        return (segments.take(self.table) * weight - errors).mul_(2 / ratings)
 
     def step(self, segments: Segments, g: Tensor, size: float) -> None:
         """Moves the rows of ``segments`` on their gradients ``g`` by about ``size``."""
-        rows = segments.rows
-        t = self.steps.index_select(0, rows).add_(1)
-        m = self.m.index_select(0, rows).lerp_(g, 1 - BETAS[0])
-        v = self.v.index_select(0, rows).mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
+        t = segments.take(self.steps).add_(1)
+        m = segments.take(self.m).lerp_(g, 1 - BETAS[0])
+        v = segments.take(self.v).mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
         for table, values in ((self.steps, t), (self.m, m), (self.v, v)):
             segments.put(table, values)
         first, second = ((1 - beta**t).view(_rows(g)) for beta in BETAS)
         denominator = v.div_(second).sqrt_().add_(EPS)
-        segments.put(self.table, self.table.index_select(0, rows).sub_(m.mul_(size / first).div_(denominator)))
+        segments.put(self.table, segments.take(self.table).sub_(m.mul_(size / first).div_(denominator)))
 
     def state(self) -> tuple[Tensor, ...]:
         return self.m, self.v, self.steps

@@ -9,25 +9,23 @@ workers own disjoint rows.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mf.model import MatrixFactorization
+from mf.model import MatrixFactorization, products
 from mf.solvers.base import Interactions, generator, rmse
 from mf.solvers.sorting import Segments, stable_argsort
 from mf.solvers.unseen import BiasFallback
 from mf.solvers.workers import Workers
 
-# Rows gathered a time on a CPU: two of 512 KB at 64 factors stay in the cache of a core, and larger ones are handed
-# back to the system and faulted in anew at every call, which takes ten times as long as the work.
-CHUNK = 2048
-
 L2 = "L2 on the two vectors of every rating; none: 0.05 at 2 million ratings, less with more of them"
 
 Columns = tuple[Tensor, Tensor, Tensor]  # users int32[B], sorted; movies int32[B]; ratings less mu float32[B]
+Counts = tuple[Tensor, Tensor]  # ratings of each row, int64[n_users] and int64[n_movies]
 
 
 class Strata:
@@ -37,33 +35,48 @@ class Strata:
     part of its own, then with the next, until every block has met every part: what is done at the same time shares no
     row, so the outcome does not depend on how many workers there are. One block and one part are plain mini-batches.
 
+    The movies are numbered anew, so that the rows of a part lie together: movie i has the row ``movie_rows[i]``.
+
     Args:
         train: the ratings.
         batch_size: ratings a batch, on average.
         blocks: user blocks, of about as many ratings each.
         parts: movie parts, of about as many ratings each.
+
+    Attributes:
+        counts: of the users' and of the movies' rows.
+        user_spans, movie_spans: the rows of each block and of each part.
     """
 
     def __init__(self, train: Interactions, batch_size: int, blocks: int = 1, parts: int = 1) -> None:
         self.batch_size, self.blocks, self.parts = batch_size, blocks, parts
         self.device = train.ratings.device
         user_counts, movie_counts = train.counts()
+        # Dealt out by popularity, there and back, so that the parts are of a size.
+        seat = torch.arange(train.n_movies, device=self.device) % (2 * parts)
+        part = torch.empty_like(seat, dtype=torch.int32)
+        part[movie_counts.argsort(descending=True, stable=True)] = seat.minimum(2 * parts - 1 - seat).int()
+        by_part = stable_argsort(part, parts)
+        self.part, self.movie_rows = part[by_part], by_part.argsort()
+        self.counts = user_counts, movie_counts[by_part]
+
         order = stable_argsort(train.users, train.n_users)
         # Sorted rows need no look-up, and a movie and its rating are looked up as the eight bytes that they are.
         rows = torch.arange(train.n_users, dtype=torch.int32, device=self.device)
         self.users = rows.repeat_interleave(user_counts, output_size=len(train))
-        pairs = torch.stack([train.movies.int(), train.ratings.view(torch.int32)], 1).view(torch.int64)
+        movies = self.movie_rows.int().index_select(0, train.movies)
+        pairs = torch.stack([movies, train.ratings.view(torch.int32)], 1).view(torch.int64)
         pairs = torch.cat(Workers(self.device).map(lambda part: pairs.index_select(0, part), order.chunk(2)))
         pairs = pairs.view(torch.int32)
         self.movies, self.ratings = pairs[:, 0].contiguous(), pairs[:, 1].contiguous().view(torch.float32)
         self.ratings -= train.ratings.double().mean()
+
         ends = pad(user_counts.cumsum(0), (1, 0))
         wanted = torch.arange(1, blocks, device=self.device) * len(train) // blocks
-        self.starts = [0, *ends[torch.searchsorted(ends, wanted)].tolist(), len(train)]
-        # Dealt out by popularity, there and back, so that the parts are of a size.
-        seat = torch.arange(train.n_movies, device=self.device) % (2 * parts)
-        self.part = torch.empty_like(seat, dtype=torch.int32)
-        self.part[movie_counts.argsort(descending=True, stable=True)] = seat.minimum(2 * parts - 1 - seat).int()
+        first = torch.searchsorted(ends, wanted)
+        self.starts = [0, *ends[first].tolist(), len(train)]
+        self.user_spans = spans([0, *first.tolist(), train.n_users])
+        self.movie_spans = spans([0, *torch.bincount(part, minlength=parts).cumsum(0).tolist()])
 
     @classmethod
     def blocked(cls, train: Interactions, batch_size: int, block_users: int, parts: int) -> "Strata":
@@ -78,18 +91,25 @@ class Strata:
         start, end = self.starts[block], self.starts[block + 1]
         columns = [x[start:end] for x in (self.users, self.movies, self.ratings)]
         n = max(1, math.ceil((end - start) / (self.batch_size * self.parts)))
-        size = max(1, math.ceil((end - start) / n))
         rng = torch.Generator(self.device).manual_seed(seed)
-        key = torch.randperm(end - start, generator=rng, device=self.device, dtype=torch.int32)
-        key = key.div_(size, rounding_mode="floor")
-        sizes = [min(size, end - start - i * size) for i in range(n)]
         if self.parts > 1:
-            key += self.part[columns[1]] * n
+            key = torch.randint(n, (end - start,), generator=rng, device=self.device, dtype=torch.int32)
+            key += self.part.index_select(0, columns[1]) * n
             sizes = torch.bincount(key, minlength=n * self.parts).tolist()
+        else:
+            size = max(1, math.ceil((end - start) / n))
+            key = torch.randperm(end - start, generator=rng, device=self.device, dtype=torch.int32)
+            key = key.div_(size, rounding_mode="floor")
+            sizes = [min(size, end - start - i * size) for i in range(n)]
         # Stable, so that a batch's ratings stay sorted by user.
         order = stable_argsort(key, n * self.parts)
         cut = list(zip(*(torch.split(column.index_select(0, order), sizes) for column in columns), strict=True))
         return [cut[i : i + n] for i in range(0, n * self.parts, n)]
+
+
+def spans(edges: list[int]) -> list[slice]:
+    """The rows between one edge and the next."""
+    return [slice(*pair) for pair in pairwise(edges)]
 
 
 def derived_l2(ratings: int) -> float:
@@ -114,10 +134,11 @@ class Penalty:
     movie_bias: Tensor
 
     @classmethod
-    def of(cls, train: Interactions, l2: float | None, bias_damping: float, weight_decay: float = 0.0) -> "Penalty":
-        l2 = derived_l2(len(train)) if l2 is None else l2
-        per_rating = [1.0 / n.clamp(min=1) for n in train.counts()]
-        decay = len(train) * weight_decay / 2
+    def of(cls, counts: Counts, l2: float | None, bias_damping: float, weight_decay: float = 0.0) -> "Penalty":
+        ratings = int(counts[0].sum())
+        l2 = derived_l2(ratings) if l2 is None else l2
+        per_rating = [1.0 / n.clamp(min=1) for n in counts]
+        decay = ratings * weight_decay / 2
         return cls(*(l2 + decay * x for x in per_rating), *((bias_damping + decay) * x for x in per_rating))
 
 
@@ -138,6 +159,8 @@ class Side:
 
 class Rule(Protocol):
     """How far a row goes on what its ratings ask."""
+
+    moves_only_rated: bool  # whether a row that is asked by no rating stays as it is
 
     def step(self, users: Side, movies: Side, ratings: int, progress: float) -> None:
         """Moves the rows of a batch of ``ratings`` ratings, with ``progress`` (0 to 1) of the training behind."""
@@ -169,12 +192,23 @@ class Tables:
         return self.p, self.q, self.b_u, self.b_m
 
     def gradients(
-        self, batch: Columns, dropout: float = 0.0, rng: torch.Generator | None = None
+        self,
+        batch: Columns,
+        dropout: float = 0.0,
+        rng: torch.Generator | None = None,
+        within: tuple[slice, slice] | None = None,
     ) -> tuple[Side, Side, Tensor]:
-        """What a batch asks of its users and of its movies, and its squared errors' sum (float64, on the device)."""
+        """What a batch asks of its users and of its movies, and its squared errors' sum (on the device).
+
+        Args:
+            within: rows, among which the batch's are, that may all be asked, most of them for nothing. A span of them
+                is taken where the batch has more ratings than it has rows.
+        """
         users, movies, _ = batch
         order = stable_argsort(movies, len(self.q))
-        by_user, by_movie = Segments.of(users, len(self.p)), Segments.of(movies.index_select(0, order), len(self.q))
+        spans = within or (None, None)
+        by_user = _runs(users, len(self.p), spans[0])
+        by_movie = _runs(movies.index_select(0, order), len(self.q), spans[1])
         if dropout:
             error, p, q = self._dropped(batch, dropout, rng)
             on_users = by_user.bags(torch.arange(len(error), dtype=torch.int32, device=error.device), q, error)
@@ -186,7 +220,7 @@ class Tables:
         return (
             Side(by_user, on_users, by_user.sums(error)),
             Side(by_movie, on_movies, by_movie.sums(error.index_select(0, order))),
-            error.double().square().sum(),
+            error.dot(error).double(),
         )
 
     def _errors(self, batch: Columns) -> Tensor:
@@ -194,13 +228,7 @@ class Tables:
         users, movies, ratings = batch
         error = ratings - self.b_u.index_select(0, users)
         error -= self.b_m.index_select(0, movies)
-        chunk = len(error) if error.is_cuda else min(CHUNK, len(error))
-        p, q = (self.p.new_empty(chunk, self.p.shape[1]) for _ in range(2))
-        ones = self.p.new_ones(self.p.shape[1])
-        for e, u, m in zip(*(torch.split(x, chunk) for x in (error, users, movies)), strict=True):
-            products = torch.index_select(self.p, 0, u, out=p[: len(e)])
-            products *= torch.index_select(self.q, 0, m, out=q[: len(e)])
-            e.addmv_(products, ones, alpha=-1)
+        error -= products(self.p, self.q, users, movies)
         return error
 
     def _dropped(self, batch: Columns, dropout: float, rng: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,6 +244,12 @@ class Tables:
         return ratings - self.b_u.index_select(0, users) - self.b_m.index_select(0, movies) - dot, p, q
 
 
+def _runs(ordered: Tensor, rows: int, span: slice | None) -> Segments:
+    if span is None or ordered.is_cuda or span.stop - span.start > len(ordered):
+        return Segments.of(ordered, rows)
+    return Segments.within(ordered, span)
+
+
 class MiniBatches:
     """Epochs of mini-batches: a ``Fitting`` by any rule.
 
@@ -223,7 +257,7 @@ class MiniBatches:
         train, validation: the ratings.
         strata: makes what draws the training ratings.
         config: the solver's; epochs, patience, factors, init_std, seed, lr and, when it has one, dropout are taken.
-        rule: from the tables, the rule that moves them.
+        rule: from the tables and the ratings of each of their rows, the rule that moves them.
         workers: threads; the outcome does not depend on them.
     """
 
@@ -236,7 +270,7 @@ class MiniBatches:
         validation: Interactions,
         strata: Callable[[], Strata],
         config: Any,
-        rule: Callable[[Tables], Rule],
+        rule: Callable[[Tables, Counts], Rule],
         workers: int | None = None,
     ) -> None:
         self.validation, self.config = validation, config
@@ -249,7 +283,7 @@ class MiniBatches:
         self.strata, self.fallback = self.workers.map(lambda make: make(), makers)
         self.tables = Tables.start(train, config.factors, config.init_std, generator(config.seed, 0, self.device))
         self.finished: MatrixFactorization | None = None
-        self.rule = rule(self.tables)
+        self.rule = rule(self.tables, self.strata.counts)
 
     def epoch(self, number: int) -> float:
         self.finished = None
@@ -266,20 +300,24 @@ class MiniBatches:
                 before = number - 1 + begin / s.blocks + turn * share
                 parts = [(place + turn) % s.parts for place in range(len(group))]
                 jobs = [
-                    (batches[part], before, share, seeds[block][1 + part])
+                    (batches[part], (s.user_spans[block], s.movie_spans[part]), before, share, seeds[block][1 + part])
                     for batches, part, block in zip(cut, parts, group, strict=True)
                 ]
                 errors += self.workers.map(lambda job: self._stratum(*job), jobs)
         return math.sqrt(torch.stack(errors).sum().item() / self.rows)
 
-    def _stratum(self, batches: list[Columns], before: float, share: float, seed: int) -> Tensor:
-        """Steps over batches that begin after ``before`` epochs and take ``share`` of one; the squared errors' sum."""
+    def _stratum(
+        self, batches: list[Columns], rows: tuple[slice, slice], before: float, share: float, seed: int
+    ) -> Tensor:
+        """Steps over batches of the users and movies ``rows`` that begin after ``before`` epochs and take ``share`` of
+        one; the squared errors' sum."""
+        within = rows if self.rule.moves_only_rated else None
         rng = torch.Generator(self.device).manual_seed(seed) if self.dropout else None
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for i, batch in enumerate(batches):
             if len(batch[0]) == 0:
                 continue
-            users, movies, error = self.tables.gradients(batch, self.dropout, rng)
+            users, movies, error = self.tables.gradients(batch, self.dropout, rng, within)
             self.rule.step(users, movies, len(batch[0]), (before + i / len(batches) * share) / self.epochs)
             total += error
         return total
@@ -289,8 +327,9 @@ class MiniBatches:
 
     def model(self) -> MatrixFactorization:
         if self.finished is None:
-            factors = self.config.factors
-            self.finished = self.fallback.finished(*self.tables.all(), factors)
+            t, movies = self.tables, self.strata.movie_rows
+            tables = t.p, t.q.index_select(0, movies), t.b_u, t.b_m.index_select(0, movies)
+            self.finished = self.fallback.finished(*tables, self.config.factors)
         return self.finished
 
     def state(self) -> dict[str, Any]:

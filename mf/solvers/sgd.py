@@ -7,7 +7,7 @@ from pydantic import Field
 
 from mf.config import Config
 from mf.solvers.base import Interactions
-from mf.solvers.minibatch import L2, MiniBatches, Penalty, Side, Strata, Tables
+from mf.solvers.minibatch import L2, Counts, MiniBatches, Penalty, Side, Strata, Tables
 
 PARTS = 4  # movie parts: as many workers at most
 LAST = 0.02  # share of lr that is left at the end
@@ -46,7 +46,6 @@ class SGDConfig(Config):
 
 def start(train: Interactions, validation: Interactions, config: SGDConfig, workers: int | None = None) -> MiniBatches:
     """The training, ready for its first epoch; see ``mf.solvers.fit``."""
-    penalty = Penalty.of(train, config.l2, config.bias_damping)
 
     def strata() -> Strata:
         made = Strata.blocked(train, config.batch_size or 1, config.block_users, PARTS)
@@ -54,7 +53,10 @@ def start(train: Interactions, validation: Interactions, config: SGDConfig, work
             made.batch_size = min(max(len(train) // (made.blocks * made.parts * 8), 1 << 10), 1 << 16)
         return made
 
-    return MiniBatches(train, validation, strata, config, lambda tables: SGD(tables, penalty, config), workers)
+    def rule(tables: Tables, counts: Counts) -> SGD:
+        return SGD(tables, Penalty.of(counts, config.l2, config.bias_damping), config)
+
+    return MiniBatches(train, validation, strata, config, rule, workers)
 
 
 class SGD:
@@ -64,6 +66,8 @@ class SGD:
     every other rating; taken one after another they would each have seen what those before it had done. On a quadratic
     of curvature c they would go 1 - (1 - lr·c)ⁿ of the way, of which lr·n / (1 + lr·c·n) is the simplest bound.
     """
+
+    moves_only_rated = True
 
     def __init__(self, tables: Tables, penalty: Penalty, config: SGDConfig) -> None:
         self.tables, self.penalty, self.config = tables, penalty, config
@@ -75,14 +79,13 @@ class SGD:
             (users, t.p, t.b_u, w.user_factors, w.user_bias),
             (movies, t.q, t.b_m, w.movie_factors, w.movie_bias),
         ):
-            rows, n = side.segments.rows, side.segments.counts
-            size = lr / (1 + lr * c.row_damping * n)
-            keep = 1 - size * n * l2.index_select(0, rows)
-            moved = vectors.index_select(0, rows).mul_(keep[:, None])
-            side.segments.put(vectors, moved.addcmul_(side.vectors, size[:, None]))
-            bias = biases.index_select(0, rows)
-            asked = side.biases - n * bias_l2.index_select(0, rows) * bias
-            side.segments.put(biases, bias.addcmul_(asked, lr / (1 + lr * n)))
+            segments, n = side.segments, side.segments.counts
+            size = (lr / (1 + lr * c.row_damping * n))[:, None]
+            keep = 1 - size * (n * segments.take(l2))[:, None]
+            with segments.changed(vectors) as rows:
+                rows.mul_(keep).addcmul_(side.vectors, size)
+            with segments.changed(biases) as bias:
+                bias.addcmul_(side.biases - n * segments.take(bias_l2) * bias, lr / (1 + lr * n))
 
     def state(self) -> dict[str, Any]:
         return {}

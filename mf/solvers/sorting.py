@@ -1,5 +1,7 @@
 """Sorting of row numbers, and where each row's entries lie in what is sorted."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,17 +29,17 @@ class Segments:
     """The runs of equal rows in sorted row numbers.
 
     Attributes:
-        rows: int64[S], the row of each run.
+        rows: int64[S], the row of each run; or a slice of S rows that have a run each, which may be empty.
         offsets: int32[S], where each run starts.
         counts: float32[S], its length. On CUDA, where no size may depend on the data, the last runs are empty, and
             their rows are any.
-        padded: whether there may be empty runs.
+        padded: whether there may be empty runs of any row.
     """
 
-    rows: Tensor
+    rows: Tensor | slice
     offsets: Tensor
     counts: Tensor
-    padded: bool
+    padded: bool = False
 
     @classmethod
     def of(cls, ordered: Tensor, at_most: int) -> "Segments":
@@ -45,7 +47,14 @@ class Segments:
         if ordered.is_cuda:
             return cls.of_known_size(ordered, at_most)
         rows, counts = torch.unique_consecutive(ordered, return_counts=True)
-        return cls(rows.long(), (counts.cumsum(0) - counts).int(), counts.float(), padded=False)
+        return cls(rows.long(), (counts.cumsum(0) - counts).int(), counts.float())
+
+    @classmethod
+    def within(cls, ordered: Tensor, span: slice) -> "Segments":
+        """The runs of ``ordered``, int32[N], for every row of ``span``: rows that lie together need not be gathered and
+        put back, which is faster where few of them have no entry."""
+        counts = torch.bincount(ordered - span.start, minlength=span.stop - span.start)
+        return cls(span, (counts.cumsum(0) - counts).int(), counts.float())
 
     @classmethod
     def of_known_size(cls, ordered: Tensor, at_most: int) -> "Segments":
@@ -67,9 +76,24 @@ class Segments:
         start, end = self.offsets, self.offsets + self.counts.int()
         return (ends.index_select(0, end) - ends.index_select(0, start)).float()
 
+    def take(self, table: Tensor) -> Tensor:
+        """[S, …], the rows of ``table``: its own memory when ``rows`` is a slice, else a copy."""
+        return table[self.rows] if isinstance(self.rows, slice) else table.index_select(0, self.rows)
+
+    @contextmanager
+    def changed(self, table: Tensor) -> Iterator[Tensor]:
+        """[S, …], the rows of ``table``, to be changed in place and then put back where they are copies. Those of empty
+        runs must be left as they are."""
+        rows = self.take(table)
+        yield rows
+        if not isinstance(self.rows, slice):
+            self.put(table, rows)
+
     def put(self, table: Tensor, values: Tensor) -> None:
         """Puts ``values``, [S, …], in the rows of ``table``; those of empty runs are left out."""
-        if not self.padded:
+        if isinstance(self.rows, slice):
+            table[self.rows] = values
+        elif not self.padded:
             table.index_copy_(0, self.rows, values)
         else:
             # The row that an empty run names may be another run's, so nothing but zeros may be added to it.

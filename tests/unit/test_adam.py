@@ -103,7 +103,7 @@ def tables_of(model: MatrixFactorization) -> Tables:
 
 def test_weight_decay_adds_up_over_an_epoch_to_what_torch_adds_to_dense_gradients() -> None:
     train, _ = small()
-    penalty = Penalty.of(train, l2=0, bias_damping=0, weight_decay=0.01)
+    penalty = Penalty.of(train.counts(), l2=0, bias_damping=0, weight_decay=0.01)
     tables = tables_of(random_model(train))
     for table, rows, weights in (
         (tables.p, train.users, penalty.user_factors),
@@ -125,7 +125,7 @@ def test_the_gradient_is_that_of_autograd_penalty_included() -> None:
     batch = batch[train.users[batch].argsort()]
     users, movies, ratings = train.users[batch], train.movies[batch], train.ratings[batch]
     model, config = random_model(train), AdamConfig(l2=0.07, bias_damping=3, weight_decay=0.02, factors=3)
-    penalty = Penalty.of(train, config.l2, config.bias_damping, config.weight_decay)
+    penalty = Penalty.of(train.counts(), config.l2, config.bias_damping, config.weight_decay)
     rule = Adam(tables_of(model), penalty, config)
     by_user, by_movie, squared = tables_of(model).gradients((users.int(), movies.int(), ratings))
 

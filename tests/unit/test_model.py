@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mf import model as module_under_test
 from mf.errors import DataError
 from mf.model import MatrixFactorization, TrainedModel
 from mf.ratings.schema import TrainedOn
@@ -71,11 +70,6 @@ def test_predictions_are_those_computed_by_hand() -> None:
 def test_an_unseen_user_or_movie_has_no_bias_and_no_vector() -> None:
     pairs = [(0, -1), (1, -1), (-1, 0), (-1, 2), (-1, -1)]
     assert by_hand().predict(*rows(pairs)).tolist() == [3.5, 2.5, 3.25, 2.0, 3.0]
-
-
-def test_a_prediction_does_not_depend_on_how_the_pairs_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_under_test, "PREDICT_CHUNK", 4)
-    assert by_hand().predict(*rows(PAIRS)).tolist() == [4.25, 3.5, 3.5, 2.75, 2.0, 3.5, 3.75, 2.0, 4.5]
 
 
 @pytest.mark.parametrize("ids", IDS)

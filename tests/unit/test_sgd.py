@@ -34,15 +34,16 @@ def pair(users: Tensor, movies: Tensor) -> Tensor:
     return users.long() * MOVIES + movies
 
 
+@pytest.mark.parametrize("within", [None, (slice(0, 2), slice(0, 3)), (slice(0, 1), slice(0, 2))])
 @pytest.mark.parametrize(("progress", "lr"), [(0.0, 0.1), (0.5, 0.051), (1.0, 0.002)])
-def test_a_step_is_the_one_computed_by_hand(progress: float, lr: float) -> None:
+def test_a_step_is_the_one_computed_by_hand(progress: float, lr: float, within: tuple[slice, slice] | None) -> None:
     """User 0 gives 2.5 to movie 0 and 1.5 to movie 1, predicted 1.5 and 2.5; user 1 and movie 2 are not in it."""
     vectors = [[1.0], [7.0]], [[1.0], [2.0], [7.0]]
     tables = Tables(*map(torch.tensor, (*vectors, [0.5, 7.0], [0.0, 0.0, 7.0])))
     users, movies, ratings = torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([2.5, 1.5])
-    penalty = Penalty.of(Interactions(users, movies, ratings, 2, 3), l2=0.5, bias_damping=2)
+    penalty = Penalty.of(Interactions(users, movies, ratings, 2, 3).counts(), l2=0.5, bias_damping=2)
     batch = (users.int(), movies.int(), ratings)
-    by_user, by_movie, squared = tables.gradients(batch)
+    by_user, by_movie, squared = tables.gradients(batch, within=within)
     assert squared.item() == 2
     SGD(tables, penalty, SGDConfig(lr=0.1, row_damping=1)).step(by_user, by_movie, 2, progress)
 
@@ -117,11 +118,13 @@ def test_what_is_worked_on_at_the_same_time_shares_no_user_and_no_movie() -> Non
 
 def test_every_rating_is_drawn_once_an_epoch_in_another_order_each_time() -> None:
     train, fitting, workers = recorded()
+    movie_of_row = fitting.strata.movie_rows.argsort()
     drawn = []
     for number in (1, 2):
         workers.turns.clear()
         fitting.epoch(number)
-        drawn.append(torch.cat([pair(*job) for turn in workers.turns for job in turn]))
+        jobs = [job for turn in workers.turns for job in turn]
+        drawn.append(torch.cat([pair(users, movie_of_row[movies.long()]) for users, movies in jobs]))
     for order in drawn:
         assert torch.equal(order.sort().values, pair(train.users, train.movies).sort().values)
     assert not torch.equal(*drawn)
@@ -131,10 +134,26 @@ def test_a_batch_keeps_each_ratings_user_movie_and_value_together_sorted_by_user
     train, _ = uneven()
     given = torch.zeros(USERS * MOVIES)
     given[pair(train.users, train.movies)] = train.ratings - train.ratings.double().mean().float()
-    for batches in Strata(train, 64, blocks=8, parts=4).batches(3, seed=1):
+    strata = Strata(train, 64, blocks=8, parts=4)
+    movie_of_row = strata.movie_rows.argsort()
+    for part, batches in enumerate(strata.batches(3, seed=1)):
         for users, movies, ratings in batches:
-            torch.testing.assert_close(given[pair(users, movies)], ratings, rtol=0, atol=1e-6)
+            torch.testing.assert_close(given[pair(users, movie_of_row[movies.long()])], ratings, rtol=0, atol=1e-6)
             assert (users.diff() >= 0).all()
+            for rows, span in ((users, strata.user_spans[3]), (movies, strata.movie_spans[part])):
+                assert ((span.start <= rows) & (rows < span.stop)).all()
+
+
+def test_the_tables_rows_of_movies_are_theirs_again_in_the_model() -> None:
+    train, validation = uneven()
+    fitting = start(train, validation, BLOCKED)
+    fitting.epoch(1)
+    rows, tables = fitting.strata.movie_rows, fitting.tables
+    assert sorted(rows.tolist()) == list(range(MOVIES))
+    assert torch.equal(fitting.strata.counts[1][rows], train.counts()[1])
+    p, q = tables.p[train.users], tables.q[rows[train.movies]]
+    expected = train.ratings.mean() + (p * q).sum(1) + tables.b_u[train.users] + tables.b_m[rows[train.movies]]
+    torch.testing.assert_close(fitting.model()(train.users, train.movies), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 64, 999, 6000, 100_000])
@@ -160,8 +179,8 @@ def test_blocks_hold_whole_users_and_are_of_a_size_but_for_one_users_ratings() -
 
 def test_movie_parts_are_of_a_size_but_for_the_most_popular_movies_ratings() -> None:
     train = uneven()[0]
-    counts = train.counts()[1]
-    part = Strata(train, 64, blocks=8, parts=4).part.long()
+    strata = Strata(train, 64, blocks=8, parts=4)
+    counts, part = strata.counts[1], strata.part.long()
     ratings = torch.bincount(part, weights=counts.double(), minlength=4)
     assert ratings.max() - ratings.min() <= counts.max()
     assert ratings.min() > 0.9 * RATINGS / 4

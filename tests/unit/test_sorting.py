@@ -68,11 +68,11 @@ def test_one_row_alone_is_one_run() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("known_size", [False, True])
+@pytest.mark.parametrize("runs", ["of the batch", "of known size", "within spans"])
 def test_a_batchs_gradients_are_those_of_autograd_in_float64(
-    dropout: float, known_size: bool, monkeypatch: pytest.MonkeyPatch
+    dropout: float, runs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if known_size:
+    if runs == "of known size":
         monkeypatch.setattr(Segments, "of", Segments.of_known_size)
     g = torch.Generator().manual_seed(0)
     model = MatrixFactorization(12, 9, 4, rating_min=0, rating_max=5)
@@ -83,8 +83,12 @@ def test_a_batchs_gradients_are_those_of_autograd_in_float64(
     vectors = model.user_factors.weight.data, model.movie_factors.weight.data
     tables = Tables(*vectors, *(bias.weight.data.squeeze(1) for bias in (model.user_bias, model.movie_bias)))
     by_user, by_movie, squared = tables.gradients(
-        (users.int(), movies.int(), ratings), dropout, torch.Generator().manual_seed(1)
+        (users.int(), movies.int(), ratings),
+        dropout,
+        torch.Generator().manual_seed(1),
+        (slice(0, 12), slice(0, 9)) if runs == "within spans" else None,
     )
+    assert isinstance(by_user.segments.rows, slice) == (runs == "within spans")
 
     # What is dropped is drawn anew as the batch drew it: of the users' vectors, then of the movies'.
     again = torch.Generator().manual_seed(1)
