@@ -54,11 +54,19 @@ class Fault:
     drop: Literal["before", "after"] | None = None
 
 
+class Page(NamedTuple):
+    """A file that a browser gets without a key."""
+
+    content_type: str
+    read: Callable[[], bytes]
+
+
 class Gateway:
     """Serves ``http://127.0.0.1:<port>/rest/v1/…`` for a PostgREST on ``upstream_port``.
 
     Attributes:
         port: chosen by the system.
+        pages: what is served beside the API, by its path; a product's page lies on a server of its own.
         faults: callables that are asked in turn for every request, from several threads at a time; the first ``Fault``
             that one returns happens.
         requests: what was served last, in the order of the answers.
@@ -68,6 +76,7 @@ class Gateway:
         self.upstream_port = upstream_port
         self.faults: list[Callable[[Request], Fault | None]] = []
         self.requests: list[Served] = []
+        self.pages: dict[str, Page] = {}
         self._tokens = tokens
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"gateway": self}))
         self.port: int = self._server.server_address[1]
@@ -116,10 +125,15 @@ class _Handler(BaseHTTPRequestHandler):
             return self._drop()
         if fault.status is not None:
             return self._answer(fault.status, fault.body, [("Content-Type", fault.content_type), *fault.headers])
+        page = self.gateway.pages.get(self.path.partition("?")[0])
+        if page and self.command in ("GET", "HEAD"):
+            return self._answer(200, page.read(), [("Content-Type", page.content_type), ("Cache-Control", "no-store")])
         if not self.path.startswith(f"{PREFIX}/"):
             return self._refuse(404, "no Route matched with those values")
         key = self.headers.get("apikey")
         authorization = self.gateway.authorization(key, self.headers.get("Authorization", ""))
+        if self.command == "OPTIONS":
+            authorization = ""  # a browser asks without a key whether a page of another origin may send one
         if authorization is None:
             return self._refuse(401, "Invalid API key" if key else "No API key found in request")
         try:
@@ -134,7 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
         # A connection a request: a kept one may die under a POST, which must not be sent twice.
         connection = http.client.HTTPConnection("127.0.0.1", self.gateway.upstream_port, timeout=UPSTREAM_TIMEOUT_S)
         headers = {k: v for k, v in self.headers.items() if k.lower() not in NOT_FORWARDED}
-        headers["Authorization"] = authorization
+        if authorization:
+            headers["Authorization"] = authorization
         try:
             connection.request(self.command, self.path.removeprefix(PREFIX), body=body or None, headers=headers)
             answer = connection.getresponse()

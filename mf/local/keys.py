@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 VALID_S = 7 * 86_400
 
 
-def jwt(secret: str, role: str, **claims: str) -> str:
-    """A JSON Web Token signed with HS256 (RFC 7515, 7519) for ``role``, valid for ``VALID_S`` seconds."""
+def jwt(secret: str, role: str, *, valid_s: int = VALID_S, **claims: str) -> str:
+    """A JSON Web Token signed with HS256 (RFC 7515, 7519) for ``role``, valid for ``valid_s`` seconds."""
     now = int(time.time())
-    payload = {"iss": "mf-local", "role": role, "iat": now, "exp": now + VALID_S, **claims}
+    payload = {"iss": "mf-local", "role": role, "iat": now, "exp": now + valid_s, **claims}
     signed = b".".join(_base64url(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, payload))
     return b".".join([signed, _base64url(hmac.digest(secret.encode(), signed, hashlib.sha256))]).decode()
 

@@ -9,7 +9,7 @@ import psycopg
 from mf.errors import SupabaseError
 from mf.local import project
 from mf.local.gateway import Gateway
-from mf.local.keys import Keys, jwt
+from mf.local.keys import VALID_S, Keys, jwt
 from mf.local.postgres import Postgres, checked_name
 from mf.local.postgrest import PostgREST
 
@@ -77,10 +77,10 @@ class LocalSupabase:
         """What ``SUPABASE_DB_URL`` is: the direct connection of the superuser ``postgres``, password included."""
         return self.postgres.url(self.database)
 
-    def user_token(self, user_id: str) -> str:
+    def user_token(self, user_id: str, valid_s: int = VALID_S) -> str:
         """The JWT of a signed-in user: role ``authenticated``, and ``auth.uid()`` is ``user_id`` (a UUID). Sent as the
-        bearer token beside the publishable key."""
-        return jwt(self.keys.jwt_secret, "authenticated", sub=user_id, aud="authenticated")
+        bearer token beside the publishable key, for ``valid_s`` seconds."""
+        return jwt(self.keys.jwt_secret, "authenticated", valid_s=valid_s, sub=user_id, aud="authenticated")
 
     def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
         """An autocommit connection of the superuser to the database; use it in a ``with`` block, which closes it."""

