@@ -19,7 +19,7 @@ from mf.version import git_sha
 from pipelines import leaks
 from pipelines.machines import REGIONS
 
-RESOURCE = r"^(projects/[^/]+/secrets/[^/]+(/versions/[^/]+)?)?$"
+RESOURCE = r"^(projects/[^/\s]+/secrets/[\w-]+(/versions/[\w-]+)?)?$"
 DIGEST = r"^([^\s@]+@sha256:[0-9a-f]{64})?$"
 DEFAULT_FILE = Path(__file__).with_name("settings.toml")
 # The variable MF_REGION of the environment stands above the setting region.

@@ -14,6 +14,8 @@ from pydantic import SecretStr
 from mf.errors import ConfigError, SupabaseError
 
 KEY_HELP = "set SUPABASE_KEY, or SUPABASE_KEY_SECRET to the name of a Secret Manager secret"
+# A Supabase key would do as NAME; nobody calls a secret by one.
+SECRET_NAME = re.compile(r"projects/[^/\s]+/secrets/(?!sb_)[\w-]+(/versions/[\w-]+)?")
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,12 @@ class Credentials:
         if not url:
             raise ConfigError("no Supabase project: give --supabase_url or set SUPABASE_URL")
         if not is_address(url):
-            # Not shown: it may hold a password, or be the key.
+            # Not shown, nor left for a traceback to show: it may hold a password, or be the key.
+            del url
             raise ConfigError("the Supabase URL is not of the form https://PROJECT.supabase.co")
         if key is None:
             key = SecretStr(variable("SUPABASE_KEY", environ)) or None
-        if key is None and (name := variable("SUPABASE_KEY_SECRET", environ)):
+        if key is None and (name := secret_name("SUPABASE_KEY_SECRET", environ)):
             key = from_secret_manager(name, "SUPABASE_KEY_SECRET", "Supabase key")
         if key is None or not key.get_secret_value().strip():
             raise ConfigError(f"no key for {url}: {KEY_HELP}")
@@ -71,6 +74,19 @@ def variable(name: str, environ: Mapping[str, str] | None) -> str:
     return (os.environ if environ is None else environ).get(name, "")
 
 
+def secret_name(name: str, environ: Mapping[str, str] | None) -> str:
+    """The Secret Manager secret that a variable of ``environ`` names, "" without it. No local of this function, which a
+    traceback may show, holds what is refused: it may be the secret itself.
+
+    Raises:
+        ConfigError: it cannot be the name of a secret.
+    """
+    found = SECRET_NAME.fullmatch(variable(name, environ))
+    if found is None and variable(name, environ):
+        raise ConfigError(f"{name} is not of the form projects/PROJECT/secrets/NAME/versions/latest")
+    return found[0] if found else ""
+
+
 def is_address(url: str) -> bool:
     """Whether ``url`` is http(s)://host[:port][/path] and nothing more."""
     try:
@@ -91,12 +107,11 @@ def from_secret_manager(name: str, variable: str, what: str) -> SecretStr:
     """The payload of a secret's version, read under the process's own service account.
 
     Args:
-        name: ``projects/P/secrets/S/versions/V``; without a version the latest one is read.
+        name: as ``secret_name`` gives it; without a version the latest one is read.
         variable: of the environment, that holds the name; for errors.
         what: the secret holds; for errors.
 
     Raises:
-        ConfigError: the name cannot be one.
         SupabaseError: Secret Manager does not give the secret.
     """
     from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound
@@ -104,11 +119,7 @@ def from_secret_manager(name: str, variable: str, what: str) -> SecretStr:
     from google.cloud import secretmanager
     from requests import RequestException
 
-    parts = name.split("/")
-    if len(parts) not in (4, 6) or parts[0] != "projects" or parts[2] != "secrets" or not all(parts):
-        # Not shown: it may be the key itself.
-        raise ConfigError(f"{variable} is not of the form projects/PROJECT/secrets/NAME/versions/latest")
-    if len(parts) == 4:
+    if "/versions/" not in name:
         name += "/versions/latest"
     try:
         client = secretmanager.SecretManagerServiceClient()

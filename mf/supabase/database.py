@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import SecretStr
 
 from mf.errors import ConfigError
-from mf.supabase.credentials import from_secret_manager, variable
+from mf.supabase.credentials import from_secret_manager, secret_name, variable
 
 FORM = "postgresql://USER:PASSWORD@HOST:5432/postgres"
 SESSION_POOLER = "take the session pooler's address, port 5432, from the project's Connect dialog"
@@ -37,7 +37,7 @@ class Database:
             SupabaseError: Secret Manager does not give the secret.
         """
         url = SecretStr(variable("SUPABASE_DB_URL", environ).strip())
-        if not url and (name := variable("SUPABASE_DB_URL_SECRET", environ)):
+        if not url and (name := secret_name("SUPABASE_DB_URL_SECRET", environ)):
             url = from_secret_manager(name, "SUPABASE_DB_URL_SECRET", "address of the database")
         return cls(_checked(url)) if url else None
 

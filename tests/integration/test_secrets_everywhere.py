@@ -173,6 +173,9 @@ def export(folder: Path) -> tuple[Any, dict[str, Any]]:
         ({"SUPABASE_KEY_SECRET": NAME.format("missing")}, "there is no secret"),
         ({"SUPABASE_KEY_SECRET": NAME.format("closed")}, "no access to the secret"),
         ({"SUPABASE_DB_URL_SECRET": NAME.format("empty")}, "is empty: add a version"),
+        ({"SUPABASE_KEY_SECRET": KEY}, "SUPABASE_KEY_SECRET is not of the form projects/PROJECT/secrets/NAME/"),
+        ({"SUPABASE_KEY_SECRET": NAME.format(KEY)}, "SUPABASE_KEY_SECRET is not of the form projects/PROJECT/"),
+        ({"SUPABASE_DB_URL_SECRET": DB_URL}, "SUPABASE_DB_URL_SECRET is not of the form projects/PROJECT/secrets/"),
         ({}, "no key for http://127.0.0.1:9"),
     ],
 )
