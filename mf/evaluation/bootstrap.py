@@ -37,11 +37,11 @@ def resampled(sums: Floats, weights: Floats, samples: int, seed: int) -> Floats:
     """
     users = len(weights)
     rng = np.random.default_rng(seed)
-    table = np.column_stack([sums, weights])
-    totals = np.empty((samples, table.shape[1]))
+    table = np.vstack([sums.T, weights])  # a column's numbers side by side: the product takes a fifth of the time
+    totals = np.empty((samples, len(table)))
     for total in totals:
         drawn = np.bincount(rng.integers(users, size=users, dtype=np.int32), minlength=users)
-        total[:] = drawn.astype(np.float64) @ table
+        total[:] = table @ drawn.astype(np.float64)
     ratios: Floats = totals[:, :-1] / totals[:, -1:]
     return ratios
 

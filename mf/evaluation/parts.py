@@ -67,7 +67,7 @@ class Parts:
     def rated(self) -> csr_array:
         """Test users × movies of the training part: what each has rated in the training and the validation part."""
         # Of each user of the training part, the place among the test part's.
-        places = np.full(len(self.users.seen), -1)
+        places = np.full(len(self.users.seen), -1, np.int32)
         known = self.users.rows >= 0
         places[self.users.rows[known]] = np.flatnonzero(known)
         users, movies = places[self.users.train], self.movies.train

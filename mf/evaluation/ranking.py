@@ -25,7 +25,7 @@ METRICS = ("ndcg", "recall", "map", "hit_rate")
 class RankingScore:
     """How good lists of k movies are: means over users, and intervals that the bootstrap over users gives.
 
-    ``per_user`` has the definitions. Coverage has no interval: fewer different users always find fewer movies.
+    ``quality`` has the definitions. Coverage has no interval: fewer different users always find fewer movies.
     """
 
     ndcg: float
@@ -49,6 +49,7 @@ class Ranking:
     k: int  # length of the lists
     relevance_threshold: float  # a test movie rated so or higher is relevant
     movies: int  # the catalogue: those with a training rating
+    left_out: str  # the parts whose movies a user's own list leaves out: "training", or "training and validation"
     users: int  # with a relevant test movie: those that are counted
     users_without: int  # test users without one, who are left out
     relevant: int  # relevant test ratings
@@ -90,16 +91,18 @@ def rankings(
     for unseen in (False, True):
         group = (parts.users.rows < 0) == unseen
         users = np.flatnonzero(group & (wanted > 0))
+        theirs = rated[users]
         lists = {
-            "model": _by_model(model, parts, users, rated[users], config.k),
-            "user_movie_bias": by_order(movie_bias, rated[users], config.k),
-            "popularity": by_order(counts, rated[users], config.k),
+            "model": _by_model(model, parts, users, theirs, config.k),
+            "user_movie_bias": by_order(movie_bias, theirs, config.k),
+            "popularity": by_order(counts, theirs, config.k),
         }
         scores = _scores(lists, relevant[users], wanted[users], config) if len(users) else {}
         ranking = Ranking(
             k=config.k,
             relevance_threshold=threshold,
             movies=len(counts),
+            left_out="training" if parts.validation is None else "training and validation",
             users=len(users),
             users_without=int(group.sum()) - len(users),
             relevant=int(wanted[users].sum()),
@@ -127,7 +130,7 @@ def _scores(
     lists: Mapping[str, Ints], relevant: csr_array, wanted: Ints, config: EvaluateConfig
 ) -> dict[str, RankingScore]:
     """Of each ranker's lists, with intervals from the same draws of users."""
-    figures = {name: per_user(found_in(top, relevant), wanted) for name, top in lists.items()}
+    figures = {name: quality(found_in(top, relevant), wanted) for name, top in lists.items()}
     draws = resampled(np.column_stack(list(figures.values())), np.ones(len(wanted)), config.bootstrap, config.seed)
     scores = {}
     for i, (name, top) in enumerate(lists.items()):
@@ -146,7 +149,7 @@ def _reason(users: int, unseen: bool, threshold: float) -> str:
     return f"none of the {users:,} test users {kind} in training rated a test movie {threshold:g} or higher"
 
 
-def per_user(hits: npt.NDArray[np.bool_], relevant: Ints) -> Floats:
+def quality(hits: npt.NDArray[np.bool_], relevant: Ints) -> Floats:
     """NDCG, recall, average precision and hit of each user's list, float64[users, 4] in the order of ``METRICS``.
 
     With h_i = 1 where place i of the k holds a relevant movie and R ≥ 1 relevant test movies:

@@ -5,12 +5,16 @@ import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mf.biases import Ints
 from mf.errors import DataError
+from mf.solvers.workers import Workers
 
 # For one block of users' scores. On a CPU what is larger is paged in anew at each use.
 CPU_BYTES, GPU_BYTES = 32 << 20, 1 << 30
+GROUP = 64  # neighbouring movies of which the best is found first
+PARTS = 16  # of the users, each one core's work for a while
 
 
 def by_order(scores: npt.NDArray[np.generic], rated: csr_array, k: int) -> Ints:
@@ -43,36 +47,52 @@ def by_vectors(p: Tensor, q: Tensor, b_m: Tensor, rated: csr_array, k: int, budg
     Args:
         p: float32[users, factors].
         q: float32[movies, factors], on the same device, as ``b_m``: float32[movies].
-        budget: bytes for the scores of one block of users; what else is held is about as much again.
+        budget: bytes for the scores of one block of users, of which each CPU core has one in work.
 
     Raises:
         DataError: a number of the model is not finite.
     """
     if not all(bool(tensor.isfinite().all()) for tensor in (p, q, b_m)):
         raise DataError("the model's vectors are not finite: the training diverged, train again with a lower lr")
+    # One product with [q ; b_m] and [p ; 1]; the rows that fill the last group up have a bias that is never the best.
+    table = pad(torch.column_stack([q, b_m]), (0, 0, 0, -len(q) % GROUP))
+    table[len(q) :, -1] = -torch.inf
+    vectors = pad(p, (0, 1), value=1.0)
     budget = budget or (CPU_BYTES if p.device.type == "cpu" else GPU_BYTES)
-    block = max(1, min(len(p), budget // (len(q) * q.element_size())))
-    scores = torch.empty(block, len(q), device=p.device)
+    block = max(1, min(len(p), budget // (len(table) * table.element_size())))
     lists = np.full((len(p), k), -1, np.int64)
-    for start in range(0, len(p), block):
-        vectors = p[start : start + block]
-        here = torch.addmm(b_m, vectors, q.T, out=scores[: len(vectors)])
-        own = rated[start : start + block]
-        users = np.repeat(np.arange(len(vectors)), np.diff(own.indptr))
-        here[torch.from_numpy(users).to(p.device), torch.from_numpy(own.indices).to(p.device)] = -torch.inf
-        best = first(here, min(k, len(q))).cpu().numpy()
-        lists[start : start + block, : best.shape[1]] = best
+
+    def fill(part: range) -> None:
+        scores = torch.empty(block, len(table), device=p.device)
+        for start in part:
+            users = slice(start, min(start + block, len(p)))
+            here = torch.mm(vectors[users], table.T, out=scores[: users.stop - start])
+            own = rated[users]
+            rows = np.repeat(np.arange(len(here)), np.diff(own.indptr))
+            here[torch.from_numpy(rows).to(p.device), torch.from_numpy(own.indices).to(p.device)] = -torch.inf
+            best = first(here, min(k, len(q))).cpu().numpy()
+            lists[users, : best.shape[1]] = best
+
+    starts = range(0, len(p), block)
+    threads = torch.get_num_threads()
+    # PyTorch's own threads wait for one another at every operation, which costs more than it gains.
+    torch.set_num_threads(1)
+    try:
+        Workers(p.device).map(fill, (starts[i::PARTS] for i in range(PARTS)))
+    finally:
+        torch.set_num_threads(threads)
     return lists
 
 
 def first(scores: Tensor, k: int) -> Tensor:
     """int64[users, k], the columns of each row's k highest scores, the highest first; of equal ones the first column.
     -1 stands for a score of -inf."""
-    values, columns = scores.topk(min(k + 1, scores.shape[1]))
+    values, columns = _highest(scores, min(k + 1, scores.shape[1]))
     last = values[:, k - 1]
+    # Any of those that are equal to the last one may be among them.
+    tied = ((values[:, -1] == last) & (last > -torch.inf)).nonzero().squeeze(1)
     columns = columns[:, :k].contiguous()
-    # topk picks any of those that are equal at the end of the list.
-    if values.shape[1] > k and len(tied := ((values[:, k] == last) & (last > -torch.inf)).nonzero().squeeze(1)):
+    if len(tied) and values.shape[1] > k:
         some, end = scores[tied], last[tied, None]
         equal, above = some == end, some > end
         left = k - above.sum(1, keepdim=True)
@@ -80,3 +100,14 @@ def first(scores: Tensor, k: int) -> Tensor:
     columns = columns.sort(dim=1).values
     values, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
     return columns.gather(1, order).masked_fill(values == -torch.inf, -1)
+
+
+def _highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest scores of each row, and their columns; of those that are equal to the last one, any."""
+    if scores.shape[1] % GROUP or scores.shape[1] <= k * GROUP:
+        return scores.topk(k)
+    # They lie in the k groups with the highest maxima, which one pass finds in a tenth of topk's time.
+    groups = scores.view(len(scores), -1, GROUP)
+    best = groups.amax(2).topk(k).indices
+    values, places = groups.gather(1, best[..., None].expand(-1, -1, GROUP)).flatten(1).topk(k)
+    return values, best.gather(1, places // GROUP) * GROUP + places % GROUP

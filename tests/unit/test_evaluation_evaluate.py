@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from mf.errors import DataError
-from mf.evaluation.evaluate import CountBin, EvaluateConfig, Evaluation, RatingBin, Score, Unseen, evaluate
+from mf.evaluation.evaluate import CountBin, EvaluateConfig, Evaluation, Interval, RatingBin, Score, Unseen, evaluate
 from mf.model import MatrixFactorization, TrainedModel
 from mf.ratings.vocabulary import Vocabulary
 
@@ -101,6 +101,67 @@ def test_deciles_are_of_users_and_not_of_their_test_ratings() -> None:
 def test_equally_active_users_share_one_bin_and_unseen_ones_have_zero_ratings() -> None:
     found = scored(TRAIN, ratings((7, 10, 3), (8, 10, 3), (2, 10, 3)), [3, 3, 4]).by_activity
     assert found == (CountBin(0, 0, 2, 0, 0), CountBin(1, 1, 1, 1, 0.5))
+
+
+def test_each_decile_holds_a_tenth_of_the_movies_and_unseen_ones_have_zero_ratings() -> None:
+    # Movie m has m training ratings, movies 1 to 10; in the test part each is predicted m/10 too high, movie 77 by 1.
+    train = ratings(*((user, movie, 3) for movie in range(1, 11) for user in range(movie)))
+    test = ratings(*((0, movie, 3) for movie in (*range(1, 10), 77)))
+    found = scored(train, test, [*(3 + movie / 10 for movie in range(1, 10)), 4]).by_popularity
+    assert [(b.from_ratings, b.to_ratings, b.rows) for b in found] == [(n, n, 1) for n in range(10)]
+    assert [b.rmse for b in found] == pytest.approx([1, *(n / 10 for n in range(1, 10))], rel=1e-5)
+    assert [b.baseline_rmse for b in found] == [0] * 10
+
+
+def test_calibration_is_the_mean_actual_rating_of_each_tenth_of_the_predictions() -> None:
+    predicted = np.linspace(1, 4.8, 20)
+    test = ratings(*((1, 10, value) for value in [3] * 18 + [2, 5]))
+    found = scored(TRAIN, test, predicted)
+    assert [bin.rows for bin in found.calibration] == [2] * 10
+    assert [bin.actual for bin in found.calibration] == [3] * 9 + [3.5]
+    assert [bin.predicted for bin in found.calibration] == pytest.approx(predicted.reshape(10, 2).mean(1))
+    assert (found.calibration[0].from_predicted, found.calibration[0].to_predicted) == pytest.approx((1, 1.2))
+    # User 1 and movie 10 have one bias: equal predictions are one bin.
+    (alike,) = found.baseline_calibration
+    assert (alike.rows, alike.predicted, alike.actual) == (20, pytest.approx(3.4), pytest.approx(61 / 20))
+
+
+def test_ratings_and_predictions_are_counted_around_each_actual_rating() -> None:
+    found = scored(TRAIN, ratings((1, 10, 2), (1, 10, 4), (1, 10, 4)), [1, 3.1, 5]).distribution
+    # Around 1 and 5, which bound the predictions, and around 2 and 4.
+    assert found.edges == (0.5, 1.5, 3, 4.5, 5.5)
+    assert (found.actual, found.predicted, found.baseline) == ((0, 1, 2, 0), (1, 0, 1, 1), (0, 0, 3, 0))
+
+
+def test_many_different_ratings_are_counted_in_twenty_bins() -> None:
+    values = np.linspace(1, 5, 41)
+    found = scored(TRAIN, ratings(*((1, 10, value) for value in values)), values).distribution
+    assert (len(found.edges), found.edges[0], found.edges[-1]) == (21, 1, 5)
+    assert sum(found.actual) == sum(found.predicted) == sum(found.baseline) == 41
+
+
+def test_one_rating_for_everything_is_one_bin() -> None:
+    model = Foretold(TRAIN, [3], 3, 3)
+    found = evaluate(TRAIN, ratings((1, 10, 3)), model, EvaluateConfig(bootstrap=0)).distribution
+    assert (found.edges, found.actual, found.predicted) == ((2.5, 3.5), (1,), (1,))
+
+
+def test_intervals_come_from_drawing_users() -> None:
+    # Users 1 and 2 with errors 1 and 2, and 3 rows and 1: a resample has the one, the other, or both.
+    found = scored(TRAIN, ratings((1, 10, 3), (1, 20, 3), (1, 77, 3), (2, 20, 3)), [4, 4, 4, 5], bootstrap=200)
+    assert found.model.rmse == pytest.approx(math.sqrt((3 + 4) / 4))
+    assert found.model.rmse_interval == Interval(1, 2)
+    assert found.model.mae_interval == Interval(1, 2)
+    # User 2 is at 2.5, or 0.5 off; user 1 at 3.4. Both errors are taken from the same draw.
+    assert found.rmse_difference is not None
+    assert found.rmse_difference.low == pytest.approx(1 - 0.4)
+    assert found.rmse_difference.high == pytest.approx(2 - 0.5)
+
+
+def test_a_single_user_has_no_intervals() -> None:
+    found = scored(TRAIN, ratings((1, 10, 3), (1, 20, 3)), [4, 4], bootstrap=200)
+    assert found.model == Score(1, 1)
+    assert found.rmse_difference is None
 
 
 def test_predictions_are_summed_up_for_each_actual_rating() -> None:

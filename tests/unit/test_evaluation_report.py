@@ -47,6 +47,7 @@ EVALUATION = Evaluation(
         k=10,
         relevance_threshold=3.5,
         movies=8_953,
+        left_out="training and validation",
         users=556,
         users_without=41,
         relevant=4_869,
@@ -55,7 +56,9 @@ EVALUATION = Evaluation(
         user_movie_bias=RankingScore(0.0288, 0.0228, 0.0162, 0.1241, 0.0027, Interval(0.0205, 0.0371)),
         popularity=RankingScore(0.1235, 0.1182, 0.0671, 0.4550, 0.0089, Interval(0.1086, 0.1383)),
     ),
-    ranking_unseen_users=Ranking(10, 3.5, 8_953, 0, 0, 0, 0, reason="no test user is unseen in training"),
+    ranking_unseen_users=Ranking(
+        10, 3.5, 8_953, "training and validation", 0, 0, 0, 0, reason="no test user is unseen in training"
+    ),
     exposure=(ExposureBin(1, 23, 8_058, 0.42, 0.16, 0.75, 0), ExposureBin(24, 263, 895, 0.58, 0.84, 0.25, 1)),
 )
 HISTORY: list[Mapping[str, float | None]] = [
