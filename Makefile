@@ -24,7 +24,7 @@ params := $(foreach param,$(PARAMS),--param '$(param)')
 # The environment has a TZ of its own, and here and there a NAME: only those given to make are meant.
 given = $(if $(filter command line,$(origin $(1))),$(2) '$($(1))')
 
-.PHONY: help install run seed-table test images compile submit schedule unschedule doctor bench lint clean
+.PHONY: help install run seed-table demo test images compile submit schedule unschedule doctor bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -47,6 +47,9 @@ run: $(INSTALLED) ## train, evaluate and publish on this machine: RATINGS=file.c
 
 seed-table: $(INSTALLED) ## fill the table "ratings" of the embedded Supabase from RATINGS=file.csv, else from the sample
 	@$(PY) -m pipelines seed-table $(if $(RATINGS),--ratings '$(RATINGS)') $(if $(IMPORT_TABLE),--import_table '$(IMPORT_TABLE)') $(params)
+
+demo: $(INSTALLED) ## a page to play with on the sample's recommendations, in your browser until Ctrl-C
+	@$(PY) -m pipelines demo
 
 test: $(INSTALLED) ## run all tests
 	@$(PY) -m pytest

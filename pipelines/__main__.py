@@ -123,6 +123,15 @@ def seed_command(parser: Parser, argv: Sequence[str]) -> None:
     print(sources.seed(options.import_table, options.ratings, _local_parameters(options.param), options.home))
 
 
+def demo_command(parser: Parser, argv: Sequence[str]) -> None:
+    """Serves a page to play with on the sample's recommendations, until Ctrl-C."""
+    _home_flag(parser)
+    options = parser.parse_args(argv)
+    from pipelines.demo import demo
+
+    demo(options.home)
+
+
 def images_command(parser: Parser, argv: Sequence[str]) -> None:
     """Builds and pushes the images of the steps, and writes their digests into the settings."""
     _settings_flag(parser)
@@ -161,6 +170,7 @@ COMMANDS = {
     "doctor": doctor_command,
     "run": run_command,
     "seed-table": seed_command,
+    "demo": demo_command,
     "parameters": parameters_command,
 }
 
@@ -204,13 +214,17 @@ def _schedule_named(parser: Parser, argv: Sequence[str]) -> tuple[Settings, str]
 def _source_flags(parser: argparse.ArgumentParser, table: str, default: str = "") -> None:
     parser.add_argument("--ratings", type=Path, help="file of ratings; the sample without it")
     parser.add_argument("--import_table", default=default, help=table)
+    _home_flag(parser)
+    _parameter_flag(parser)
+
+
+def _home_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--home",
         type=lambda text: Path(text).resolve(),
         default=HOME,
         help="folder of the local databases and of what the steps write",
     )
-    _parameter_flag(parser)
 
 
 def _parameter_flag(parser: argparse.ArgumentParser) -> None:

@@ -37,6 +37,7 @@ def command(target: str, *variables: str, **environ: str) -> str:
             "schedule --settings 'pipelines/settings.toml' --cron '0 3 * * *' --tz 'Europe/Berlin' --name 'nightly' "
             "--param 'epochs=3'",
         ),
+        (["demo"], "demo"),
         (["unschedule", "NAME=nightly"], "unschedule --settings 'pipelines/settings.toml' --name 'nightly'"),
     ],
 )

@@ -1,0 +1,428 @@
+"""The page of `make demo` in a real browser, and all that its key can read."""
+
+import base64
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import torch
+from browser import watch
+from playwright.sync_api import Browser, Locator, Page, expect
+from pydantic import SecretStr
+from supabase import Client
+
+from mf.local import LocalSupabase, delete_home
+from mf.local.gateway import Fault, Request
+from mf.local.tools import default_cache, supabase_js
+from mf.ratings.config import IngestConfig
+from mf.ratings.ingest import ingest
+from mf.ratings.schema import read_ratings
+from mf.sample import Sample, write_sample
+from mf.solvers.adam import AdamConfig
+from mf.supabase.client import connect
+from mf.supabase.config import ExportConfig, SchemaConfig
+from mf.supabase.credentials import Credentials
+from mf.supabase.export import export
+from mf.supabase.recommend import recommend_from_ratings, recommend_movies, similar_movies
+from mf.supabase.schema import migration
+from mf.train import train
+from pipelines import demo
+
+ROOT = Path(__file__).parents[2]
+HTTP = httpx.Client(trust_env=False, verify=False, timeout=30)
+
+# Of the one schema that the API serves: tables and views, their columns, functions.
+COLUMNS = """
+select c.relname, array_agg(a.attname::text order by a.attnum)
+from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f') group by c.relname order by 1
+"""
+FUNCTIONS = """
+select p.proname, coalesce(p.proargnames[1:p.pronargs], '{}'), p.proargtypes::regtype[]::text[]
+from pg_proc p where p.pronamespace = 'public'::regnamespace and p.prorettype <> 'trigger'::regtype order by 1
+"""
+ARGUMENTS: dict[str, Any] = {
+    "uuid": "6f0a4c1e-8a53-4f5e-9a51-0d5a5e0a3c11", "bigint": 1, "integer": 5, "boolean": False, "text": "no run",
+    "jsonb": [], "vector": "[1]", "uuid[]": [], "bigint[]": [], "real[]": [], "text[]": [],
+}  # fmt: skip
+FOR_ALL = {
+    "movies": {"movie_id", "title"},
+    "movie_embeddings": {"movie_id", "bias", "embedding", "run_id"},
+    "mf_movie_embeddings": {"movie_id", "bias", "embedding", "run_id"},
+    "mf_runs": {"run_id", "status"},
+}
+FOR_USERS = FOR_ALL | {"ratings": {"user_id", "movie_id", "rating", "rated_at"}}
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    return write_sample(tmp_path_factory.mktemp("sample"))
+
+
+@pytest.fixture(scope="module")
+def runs(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two models of the sample, small and trained briefly."""
+    work = tmp_path_factory.mktemp("runs")
+    ingest(IngestConfig(ratings_csv=str(sample.ratings_csv)), work / "ratings.parquet", work / "rejects.csv")
+    ratings, _ = read_ratings(work / "ratings.parquet")
+    for name in ("earlier", "published"):
+        config = AdamConfig(factors=4, epochs=3)
+        train(ratings, ratings.slice(0, 0), config, device=torch.device("cpu")).save(work / name)
+    return [work / "earlier", work / "published"]
+
+
+def publish(supabase: LocalSupabase, runs: list[Path]) -> None:
+    """As a run of the pipeline on the sample leaves its database."""
+    supabase.migrate(migration(SchemaConfig(user_id_type="uuid", movie_id_type="bigint")))
+    with connect(Credentials(supabase.url, SecretStr(supabase.secret_key))) as client:
+        for run in runs:
+            export(client, run, ExportConfig())
+
+
+@pytest.fixture(scope="module")
+def supabase(fresh_stack: Any, sample: Sample, runs: list[Path]) -> LocalSupabase:
+    """What `make demo` serves, with an earlier run beside the published one."""
+    supabase = fresh_stack()
+    publish(supabase, runs)
+    demo.prepare(supabase, sample.ratings_csv.parent)
+    supabase.gateway.pages.update(demo.pages(supabase, supabase_js(default_cache())))
+    return supabase
+
+
+@pytest.fixture(scope="module")
+def service(supabase: LocalSupabase) -> Iterator[Client]:
+    with connect(Credentials(supabase.url, SecretStr(supabase.secret_key))) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def users(supabase: LocalSupabase) -> dict[str, dict[str, Any]]:
+    """Who may sign in, by name."""
+    config = HTTP.get(f"{supabase.url}/config.json").json()
+    return {user["name"]: user for user in config["users"]}
+
+
+@pytest.fixture
+def page(browser: Browser, supabase: LocalSupabase) -> Iterator[Page]:
+    page = browser.new_page()
+    seen = watch(page)
+    page.goto(supabase.url)
+    expect(page.get_by_role("status")).to_contain_text("recommendations")
+    yield page
+    page.close()
+    assert (seen.errors, seen.failed, seen.outside(supabase.url)) == ([], [], [])
+
+
+def lines(items: Locator, unit: str = "of 5 stars") -> list[tuple[str, str]]:
+    """What the rows of a list say, as (title, figure)."""
+    parts = "rows => rows.map(row => ['button', '.number'].map(part => row.querySelector(part).textContent))"
+    return [(title, figure.removesuffix(f" {unit}")) for title, figure in items.evaluate_all(parts)]
+
+
+def shown(sample: Sample, rows: list[tuple[Any, float]]) -> list[tuple[str, str]]:
+    return [(sample.titles[movie], f"{value:.2f}") for movie, value in rows]
+
+
+def given_by(supabase: LocalSupabase, user: str) -> list[tuple[int, float]]:
+    query = "select movie_id, rating from public.ratings where user_id = %s order by rating desc, rated_at desc"
+    with supabase.connect() as connection:
+        return connection.execute(query, [user]).fetchall()
+
+
+def test_users_of_the_sample_see_their_own_history_and_what_the_service_role_gets_for_them(
+    page: Page, supabase: LocalSupabase, service: Client, sample: Sample, users: dict[str, dict[str, Any]]
+) -> None:
+    for name in ("Ada", "Deniz"):
+        user, rated = users[name]["user_id"], given_by(supabase, users[name]["user_id"])
+        page.get_by_label("Signed in as").select_option(name)
+        expect(page.get_by_role("status")).to_have_text(f"10 recommendations and {len(rated)} ratings of {name}.")
+        best = recommend_movies(service, user, 10, exclude_rated=True)
+        assert lines(page.locator("#recommended li")) == shown(sample, best)
+        page.get_by_role("button", name=f"Show all {len(rated)}").click()
+        assert page.locator("#history li").count() == len(rated)
+        expect(page.locator("#history li").last).to_be_visible()
+        history = [(sample.titles[movie], f"{rating:.1f}") for movie, rating in rated]
+        assert lines(page.locator("#history li:nth-child(-n + 12)")) == history[:12]
+        assert not {movie for movie, _ in rated} & {movie for movie, _ in best}
+
+
+def test_a_title_shows_similar_movies_and_the_keyboard_alone_is_enough(
+    page: Page, service: Client, sample: Sample
+) -> None:
+    first = page.locator("#recommended button").first
+    ids = {title: movie for movie, title in sample.titles.items()}
+    title = first.inner_text()
+    first.press("Enter")
+    for _ in range(2):  # a similar movie has similar movies too
+        expect(page.get_by_role("dialog", name=title)).to_be_visible()
+        expect(page.locator("#similar-list li")).to_have_count(6)
+        similar = shown(sample, similar_movies(service, ids[title], 6))
+        assert lines(page.locator("#similar-list li"), "similarity") == similar
+        title = similar[0][0]
+        page.get_by_role("dialog").get_by_role("button", name=title).press("Enter")
+        expect(page.get_by_role("heading", name=title)).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(first).to_be_focused()
+
+
+def test_somebody_new_rates_a_few_movies_and_gets_recommendations_at_once(
+    page: Page, service: Client, sample: Sample
+) -> None:
+    page.get_by_label("Signed in as").select_option(demo.NEWCOMER)
+    expect(page.get_by_text("What suits most people.")).to_be_visible()
+    expect(page.locator("#recommended li")).to_have_count(10)
+    expect(page.get_by_role("group")).to_have_count(8)
+    assert lines(page.locator("#recommended li")) == shown(sample, recommend_from_ratings(service, {}, 10))
+
+    ratings: dict[Any, float] = {}
+    for movie, star in ((2, 5), (1, 1), (7, 4), (1, 3)):  # the last one changes a rating
+        ratings[movie] = star
+        choice = page.get_by_role("group", name=sample.titles[movie]).get_by_role("radio", name=f"{star} star")
+        choice.press("Space")
+        expect(choice).to_be_checked()
+        expect(page.get_by_role("status")).to_contain_text(f" from {len(ratings)} rating")
+        expect(page.locator("#recommended[aria-busy]")).to_have_count(0)
+        assert lines(page.locator("#recommended li")) == shown(sample, recommend_from_ratings(service, ratings, 10))
+
+    page.get_by_role("button", name="Show more movies").click()
+    expect(page.get_by_role("group")).to_have_count(16)
+    expect(page.get_by_role("radio", checked=True)).to_have_count(3)
+    page.get_by_role("button", name="Start over").click()
+    expect(page.get_by_text("What suits most people.")).to_be_visible()
+    expect(page.get_by_role("radio", checked=True)).to_have_count(0)
+
+
+def test_a_late_answer_to_an_earlier_question_is_not_shown(
+    page: Page, supabase: LocalSupabase, service: Client, sample: Sample, users: dict[str, dict[str, Any]]
+) -> None:
+    late = iter([True])
+
+    def first_waits(request: Request) -> Fault | None:
+        return Fault(delay_s=0.6) if request.path.endswith("recommend_for_me") and next(late, False) else None
+
+    supabase.gateway.faults.append(first_waits)
+    try:
+        page.get_by_label("Signed in as").select_option("Chloe")
+        page.get_by_label("Signed in as").select_option("Ben")
+        expect(page.get_by_role("status")).to_contain_text("of Ben.")
+        page.wait_for_timeout(1000)
+    finally:
+        supabase.gateway.faults.clear()
+    assert next(late, None) is None
+    best = recommend_movies(service, users["Ben"]["user_id"], 10, exclude_rated=True)
+    assert lines(page.locator("#recommended li")) == shown(sample, best)
+    expect(page.get_by_role("status")).to_contain_text("of Ben.")
+
+
+def test_an_error_becomes_a_sentence(browser: Browser, supabase: LocalSupabase) -> None:
+    def expired(request: Request) -> Fault | None:
+        said = b'{"code": "PGRST301", "message": "JWT expired"}'
+        return Fault(status=401, body=said, content_type="application/json") if "/rpc/" in request.path else None
+
+    page = browser.new_page()
+    supabase.gateway.faults.append(expired)
+    try:
+        page.goto(supabase.url)
+        expect(page.get_by_role("status")).to_have_text("The sign-in has expired: load the page again.")
+    finally:
+        supabase.gateway.faults.clear()
+        page.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_cut_off_too_small_to_touch_or_without_a_name(page: Page, width: int, tmp_path: Path) -> None:
+    page.set_viewport_size({"width": width, "height": 844})
+    for name, region in (("Ada", "Already rated"), (demo.NEWCOMER, "Rate a few movies")):
+        page.get_by_label("Signed in as").select_option(name)
+        expect(page.get_by_role("region", name=region)).to_be_visible()
+        expect(page.locator("[aria-busy]")).to_have_count(0)
+        page.screenshot(path=tmp_path / f"{name}-{width}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        controls = page.locator("button:visible, select:visible, label:has(input):visible").all()
+        assert len(controls) > 10
+        for control in controls:
+            box = control.bounding_box()
+            assert box
+            assert box["height"] >= 44
+            assert box["width"] >= 28
+    # A snapshot names a control by what a screen reader says of it; one without a name stands there bare.
+    snapshot = page.locator("body").aria_snapshot()
+    assert 'combobox "Signed in as"' in snapshot
+    assert snapshot.count('radio "') == 40
+    assert not re.search(r"- (button|radio|combobox|listitem|heading|region)\s*$", snapshot, re.MULTILINE)
+
+
+def test_the_page_sends_its_key_and_one_users_token_alone(
+    browser: Browser, supabase: LocalSupabase, users: dict[str, dict[str, Any]]
+) -> None:
+    page = browser.new_page()
+    asked: list[Any] = []
+    page.on("request", lambda request: asked.append(request) if "/rest/v1/" in request.url else None)
+    page.goto(supabase.url)
+    expect(page.get_by_role("status")).to_contain_text("10 recommendations")
+    assert len(asked) == 3
+    for request in asked:
+        headers = request.all_headers()
+        assert headers["apikey"] == supabase.publishable_key
+        claims = headers["authorization"].split(".")[1]
+        assert json.loads(base64.urlsafe_b64decode(claims + "==="))["sub"] == users["Ada"]["user_id"]
+    page.close()
+
+
+def test_no_file_that_is_served_holds_a_secret(supabase: LocalSupabase) -> None:
+    password = re.search(r":([^:@]+)@", supabase.db_url)
+    assert password
+    secrets = [supabase.secret_key, supabase.service_role_key, supabase.keys.jwt_secret, password[1]]
+    assert len(supabase.gateway.pages) == 5
+    for path in [*supabase.gateway.pages, "/index.html", "/tables.sql", "/__init__.py", "/../__init__.py"]:
+        answer = HTTP.get(f"{supabase.url}{path}")
+        assert answer.status_code == (200 if path in supabase.gateway.pages else 404)
+        assert answer.content
+        assert [secret for secret in secrets if secret.encode() in answer.content] == []
+    assert supabase.publishable_key in HTTP.get(f"{supabase.url}/config.json").text
+
+
+class Caller:
+    """Who has the page's key and, when signed in, the token that the page has."""
+
+    def __init__(self, supabase: LocalSupabase, token: str | None) -> None:
+        self.url = f"{supabase.url}/rest/v1/"
+        self.headers = {
+            "apikey": supabase.publishable_key,
+            "Authorization": f"Bearer {token or supabase.publishable_key}",
+        }
+
+    def ask(self, path: str, method: str = "GET", body: Any = None, **headers: str) -> httpx.Response:
+        return HTTP.request(method, f"{self.url}{path}", headers=self.headers | headers, json=body)
+
+
+@pytest.fixture(params=["nobody signed in", "Ada", demo.NEWCOMER])
+def caller(request: pytest.FixtureRequest, supabase: LocalSupabase, users: dict[str, dict[str, Any]]) -> Caller:
+    return Caller(supabase, users[request.param]["token"] if request.param in users else None)
+
+
+def test_the_pages_key_reads_no_column_of_a_table_or_view_but_those_it_is_for(
+    caller: Caller, request: pytest.FixtureRequest, supabase: LocalSupabase, users: dict[str, dict[str, Any]]
+) -> None:
+    who = request.node.callspec.params["caller"]
+    with supabase.connect() as connection:
+        relations = dict(connection.execute(COLUMNS).fetchall())
+        (published,) = (
+            connection.execute("select run_id from public.mf_runs where status = 'published'").fetchone() or ()
+        )
+        (movies,) = connection.execute("select count(*) from public.movies").fetchone() or ()
+    assert len(relations) == 8
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for relation, columns in relations.items():
+        answers = {column: caller.ask(f"{relation}?select={column}") for column in columns}
+        assert {answer.status_code for answer in answers.values()} <= {200, 401, 403}
+        readable = {column for column, answer in answers.items() if answer.status_code == 200}
+        if readable:
+            rows[relation] = caller.ask(f"{relation}?select={','.join(sorted(readable))}").json()
+            assert readable == FOR_USERS[relation]
+
+    assert set(rows) == set(FOR_ALL if who == "nobody signed in" else FOR_USERS)
+    assert len(rows["movies"]) == len(rows["movie_embeddings"]) == len(rows["mf_movie_embeddings"]) == movies
+    assert rows["mf_runs"] == [{"run_id": published, "status": "published"}]
+    assert {row["run_id"] for row in rows["movie_embeddings"] + rows["mf_movie_embeddings"]} == {published}
+    if who in users:
+        own = given_by(supabase, users[who]["user_id"])
+        assert {(row["movie_id"], row["rating"]) for row in rows["ratings"]} == set(own)
+        assert {row["user_id"] for row in rows["ratings"]} == ({users[who]["user_id"]} if own else set())
+        assert bool(own) == (who != demo.NEWCOMER)
+        # Neither do the ways around: along the foreign key, and by asking for another's rows by name.
+        along = caller.ask("movies?select=movie_id,ratings(user_id)").json()
+        assert {rating["user_id"] for movie in along for rating in movie["ratings"]} <= {users[who]["user_id"]}
+        assert caller.ask(f"ratings?user_id=eq.{users['Ben']['user_id']}").json() == []
+
+
+def test_the_pages_key_calls_no_function_but_those_it_is_for(
+    caller: Caller, request: pytest.FixtureRequest, supabase: LocalSupabase
+) -> None:
+    with supabase.connect() as connection:
+        functions = connection.execute(FUNCTIONS).fetchall()
+        earlier, published = (
+            run for (run,) in connection.execute("select run_id from public.mf_runs order by published_at").fetchall()
+        )
+    assert len(functions) == 15
+    called, movies = set(), 0
+    for name, names, types in functions:
+        arguments = {argument: ARGUMENTS[kind] for argument, kind in zip(names, types, strict=True)}
+        if name == "mf_nearest":
+            arguments |= {"of_run": published, "vectors": "embedding", "target": "[1,0,0,0]"}
+        answer = caller.ask(f"rpc/{name}", "POST", arguments)
+        if answer.status_code == 200:
+            called.add(name)
+            assert all("movie_id" in row and not row.keys() & {"user_id", "embedding"} for row in answer.json())
+            movies += len(answer.json())
+        else:
+            assert (answer.status_code, answer.json()["code"]) in ((401, "42501"), (403, "42501"))
+    for_users = {"recommend_for_me", "recommend_from_ratings"}
+    is_user = request.node.callspec.params["caller"] != "nobody signed in"
+    assert called == {"similar_movies", "mf_nearest"} | (for_users if is_user else set())
+    assert movies == 5 * len(called)
+    nearest = {"vectors": "embedding", "target": "[1,0,0,0]", "k": 5, "without": []}
+    assert caller.ask("rpc/mf_nearest", "POST", nearest | {"of_run": earlier}).json() == []
+
+
+def test_the_pages_key_writes_nothing_and_sees_no_other_schema(caller: Caller, supabase: LocalSupabase) -> None:
+    with supabase.connect() as connection:
+        relations = dict(connection.execute(COLUMNS).fetchall())
+        schemas = [name for (name,) in connection.execute("select nspname from pg_namespace") if name != "public"]
+    for relation, (column, *_) in relations.items():
+        for method, path in (
+            ("POST", relation),
+            ("PATCH", f"{relation}?{column}=is.null"),
+            ("DELETE", f"{relation}?{column}=is.null"),
+        ):
+            answer = caller.ask(path, method, None if method == "DELETE" else {column: None})
+            assert (answer.status_code, answer.json()["code"]) in ((401, "42501"), (403, "42501")), (method, relation)
+    for schema in schemas:
+        assert caller.ask("users", **{"Accept-Profile": schema}).status_code == 406
+
+
+@pytest.fixture
+def published_home(tmp_path: Path, runs: list[Path]) -> Iterator[Path]:
+    """A home where `make run` has published the sample."""
+    home = tmp_path / "home"
+    (home / "supabase").mkdir(parents=True)
+    with LocalSupabase(home / "supabase", "sample") as supabase:
+        publish(supabase, runs[:1])
+    yield home
+    delete_home(home / "supabase")
+
+
+def test_make_demo_serves_the_published_run_until_ctrl_c_and_leaves_nothing_running(published_home: Path) -> None:
+    command = [sys.executable, "-m", "pipelines", "demo", "--home", str(published_home)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.stdout
+            address = next(line.split()[-1] for line in process.stdout if line.startswith("the demo "))
+            assert "<title>" in HTTP.get(address).text
+            ada = HTTP.get(f"{address}config.json").json()
+            headers = {"apikey": ada["key"], "Authorization": f"Bearer {ada['users'][0]['token']}"}
+            body = {"k": 3, "exclude_rated": True}
+            best = HTTP.post(f"{address}rest/v1/rpc/recommend_for_me", headers=headers, json=body).json()
+            assert len(best) == 3
+            family = psutil.Process(process.pid).children(recursive=True)
+            assert len(family) > 2
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
+            said = process.communicate(timeout=30)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, said[1]) == (0, "")
+    assert [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []

@@ -1,0 +1,62 @@
+"""When `make demo` trains, and what it says when that has published nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from mf.errors import SupabaseError
+from mf.local.tools import SUPABASE_JS
+from pipelines import demo, laptop
+from pipelines.__main__ import main
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The databases that were trained for."""
+    databases: list[str] = []
+    monkeypatch.setattr(demo, "supabase_js", lambda cache: cache / "supabase.js")
+    monkeypatch.setattr(laptop, "run", lambda source, parameters, home: databases.append(source.database))
+    return databases
+
+
+def test_the_sample_is_trained_when_no_run_of_it_is_published(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "_published", lambda home, database: False)
+    with pytest.raises(SupabaseError, match="the run that was trained is not published: what is above says why"):
+        demo.demo(tmp_path)
+    assert trained == ["sample"]
+    assert capsys.readouterr().out == "no run of the sample is published yet: one is trained first\n\n"
+
+
+def test_a_run_that_is_published_is_taken_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trained: list[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise SupabaseError("served")
+
+    monkeypatch.setattr(demo, "_published", lambda home, database: True)
+    monkeypatch.setattr(demo, "LocalSupabase", stop)
+    with pytest.raises(SupabaseError, match="served"):
+        demo.demo(tmp_path)
+    assert trained == []
+
+
+def test_without_supabase_js_it_is_one_line_before_anything_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    npm = tmp_path / "bin" / "npm"
+    npm.parent.mkdir()
+    npm.write_text("#!/bin/sh\necho 'npm error code ENOTFOUND' >&2; exit 1\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{npm.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(SystemExit) as end:
+        main(["demo", "--home", str(tmp_path / "home")])
+    printed = capsys.readouterr()
+    cached = tmp_path / "cache" / "mf" / f"supabase-js-{SUPABASE_JS[0]}.js"
+    assert printed.err == (
+        "error: npm could not fetch supabase-js (npm error code ENOTFOUND): check the network, "
+        f"or put the package's dist/umd/supabase.js at {cached}\n"
+    )
+    assert (end.value.code, printed.out, (tmp_path / "home").exists()) == (2, "", False)
