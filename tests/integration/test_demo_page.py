@@ -249,13 +249,10 @@ def test_nothing_is_cut_off_too_small_to_touch_or_without_a_name(page: Page, wid
         expect(page.locator("[aria-busy]")).to_have_count(0)
         page.screenshot(path=tmp_path / f"{name}-{width}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") == width
-        controls = page.locator("button:visible, select:visible, label:has(input):visible").all()
-        assert len(controls) > 10
-        for control in controls:
-            box = control.bounding_box()
-            assert box
-            assert box["height"] >= 44
-            assert box["width"] >= 28
+        controls = page.locator("button:visible, select:visible, label:has(input):visible")
+        sizes = controls.evaluate_all("all => all.map(one => [one.offsetWidth, one.offsetHeight])")
+        assert len(sizes) > 10
+        assert [size for size in sizes if size[0] < 28 or size[1] < 44] == []
     # A snapshot names a control by what a screen reader says of it; one without a name stands there bare.
     snapshot = page.locator("body").aria_snapshot()
     assert 'combobox "Signed in as"' in snapshot
@@ -322,7 +319,7 @@ def test_the_pages_key_reads_no_column_of_a_table_or_view_but_those_it_is_for(
             connection.execute("select run_id from public.mf_runs where status = 'published'").fetchone() or ()
         )
         (movies,) = connection.execute("select count(*) from public.movies").fetchone() or ()
-    assert len(relations) == 8
+    assert relations.keys() >= {"ratings", "movies", "user_embeddings", "mf_user_embeddings", "mf_priors"}
     rows: dict[str, list[dict[str, Any]]] = {}
     for relation, columns in relations.items():
         answers = {column: caller.ask(f"{relation}?select={column}") for column in columns}
@@ -355,7 +352,7 @@ def test_the_pages_key_calls_no_function_but_those_it_is_for(
         earlier, published = (
             run for (run,) in connection.execute("select run_id from public.mf_runs order by published_at").fetchall()
         )
-    assert len(functions) == 15
+    assert {name for name, _, _ in functions} >= {"recommend_movies", "mf_load_users", "mf_publish", "mf_prune"}
     called, movies = set(), 0
     for name, names, types in functions:
         arguments = {argument: ARGUMENTS[kind] for argument, kind in zip(names, types, strict=True)}
