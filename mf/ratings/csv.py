@@ -36,6 +36,7 @@ SPACES = " \t\n\v\f\r"  # no part of a value at its ends
 QUOTED = rb'(?:(?>"[^"%b\r\n]*"|[^"%b\n]*)(?:%b|\r?\n|\Z))*+'
 BLANK_LINES = re.compile(rb"(?: *\r?\n)*")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+INTEGER = "^-?[0-9]+$"
 EPOCH = "^-?[0-9]{1,15}$"
 DATE = "^[0-9]{4}-[0-9]{2}-[0-9]{2}"
 # Of an integer timestamp; as seconds this is the year 5138, as milliseconds March 1973.
@@ -348,6 +349,9 @@ def _ids(texts: pa.StringArray) -> pa.Array:
         if pc.sum(pc.binary_length(texts)).as_py() == _digits(integers.to_numpy()):
             return integers
     encoded = texts.dictionary_encode()
+    # One text that is no number decides; a cast would say of each of them what is wrong with it.
+    if not pc.all(pc.match_substring_regex(encoded.dictionary.slice(0, 1), INTEGER)).as_py():
+        return encoded
     try:
         integers = encoded.dictionary.cast(pa.int64())
     except pa.ArrowInvalid:

@@ -95,6 +95,8 @@ def sorted_once(rows: Rows, movies: int) -> Rows:
     """
     users = rows[USER].astype(np.int64)
     pairs = (users - users.min()) * movies + rows[MOVIE]
+    if (pairs[1:] > pairs[:-1]).all():
+        return rows
     order = _stable_order(pairs)
     pairs = pairs[order]
     is_last = np.append(pairs[1:] != pairs[:-1], True)
