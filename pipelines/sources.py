@@ -1,7 +1,6 @@
 """What the pipeline can run on here: the sample, a file, a table of the embedded Supabase. Each has a local database of
 its own, so that ids and their types never collide."""
 
-import csv
 import hashlib
 import re
 import tempfile
@@ -18,6 +17,7 @@ from mf.local import LocalSupabase, databases, recreate_database
 from mf.ratings.config import IngestConfig
 from mf.ratings.ingest import ingest
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, id_type, read_ratings
+from mf.ratings.titles import titles_beside
 from mf.sample import write_sample
 from mf.supabase.config import SchemaConfig
 
@@ -46,7 +46,7 @@ def sample(home: Path) -> Source:
         "sample",
         {"ratings_csv": str(made.ratings_csv)},
         lambda _: SchemaConfig(user_id_type="uuid", movie_id_type="bigint"),
-        lambda _: _titles_beside(made.ratings_csv),
+        lambda _: titles_beside(str(made.ratings_csv)),
         made.noise_floor,
     )
 
@@ -66,7 +66,7 @@ def file(path: Path, parameters: Mapping[str, Any]) -> Source:
         f"csv_{digest.hexdigest()[:12]}",
         {"ratings_csv": str(path)},
         lambda supabase: _made_before(supabase) or _schema_of_file(config),
-        lambda _: _titles_beside(path),
+        lambda _: titles_beside(str(path)),
     )
 
 
@@ -90,7 +90,7 @@ def seed(name: str, path: Path | None, parameters: Mapping[str, Any], home: Path
         ratings, _ = read_ratings(Path(work) / "ratings.parquet")
     types = {USER: id_type(ratings[USER]), MOVIE: id_type(ratings[MOVIE]), RATING: "real", RATED_AT: "timestamptz"}
     columns = [sql.SQL("{} {}").format(sql.Identifier(c), sql.SQL(types[c])) for c in ratings.column_names]
-    titles = _titles_beside(path)
+    titles = titles_beside(str(path))
     database = f"table_{name}"
     recreate_database(home / "supabase", database)
     with (
@@ -172,19 +172,6 @@ def _schema_of_table(supabase: LocalSupabase, config: IngestConfig) -> SchemaCon
         user_column=user,
         movie_column=movie,
     )
-
-
-def _titles_beside(ratings: Path) -> dict[str, str]:
-    """Titles from the file of movies beside a file of ratings, as MovieLens has it (movieId, title); none else."""
-    movies = ratings.with_name(ratings.name.replace("ratings", "movies"))
-    if movies == ratings or not movies.is_file():
-        return {}
-    try:
-        with movies.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
-            rows = csv.DictReader(lines)
-            return {row["movieId"]: row["title"] for row in rows if row.get("movieId") and row.get("title")}
-    except (OSError, csv.Error):
-        return {}  # titles are an ornament: the ids do as well
 
 
 def _titles_in(supabase: LocalSupabase) -> dict[str, str]:
