@@ -16,6 +16,7 @@ from mf.ratings.config import IngestConfig
 from mf.ratings.fetch import local_copy
 from mf.ratings.ingest import ingest
 from mf.ratings.schema import USER, read_ratings
+from mf.ratings.titles import titles_beside
 
 CONTENT = b"userId,movieId,rating\n1,10,4.5\n2,10,3\n"
 
@@ -43,6 +44,13 @@ def test_ratings_are_read_from_cloud_storage(bucket: storage.Bucket, tmp_path: P
     provenance = ingest(IngestConfig.of(ratings_csv=address), tmp_path / "out.parquet", tmp_path / "rejects.csv")
     assert (provenance.source, provenance.rows_kept) == (address, 2)
     assert read_ratings(tmp_path / "out.parquet")[0][USER].to_pylist() == [1, 2]
+
+
+def test_titles_are_found_beside_ratings_in_cloud_storage(bucket: storage.Bucket) -> None:
+    address = f"gs://{bucket.name}/folder/ratings.csv"
+    assert titles_beside(address) == {}
+    bucket.blob("folder/movies.csv").upload_from_string("movieId,title\n10,Léon\n")
+    assert titles_beside(address) == {"10": "Léon"}
 
 
 def test_a_bad_file_in_cloud_storage_is_named_by_its_address(bucket: storage.Bucket, tmp_path: Path) -> None:
