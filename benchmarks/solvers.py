@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any
 
@@ -40,9 +41,9 @@ def measure(data: str, solver: str, options: Mapping[str, Any], tuned: bool = Fa
         ends.append(time.perf_counter())
 
     started = time.perf_counter()
-    (users, user_rows), (movies, movie_rows) = (
-        Vocabulary.encode(pa.array(ids)) for ids in (split.train.users, split.train.movies)
-    )
+    with ThreadPoolExecutor(2) as pool:
+        encoded = pool.map(Vocabulary.encode, map(pa.array, (split.train.users, split.train.movies)))
+    (users, user_rows), (movies, movie_rows) = encoded
     rows = torch.from_numpy(user_rows), torch.from_numpy(movie_rows)
     train = Interactions(*rows, torch.from_numpy(split.train.ratings.copy()), len(users), len(movies))
     validation = _interactions(split.test if validates else split.test[:0], users, movies)

@@ -3,6 +3,7 @@
 import dataclasses
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -54,8 +55,9 @@ def train(
     """
     if not len(ratings):
         raise DataError("no ratings to train on: lower --val_size, or give more ratings")
-    users, train_users = Vocabulary.encode(ratings[USER])
-    movies, train_movies = Vocabulary.encode(ratings[MOVIE])
+    with ThreadPoolExecutor(2) as pool:
+        encoded = pool.map(Vocabulary.encode, (ratings[USER], ratings[MOVIE]))
+    (users, train_users), (movies, train_movies) = encoded
 
     def interactions(table: pa.Table, user_rows: Ints, movie_rows: Ints) -> Interactions:
         rows = torch.from_numpy(user_rows), torch.from_numpy(movie_rows)

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from mf.model import MatrixFactorization, products
 from mf.solvers.base import Interactions, generator, rmse
-from mf.solvers.sorting import Segments, stable_argsort
+from mf.solvers.sorting import Segments, grouped, stable_argsort
 from mf.solvers.unseen import BiasFallback
 from mf.solvers.workers import Workers
 
@@ -60,15 +60,10 @@ class Strata:
         self.part, self.movie_rows = part[by_part], by_part.argsort()
         self.counts = user_counts, movie_counts[by_part]
 
-        order = stable_argsort(train.users, train.n_users)
-        # Sorted rows need no look-up, and a movie and its rating are looked up as the eight bytes that they are.
         rows = torch.arange(train.n_users, dtype=torch.int32, device=self.device)
         self.users = rows.repeat_interleave(user_counts, output_size=len(train))
         movies = self.movie_rows.int().index_select(0, train.movies)
-        pairs = torch.stack([movies, train.ratings.view(torch.int32)], 1).view(torch.int64)
-        pairs = torch.cat(Workers(self.device).map(lambda part: pairs.index_select(0, part), order.chunk(2)))
-        pairs = pairs.view(torch.int32)
-        self.movies, self.ratings = pairs[:, 0].contiguous(), pairs[:, 1].contiguous().view(torch.float32)
+        self.movies, self.ratings = grouped(train.users, movies, train.ratings, train.n_users, train.n_movies)
         self.ratings -= train.ratings.double().mean()
 
         ends = pad(user_counts.cumsum(0), (1, 0))

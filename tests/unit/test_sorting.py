@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mf.model import MatrixFactorization
 from mf.solvers.minibatch import Tables
-from mf.solvers.sorting import Segments, stable_argsort
+from mf.solvers.sorting import Segments, grouped, stable_argsort
 
 RUNS = torch.tensor([2, 2, 2, 5, 7, 7], dtype=torch.int32)
 ROWS, COUNTS = [2, 5, 7], [3, 1, 2]
@@ -65,6 +65,13 @@ def test_what_is_put_lands_in_the_rows_of_the_runs_and_nowhere_else(build: type,
 def test_one_row_alone_is_one_run() -> None:
     for segments in (Segments.of(RUNS[:1], 10), Segments.of_known_size(RUNS[:1], 10)):
         assert (segments.rows.tolist(), segments.offsets.tolist(), segments.counts.tolist()) == ([2], [0], [1])
+
+
+def test_entries_are_grouped_by_row_in_the_order_they_came_in_and_pairs_that_occur_twice_stay_two() -> None:
+    rows, columns = torch.tensor([2, 0, 2, 0, 2, 3]), torch.tensor([4, 1, 0, 1, 4, 2], dtype=torch.int32)
+    ordered, values = grouped(rows, columns, torch.arange(6.0), 5, 7)
+    assert (ordered.tolist(), values.tolist()) == ([1, 1, 4, 0, 4, 2], [1, 3, 0, 2, 4, 5])
+    assert (ordered.dtype, values.dtype) == (torch.int32, torch.float32)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
