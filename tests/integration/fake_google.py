@@ -5,17 +5,16 @@ import base64
 import functools
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from serving import Call, serving
 
 TOKEN = "ya29.planted-token"
 ACCOUNT = "steps@p1.iam.gserviceaccount.com"
@@ -54,7 +53,7 @@ class FakeGoogle:
         requests: what was asked, in its order.
     """
 
-    url: str
+    url: str = ""
     permissions: set[str] = field(
         default_factory=lambda: {
             "aiplatform.pipelineJobs.create",
@@ -80,6 +79,16 @@ class FakeGoogle:
     limits: dict[str, dict[str, str]] = field(default_factory=dict)  # quota metric, to region and limit
     faults: list[Callable[[Request], Reply | None]] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
+
+    def reply(self, call: Call) -> Reply:
+        _, host, path = call.url.path.split("/", 2)
+        counted_for = call.headers.get("x-goog-user-project")
+        code, said = self.answer(
+            Request(call.method, host, f"/{path}", parse_qs(call.url.query), call.body, counted_for)
+        )
+        if host != "oauth2" and call.headers.get("authorization") != f"Bearer {TOKEN}":
+            return refusal(401, "Request had invalid authentication credentials.")
+        return code, said
 
     def answer(self, request: Request) -> Reply:
         self.requests.append(request)
@@ -170,15 +179,9 @@ ROUTES: list[tuple[str, Callable[..., Reply]]] = [
 @contextmanager
 def fake_google() -> Iterator[FakeGoogle]:
     """Serves on 127.0.0.1 while the block lasts."""
-    server = _Server(("127.0.0.1", 0), _Handler)
-    fake = FakeGoogle(f"http://127.0.0.1:{server.server_address[1]}")
-    server.RequestHandlerClass = type("Handler", (_Handler,), {"fake": fake})
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
+    fake = FakeGoogle()
+    with serving(fake.reply) as fake.url:
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @functools.cache
@@ -195,34 +198,3 @@ def key_file(folder: Path, url: str) -> Path:
         "client_email": "me@p1.iam.gserviceaccount.com", "client_id": "1", "token_uri": f"{url}/oauth2/token",
     }))  # fmt: skip
     return file
-
-
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, *_: Any) -> None:
-        """A fault that raises closes the connection without an answer, and prints nothing."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    fake: FakeGoogle
-
-    def _serve(self) -> None:
-        url = urlsplit(self.path)
-        _, host, path = url.path.split("/", 2)
-        sent = self.rfile.read(int(self.headers.get("content-length") or 0))
-        is_json = "json" in self.headers.get("content-type", "")
-        body = json.loads(sent) if sent and is_json else None
-        counted_for = self.headers.get("x-goog-user-project")
-        request = Request(self.command, host, f"/{path}", parse_qs(url.query), body, counted_for)
-        code, answer = self.fake.answer(request)
-        if host != "oauth2" and self.headers.get("authorization") != f"Bearer {TOKEN}":
-            code, answer = refusal(401, "Request had invalid authentication credentials.")
-        content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        self.send_response(code)
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = _serve  # noqa: N815
-
-    def log_message(self, *_: Any) -> None:
-        pass

@@ -1,13 +1,10 @@
 """As much of Vertex AI's Model Registry as uploading a version asks for. What it is sent must be what the real API's
 own types take."""
 
-import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,12 +12,12 @@ import requests
 from google.cloud.aiplatform_v1.types import UploadModelRequest
 from google.protobuf import json_format
 from requests.adapters import HTTPAdapter
+from serving import Answer, Call, serving
 
 UPLOAD = re.compile(r"/v1/(projects/[^/]+/locations/[^/]+)/models:upload")
 MODEL = re.compile(r"/v1/(projects/[^/]+/locations/[^/]+/models/[^/@]+)(?:@(.+))?")
 OPERATION = re.compile(r"/v1/(projects/.+/operations/\d+)")
 LABEL = re.compile(r"[a-z0-9_-]{0,63}")
-Answer = tuple[int, dict[str, Any]]
 
 
 @dataclass
@@ -34,7 +31,7 @@ class FakeRegistry:
         broken: the answer is no JSON.
     """
 
-    url: str
+    url: str = ""
     models: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
     operations: list[dict[str, Any]] = field(default_factory=list)
@@ -42,6 +39,10 @@ class FakeRegistry:
     denied: str = ""
     failure: str = ""
     broken: bool = False
+
+    def reply(self, call: Call) -> Answer:
+        code, said = self.answer(call.method, call.url.path, call.body)
+        return code, b"<html>" if self.broken else said
 
     def answer(self, method: str, path: str, body: Any) -> Answer:
         self.asked.append((method, path))
@@ -101,37 +102,10 @@ class FakeRegistry:
 @contextmanager
 def fake_registry() -> Iterator[FakeRegistry]:
     """Serves on 127.0.0.1 while the block lasts."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    fake = FakeRegistry(f"http://127.0.0.1:{server.server_port}")
-    server.RequestHandlerClass = type("Handler", (_Handler,), {"fake": fake})
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
+    fake = FakeRegistry()
+    with serving(fake.reply) as fake.url:
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def _refusal(code: int, message: str) -> Answer:
     return code, {"error": {"code": code, "message": message}}
-
-
-class _Handler(BaseHTTPRequestHandler):
-    fake: FakeRegistry
-
-    def _serve(self) -> None:
-        sent = self.rfile.read(int(self.headers.get("content-length") or 0))
-        code, answer = self.fake.answer(self.command, self.path, json.loads(sent) if sent else None)
-        body = b"<html>" if self.fake.broken else json.dumps(answer).encode()
-        self.send_response(code)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_POST = _serve  # noqa: N815
-
-    def log_message(self, *_: Any) -> None:
-        pass

@@ -2,26 +2,24 @@
 
 import functools
 import itertools
-import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import aiplatform
 from google.cloud.aiplatform.utils import resource_manager_utils
+from serving import Answer, Call, serving
 
 BUCKET = re.compile(r"/storage/v1/b/([^/?]+)(/o)?")
 RESOURCES = re.compile(r"/v1/(projects/[^/]+/locations/[^/]+/(pipelineJobs|schedules))(?:/([^/:]+))?(?::(\w+))?")
 STATUS = {400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 503: "UNAVAILABLE"}
 NOW = "2026-11-24T00:00:00Z"
-Answer = tuple[int, Any]
+NUMBER = "123"  # of the project
 
 
 class Request(NamedTuple):
@@ -63,7 +61,7 @@ class FakeVertex:
         asked: called with each request before it is answered.
     """
 
-    url: str
+    url: str = ""
     buckets: set[str] = field(default_factory=lambda: {"mf-bucket"})
     closed_buckets: set[str] = field(default_factory=set)
     requests: list[Request] = field(default_factory=list)
@@ -80,7 +78,8 @@ class FakeVertex:
         """The requests that ask for more than a look."""
         return [request for request in self.requests if request.changes]
 
-    def answer(self, request: Request) -> Answer:
+    def reply(self, call: Call) -> Answer:
+        request = Request(call.method, unquote(call.url.path), dict(parse_qsl(call.url.query)), call.body)
         self.requests.append(request)
         self.asked(request)
         for fault in self.faults:
@@ -106,7 +105,7 @@ class FakeVertex:
             return _refusal(403, "steps@p1 does not have storage.buckets.get access")
         if name not in self.buckets:
             return _refusal(404, "no such bucket")
-        return 200, {"items": []} if objects else {"name": name}
+        return 200, {"items": []} if objects else {"name": name, "projectNumber": NUMBER}
 
     def _job(self, request: Request, parent: str, number: str | None) -> Answer:
         if request.method == "POST" and not number:
@@ -157,15 +156,9 @@ class FakeVertex:
 @contextmanager
 def fake_vertex() -> Iterator[FakeVertex]:
     """Serves on 127.0.0.1 while the block lasts."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    fake = FakeVertex(f"http://127.0.0.1:{server.server_address[1]}")
-    server.RequestHandlerClass = type("Handler", (_Handler,), {"fake": fake})
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
+    fake = FakeVertex()
+    with serving(fake.reply) as fake.url:
         yield fake
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def send_sdk_to(fake: FakeVertex, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +168,7 @@ def send_sdk_to(fake: FakeVertex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aiplatform, "init", functools.partial(aiplatform.init, **here))
     # The SDK asks Cloud Resource Manager for the number over gRPC, at an address that cannot be chosen: without a
     # network that takes a minute.
-    monkeypatch.setattr(resource_manager_utils, "get_project_number", lambda *_, **__: "123")
+    monkeypatch.setattr(resource_manager_utils, "get_project_number", lambda *_, **__: NUMBER)
 
 
 def _short(schedule: dict[str, Any]) -> dict[str, Any]:
@@ -185,26 +178,3 @@ def _short(schedule: dict[str, Any]) -> dict[str, Any]:
 
 def _refusal(code: int, message: str) -> Answer:
     return code, {"error": {"code": code, "message": message, "status": STATUS[code]}}
-
-
-class _Handler(BaseHTTPRequestHandler):
-    fake: FakeVertex
-
-    def _serve(self) -> None:
-        url = urlsplit(self.path)
-        sent = self.rfile.read(int(self.headers.get("content-length") or 0))
-        request = Request(
-            self.command, unquote(url.path), dict(parse_qsl(url.query)), json.loads(sent) if sent else None
-        )
-        code, answer = self.fake.answer(request)
-        body = json.dumps(answer).encode()
-        self.send_response(code)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_POST = do_DELETE = _serve  # noqa: N815
-
-    def log_message(self, *_: Any) -> None:
-        pass

@@ -2,15 +2,13 @@
 
 import base64
 import functools
-import json
-import threading
 import traceback
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import secretmanager
+from serving import Answer, Call, serving
 
 from mf.errors import ConfigError, MfError, SupabaseError
 from mf.supabase.credentials import Credentials
@@ -33,46 +31,35 @@ ANSWERS: dict[str, tuple[int, bytes | str]] = {
 }
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path.partition("?")[0])  # type: ignore[attr-defined]
-        status, said = ANSWERS[self.path.split("/")[5]]
-        body = {"error": {"code": status, "message": said}}
-        if isinstance(said, bytes):
-            body = {"name": NAME, "payload": {"data": base64.b64encode(said).decode()}}
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+ASKED: list[str] = []  # the paths
 
-    def log_message(self, *_: object) -> None:
-        """Nothing is printed."""
+
+def answer(call: Call) -> Answer:
+    ASKED.append(call.url.path)
+    status, said = ANSWERS[call.url.path.split("/")[5]]
+    if isinstance(said, bytes):
+        return status, {"name": NAME, "payload": {"data": base64.b64encode(said).decode()}}
+    return status, {"error": {"code": status, "message": said}}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ThreadingHTTPServer]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def server() -> Iterator[str]:
+    with serving(answer) as url:
+        yield url
 
 
 @pytest.fixture
-def asked(server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def asked(server: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths that are asked for; clients go to the server here, over REST and without an account."""
     client = functools.partial(
         secretmanager.SecretManagerServiceClient,
         credentials=AnonymousCredentials(),
         transport="rest",
-        client_options={"api_endpoint": f"http://127.0.0.1:{server.server_port}"},
+        client_options={"api_endpoint": server},
     )
     monkeypatch.setattr(secretmanager, "SecretManagerServiceClient", client)
-    server.asked = []  # type: ignore[attr-defined]
-    return server.asked  # type: ignore[attr-defined,no-any-return]
+    ASKED.clear()
+    return ASKED
 
 
 def find(secret: str, **environ: str) -> Credentials:

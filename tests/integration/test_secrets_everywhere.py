@@ -3,7 +3,6 @@ Google, printed, raised, written or copied into an image."""
 
 import base64
 import contextlib
-import functools
 import io
 import os
 import re
@@ -16,11 +15,9 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 from fake_vertex import FakeVertex, fake_vertex, send_sdk_to
-from google.auth.credentials import AnonymousCredentials
-from google.cloud import secretmanager
 from kfp.dsl.executor import Executor
 from steps import executor_input
-from test_secret_manager import ANSWERS, NAME, server
+from test_secret_manager import ANSWERS, NAME, asked, server
 
 import components
 from mf.local import LocalSupabase
@@ -29,7 +26,7 @@ from mf.supabase.schema import migration
 from pipelines.__main__ import main
 from pipelines.laptop import environment, run_steps
 
-__all__ = ["server"]  # a fixture
+__all__ = ["asked", "server"]  # fixtures
 
 ROOT = Path(__file__).parents[2]
 KEY = "sb_secret_planted0KEY1that2no3one4may5see"
@@ -113,20 +110,12 @@ def test_a_secret_that_is_given_as_a_parameter_or_a_setting_is_refused_unsent_an
 
 
 @pytest.fixture
-def secret_manager(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.asked = []
+def secret_manager(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the attempts to reach a service
     monkeypatch.setitem(ANSWERS, "key", (200, KEY.encode()))
     monkeypatch.setitem(ANSWERS, "db-url", (200, DB_URL.encode()))
     monkeypatch.setitem(ANSWERS, "binary-key", (200, KEY.encode() + b"\xff"))
     monkeypatch.setitem(ANSWERS, "half-url", (200, DB_URL.partition("@")[0].encode()))
-    client = functools.partial(
-        secretmanager.SecretManagerServiceClient,
-        credentials=AnonymousCredentials(),
-        transport="rest",
-        client_options={"api_endpoint": f"http://127.0.0.1:{server.server_port}"},
-    )
-    monkeypatch.setattr(secretmanager, "SecretManagerServiceClient", client)
 
 
 TABLE = {"import_table": "ratings", "supabase_url": "http://127.0.0.1:9", "max_reject_fraction": 0.01}
