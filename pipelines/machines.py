@@ -1,7 +1,9 @@
 """What Vertex AI offers to train on: its regions, its GPUs, and the machines that these come with.
 
-The tables are those of Google's documentation (Compute Engine's GPU machine types and regions, Vertex AI's limits of a
-pipeline step) as of 2025. What Google has added to them since is to be added here.
+The tables are those of Google's documentation: Compute Engine's GPU machine types, Vertex AI's limits of a pipeline
+step. Where a GPU is was compared in November 2026 with Compute Engine's zones of it, as a public catalogue lists them
+(SkyPilot's, version 8): a region stands here when either has it, since Vertex AI has no GPU where Compute Engine has
+none. What Google has added since is to be added here.
 """
 
 import re
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 from mf.errors import ConfigError
 
 STEPS = ("ingest", "split", "train", "evaluate", "export")
+TRAIN = ("train_accelerator_type", "train_accelerator_count", "train_cpu", "train_memory")
 # What any step of a pipeline may ask for, in vCPUs and in GB.
 MOST_CPU, MOST_MEMORY = 96, 624
 _BYTES = {"M": 1e6, "G": 1e9, "T": 1e12, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -77,8 +80,8 @@ GPUS = {
         _regions(
             """
             asia-east1 asia-northeast1 asia-northeast3 asia-south1 asia-southeast1 australia-southeast1 europe-west1
-            europe-west2 europe-west3 europe-west4 europe-west6 me-central2 northamerica-northeast2 us-central1 us-east1
-            us-east4 us-east5 us-west1 us-west3 us-west4
+            europe-west2 europe-west3 europe-west4 europe-west6 me-central2 northamerica-northeast1
+            northamerica-northeast2 us-central1 us-east1 us-east4 us-east5 us-west1 us-west3 us-west4
             """
         ),
     ),
@@ -149,20 +152,20 @@ def check(parameters: Mapping[str, Any], region: str = "") -> None:
 
 
 def check_spot(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuses parameters of a run that ask for another machine than the spot machine that was compiled in.
+    """Refuses parameters of a run that would change nothing, since the spot machine was compiled in.
 
     Args:
         parameters: all of the run's.
         defaults: all of the compiled pipeline's.
 
     Raises:
-        ConfigError: they do, or there is no such machine.
+        ConfigError: the run names another GPU, CPU or memory for the train step.
     """
-    machine = train_machine(defaults)
-    if train_machine(parameters) != machine:
+    if changed := [name for name in TRAIN if parameters[name] != defaults[name]]:
         raise ConfigError(
-            f"the train step's spot machine was settled when the pipeline was compiled, as {machine.name}: set "
-            "train_cpu, train_memory and the GPU under [parameters] in pipelines/settings.toml and run `make compile`"
+            f"{', '.join(changed)}: the train step's spot machine was settled when the pipeline was compiled, as "
+            f"{train_machine(defaults).name}: set it under [parameters] in pipelines/settings.toml and run "
+            "`make compile`"
         )
 
 

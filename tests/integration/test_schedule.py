@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compiling import compile_once
 from fake_vertex import FakeVertex, Fault, fake_vertex, send_sdk_to
 
-from pipelines import compiled as pipelines_compiled
 from pipelines.__main__ import main
 from pipelines.compiled import compile_pipeline
 from pipelines.settings import Settings
@@ -34,16 +34,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-COMPILED: dict[str, str] = {}  # by settings: compiling is most of what a command takes
-
-
 @pytest.fixture
 def vertex(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVertex]:
-    def compiled_once(settings: Settings) -> str:
-        return COMPILED.get(repr(settings)) or COMPILED.setdefault(repr(settings), compile_now(settings))
-
-    compile_now = pipelines_compiled.compiled
-    monkeypatch.setattr(pipelines_compiled, "compiled", compiled_once)
+    compile_once(monkeypatch)
     with fake_vertex() as fake:
         send_sdk_to(fake, monkeypatch)
         yield fake
@@ -272,6 +265,15 @@ def test_what_is_missing_or_cannot_be_is_said_before_anything_is_sent(
 ) -> None:
     assert run("schedule", *flags, settings=settings, status=2).startswith(said)
     assert vertex.requests == []
+
+
+def test_on_spot_a_run_cannot_name_another_machine(vertex: FakeVertex, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "spot.yaml"
+    compile_pipeline(Settings.of(**SETTINGS, spot=True), file)
+    said = run("schedule", EVERY_NIGHT, "--param=train_cpu=16", more="spot = true\n", file=file, status=2)
+    assert said.startswith("error: train_cpu: the train step's spot machine was settled when the pipeline was compiled")
+    assert vertex.requests == []
+    assert "NVIDIA_L4, spot\n" in run("schedule", EVERY_NIGHT, more="spot = true\n", file=file)
 
 
 def test_a_missing_bucket_ends_it(vertex: FakeVertex, run: Run) -> None:

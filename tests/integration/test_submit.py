@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compiling import compile_once
 from fake_gcs import fake_gcs
 from fake_vertex import FakeVertex, Fault, Request, fake_vertex, send_sdk_to
 from google.cloud import storage
@@ -38,6 +39,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def vertex(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVertex]:
+    compile_once(monkeypatch)
     with fake_vertex() as fake:
         send_sdk_to(fake, monkeypatch)
         monkeypatch.setattr(pipelines_vertex, "POLL_S", 0.01)
@@ -102,9 +104,11 @@ def test_the_machines_asked_for_are_told(vertex: FakeVertex, submit: Submit) -> 
 
 def test_each_step_keeps_its_own_say_about_the_cache(vertex: FakeVertex, submit: Submit) -> None:
     submit()
-    tasks = vertex.requests[-1].body["pipelineSpec"]["root"]["dag"]["tasks"]
-    cached = {name for name, task in tasks.items() if task["cachingOptions"].get("enableCache")}
-    assert cached == {"split", "train"}
+    pipeline = vertex.requests[-1].body["pipelineSpec"]
+    dags = [one["dag"]["tasks"] for one in (pipeline["root"], *pipeline["components"].values()) if "dag" in one]
+    said = {name: task["cachingOptions"] for dag in dags for name, task in dag.items() if "cachingOptions" in task}
+    assert said.keys() >= {"ingest", "split", "train", "evaluate", "export"}
+    assert {name for name, options in said.items() if options.get("enableCache")} == {"split", "train"}
 
 
 def test_without_an_account_or_a_network_the_projects_own_is_used(vertex: FakeVertex, submit: Submit) -> None:
@@ -139,6 +143,23 @@ def test_what_is_missing_or_cannot_be_is_said_before_anything_is_sent(
     vertex: FakeVertex, submit: Submit, settings: dict[str, str], params: list[str], said: str
 ) -> None:
     assert submit(*params, settings=settings, status=2).startswith(said)
+    assert vertex.requests == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["train_cpu=16"], ["train_memory=64G"], ["train_accelerator_type=NVIDIA_TESLA_T4"], ["train_accelerator_count=2"]],
+)
+def test_on_spot_a_run_cannot_name_another_machine(
+    vertex: FakeVertex, submit: Submit, tmp_path: Path, given: list[str]
+) -> None:
+    file = tmp_path / "spot.yaml"
+    compile_pipeline(Settings.of(**SETTINGS, spot=True), file)
+    said = submit(*given, more="spot = true\n", file=file, status=2)
+    assert said == (
+        f"error: {given[0].partition('=')[0]}: the train step's spot machine was settled when the pipeline was "
+        "compiled, as g2-standard-8: set it under [parameters] in pipelines/settings.toml and run `make compile`\n"
+    )
     assert vertex.requests == []
 
 

@@ -73,6 +73,10 @@ def test_a_region_without_the_gpu_is_refused_with_those_that_have_it() -> None:
     assert "europe-west4" in said
 
 
+def test_a_region_that_has_the_gpu_is_not_refused() -> None:
+    machines.check(ASKED, "northamerica-northeast1")
+
+
 def test_where_a_gpu_is_not_known_to_be_is_no_reason_to_refuse_it() -> None:
     machines.check({**ASKED, "train_accelerator_type": "NVIDIA_H100_80GB"}, "europe-north2")
 
@@ -102,9 +106,22 @@ def test_the_smallest_machine_that_has_what_is_asked_for_is_taken(asked: dict[st
     assert machines.train_machine({**ASKED, **asked}).name == name
 
 
-def test_a_spot_machine_is_settled_when_the_pipeline_is_compiled() -> None:
-    machines.check_spot({**ASKED, "train_cpu": "3"}, ASKED)
-    with pytest.raises(
-        ConfigError, match=r"^the train step's spot machine was settled .*, as g2-standard-4: set train_"
-    ):
-        machines.check_spot({**ASKED, "train_cpu": "8"}, ASKED)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"train_accelerator_type": "NVIDIA_TESLA_T4"},
+        {"train_accelerator_count": 2},
+        {"train_cpu": "8"},
+        {"train_memory": "17G"},
+        {"train_cpu": "3"},  # another machine or not: it would not be heard
+        {"train_cpu": "8", "train_memory": "17G"},
+    ],
+)
+def test_a_spot_machine_is_settled_when_the_pipeline_is_compiled(given: dict[str, Any]) -> None:
+    machines.check_spot(ASKED, ASKED)
+    with pytest.raises(ConfigError) as error:
+        machines.check_spot({**ASKED, **given}, ASKED)
+    assert str(error.value) == (
+        f"{', '.join(given)}: the train step's spot machine was settled when the pipeline was compiled, as "
+        "g2-standard-4: set it under [parameters] in pipelines/settings.toml and run `make compile`"
+    )
