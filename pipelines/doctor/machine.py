@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mf.local.tools import VERSION, default_cache, postgrest_binary
 from pipelines.doctor.finding import Check, Finding, missing, ok
 
 ROOT = Path(__file__).parents[2]
-LOCK = ROOT / "requirements" / "all.lock"
+LOCKS = tuple(ROOT / "requirements" / name for name in ("all.lock", "pipeline-components.lock"))  # of make install
 PYPROJECT = ROOT / "pyproject.toml"
 OLDEST = (3, 11)
 SHOWN = 3  # packages that one line names
@@ -35,10 +35,10 @@ def python(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
     return ok(found)
 
 
-def packages(lock: Path = LOCK, pyproject: Path = PYPROJECT) -> Finding:
-    """What is installed is what the lock has."""
+def packages(locks: Iterable[Path] = LOCKS, pyproject: Path = PYPROJECT) -> Finding:
+    """What is installed is what the lock files have."""
     try:
-        locked = dict(_locked(lock, pyproject))
+        locked = dict(_locked(locks, pyproject))
     except OSError as error:
         return missing(f"{error.filename}: {error.strerror}", "git checkout requirements pyproject.toml")
     wrong = [f"{name} is {found or 'not installed'}, the lock has {version}"
@@ -46,11 +46,11 @@ def packages(lock: Path = LOCK, pyproject: Path = PYPROJECT) -> Finding:
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         return missing("; ".join(wrong[:SHOWN]) + more, "make install")
-    return ok(f"{len(locked)} as in {lock.name}")
+    return ok(f"{len(locked)} as in the lock files")
 
 
-def _locked(lock: Path, pyproject: Path) -> Iterator[tuple[str, str]]:
-    lines = [line.rstrip(" \\") for line in lock.read_text().splitlines() if line[:1].isalnum()]
+def _locked(locks: Iterable[Path], pyproject: Path) -> Iterator[tuple[str, str]]:
+    lines = [line.rstrip(" \\") for lock in locks for line in lock.read_text().splitlines() if line[:1].isalnum()]
     # torch is locked by version alone: its builds differ.
     lines += [line for line in tomllib.loads(pyproject.read_text())["project"]["dependencies"] if "torch==" in line]
     for requirement in map(Requirement, lines):

@@ -1,5 +1,6 @@
 """The half of the doctor that asks no network: this machine, and how findings are told."""
 
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -39,37 +40,47 @@ def test_an_old_python_is_told() -> None:
 
 
 @pytest.fixture
-def lock(tmp_path: Path) -> tuple[Path, Path]:
-    """A lock of three packages that are installed, and of one for another system."""
-    lock, pyproject = tmp_path / "all.lock", tmp_path / "pyproject.toml"
-    versions = [f"{name}=={metadata.version(name)}" for name in ("kfp", "numpy", "pydantic")]
-    pins = [*versions, "pywin32==311 ; sys_platform == 'win32'"]
-    lock.write_text("".join(f"{pin} \\\n    --hash=sha256:0123 \\\n    --hash=sha256:4567\n" for pin in pins))
+def locks(tmp_path: Path) -> tuple[list[Path], Path]:
+    """A lock of three packages that are installed and of one for another system, a second lock of one, and a
+    pyproject.toml with torch."""
+    locks, pyproject = [tmp_path / "all.lock", tmp_path / "other.lock"], tmp_path / "pyproject.toml"
+    versions = [f"{name}=={metadata.version(name)}" for name in ("kfp", "numpy", "pydantic", "pytest")]
+    for lock, pins in zip(
+        locks, ([*versions[:3], "pywin32==311 ; sys_platform == 'win32'"], versions[3:]), strict=True
+    ):
+        lock.write_text("".join(f"{pin} \\\n    --hash=sha256:0123 \\\n    --hash=sha256:4567\n" for pin in pins))
     torch = metadata.version("torch").partition("+")[0]
     pyproject.write_text(f'[project]\ndependencies = ["numpy>=2.3", "torch=={torch}"]\n')
-    return lock, pyproject
+    return locks, pyproject
 
 
-def test_packages_that_are_as_the_lock_has_them_are_counted(lock: tuple[Path, Path]) -> None:
-    assert machine.packages(*lock) == ok("4 as in all.lock")
+def test_packages_that_are_as_the_locks_have_them_are_counted(locks: tuple[list[Path], Path]) -> None:
+    assert machine.packages(*locks) == ok("5 as in the lock files")
 
 
-def test_packages_that_differ_or_lack_are_named(lock: tuple[Path, Path]) -> None:
-    file, pyproject = lock
+def test_the_locks_are_those_that_make_install_installs() -> None:
+    recipe = (machine.ROOT / "Makefile").read_text()
+    installed = re.findall(r"-r (requirements/\S+\.lock)", recipe)
+    assert [str(lock.relative_to(machine.ROOT)) for lock in machine.LOCKS] == installed
+
+
+def test_packages_that_differ_or_lack_are_named(locks: tuple[list[Path], Path]) -> None:
+    (file, other), pyproject = locks
     text = file.read_text().replace(f"numpy=={metadata.version('numpy')}", "numpy==1.0")
-    file.write_text(text + "no-such-package==2.0 \\\n    --hash=sha256:0123\n")
+    file.write_text(text)
+    other.write_text("no-such-package==2.0 \\\n    --hash=sha256:0123\n")
     pyproject.write_text('[project]\ndependencies = ["torch==1.0"]\n')
     numpy, torch = metadata.version("numpy"), metadata.version("torch").partition("+")[0]
-    assert machine.packages(*lock).line("packages") == (
+    assert machine.packages(*locks).line("packages") == (
         f"missing  packages: numpy is {numpy}, the lock has 1.0; no-such-package is not installed, the lock has 2.0; "
         f"torch is {torch}, the lock has 1.0: make install"
     )
     file.write_text(file.read_text() + "another==1.0 \\\n    --hash=sha256:0123\n")
-    assert machine.packages(*lock).said.endswith(" and 1 more")
+    assert machine.packages(*locks).said.endswith(" and 1 more")
 
 
 def test_a_lock_that_is_gone_is_told(tmp_path: Path) -> None:
-    found = machine.packages(tmp_path / "all.lock", tmp_path / "pyproject.toml")
+    found = machine.packages([tmp_path / "all.lock"], tmp_path / "pyproject.toml")
     assert found.line("packages") == (
         f"missing  packages: {tmp_path}/all.lock: No such file or directory: git checkout requirements pyproject.toml"
     )
