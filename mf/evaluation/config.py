@@ -4,6 +4,8 @@ from pydantic import Field
 
 from mf.config import Config
 
+PUBLISH, REFUSE = "publish", "refuse"  # the two verdicts
+
 
 class EvaluateConfig(Config):
     """How a model is evaluated."""
@@ -11,7 +13,8 @@ class EvaluateConfig(Config):
     k: int = Field(10, ge=1, le=1000, description="length of the lists of recommendations that are evaluated")
     relevance_threshold: float | None = Field(
         None,
-        description="rating from which a movie of the test part counts as liked; when empty, the mean training rating",
+        description="rating from which a movie of the test part counts as liked; when empty, three quarters up the "
+        "range of the training ratings",
     )
     bootstrap: int = Field(1000, ge=0, description="draws of users for the confidence intervals; 0: no intervals")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of these draws")

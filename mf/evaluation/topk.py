@@ -96,7 +96,7 @@ def first(scores: Tensor, k: int) -> Tensor:
         some, end = scores[tied], last[tied, None]
         equal, above = some == end, some > end
         left = k - above.sum(1, keepdim=True)
-        columns[tied] = (above | (equal & (equal.cumsum(1) <= left))).nonzero()[:, 1].reshape(-1, k)
+        columns[tied] = (above | (equal & (equal.cumsum(1, dtype=torch.int32) <= left))).nonzero()[:, 1].reshape(-1, k)
     columns = columns.sort(dim=1).values
     values, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
     return columns.gather(1, order).masked_fill(values == -torch.inf, -1)

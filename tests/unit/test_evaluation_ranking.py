@@ -196,10 +196,19 @@ def test_movies_that_only_another_model_knows_are_not_ranked_and_those_that_it_d
     assert found.model.coverage == 3 / 4
 
 
-def test_the_threshold_is_the_mean_training_rating_when_none_is_given() -> None:
-    found = evaluated(relevance_threshold=None).ranking
-    assert found.relevance_threshold == pytest.approx(24 / 7)
-    assert found.relevant == 5
+@pytest.mark.parametrize(
+    ("lowest", "highest", "threshold"),
+    [(1, 5, 4), (0.5, 5, 3.875), (0, 1, 0.75), (1, 10, 7.75), (-1, 1, 0.5), (3, 3, 3)],
+)
+def test_the_threshold_lies_three_quarters_up_the_range(lowest: float, highest: float, threshold: float) -> None:
+    train = pa.concat_tables([ratings((1, 1, lowest)), ratings((2, 1, highest))])
+    assert evaluated(train, relevance_threshold=None).ranking.relevance_threshold == threshold
+
+
+def test_a_rating_that_is_the_threshold_counts_whatever_its_last_bit() -> None:
+    train, test = ratings((1, 1, 0.1), (1, 2, 0.5)), ratings((1, 3, 0.4))
+    assert evaluated(train, test, relevance_threshold=None).ranking.relevant == 1
+    assert evaluated(train, test, relevance_threshold=0.4).ranking.relevant == 1
 
 
 def test_where_all_ratings_are_equal_every_movie_is_liked() -> None:
