@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks import accuracy, csv_ingest, export, fold_in, limits, publish, retrieval, speed, table_import
+from benchmarks import accuracy, csv_ingest, export, fold_in, limits, publish, ranking, retrieval, speed, table_import
 from benchmarks.planted import FULL
 from benchmarks.report import TITLES, machine, write_section
 
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("what", choices=(*TITLES, "all"), nargs="?", default="all")
     parser.add_argument("--ratings", type=Path, help="a CSV file of MovieLens ratings, for the accuracy and new users")
     parser.add_argument(
-        "--rows", type=lambda text: int(float(text)), default=FULL, help="planted ratings, for speed and imports"
+        "--rows", type=lambda text: int(float(text)), default=FULL, help="planted ratings, for speed, imports and the evaluation"
     )
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks.md"))
     given = parser.parse_args(argv)
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "import": partial(table_import.section, given.rows),
         "export": export.section,
         "publish": publish.section,
+        "ranking": partial(ranking.section, given.rows),
         "retrieval": retrieval.section,
         **({"fold_in": partial(fold_in.section, given.ratings)} if given.ratings else {}),
     }

@@ -21,6 +21,7 @@ TITLES = {
     "import": "From a table to Parquet",
     "export": "Embeddings into the database",
     "publish": "Publishing under fire",
+    "ranking": "Evaluation",
     "retrieval": "Recommendations",
     "fold_in": "New users from a few ratings",
 }
@@ -28,10 +29,10 @@ INTRODUCTION = """# Benchmarks
 
 `make bench` writes this page; `make bench PEERS=1` first installs the libraries to compare with into `.venv`
 (`requirements/bench.in`; some are compiled, which needs a C++ compiler). `RATINGS=ratings.csv` adds MovieLens
-latest-small, or another file of its layout, to the accuracy, and new users; `ROWS=2000000` makes speed and imports
-smaller; `ONLY=limits`, or another section's name, leaves the rest of the page as it is. Every measurement runs in a
-process of its own, on a machine that should do nothing else: threads that share cores wait for one another, the naive
-loop's most.
+latest-small, or another file of its layout, to the accuracy, and new users; `ROWS=2000000` makes speed, imports and
+the evaluation smaller; `ONLY=limits`, or another section's name, leaves the rest of the page as it is. Every
+measurement runs in a process of its own, on a machine that should do nothing else: threads that share cores wait for
+one another, the naive loop's most.
 """
 
 
