@@ -9,6 +9,8 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+from mf.evaluation import report
+from mf.evaluation.champion import Comparison, Figures
 from mf.evaluation.evaluate import (
     CalibrationBin,
     CountBin,
@@ -22,6 +24,8 @@ from mf.evaluation.evaluate import (
     Score,
     Unseen,
 )
+from mf.evaluation.examples import Example, Movie
+from mf.evaluation.gate import Check, Decision
 from mf.evaluation.report import verdict, write_report
 
 EVALUATION = Evaluation(
@@ -66,6 +70,27 @@ HISTORY: list[Mapping[str, float | None]] = [
     {"epoch": 2, "train_rmse": 0.8002, "validation_rmse": None, "seconds": 1.5},
 ]
 FACTS = {"Source": "ratings.csv", "Solver": "adam"}
+PASSED = (
+    Check("biases", 0.8412, 0.8683, True, "RMSE 0.8412 is below that of user + movie biases, 0.8683"),
+    Check("champion", None, 0.01, True, "no run is published yet: there is none to compare with"),
+)
+FAILED = Check("champion", 0.0212, 0.01, False, "RMSE 0.8412 against 0.8200 of the published run: +0.0212")
+ACCEPTED = Decision(publish=True, forced=False, reasons=(), checks=PASSED)
+REFUSED = Decision(publish=False, forced=False, reasons=(FAILED.text,), checks=(PASSED[0], FAILED))
+COMPARISON = Comparison(
+    "run-7",
+    "2026-11-20T03:15:00+00:00",
+    "clean: these ratings are newer",
+    Figures(9_000, 0.8412, 0.82, 0.0212, None, True),
+)
+EXAMPLES = (
+    Example(
+        "ann",
+        21,
+        best=(Movie(50, "The Silent River (1999)", 5.0, 4.62),),
+        recommended=(Movie(7, None, None, 4.871), Movie(8, "Léon", 4.5, 4.4)),
+    ),
+)
 
 
 def written(
@@ -73,9 +98,29 @@ def written(
     evaluation: Evaluation = EVALUATION,
     history: Sequence[Mapping[str, float | None]] = HISTORY,
     facts: Mapping[str, str] = FACTS,
+    decision: Decision = ACCEPTED,
+    comparison: Comparison | None = None,
+    examples: Sequence[Example] = EXAMPLES,
 ) -> str:
-    write_report(evaluation, history, facts, tmp_path / "report.html")
+    write_report(evaluation, history, facts, tmp_path / "report.html", decision, comparison, examples)
     return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the plots out, which take most of the time."""
+    monkeypatch.setattr(report, "plots", lambda *_: [])
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The whole report."""
+    return written(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> "Page":
+    return Page(html)
 
 
 class Page(HTMLParser):
@@ -92,6 +137,9 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data + " "
+
+    def words(self) -> str:
+        return " ".join(self.text.split())
 
     def images(self) -> list[dict[str, str | None]]:
         return [attributes for tag, attributes in self.elements if tag == "img"]
@@ -110,21 +158,98 @@ def test_a_difference_that_the_figures_do_not_show_is_no_better() -> None:
     assert "0.8683 on 10,083 test ratings: no better than" in verdict(replace(EVALUATION, model=Score(0.86828, 0.7)))
 
 
-def test_the_report_holds_the_figures_beside_the_baselines(tmp_path: Path) -> None:
-    text = " ".join(Page(written(tmp_path)).text.split())
-    assert text.index(verdict(EVALUATION)) < text.index("Error on the test part")
-    assert "Model 0.8412 0.6411 User + movie biases 0.8683 0.6635 Global mean 1.0498 0.8342" in text
-    assert "Trained on 90,753 ratings" in text
-    assert "Users 0 0 – Movies 375 397 1.0127" in text
-    assert "1 0.9512 0.9333 1.2 2 0.8002 – 1.5" in text
-    assert "0.5 83 2.78 1.95 3.65 4–4.5 10,000 3.87 3.33 4.37" in text
-    assert "0 83 0.9611 0.9622 12–2,418 10,000 0.8401 0.8677" in text
+def test_the_report_holds_the_figures_beside_the_baselines(page: Page) -> None:
+    text = page.words()
+    assert "This model 0.8412 0.815–0.870 0.6411 0.620–0.663 User + movie biases 0.8683 0.842–0.897 0.6635" in text
+    assert "Global mean 1.0498 1.016–1.086 0.8342" in text
+    assert "10,083 test ratings of 597 users" in text
+    assert "on the same draws: -0.0317 to -0.0170." in text
+    assert "NDCG@10 0.0712 0.060–0.083 0.0288 0.021–0.037 0.1235 0.109–0.138 recall@10 0.0676 0.0228 0.1182" in text
+    assert "MAP@10 0.0349 0.0162 0.0671 hit rate@10 0.3237 0.1241 0.4550 coverage 0.0688 0.0027 0.0089" in text
+    assert "Popularity, the same list for everyone, finds more" in text
+    assert "Users 0 0 – – – Movies 375 397 1.0127 1.0128 1.1512" in text
     assert "Source ratings.csv Solver adam" in text
 
 
-def test_each_plot_is_an_svg_with_a_text_for_those_who_cannot_see_it(tmp_path: Path) -> None:
-    images = Page(written(tmp_path)).images()
-    assert len(images) == 3
+def test_every_plot_has_its_figures_as_a_table(page: Page) -> None:
+    text = page.words()
+    assert "1 0.9512 0.9333 1.2 2 0.8002 – 1.5" in text
+    assert "0.5 83 2.78 1.95 3.65 2.35 2.81 2.40 4–4.5 10,000 3.87 3.33 4.37" in text
+    assert "0 83 0.9611 0.9622 12–2,418 10,000 0.8401 0.8677" in text
+    assert "0 397 1.0127 1.0128 1–263 9,686 0.8333 0.8616" in text
+    assert "model 0.6–3.4 5,000 2.900 2.850 model 3.4–5 5,083 3.900 3.920 user + movie biases 1.1–3.4" in text
+    assert "0.5–2.5 1,900 900 700 2.5–5 8,183 9,183 9,383" in text
+    assert "1–23 8,058 42.0% 16.0% 75.0% 0.0% 24–263 895" in text
+
+
+def test_the_verdict_comes_first_and_then_each_check_of_the_gate(page: Page) -> None:
+    text = page.words()
+    said = (
+        f"Accepted for publication {verdict(EVALUATION)}. The gate passed {PASSED[0].text} no figure {PASSED[1].text}"
+    )
+    assert said + " Error of the predicted ratings" in text
+    assert "Published run" not in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_refusal_gives_its_reasons_first(tmp_path: Path) -> None:
+    text = Page(written(tmp_path, decision=REFUSED, comparison=COMPARISON)).words()
+    reason = f"Evaluation of a recommendation model Refused: not published {FAILED.text}. The run that"
+    assert reason in text
+    assert f"passed {PASSED[0].text} failed {FAILED.text}" in text
+    assert "Published run 0.8200 – User + movie biases" in text
+    assert "run-7, of 2026-11-20, RMSE on 9,000 of these ratings" in text
+    assert "clean: these ratings are newer." in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_model_that_is_forced_through_says_what_the_gate_found(tmp_path: Path) -> None:
+    text = Page(written(tmp_path, decision=replace(REFUSED, publish=True, forced=True))).words()
+    assert f"Accepted by force_publish {FAILED.text}. The gate would have refused it." in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_published_run_that_cannot_be_compared_is_no_row(tmp_path: Path) -> None:
+    text = Page(written(tmp_path, comparison=replace(COMPARISON, figures=None))).words()
+    assert "Published run" not in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_users_are_shown_with_what_they_like_and_what_they_get(tmp_path: Path) -> None:
+    text = Page(written(tmp_path)).words()
+    assert "User ann, 21 ratings rated best rated predicted The Silent River (1999) 5 4.62" in text
+    assert "recommended rated predicted movie 7 – 4.87 Léon 4.5 4.40" in text
+    assert "What users get" not in Page(written(tmp_path, examples=())).words()
+
+
+def test_without_a_history_and_without_lists_there_is_nothing_of_them(tmp_path: Path) -> None:
+    nobody = replace(
+        EVALUATION.ranking, model=None, user_movie_bias=None, popularity=None, reason="nobody liked a movie"
+    )
+    page = Page(written(tmp_path, replace(EVALUATION, ranking=nobody, exposure=()), history=[]))
+    assert "No figures: nobody liked a movie." in page.words()
+    assert "epoch" not in page.text
+    assert len(page.images()) == 5
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_new_users_that_like_something_have_a_ranking_of_their_own(tmp_path: Path) -> None:
+    text = Page(written(tmp_path, replace(EVALUATION, ranking_unseen_users=EVALUATION.ranking))).words()
+    assert "NDCG@10 of the 556 new users: 0.0712, by popularity 0.1235." in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_bootstrap_there_are_no_intervals(tmp_path: Path) -> None:
+    scores = {name: Score(1.0, 0.5) for name in ("model", "global_mean", "user_movie_bias")}
+    text = Page(written(tmp_path, replace(EVALUATION, **scores, rmse_difference=None))).words()
+    assert "This model 1.0000 0.5000 User + movie biases 1.0000 0.5000" in text
+    assert "intervals" not in text
+    assert "on the same draws" not in text
+
+
+def test_each_plot_is_an_svg_with_a_text_for_those_who_cannot_see_it(page: Page) -> None:
+    images = page.images()
+    assert len(images) == 7
     for image in images:
         kind, data = str(image["src"]).split(",")
         assert kind == "data:image/svg+xml;base64"
@@ -132,50 +257,55 @@ def test_each_plot_is_an_svg_with_a_text_for_those_who_cannot_see_it(tmp_path: P
         assert len(str(image["alt"])) > 30
 
 
-def test_without_a_history_there_is_no_training_curve(tmp_path: Path) -> None:
-    page = Page(written(tmp_path, history=[]))
-    assert len(page.images()) == 2
-    assert "epoch" not in page.text
-
-
-def test_the_report_needs_no_network_and_no_javascript(tmp_path: Path) -> None:
-    html = written(tmp_path)
+def test_the_report_needs_no_network_and_no_javascript(html: str) -> None:
     assert not re.search(r"https?:|url\(|@import|src=\"(?!data:)", html)
     elements = Page(html).elements
     assert not {tag for tag, _ in elements} & {"script", "link", "iframe", "object", "embed"}
     assert not [name for _, attributes in elements for name in attributes if name.startswith("on")]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_names_from_outside_cannot_become_markup(tmp_path: Path) -> None:
     hostile = '"><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}'
-    plain, attacked = Page(written(tmp_path)), Page(written(tmp_path, facts={**FACTS, hostile: hostile}))
-    assert attacked.text.count(hostile) == 2
-    assert {tag for tag, _ in attacked.elements} == {tag for tag, _ in plain.elements}
-    assert len(attacked.images()) == 3
+    movies = (Movie(hostile, None, 5.0, 4.6), Movie(1, hostile, 5.0, 4.6))
+    attacked = Page(
+        written(
+            tmp_path,
+            facts={hostile: hostile},
+            decision=Decision(False, False, (hostile,), (Check("champion", 1, 1, False, hostile),)),
+            comparison=replace(COMPARISON, run_id=hostile, note=hostile),
+            examples=[Example(hostile, 3, movies, movies)],
+        )
+    )
+    assert attacked.text.count(hostile) == 11
+    assert {tag for tag, _ in attacked.elements} == {tag for tag, _ in Page(written(tmp_path)).elements}
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_long_title_is_cut(tmp_path: Path) -> None:
+    long = Movie(1, "x" * 100_000, 5.0, 4.6)
+    assert "x" * 81 not in written(tmp_path, examples=[Example("ann", 1, (long,), ())])
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_file_name_that_is_not_utf_8_does_not_stop_the_report(tmp_path: Path) -> None:
     assert "ratings&#56575;.csv" in written(tmp_path, facts={"Source": "ratings\udcff.csv"})
 
 
-def test_the_same_input_gives_the_same_bytes_whatever_the_user_set_in_matplotlib(tmp_path: Path) -> None:
-    first = written(tmp_path)
+def test_the_same_input_gives_the_same_bytes_whatever_the_user_set_in_matplotlib(tmp_path: Path, html: str) -> None:
     with matplotlib.rc_context({"axes.labelcolor": "red", "svg.hashsalt": "other"}):
-        assert written(tmp_path) == first
-    dated = [image for image in Page(first).images() if b"dc:date" in base64.b64decode(str(image["src"]).split(",")[1])]
+        before = dict(matplotlib.rcParams)
+        assert written(tmp_path) == html
+        assert dict(matplotlib.rcParams) == before
+    dated = [image for image in Page(html).images() if b"dc:date" in base64.b64decode(str(image["src"]).split(",")[1])]
     assert dated == []
 
 
-def test_matplotlib_is_left_as_it_was(tmp_path: Path) -> None:
-    before = dict(matplotlib.rcParams)
-    written(tmp_path)
-    assert dict(matplotlib.rcParams) == before
-
-
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_that_meets_a_full_disk_leaves_the_one_before_and_nothing_beside_it(tmp_path: Path) -> None:
     before = written(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
     try:
         with pytest.raises(OSError, match="too large"):
             written(tmp_path, facts={"Source": "another.csv"})
