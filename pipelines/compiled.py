@@ -69,19 +69,24 @@ def check_current(settings: Settings, file: Path) -> None:
     """
     now = compiled(settings)
     if not file.exists() or file.read_bytes() != now.encode():
-        where = _difference(_read(file), yaml.safe_load(now))
+        where = _difference(_read(file), _parse(now))
         raise ConfigError(f"{file} is not what this code and these settings compile to{where}: run `make compile`")
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = yaml.safe_load(file.read_text())
+        found: dict[str, Any] = _parse(file.read_text())
         found["root"]["inputDefinitions"]["parameters"].items()
     except FileNotFoundError:
         raise ConfigError(f"{file}: no compiled pipeline there: run `make compile`") from None
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError):
         raise ConfigError(f"{file} is no compiled pipeline: run `make compile`") from None
     return found
+
+
+def _parse(text: str) -> Any:
+    """As ``yaml.safe_load``, in a tenth of its time: libyaml does it."""
+    return yaml.load(text, Loader=yaml.CSafeLoader)
 
 
 def _difference(found: Any, now: Any, path: tuple[str, ...] = ()) -> str:
