@@ -1,0 +1,133 @@
+"""The report of a run on the sample, in a real browser: as it comes from disk, and in a console's frame."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from browser import Seen, watch
+from PIL import Image
+from playwright.sync_api import Browser, Frame, Page
+
+from mf.evaluation.bootstrap import Interval
+from mf.evaluation.champion import Comparison, Figures
+from mf.evaluation.config import EvaluateConfig, GateConfig
+from mf.evaluation.evaluate import evaluate
+from mf.evaluation.examples import examples
+from mf.evaluation.gate import decide
+from mf.evaluation.plots import BASELINE, DARK, MODEL
+from mf.evaluation.report import write_report
+from mf.ratings.config import IngestConfig, SplitConfig
+from mf.ratings.ingest import ingest
+from mf.ratings.schema import read_ratings
+from mf.ratings.split import split
+from mf.ratings.titles import titles_beside
+from mf.sample import write_sample
+from mf.solvers.sgd import SGDConfig
+from mf.train import train
+
+PHONE, LAPTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
+MEGABYTE = 1 << 20
+HEADLINES = {
+    "accepted": "Accepted for publication",
+    "refused": "Refused: not published",
+    "first": "Accepted for publication",
+}
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run that is better than the published one, the same one beside a published run that is better, and a first."""
+    folder = tmp_path_factory.mktemp("reports")
+    csv = str(write_sample(folder).ratings_csv)
+    provenance = ingest(IngestConfig.of(ratings_csv=csv), folder / "ratings.parquet", folder / "rejects.csv")
+    seen, validation, test = split(read_ratings(folder / "ratings.parquet")[0], SplitConfig())
+    model = train(seen, validation, SGDConfig(epochs=5), device=torch.device("cpu"))
+    evaluation = evaluate(seen, test, model, EvaluateConfig(bootstrap=100), validation)
+    users = examples(seen, validation, test, model, titles_beside(csv))
+    facts = {"source": provenance.summary(), "hash": provenance.content_hash, "solver": "sgd"}
+
+    def against(champion: float) -> Comparison:
+        difference = evaluation.model.rmse - champion
+        interval = Interval(difference - 0.01, difference + 0.01)
+        note = "clean: it was trained on the same ratings as this model, and on none of these"
+        figures = Figures(len(test), evaluation.model.rmse, champion, difference, interval, clean=True)
+        return Comparison("20261123-031500-5f0c7a", "2026-11-23T03:15:00+00:00", note, figures)
+
+    cases = {
+        "accepted": (evaluation, against(evaluation.model.rmse + 0.02)),
+        "refused": (replace(evaluation, model=evaluation.global_mean), against(evaluation.model.rmse - 0.05)),
+        "first": (evaluation, None),
+    }
+    for name, (found, comparison) in cases.items():
+        decision = decide(found, comparison, GateConfig(), users=len(model.users), movies=len(model.movies))
+        write_report(found, model.metrics["epochs"], facts, folder / f"{name}.html", decision, comparison, users)
+    return {name: folder / f"{name}.html" for name in cases}
+
+
+def opened(browser: Browser, report: Path, **options: object) -> tuple[Page, Seen]:
+    page = browser.new_page(**options)
+    seen = watch(page)
+    page.goto(report.as_uri())
+    return page, seen
+
+
+def assert_whole(place: Page | Frame) -> None:
+    """Every image has been decoded, and nothing lies beyond the right edge."""
+    images = place.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
+    assert len(images) == 7
+    assert all(images)
+    assert place.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("case", HEADLINES)
+@pytest.mark.parametrize("size", [PHONE, LAPTOP], ids=["phone", "laptop"])
+def test_the_report_opens_from_disk_with_the_verdict_in_the_first_screen_and_asks_for_nothing(
+    browser: Browser, reports: dict[str, Path], tmp_path: Path, case: str, size: dict[str, int]
+) -> None:
+    page, seen = opened(browser, reports[case], viewport=size)
+    assert_whole(page)
+    assert page.locator("h1").inner_text() == HEADLINES[case]
+    verdict = page.locator("header")
+    assert "RMSE" in verdict.inner_text()
+    box = verdict.bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] < size["height"] / 2
+    page.screenshot(path=tmp_path / f"{case}.png", full_page=True)
+    # With all tables unfolded, what is wide scrolls within itself.
+    page.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
+    assert_whole(page)
+    assert (seen.errors, seen.failed, seen.requests) == ([], [], [reports[case].as_uri()])
+    page.close()
+
+
+def test_the_report_shows_in_a_consoles_frame_that_lets_nothing_run(
+    browser: Browser, reports: dict[str, Path], tmp_path: Path
+) -> None:
+    page = browser.new_page(viewport=LAPTOP)
+    seen = watch(page)
+    page.set_content('<iframe sandbox style="width: 100%; height: 700px; border: 0"></iframe>')
+    page.locator("iframe").evaluate("(frame, html) => frame.srcdoc = html", reports["accepted"].read_text())
+    frame = page.frames[1]
+    frame.locator("h1").wait_for()
+    assert_whole(frame)
+    page.screenshot(path=tmp_path / "frame.png")
+    assert (seen.errors, seen.failed, seen.outside("about:")) == ([], [], [])
+    page.close()
+
+
+def test_colours_follow_the_readers_screen_in_the_plots_too(browser: Browser, reports: dict[str, Path]) -> None:
+    used = {}
+    for scheme in ("light", "dark"):
+        page, _ = opened(browser, reports["accepted"], viewport=PHONE, color_scheme=scheme)
+        picture = Image.open(io.BytesIO(page.locator("img").first.screenshot())).convert("RGB")
+        used[scheme] = {f"#{red:02x}{green:02x}{blue:02x}" for _, (red, green, blue) in picture.getcolors(1 << 20)}
+        page.close()
+    assert {MODEL, BASELINE, "#ffffff"} <= used["light"]
+    assert {DARK[MODEL], DARK[BASELINE], "#14191f"} <= used["dark"]
+    assert not used["dark"] & {MODEL, BASELINE, "#ffffff"}
+
+
+def test_a_report_of_many_figures_stays_small(reports: dict[str, Path]) -> None:
+    assert all(report.stat().st_size < MEGABYTE for report in reports.values())
