@@ -185,7 +185,8 @@ def test_every_plot_has_its_figures_as_a_table(page: Page) -> None:
 def test_the_verdict_comes_first_and_then_each_check_of_the_gate(page: Page) -> None:
     text = page.words()
     said = (
-        f"Accepted for publication {verdict(EVALUATION)}. The gate passed {PASSED[0].text} no figure {PASSED[1].text}"
+        f"Accepted for publication {verdict(EVALUATION)}. All 2 checks of the gate are passed. The gate "
+        f"passed {PASSED[0].text} no figure {PASSED[1].text}"
     )
     assert said + " Error of the predicted ratings" in text
     assert "Published run" not in text
@@ -194,12 +195,18 @@ def test_the_verdict_comes_first_and_then_each_check_of_the_gate(page: Page) -> 
 @pytest.mark.usefixtures("undrawn")
 def test_a_refusal_gives_its_reasons_first(tmp_path: Path) -> None:
     text = Page(written(tmp_path, decision=REFUSED, comparison=COMPARISON)).words()
-    reason = f"Evaluation of a recommendation model Refused: not published {FAILED.text}. The run that"
+    reason = f"Evaluation of a recommendation model Refused: not published {FAILED.text}. The published run run-7 stays"
     assert reason in text
     assert f"passed {PASSED[0].text} failed {FAILED.text}" in text
-    assert "Published run 0.8200 – User + movie biases" in text
-    assert "run-7, of 2026-11-20, RMSE on 9,000 of these ratings" in text
+    assert "Published run, on 9,000 ratings 0.8200 – User + movie biases" in text
+    assert "run-7, of 2026-11-20, on 9,000 of these ratings, where this model has RMSE 0.8412;" in text
     assert "clean: these ratings are newer." in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_first_run_that_is_refused_leaves_nothing_published(tmp_path: Path) -> None:
+    text = Page(written(tmp_path, decision=REFUSED)).words()
+    assert f"Refused: not published {FAILED.text}. No run is published yet. The gate" in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -277,7 +284,7 @@ def test_names_from_outside_cannot_become_markup(tmp_path: Path) -> None:
             examples=[Example(hostile, 3, movies, movies)],
         )
     )
-    assert attacked.text.count(hostile) == 11
+    assert attacked.text.count(hostile) == 12
     assert {tag for tag, _ in attacked.elements} == {tag for tag, _ in Page(written(tmp_path)).elements}
 
 
