@@ -6,45 +6,82 @@ from components.base import component
 @component
 def evaluate(
     train_ratings: Input[Dataset],
+    validation_ratings: Input[Dataset],
     test_ratings: Input[Dataset],
     model: Input[Model],
     metrics: Output[Metrics],
     evaluation: Output[Artifact],
     report: Output[HTML],
-):
-    """Scores the model on the test part beside the baselines, and writes the report."""
+    supabase_url: str,
+    relevance_threshold: float,
+    max_regression: float,
+    max_rmse: float,
+    min_rows: int,
+    min_users: int,
+    min_movies: int,
+    force_publish: bool,
+) -> str:
+    """Scores the model on the test part beside the baselines and the published run, writes the report, and decides
+    whether the model is good enough: "publish" or "refuse"."""
     from pathlib import Path
 
     from mf.errors import reported
+    from mf.evaluation.champion import compare
+    from mf.evaluation.config import EvaluateConfig, GateConfig
     from mf.evaluation.evaluate import evaluate
+    from mf.evaluation.examples import examples
+    from mf.evaluation.gate import decide, to_json
     from mf.evaluation.report import verdict, write_report
     from mf.files import written_aside
     from mf.model import TrainedModel
     from mf.ratings.schema import read_ratings
+    from mf.supabase.destination import Destination
+    from mf.train import options_given
 
     report.path += ".html"
     evaluation.path += ".json"
     with reported():
+        config = EvaluateConfig.of(**options_given(relevance_threshold=relevance_threshold))
+        gate = GateConfig.of(
+            max_regression=max_regression,
+            max_rmse=max_rmse,
+            min_rows=min_rows,
+            min_users=min_users,
+            min_movies=min_movies,
+            force_publish=force_publish,
+        )
         fitted = TrainedModel.load(Path(model.path))
         seen, provenance = read_ratings(Path(train_ratings.path))
+        steered, _ = read_ratings(Path(validation_ratings.path))
         test, _ = read_ratings(Path(test_ratings.path))
-        result = evaluate(seen, test, fitted)
+        result = evaluate(seen, test, fitted, config, steered)
+        comparison = compare(fitted, test, Destination.find(supabase_url))
+        decision = decide(result, comparison, gate, users=len(fitted.users), movies=len(fitted.movies))
         facts = {
             "ratings": provenance.summary(),
             "model": f"{fitted.run_id}, solver {fitted.solver}, {fitted.module.factors} factors",
             "trained on": f"{len(seen):,} ratings of {len(fitted.users):,} users and {len(fitted.movies):,} movies",
             "code": fitted.git_sha,
         }
-        write_report(result, fitted.metrics["epochs"], facts, Path(report.path))
+        shown = examples(seen, steered, test, fitted, titles={})
+        write_report(result, fitted.metrics["epochs"], facts, Path(report.path), decision, comparison, shown)
         with written_aside(Path(evaluation.path)) as aside:
-            aside.write_text(result.to_json())
+            aside.write_text(to_json(result, decision, comparison))
+        # In the folder of the run, where the step that ends it looks.
+        (Path(report.path).parents[1] / "verdict.txt").write_text(decision.summary())
     scores = {"": result.model, "global_mean_": result.global_mean, "user_movie_bias_": result.user_movie_bias}
     for name, score in scores.items():
         metrics.log_metric(f"{name}rmse", float(score.rmse))
         metrics.log_metric(f"{name}mae", float(score.mae))
+    if comparison and comparison.figures:
+        metrics.log_metric("champion_rmse", comparison.figures.champion_rmse)
+        metrics.log_metric("rmse_above_champion", comparison.figures.difference)
     metrics.log_metric("test_rows", result.test_rows)
     metrics.log_metric("unseen_users", result.unseen_users.ids)
     metrics.log_metric("unseen_movies", result.unseen_movies.ids)
-    evaluation.metadata.update(metrics.metadata)
-    report.metadata.update(rmse=float(result.model.rmse), run_id=fitted.run_id)
+    metrics.log_metric("publish", int(decision.publish))
+    evaluation.metadata.update(metrics.metadata, decision=decision.summary())
+    report.metadata.update(rmse=float(result.model.rmse), run_id=fitted.run_id, decision=decision.summary())
     print(verdict(result))
+    print(decision.summary())
+    return decision.verdict

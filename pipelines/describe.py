@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mf.config import Config
+from mf.evaluation.config import GateConfig
 from mf.flags import by_owner, meaning, plain_type, shared_fields
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.solvers import SOLVERS, TUNED
@@ -19,12 +20,14 @@ OWN = {
     "test_size": "Share of all rows, above 0, held out to score once; leave_last: one of each user, whatever it is",
     "solver": SOLVER_HELP,
     "seed": "Seed of the split and of all that the solver draws at random",
+    "relevance_threshold": "Rating from which a movie of the test part counts as liked; -1: three quarters up the "
+    "range of the training ratings, as 4 is of 1 to 5",
     "train_accelerator_type": "GPU of the train step: NVIDIA_TESLA_T4, NVIDIA_L4, NVIDIA_TESLA_A100 and others",
     "train_accelerator_count": "GPUs of the train step, of which a training uses one",
     **{f"{step}_cpu": f"CPU cores of the {step} step" for step in STEPS},
     **{f"{step}_memory": f"Memory of the {step} step, for example 16G" for step in STEPS},
 }
-CONFIGS: tuple[type[Config], ...] = (IngestConfig, SplitConfig, ExportConfig)
+CONFIGS: tuple[type[Config], ...] = (IngestConfig, SplitConfig, GateConfig, ExportConfig)
 SOLVER_FIELDS = shared_fields(SOLVERS)
 # Parameters with a value that holds for all solvers, and those whose default is each solver's own.
 FOR_ALL_SOLVERS = ("factors", "seed")

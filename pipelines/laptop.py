@@ -31,7 +31,7 @@ EXECUTOR = "kfp.dsl.executor_main"  # stands in the command of every step's proc
 
 
 def run(source: Source, parameters: Mapping[str, Any], home: Path) -> None:
-    """Trains, evaluates and publishes, then prints what a reader of the published run gets.
+    """Trains, evaluates and, when the gate lets it, publishes; then prints what a reader of the published run gets.
 
     Args:
         source: the ratings.

@@ -1,6 +1,7 @@
 """What a run ends with: figures beside the baselines, and recommendations as an app would get them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
 from mf.supabase.client import connect
 from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.recommend import recommend_movies, similar_movies
+from mf.supabase.recommend import published_run, recommend_movies, similar_movies
 from pipelines.sources import Source
 
 SHOWN = 5
@@ -23,7 +24,8 @@ LABELS = {"global_mean": "global mean", "user_movie_bias": "user + movie biases"
 
 
 def summarise(source: Source, schema: SchemaConfig, supabase: LocalSupabase, outputs: Path) -> None:
-    """Prints the figures of the run whose steps wrote ``outputs``, and asks the API for recommendations."""
+    """Prints the figures of the run whose steps wrote ``outputs``, why it was not published where it was not, and what
+    the API recommends out of what is."""
     ratings, provenance = read_ratings(outputs / "ingest" / "ratings.parquet")
     scores = json.loads((outputs / "evaluate" / "evaluation.json").read_text())
     print(
@@ -35,17 +37,36 @@ def summarise(source: Source, schema: SchemaConfig, supabase: LocalSupabase, out
     if source.noise_floor is not None:
         print(f"  {'noise floor':<20} {source.noise_floor:.4f}  (nothing can do better on this sample)")
 
-    titles = source.titles(supabase)
-    user, liked = example(ratings)
     with connect(Credentials(supabase.url, SecretStr(supabase.secret_key))) as client:
-        print(f"\nrecommended to user {user}")
-        for movie, rating in unseen(client, schema, ratings, user):
-            print(f"  {rating:.2f}  {titles.get(str(movie), movie)}")
-        print(f"\nsimilar to {titles.get(str(liked), liked)}")
-        for movie, similarity in similar_movies(client, liked, SHOWN):
-            print(f"  {similarity:.2f}  {titles.get(str(movie), movie)}")
+        run = published_run(client)
+        tell(scores["decision"], run["run_id"] if run else None)
+        if run:
+            recommend(client, schema, ratings, source.titles(supabase))
     print(f"\nreport    {_short(outputs / 'evaluate' / 'report.html')}")
     print("your own  make run RATINGS=path/to/ratings.csv")
+
+
+def tell(decision: Mapping[str, Any], readers_see: str | None) -> None:
+    """Why a run was not published, or only by force; nothing of one that passed the gate."""
+    if not decision["reasons"]:
+        return
+    print("\npublished by force, although" if decision["forced"] else "\nnot published, since")
+    for reason in decision["reasons"]:
+        print(f"  {reason}")
+    if not decision["publish"]:
+        print(f"readers see run {readers_see}" if readers_see else "no run is published, so nothing is recommended")
+        print('publish it all the same: PARAMS="force_publish=true"')
+
+
+def recommend(client: Client, schema: SchemaConfig, ratings: pa.Table, titles: Mapping[str, str]) -> None:
+    """Prints what the published run recommends to one user, and what is similar to one of this user's movies."""
+    user, liked = example(ratings)
+    print(f"\nrecommended to user {user}")
+    for movie, rating in unseen(client, schema, ratings, user):
+        print(f"  {rating:.2f}  {titles.get(str(movie), movie)}")
+    print(f"\nsimilar to {titles.get(str(liked), liked)}")
+    for movie, similarity in similar_movies(client, liked, SHOWN):
+        print(f"  {similarity:.2f}  {titles.get(str(movie), movie)}")
 
 
 def example(ratings: pa.Table) -> tuple[Any, Any]:

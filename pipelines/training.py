@@ -1,6 +1,6 @@
 """The training pipeline, top to bottom:
 
-ratings ─> ingest ─> split ─> train (GPU) ─> evaluate ─> export
+ratings ─> ingest ─> split ─> train (GPU) ─> evaluate ─> good enough? ─> export
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,10 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl import PipelineTask
 from kfp.dsl.graph_component import GraphComponent
+from kfp.dsl.pipeline_channel import PipelineChannel
 
 import components
+from mf.evaluation.config import PUBLISH, GateConfig
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.supabase.config import ExportConfig
 from mf.train import DEFAULT_SOLVER, SOLVERS_OWN
@@ -24,7 +26,7 @@ from pipelines.spot import train_on_spot
 NAME = "mf-training"
 
 OWN_TEXT, OWN = SOLVERS_OWN
-INGEST, SPLIT, EXPORT = IngestConfig(import_table="ratings"), SplitConfig(), ExportConfig()
+INGEST, SPLIT, GATE, EXPORT = IngestConfig(import_table="ratings"), SplitConfig(), GateConfig(), ExportConfig()
 TRAIN_MACHINE: dict[str, Any] = {
     "train_accelerator_type": "NVIDIA_L4",
     "train_accelerator_count": 1,
@@ -79,6 +81,13 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         rank: int = OWN,
         fits: int = OWN,
         burn_in: int = OWN,
+        relevance_threshold: float = OWN,
+        max_regression: float = GATE.max_regression,
+        max_rmse: float = GATE.max_rmse,
+        min_rows: int = GATE.min_rows,
+        min_users: int = GATE.min_users,
+        min_movies: int = GATE.min_movies,
+        force_publish: bool = GATE.force_publish,
         movie_export_table: str = EXPORT.movie_export_table,
         user_export_table: str = EXPORT.user_export_table,
         hnsw_index: bool = EXPORT.hnsw_index,
@@ -95,7 +104,7 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         export_cpu: str = "2",
         export_memory: str = "8G",
     ) -> None:
-        """Turns ratings into user and movie embeddings in Supabase."""
+        """Turns ratings into user and movie embeddings in Supabase, when they are good enough."""
         train = train_on_spot(settings, {**TRAIN_MACHINE, **defaults}) if settings.spot else components.train
 
         with final_step(settings):
@@ -142,29 +151,39 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
             )
             evaluated = components.evaluate(
                 train_ratings=parts.outputs["train_ratings"],
+                validation_ratings=parts.outputs["validation_ratings"],
                 test_ratings=parts.outputs["test_ratings"],
                 model=trained.outputs["model"],
-            )
-            exported = components.export(
-                model=trained.outputs["model"],
                 supabase_url=supabase_url,
-                movie_export_table=movie_export_table,
-                user_export_table=user_export_table,
-                hnsw_index=hnsw_index,
-            ).after(evaluated)
+                relevance_threshold=relevance_threshold,
+                max_regression=max_regression,
+                max_rmse=max_rmse,
+                min_rows=min_rows,
+                min_users=min_users,
+                min_movies=min_movies,
+                force_publish=force_publish,
+            )
             registered = []
-            if settings.model_registry:
-                registered.append(
-                    components.register(
-                        ratings=ingested.outputs["ratings"],
-                        model=trained.outputs["model"],
-                        evaluation=evaluated.outputs["evaluation"],
-                        name=NAME,
-                        run_id=exported.output,
-                        job=dsl.PIPELINE_JOB_RESOURCE_NAME_PLACEHOLDER,
-                        image=settings.image("cpu"),
-                    )
+            with dsl.If(evaluated.outputs["Output"] == PUBLISH, name="good-enough"):
+                exported = components.export(
+                    model=trained.outputs["model"],
+                    supabase_url=supabase_url,
+                    movie_export_table=movie_export_table,
+                    user_export_table=user_export_table,
+                    hnsw_index=hnsw_index,
                 )
+                if settings.model_registry:
+                    registered.append(
+                        components.register(
+                            ratings=ingested.outputs["ratings"],
+                            model=trained.outputs["model"],
+                            evaluation=evaluated.outputs["evaluation"],
+                            name=NAME,
+                            run_id=exported.output,
+                            job=dsl.PIPELINE_JOB_RESOURCE_NAME_PLACEHOLDER,
+                            image=settings.image("cpu"),
+                        )
+                    )
 
         run_on(ingested, settings.image("cpu"), ingest_cpu, ingest_memory)
         run_on(parts, settings.image("cpu"), split_cpu, split_memory)
@@ -175,18 +194,19 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         if not settings.spot:
             run_on(trained, settings.image("gpu"), train_cpu, train_memory)
             trained.set_accelerator_type(train_accelerator_type).set_accelerator_limit(train_accelerator_count)
+            passed_down(trained, train_accelerator_type, train_accelerator_count)
         # A table's, a file's and the published run's content are not in the cache's key.
         for task in (ingested, evaluated, exported, *registered):
             task.set_caching_options(False)
         # Machines go away, and services are busy.
-        for task in (ingested, trained, exported, *registered):
+        for task in (ingested, trained, evaluated, exported, *registered):
             if settings.retries:
                 task.set_retry(settings.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
         secrets = {
             "SUPABASE_KEY_SECRET": settings.supabase_key_secret,
             "SUPABASE_DB_URL_SECRET": settings.supabase_db_url_secret,
         }
-        for task in (ingested, exported):
+        for task in (ingested, evaluated, exported):
             for variable, name in secrets.items():
                 if name:
                     task.set_env_variable(variable, name)
@@ -197,6 +217,13 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
 def run_on(task: PipelineTask, image: str, cpu: str, memory: str) -> None:
     """The image of a step and the least machine for it."""
     task.set_container_image(image).set_cpu_limit(cpu).set_memory_limit(memory)
+    passed_down(task, cpu, memory)
+
+
+def passed_down(task: PipelineTask, *values: Any) -> None:
+    """Lets those of ``values`` that are parameters come through the groups that the task stands in, which the setters
+    of a machine forget: the group would have no input of the name that the task asks it for."""
+    task.register_pipeline_channels([value for value in values if isinstance(value, PipelineChannel)])
 
 
 def final_step(settings: Settings) -> AbstractContextManager[Any]:

@@ -1,15 +1,14 @@
 """Is this model good enough to take the published one's place? Every check with its figure and its limit."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mf.evaluation.champion import Comparison
-from mf.evaluation.config import GateConfig
+from mf.evaluation.config import PUBLISH, REFUSE, GateConfig
 from mf.evaluation.evaluate import Evaluation
-
-PUBLISH, REFUSE = "publish", "refuse"
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def decide(
     """Lets a model pass that
 
     - has no figure that is not finite,
-    - has a lower RMSE than user + movie biases,
+    - has a lower RMSE than user + movie biases and than the global mean,
     - does not lose to the published run: the difference of their RMSE on the same test ratings is at most
       ``max_regression``, or its 95% interval (a paired bootstrap over users) reaches down to 0, so that it may be
       chance. Where the published run may have trained on these ratings its figure is flattered, so that to lose to it
@@ -66,10 +65,9 @@ def decide(
         users: that the model has vectors of.
         movies: that the model has vectors of.
     """
-    rmse, biases = evaluation.model.rmse, evaluation.user_movie_bias.rmse
-    checks = [_finite(evaluation), _beats_biases(rmse, biases), _keeps_up(comparison, config.max_regression)]
+    checks = [_finite(evaluation), _beats_baselines(evaluation), _keeps_up(comparison, config.max_regression)]
     if config.max_rmse:
-        checks.append(_at_most_max_rmse(rmse, config.max_rmse))
+        checks.append(_at_most_max_rmse(evaluation.model.rmse, config.max_rmse))
     checks += [
         _at_least("min_rows", evaluation.train_rows, "training ratings", config.min_rows),
         _at_least("min_users", users, "users", config.min_users),
@@ -80,16 +78,33 @@ def decide(
     return Decision(publish=not reasons or forced, forced=forced, reasons=reasons, checks=tuple(checks))
 
 
+def to_json(evaluation: Evaluation, decision: Decision, comparison: Comparison | None) -> str:
+    """The evaluation's fields with ``decision`` and ``champion`` (null when no run is published) as one JSON object;
+    figures that are not finite, which JSON has not, are null."""
+    document = asdict(evaluation) | {"decision": asdict(decision), "champion": comparison and asdict(comparison)}
+    return json.dumps(_without_odd(document), indent=2, allow_nan=False)
+
+
+def _without_odd(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_odd(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_odd(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _finite(evaluation: Evaluation) -> Check:
     odd = [name for name, figure in _figures(asdict(evaluation)) if not math.isfinite(figure)]
     text = f"not finite: {', '.join(odd)}" if odd else "every figure of the evaluation is finite"
     return Check("finite", len(odd), 0, not odd, text)
 
 
-def _beats_biases(rmse: float, biases: float) -> Check:
-    passed = rmse < biases
-    said = "is below" if passed else "is not below"
-    return Check("biases", rmse, biases, passed, f"RMSE {rmse:.4f} {said} that of user + movie biases, {biases:.4f}")
+def _beats_baselines(evaluation: Evaluation) -> Check:
+    baselines = {"user + movie biases": evaluation.user_movie_bias, "the global mean": evaluation.global_mean}
+    best = min(baselines, key=lambda name: baselines[name].rmse)
+    rmse, limit = evaluation.model.rmse, baselines[best].rmse
+    said = "is below" if rmse < limit else "is not below"
+    return Check("baselines", rmse, limit, rmse < limit, f"RMSE {rmse:.4f} {said} that of {best}, {limit:.4f}")
 
 
 def _keeps_up(comparison: Comparison | None, limit: float) -> Check:

@@ -46,6 +46,12 @@ def executors(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {step: pipeline["deploymentSpec"]["executors"][f"exec-{step}"]["container"] for step in STEPS}
 
 
+def tasks(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those of the root, and the one that stands under the condition."""
+    (group,) = [name for name in pipeline["root"]["dag"]["tasks"] if name not in STEPS]
+    return pipeline["root"]["dag"]["tasks"] | pipeline["components"][f"comp-{group}"]["dag"]["tasks"]
+
+
 def parameter(name: str) -> str:
     return f"{{{{$.inputs.parameters['pipelinechannel--{name}']}}}}"
 
@@ -66,15 +72,25 @@ def test_another_process_with_another_hash_seed_writes_the_same_bytes(compiled: 
 
 def test_its_name_and_tasks_are_what_others_know_them_by(pipeline: dict[str, Any]) -> None:
     assert pipeline["pipelineInfo"]["name"] == "mf-training"
-    tasks = pipeline["root"]["dag"]["tasks"]
-    assert sorted(tasks) == sorted(STEPS)
-    for before, after in pairwise(STEPS):
-        assert before in tasks[after]["dependentTasks"]
+    root = pipeline["root"]["dag"]["tasks"]
+    assert sorted(root) == sorted([*STEPS[:-1], "condition-1"])
+    for before, after in pairwise([*STEPS[:-1], "condition-1"]):
+        assert before in root[after]["dependentTasks"]
+
+
+def test_only_a_model_that_is_good_enough_is_exported(pipeline: dict[str, Any]) -> None:
+    group = pipeline["root"]["dag"]["tasks"]["condition-1"]
+    verdict = "inputs.parameter_values['pipelinechannel--evaluate-Output']"
+    assert group["triggerPolicy"] == {"condition": f"{verdict} == 'publish'"}
+    assert group["inputs"]["parameters"]["pipelinechannel--evaluate-Output"] == {
+        "taskOutputParameter": {"outputParameterKey": "Output", "producerTask": "evaluate"}
+    }
+    assert group["taskInfo"]["name"] == "good-enough"
+    assert [*pipeline["components"]["comp-condition-1"]["dag"]["tasks"]] == ["export"]
 
 
 def test_what_lies_outside_of_the_caches_key_is_never_served_from_it(pipeline: dict[str, Any]) -> None:
-    tasks = pipeline["root"]["dag"]["tasks"]
-    cached = {step: tasks[step]["cachingOptions"].get("enableCache", False) for step in STEPS}
+    cached = {step: tasks(pipeline)[step]["cachingOptions"].get("enableCache", False) for step in STEPS}
     assert cached == {"ingest": False, "split": True, "train": True, "evaluate": False, "export": False}
 
 
@@ -148,7 +164,7 @@ def test_the_secrets_names_go_to_the_steps_that_speak_to_supabase(pipeline: dict
         for variable, secret in secrets.items()
     ]
     given = {step: container.get("env", []) for step, container in executors(pipeline).items()}
-    assert given == {step: names if step in ("ingest", "export") else [] for step in STEPS}
+    assert given == {step: names if step in ("ingest", "evaluate", "export") else [] for step in STEPS}
 
 
 def test_without_a_secret_no_step_is_given_a_name() -> None:
@@ -167,17 +183,18 @@ def test_every_parameter_reaches_a_step(pipeline: dict[str, Any]) -> None:
     reached = {
         given.get("componentInputParameter")
         for task in pipeline["root"]["dag"]["tasks"].values()
-        for given in task["inputs"]["parameters"].values()
+        for given in task["inputs"].get("parameters", {}).values()
     }
     assert {*pipeline["root"]["inputDefinitions"]["parameters"]} - reached == set()
 
 
 def test_a_parameter_goes_to_the_input_that_bears_its_name(pipeline: dict[str, Any]) -> None:
     parameters = pipeline["root"]["inputDefinitions"]["parameters"]
-    for task in pipeline["root"]["dag"]["tasks"].values():
+    for step, task in tasks(pipeline).items():
         inputs = task["inputs"]["parameters"]
+        group = "pipelinechannel--" if step == "export" else ""
         for name in inputs.keys() & parameters.keys():
-            assert inputs[name] == {"componentInputParameter": name}
+            assert inputs[name] == {"componentInputParameter": f"{group}{name}"}
 
 
 def test_a_compiled_pipeline_tells_its_parameters() -> None:
@@ -218,11 +235,11 @@ def test_what_the_code_and_the_settings_compile_to_is_current(compiled: bytes, t
             "'europe-west4-docker.pkg.dev/golden-project/mf/mf-python-cpu:golden'",
         ),
         (
-            "defaultValue: 0.01",
-            "defaultValue: 0.02",
-            "root.inputDefinitions.parameters.max_reject_fraction.defaultValue is 0.02, now 0.01",
+            "defaultValue: NVIDIA_L4",
+            "defaultValue: NVIDIA_L3",
+            "root.inputDefinitions.parameters.train_accelerator_type.defaultValue is 'NVIDIA_L3', now 'NVIDIA_L4'",
         ),
-        ("from mf.errors import reported", "pass", "deploymentSpec.executors.exec-export.container.command differs"),
+        ("from mf.errors import reported", "pass", "deploymentSpec.executors.exec-evaluate.container.command differs"),
         ("      epochs:\n", "      epoch:\n", "components.comp-train.inputDefinitions.parameters.epoch is "),
     ],
 )

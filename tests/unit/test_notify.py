@@ -13,7 +13,10 @@ RUN = "projects/1/locations/europe-west4/pipelineJobs/mf-training-1"
 
 def notified(folder: Path, **status: Any) -> None:
     values = {"status": {"pipelineJobResourceName": RUN, "pipelineTaskName": "run", **status}}
-    given = {"inputs": {"parameterValues": values}, "outputs": {"outputFile": str(folder / "executor_output.json")}}
+    kind = {"schemaTitle": "system.Artifact", "schemaVersion": "0.0.1"}
+    notice = {"name": "notice", "type": kind, "uri": str(folder / "notify" / "notice"), "metadata": {}}
+    outputs = {"artifacts": {"notice": {"artifacts": [notice]}}, "outputFile": str(folder / "executor_output.json")}
+    given = {"inputs": {"parameterValues": values}, "outputs": outputs}
     Executor(given, components.notify.python_func).execute()
 
 
@@ -33,3 +36,12 @@ def test_a_run_that_succeeded_is_no_error(tmp_path: Path, capsys: pytest.Capture
     notified(tmp_path, state="SUCCEEDED")
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == (f"{RUN} has succeeded\n", "")
+
+
+def test_what_evaluate_left_in_the_folder_of_the_run_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "verdict.txt").write_text("not published: RMSE 1.2 is not below 0.9")
+    notified(tmp_path, state="SUCCEEDED")
+    said = f"{RUN} has succeeded: not published: RMSE 1.2 is not below 0.9\n"
+    assert capsys.readouterr().out == said == (tmp_path / "notify" / "notice").read_text()

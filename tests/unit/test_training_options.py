@@ -12,6 +12,7 @@ from pipelines.settings import Settings
 from pipelines.training import build
 
 STEPS = {"ingest", "split", "train", "evaluate", "export"}
+GROUP = "condition-1"  # of what only a model that is good enough comes to
 SETTINGS = {
     "project": "p1",
     "image_repository": "eu/p1/mf",
@@ -41,8 +42,8 @@ def container(pipeline: dict[str, Any], step: str) -> dict[str, Any]:
 def test_the_train_step_and_those_that_speak_to_a_service_are_run_again_after_a_growing_while() -> None:
     policies = {name: task.get("retryPolicy") for name, task in tasks(compiled(retries=3, model_registry=True)).items()}
     policy = {"maxRetryCount": 3, "backoffDuration": "30s", "backoffFactor": 2.0, "backoffMaxDuration": "600s"}
-    again = {"ingest", "train", "export", "register"}
-    assert policies == {name: policy if name in again else None for name in STEPS | {"register"}}
+    again = {"ingest", "train", "evaluate", "export", "register"}
+    assert policies == {name: policy if name in again else None for name in STEPS | {GROUP, "register"}}
 
 
 def test_without_retries_none_is_asked_for() -> None:
@@ -54,7 +55,7 @@ def test_on_spot_the_step_is_a_custom_job_that_runs_the_plain_steps_command() ->
     launcher = container(spot, "train")
     assert "google-cloud-pipeline-components" in launcher["image"]
     assert "resources" not in launcher
-    assert tasks(spot).keys() == STEPS
+    assert tasks(spot).keys() == STEPS | {GROUP}
 
     inputs = spot["components"]["comp-train"]["inputDefinitions"]["parameters"]
     (pool,) = inputs["worker_pool_specs"]["defaultValue"]
@@ -118,14 +119,34 @@ def test_the_spot_machine_is_the_smallest_for_what_the_step_asks_for() -> None:
 def test_a_published_model_is_registered_when_that_is_asked_for() -> None:
     pipeline = compiled(model_registry=True)
     register = tasks(pipeline)["register"]
-    assert tasks(pipeline).keys() == STEPS | {"register"}
-    assert set(register["dependentTasks"]) == {"ingest", "train", "evaluate", "export"}
+    assert tasks(pipeline).keys() == STEPS | {GROUP, "register"}
+    assert pipeline["components"][f"comp-{GROUP}"]["dag"]["tasks"].keys() == {"export", "register"}
+    assert register["dependentTasks"] == ["export"]
     parameters = register["inputs"]["parameters"]
     assert parameters["run_id"]["taskOutputParameter"] == {"producerTask": "export", "outputParameterKey": "Output"}
     assert parameters["job"] == {"runtimeValue": {"constant": "{{$.pipeline_job_resource_name}}"}}
     assert parameters["image"] == {"runtimeValue": {"constant": "eu/p1/mf/mf-python-cpu:v1"}}
     assert register["cachingOptions"] == {}
     assert container(pipeline, "register")["image"] == "eu/p1/mf/mf-python-cpu:v1"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"model_registry": True}, {"notify_log": True}, {"notify_emails": ["a@example.com"]}, {"spot": True}],
+    ids=str,
+)
+def test_all_that_a_task_takes_from_its_group_the_group_is_given(settings: dict[str, Any]) -> None:
+    pipeline = compiled(**settings)
+    taken = 0
+    for group in (pipeline["root"], *pipeline["components"].values()):
+        given = {**group.get("inputDefinitions", {}).get("parameters", {})}
+        given |= group.get("inputDefinitions", {}).get("artifacts", {})
+        for task in group.get("dag", {}).get("tasks", {}).values():
+            inputs = [*task["inputs"].get("parameters", {}).values(), *task["inputs"].get("artifacts", {}).values()]
+            names = {i.get("componentInputParameter") or i.get("componentInputArtifact") for i in inputs} - {None}
+            assert names <= given.keys()
+            taken += len(names)
+    assert taken > 60
 
 
 @pytest.mark.parametrize("final", ["notify", "vertex-pipelines-notification-email"])
@@ -137,7 +158,9 @@ def test_a_final_step_runs_whatever_becomes_of_the_others(final: str) -> None:
     assert root["exit-handler-1"]["taskInfo"] == {"name": "run"}
     assert root[final]["dependentTasks"] == ["exit-handler-1"]
     assert root[final]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
-    assert tasks(pipeline).keys() == STEPS | {"exit-handler-1", final}
+    (group,) = tasks(pipeline).keys() - STEPS - {"exit-handler-1", final}
+    assert group.startswith("condition-")
+    assert tasks(pipeline)[group]["triggerPolicy"]["condition"].endswith(" == 'publish'")
     (status,) = [p for p in root[final]["inputs"]["parameters"].values() if "taskFinalStatus" in p]
     assert status == {"taskFinalStatus": {"producerTask": "exit-handler-1"}}
     if final != "notify":

@@ -1,0 +1,266 @@
+"""The gate from end to end: the pipeline that is compiled, through ``kfp.local``, against a real Supabase; what a run
+does is told by what the database holds and the API gives afterwards.
+
+The steps run their own source text with KFP's executor, in this process: a process each, as ``test_pipeline`` and
+``test_make_run`` have it, would import PyTorch fifty times.
+"""
+
+import functools
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kfp.dsl.executor import Executor
+from kfp.dsl.utils import load_module
+from kfp.local import subprocess_task_handler
+from pydantic import SecretStr
+
+from mf.errors import MfError
+from mf.local import LocalSupabase
+from mf.supabase.client import call, connect
+from mf.supabase.config import SchemaConfig
+from mf.supabase.credentials import Credentials
+from mf.supabase.recommend import recommend_movies
+from mf.supabase.schema import migration
+from pipelines import laptop
+from pipelines.laptop import environment, run_steps
+from pipelines.settings import Settings
+
+# Ratings are planted with biases and two factors, of which a model of one factor finds half.
+TWO_FACTORS = {"solver": "vb", "factors": 2}
+ONE_FACTOR = {"solver": "vb", "factors": 1}
+UNTRAINED = {"solver": "adam", "epochs": 1, "lr": 1e-9}
+YEAR_2020 = 1577836800
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run of the pipeline has left."""
+
+    steps: list[str]  # that have run
+    evaluation: dict[str, Any]
+    printed: str
+    log: str
+    runs: dict[str, str]  # in the database: run id to status
+    recommended: list[tuple[int | str, float]]  # by the API, to one user
+
+    @property
+    def run_id(self) -> str:
+        """Of the model that was trained."""
+        return self.printed.partition("model ")[2].partition(":")[0]
+
+    @property
+    def published(self) -> str | None:
+        return next((run for run, status in self.runs.items() if status == "published"), None)
+
+    @property
+    def reasons(self) -> list[str]:
+        return list(self.evaluation["decision"]["reasons"])
+
+    def check(self, name: str) -> dict[str, Any]:
+        (found,) = [check for check in self.evaluation["decision"]["checks"] if check["name"] == name]
+        return dict(found)
+
+
+def in_this_process(full_command: list[str], env_vars: Any) -> int:
+    """Runs a step as the process of ``sh -ec SCRIPT SOURCE --executor_input JSON --function_to_execute NAME`` would."""
+    source, *arguments = full_command[3:]
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    executor_input = json.loads(given["--executor_input"])
+    folder = Path(executor_input["outputs"]["outputFile"]).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ephemeral_component.py").write_text(source)
+    step = getattr(load_module("ephemeral_component", str(folder)), given["--function_to_execute"])
+    with redirect_stderr(sys.stdout):
+        try:
+            Executor(executor_input=executor_input, function_to_execute=step).execute()
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0
+
+
+@dataclass(frozen=True)
+class Project:
+    supabase: LocalSupabase
+    folder: Path
+
+    def run(self, name: str, file: Path, *, direct: bool = False, **parameters: Any) -> Outcome:
+        """Runs the pipeline on ``file``, over the database's own connection when that is asked for."""
+        folder, printed = self.folder / name, io.StringIO()
+        folder.mkdir()
+        supabase = {"SUPABASE_URL": self.supabase.url, "SUPABASE_KEY": self.supabase.secret_key}
+        if direct:
+            supabase = {"SUPABASE_DB_URL": self.supabase.db_url}
+        parameters = {"ratings_csv": str(file), "supabase_url": self.supabase.url, **parameters}
+        with environment(**supabase), redirect_stdout(printed):
+            run_steps(parameters, folder)
+        (outputs,) = folder.glob("mf-training-*")
+        evaluation = json.loads((outputs / "evaluate" / "evaluation.json").read_text())
+        with connect(Credentials(self.supabase.url, SecretStr(self.supabase.secret_key))) as client:
+            runs = {run["run_id"]: run["status"] for run in call(client.rpc("mf_list_runs"), "list the runs")}
+            recommended = recommend_movies(client, 1)
+        steps = [step.name for step in outputs.iterdir() if step.is_dir()]
+        return Outcome(steps, evaluation, printed.getvalue(), (folder / "log.txt").read_text(), runs, recommended)
+
+
+@pytest.fixture(scope="module")
+def project(fresh_stack: Callable[..., LocalSupabase], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess_task_handler, "run_local_subprocess", in_this_process)
+        yield Project(fresh_stack(), tmp_path_factory.mktemp("gate"))
+
+
+def rows(count: int) -> list[str]:
+    """Ratings of 3 + b_u + b_m + p·q + noise by 60 users of 40 movies, an hour apart."""
+    rng = np.random.default_rng(0)
+    of_users, of_movies = (rng.normal(0, [0.5, 1, 1], (n, 3)) for n in (60, 40))
+    user, movie = np.divmod(rng.permutation(60 * 40)[:count], 40)
+    b, pq = of_users[user, 0] + of_movies[movie, 0], (of_users[user, 1:] * of_movies[movie, 1:]).sum(1)
+    rating = (3 + b + pq + rng.normal(0, 0.2, count)).round(2)
+    time = YEAR_2020 + np.arange(count) * 3600
+    return [f"{u + 1},{m + 1},{r},{t}" for u, m, r, t in zip(user, movie, rating, time, strict=True)]
+
+
+def write(file: Path, rows: list[str]) -> Path:
+    file.write_text("\n".join(["userId,movieId,rating,timestamp", *rows]) + "\n")
+    return file
+
+
+ROWS = rows(1800)
+PARTS = ["ingest", "split", "train", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def story(project: Project) -> dict[str, Outcome]:
+    """One run after another on one database; what each finds published, the one before has left."""
+    project.supabase.migrate(migration(SchemaConfig()))
+    folder = project.folder
+    file, copy = (write(folder / name, ROWS[:1500]) for name in ("ratings.csv", "copy.csv"))
+    told: dict[str, Outcome] = {}
+
+    def then(name: str, file: Path, **parameters: Any) -> None:
+        told[name] = project.run(name, file, **parameters)
+
+    then("too few", file, **TWO_FACTORS, min_rows=5000)
+    then("first", file, **ONE_FACTOR)
+    then("better", file, **TWO_FACTORS, direct=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(laptop, "Settings", functools.partial(Settings, notify_log=True))
+        then("worse", file, **ONE_FACTOR)
+        then("forced", file, **ONE_FACTOR, force_publish=True)
+    then("another source", copy, **ONE_FACTOR)
+    then("untrained", file, **UNTRAINED)
+    write(copy, ROWS)
+    then("grown", copy, **TWO_FACTORS, split="time", test_size=0.15)
+    then("grown and worse", copy, **ONE_FACTOR, split="time", test_size=0.15, direct=True)
+    return told
+
+
+def test_a_model_of_too_few_ratings_is_refused_and_the_database_stays_empty(story: dict[str, Outcome]) -> None:
+    found = story["too few"]
+    assert found.reasons == ["1,200 training ratings, min_rows is 5,000"]
+    assert (sorted(found.steps), found.runs, found.recommended) == (sorted(PARTS), {}, [])
+
+
+def test_the_first_run_is_measured_by_the_biases_alone_and_published(story: dict[str, Outcome]) -> None:
+    found = story["first"]
+    assert found.evaluation["champion"] is None
+    assert found.check("champion")["text"] == "no run is published yet: there is none to compare with"
+    assert found.check("baselines")["figure"] < found.check("baselines")["limit"] - 0.1
+    assert sorted(found.steps) == sorted([*PARTS, "export"])
+    assert found.runs == {found.run_id: "published"}
+    assert len(found.recommended) == 10
+
+
+def test_a_better_run_takes_the_published_ones_place(story: dict[str, Outcome]) -> None:
+    first, found = story["first"], story["better"]
+    assert found.runs == {found.run_id: "published", first.run_id: "retired"}
+    assert found.recommended != first.recommended
+    champion = found.evaluation["champion"]
+    assert champion["run_id"] == first.run_id
+    assert champion["note"].startswith("clean: it was trained on the same ratings as this model")
+    figures = champion["figures"]
+    assert (figures["rows"], figures["clean"]) == (150, True)
+    # What the champion's own evaluation found on these ratings, it has here after a way through the database.
+    assert figures["champion_rmse"] == pytest.approx(first.evaluation["model"]["rmse"], abs=1e-6)
+    assert figures["rmse"] == pytest.approx(found.evaluation["model"]["rmse"], abs=1e-9)
+    assert figures["interval"]["high"] < 0
+
+
+def test_a_worse_run_is_refused_without_failing_and_the_api_gives_what_it_gave(story: dict[str, Outcome]) -> None:
+    better, found = story["better"], story["worse"]
+    (reason,) = found.reasons
+    assert f"of the published run {better.run_id} on the same 150 ratings: +" in reason
+    assert reason.endswith(", max_regression is 0.01")
+    assert found.check("baselines")["passed"]
+    assert sorted(found.steps) == sorted([*PARTS, "notify"])
+    assert (found.runs, found.recommended) == (better.runs, better.recommended)
+    assert re.search(r"Pipeline \S*'mf-training'\S* finished with status \S*SUCCESS", found.log)
+    assert f"evaluate  not published: {reason}\n" in found.printed
+    assert f" has succeeded: not published: {reason}\n" in found.printed  # by the step that ends a run
+
+
+def test_by_force_it_is_published_and_says_so(story: dict[str, Outcome]) -> None:
+    worse, found = story["worse"], story["forced"]
+    assert found.published == found.run_id != worse.run_id
+    assert sorted(found.steps) == sorted([*PARTS, "export", "notify"])
+    decision = found.evaluation["decision"]
+    assert (decision["publish"], decision["forced"], len(found.reasons)) == (True, True, 1)
+    assert " has succeeded: to be published all the same, by force_publish: RMSE" in found.printed
+
+
+def test_a_run_of_another_source_is_not_compared(story: dict[str, Outcome]) -> None:
+    found = story["another source"]
+    assert found.published == found.run_id
+    champion = found.evaluation["champion"]
+    assert (champion["run_id"], champion["figures"]) == (story["forced"].run_id, None)
+    assert found.check("champion")["text"] == champion["note"]
+    assert champion["note"].startswith("not compared: this model was trained on ")
+    assert champion["note"].endswith("ratings.csv")
+
+
+def test_a_model_that_does_not_beat_the_baselines_is_refused(story: dict[str, Outcome]) -> None:
+    before, found = story["another source"], story["untrained"]
+    (reason,) = found.reasons
+    assert re.match(r"RMSE \d\.\d{4} is not below that of user \+ movie biases, \d\.\d{4}$", reason)
+    assert (found.runs, found.recommended) == (before.runs, before.recommended)
+
+
+def test_on_a_source_that_has_grown_the_comparison_is_on_what_the_published_run_cannot_have_seen(
+    story: dict[str, Outcome],
+) -> None:
+    before, found = story["another source"], story["grown"]
+    assert found.published == found.run_id
+    champion = found.evaluation["champion"]
+    assert champion["run_id"] == before.run_id
+    assert champion["note"].startswith("clean: all that it has seen is of 2020-")
+    assert (champion["figures"]["clean"], champion["figures"]["rows"]) == (True, 270)
+    worse = story["grown and worse"]
+    assert worse.evaluation["champion"]["figures"]["clean"]
+    assert worse.evaluation["champion"]["note"].startswith("clean: it was trained on the same ratings")
+    assert worse.published == found.run_id
+    assert len(worse.reasons) == 1
+
+
+def test_a_supabase_that_does_not_answer_fails_the_step_and_is_not_taken_for_one_without_a_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch, story: dict[str, Outcome]
+) -> None:
+    monkeypatch.setattr("mf.supabase.client.TRIES", 1)
+    with pytest.raises(MfError, match=r"^the step evaluate failed: cannot read the published run: no answer from "):
+        project.run("unreachable", project.folder / "ratings.csv", **ONE_FACTOR, supabase_url="http://127.0.0.1:9")
+
+
+def test_without_the_migration_there_is_no_run_to_compare_with_and_the_export_says_what_is_missing(
+    project: Project, fresh_stack: Callable[..., LocalSupabase], story: dict[str, Outcome]
+) -> None:
+    bare = Project(fresh_stack(), project.folder)
+    with pytest.raises(MfError, match=r"^the step export failed: .*`python -m mf schema` prints it"):
+        bare.run("bare", project.folder / "ratings.csv", **ONE_FACTOR)
