@@ -162,11 +162,19 @@ def reject(
         take(f"row {where}", reason, json.dumps(row, ensure_ascii=False))
 
 
+def as_float(number: float | str) -> float:
+    """A number of the database, which may be one that no float holds: infinity then."""
+    try:
+        return float(number)
+    except OverflowError:  # a numeric without a point comes as an integer of any length
+        return math.inf if int(number) > 0 else -math.inf
+
+
 def _reason(cells: Row) -> str:
     for role, what in ((USER, "user id"), (MOVIE, "movie id"), (RATING, "rating")):
         if cells[role] in (None, ""):
             return f"empty {what}"
-    rating = float(cells[RATING])
+    rating = as_float(cells[RATING])
     if not math.isfinite(rating):
         return f"rating {rating} is not finite"
     if abs(rating) > float(np.finfo(np.float32).max):

@@ -17,7 +17,7 @@ from mf.supabase.client import call_response
 
 # Pages of one range: few, so that the ranges end together; many, so that finding where one ends, which takes a request,
 # costs little.
-PAGES = 16
+PAGES = 8
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]

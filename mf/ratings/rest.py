@@ -12,7 +12,7 @@ from supabase import Client
 
 from mf.errors import DataError, SupabaseError
 from mf.progress import Progress
-from mf.ratings.checks import SCHEMA, Table, grant, missing, reject, table_name, usable
+from mf.ratings.checks import SCHEMA, Table, as_float, grant, missing, reject, table_name, usable
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
 from mf.ratings.pages import Pages, Row, get, quoted
@@ -157,7 +157,7 @@ def _refuse_null_keys(client: Client, table: Table, key: Sequence[str]) -> None:
 
 def _turned(rows: Sequence[Row], columns: Mapping[str, str], key: Sequence[str]) -> _Turned:
     cells = {role: [row[name] for row in rows] for role, name in columns.items()}
-    rating = np.array([np.nan if value is None else float(value) for value in cells[RATING]])
+    rating = np.array([np.nan if value is None else as_float(value) for value in cells[RATING]])
     raw = {USER: _ids(cells[USER]), MOVIE: _ids(cells[MOVIE]), RATING: pa.array(rating)}
     if RATED_AT in columns:
         raw[RATED_AT] = _times(cells[RATED_AT])

@@ -24,7 +24,7 @@ create table ratings (user_id bigint, movie_id bigint, rating real, primary key 
 insert into ratings select u, m, 3 from generate_series(1, 50) u, generate_series(1, 20) m;
 
 create view many as select i / 100 as user_id, i % 100 as movie_id, 3::real as rating
-  from generate_series(1, 2000000) i;
+  from generate_series(1, 1200000) i;
 create view slow as select 1 as user_id, i as movie_id, 3 as rating from generate_series(1, 3) i, pg_sleep(0.2);
 
 create table twice (movie_id int, user_id int, rating numeric(2,1));
@@ -231,7 +231,7 @@ def test_a_connection_that_breaks_halfway_ends_in_one_line_and_leaves_what_was_t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ratings.parquet", "rejects.csv"]
     assert read_ratings(tmp_path / "ratings.parquet")[1] == before[1]
     monkeypatch.undo()
-    assert read("many")[1].rows_kept == 2_000_000
+    assert read("many")[1].rows_kept == 1_200_000
 
 
 def test_too_many_bad_rows_write_nothing(read, tmp_path):
