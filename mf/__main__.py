@@ -22,12 +22,13 @@ from mf.ratings.ingest import ingest
 from mf.ratings.schema import MOVIE, RATING, USER, TrainedOn, read_ratings
 from mf.ratings.split import split
 from mf.ratings.table import reader
-from mf.solvers import SOLVERS, configure
+from mf.solvers import SOLVERS, check_warm, configure
 from mf.supabase import runs
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.destination import Destination
 from mf.supabase.schema import migration
 from mf.train import DEFAULT_SOLVER, SOLVER_HELP, pick_device, train
+from mf.warm_start import INIT_FROM, EarlierModel
 
 
 class TrainerConfig(Config):
@@ -44,6 +45,7 @@ class TrainerConfig(Config):
         description="file for the state after every epoch: a run that finds one there goes on from it, and a run that "
         "ends well removes it",
     )
+    init_from: str = Field("", description=INIT_FROM)
     use_cuda: bool = Field(False, description="train on the GPU when there is one")
     supabase_url: str = Field(
         "", description="Supabase project; on the command line it also says to publish there. Else SUPABASE_URL"
@@ -95,8 +97,14 @@ def train_once(argv: Sequence[str]) -> None:
     checkpoint = _checkpoint(trainer.checkpoint) if trainer.checkpoint else None
     source = _source(namespace, trainer)
     views = ExportConfig.of(**given(namespace, ExportConfig))
+    if trainer.init_from:
+        check_warm(namespace.solver)
     publish = trainer.publish or "supabase_url" in given(namespace, TrainerConfig)
     destination = Destination.find(trainer.supabase_url, trainer.supabase_key) if publish else None
+
+    earlier = EarlierModel.asked_for(
+        trainer.init_from, lambda: Destination.find(trainer.supabase_url, trainer.supabase_key)
+    )
 
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         work = Path(scratch)
@@ -111,7 +119,10 @@ def train_once(argv: Sequence[str]) -> None:
         device, where = pick_device(trainer.use_cuda)
         print(where)
         report = reporter(checkpoint)
-        model = train(parts.train, parts.validation, solver, device=device, callbacks=[report], checkpoint=checkpoint)
+        model = train(
+            parts.train, parts.validation, solver,
+            device=device, callbacks=[report], checkpoint=checkpoint, earlier=earlier,
+        )  # fmt: skip
         model.trained_on = TrainedOn.of(provenance, parts.train, parts.validation)
         if test is not None:
             predicted = model.predict(test[USER], test[MOVIE])

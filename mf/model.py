@@ -122,7 +122,8 @@ class TrainedModel:
         size = f"{len(self.users):,} users, {len(self.movies):,} movies, {self.module.factors} factors"
         rmse = self.metrics.get("validation_rmse")
         kept = f", epoch {self.metrics['best_epoch']} kept with validation RMSE {rmse:.4f}" if rmse is not None else ""
-        return f"model {self.run_id}: {size}{kept}"
+        start = f", started from {earlier}" if (earlier := self.metrics.get("init_from")) else ""
+        return f"model {self.run_id}: {size}{start}{kept}"
 
     def predict(
         self, user_ids: pa.ChunkedArray | pa.Array, movie_ids: pa.ChunkedArray | pa.Array

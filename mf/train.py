@@ -19,6 +19,7 @@ from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, Interactions, fit, solver_of
 from mf.solvers.base import Callback, Checkpoint
 from mf.version import git_sha
+from mf.warm_start import EarlierModel
 
 DEFAULT_SOLVER = "adam"
 SOLVER_HELP = (
@@ -37,6 +38,7 @@ def train(
     device: torch.device,
     callbacks: Sequence[Callback] = (),
     checkpoint: Checkpoint | None = None,
+    earlier: EarlierModel | None = None,
 ) -> TrainedModel:
     """Fits a model to ``ratings`` with the solver that ``config`` belongs to.
 
@@ -47,11 +49,12 @@ def train(
         device: where it is done.
         callbacks: called after every epoch, or sweep.
         checkpoint: takes the state after every epoch; a training that finds one there goes on from it.
+        earlier: a model to start from; users and movies that it does not know start as all would without it.
 
     Raises:
         DataError: there are no ratings.
         TrainingError: a value is not finite.
-        ConfigError: the checkpoint is of other ratings or options.
+        ConfigError: the checkpoint is of other ratings or options, or the solver cannot start from a model.
     """
     if not len(ratings):
         raise DataError("no ratings to train on: lower --val_size, or give more ratings")
@@ -67,7 +70,8 @@ def train(
     held_out = interactions(validation, users.rows(validation[USER]), movies.rows(validation[MOVIE]))
     epochs: list[EpochReport] = []
     callbacks = [epochs.append, *callbacks]
-    module = fit(trained_on, held_out, config, device, callbacks, checkpoint)
+    initial = earlier.initial(users, movies) if earlier else None
+    module = fit(trained_on, held_out, config, device, callbacks, checkpoint, initial)
     kept = [epoch for epoch in epochs if epoch.kept][-1]
     return TrainedModel(
         module=module,
@@ -80,6 +84,7 @@ def train(
         metrics={
             "validation_rmse": kept.validation_rmse,
             "best_epoch": kept.epoch,
+            "init_from": initial.name if initial else None,
             "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
         },
         git_sha=git_sha(),

@@ -10,12 +10,23 @@ from mf.errors import ConfigError
 from mf.model import MatrixFactorization
 from mf.solvers import adam, gibbs, loop, sgd, vb
 from mf.solvers.adam import AdamConfig
-from mf.solvers.base import Callback, Checkpoint, EpochReport, Interactions
+from mf.solvers.base import Callback, Checkpoint, EpochReport, Initial, Interactions
 from mf.solvers.gibbs import GibbsConfig
 from mf.solvers.sgd import SGDConfig
 from mf.solvers.vb import VBConfig
 
-__all__ = ["SOLVERS", "TUNED", "AdamConfig", "EpochReport", "Interactions", "configure", "fit", "solver_of"]
+__all__ = [
+    "SOLVERS",
+    "TUNED",
+    "AdamConfig",
+    "EpochReport",
+    "Initial",
+    "Interactions",
+    "check_warm",
+    "configure",
+    "fit",
+    "solver_of",
+]
 
 SOLVERS: dict[str, type[Config]] = {"adam": AdamConfig, "sgd": SGDConfig, "vb": VBConfig, "gibbs": GibbsConfig}
 _START: dict[type[Config], Any] = {
@@ -24,6 +35,8 @@ _START: dict[type[Config], Any] = {
     VBConfig: vb.start,
     GibbsConfig: gibbs.start,
 }
+
+WARM = ("adam", "sgd")  # solvers that can start from an earlier model
 
 # A solver's own defaults hold from small data to large. adam's are the original trainer's; these are what hold for it.
 TUNED: dict[str, dict[str, Any]] = {
@@ -60,6 +73,19 @@ def configure(solver: str, options: Mapping[str, Any], tuned: bool = False, pref
     return config.of(**{**(TUNED.get(solver, {}) if tuned else {}), **options})
 
 
+def check_warm(solver: str) -> None:
+    """Whether ``solver`` can start from an earlier model.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if solver not in WARM:
+        raise ConfigError(
+            f"init_from: solver {solver} does not use it: what it finds must not depend on where it starts; "
+            f"{' and '.join(WARM)} do"
+        )
+
+
 def solver_of(config: Config) -> str:
     """The name of the solver that ``config`` belongs to."""
     return next(name for name, kind in SOLVERS.items() if isinstance(config, kind))
@@ -72,6 +98,7 @@ def fit(
     device: torch.device,
     callbacks: Sequence[Callback] = (),
     checkpoint: Checkpoint | None = None,
+    initial: Initial | None = None,
 ) -> MatrixFactorization:
     """Fits the model on ``train`` with the solver that ``config`` belongs to.
 
@@ -83,6 +110,7 @@ def fit(
         callbacks: called after every epoch, or sweep.
         checkpoint: takes the state after every epoch; a fit that finds one of the same ratings and options there goes
             on from it and ends, on a CPU, with the same bits as one that was never interrupted.
+        initial: an earlier model to start from, for ``WARM`` solvers.
 
     Returns:
         The model, on ``device``: mu and the biases are the damped bias model's, which so answers where a row is unseen,
@@ -92,17 +120,21 @@ def fit(
 
     Raises:
         TrainingError: a value is not finite; it says at which epoch and what to lower.
-        ConfigError: the checkpoint is of other ratings or options.
+        ConfigError: the checkpoint is of other ratings or options, or the solver cannot start from a model.
     """
+    if initial:
+        check_warm(solver_of(config))
     threads = torch.get_num_threads()
     # A step's operations are too small to share: threads that wait for one another at each are several times slower.
     # What can be shared is shared among workers that need not wait (mf.solvers.workers).
     torch.set_num_threads(1)
     try:
-        keeper = loop.Keeper(checkpoint, solver_of(config), config, train, validation) if checkpoint else None
+        given = {**config.model_dump(), "init_from": initial.name if initial else None}
+        keeper = loop.Keeper(checkpoint, solver_of(config), given, train, validation) if checkpoint else None
         train, validation = train.to(device), validation.to(device)
         with torch.no_grad():
-            fitting = _START[type(config)](train, validation, config)
+            warm = {"initial": initial.to(device)} if initial else {}
+            fitting = _START[type(config)](train, validation, config, **warm)
             return loop.run(fitting, len(train), len(validation) > 0, callbacks, keeper)
     finally:
         torch.set_num_threads(threads)

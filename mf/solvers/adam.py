@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mf.config import Config
-from mf.solvers.base import Interactions
+from mf.solvers.base import Initial, Interactions
 from mf.solvers.minibatch import L2, Counts, MiniBatches, Penalty, Side, Strata, Tables
 from mf.solvers.sorting import Segments
 
@@ -55,7 +55,13 @@ class AdamConfig(Config):
     seed: int = Field(0, ge=0, description="of the initialisation, the order of the ratings and dropout")
 
 
-def start(train: Interactions, validation: Interactions, config: AdamConfig, workers: int | None = None) -> MiniBatches:
+def start(
+    train: Interactions,
+    validation: Interactions,
+    config: AdamConfig,
+    workers: int | None = None,
+    initial: Initial | None = None,
+) -> MiniBatches:
     """The training, ready for its first epoch; see ``mf.solvers.fit``."""
     batch_size = config.batch_size or derived_batch(len(train))
 
@@ -65,7 +71,7 @@ def start(train: Interactions, validation: Interactions, config: AdamConfig, wor
     def rule(tables: Tables, counts: Counts) -> Adam:
         return Adam(tables, Penalty.of(counts, config.l2, config.bias_damping, config.weight_decay), config)
 
-    fitting = MiniBatches(train, validation, strata, config, rule, workers)
+    fitting = MiniBatches(train, validation, strata, config, rule, workers, initial)
     fitting.advice += ", or set --clip_grad 1"
     return fitting
 

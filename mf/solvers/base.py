@@ -67,6 +67,53 @@ class EpochReport:
         )
 
 
+@dataclass(frozen=True)
+class InitialSide:
+    """What is known of one side's rows before a training.
+
+    Attributes:
+        rows: int64[n], which they are.
+        vectors: float32[n, k], the weightiest factor first; k may be any number.
+        biases: float32[n].
+    """
+
+    rows: Tensor
+    vectors: Tensor
+    biases: Tensor
+
+    def to(self, where: torch.device) -> "InitialSide":
+        return InitialSide(self.rows.to(where), self.vectors.to(where), self.biases.to(where))
+
+    def put(self, vectors: Tensor, biases: Tensor, row_of: Tensor | None = None) -> None:
+        """Overwrites the rows (``row_of`` them, where the tables have others) of float32[N, factors] and float32[N].
+
+        Factors that are 0 everywhere are left as they are: where both sides are 0, neither would ever move."""
+        rows = self.rows if row_of is None else row_of[self.rows]
+        used = self.vectors.any(0).nonzero().squeeze(1)
+        used = used[used < vectors.shape[1]]
+        vectors[rows.unsqueeze(1), used] = self.vectors[:, used]
+        biases[rows] = self.biases
+
+
+@dataclass(frozen=True)
+class Initial:
+    """An earlier model to start from, in the rows of the new one.
+
+    Attributes:
+        name: of the earlier model.
+        mu: its global mean.
+        users, movies: its rows that the new one has too.
+    """
+
+    name: str
+    mu: float
+    users: InitialSide
+    movies: InitialSide
+
+    def to(self, where: torch.device) -> "Initial":
+        return Initial(self.name, self.mu, self.users.to(where), self.movies.to(where))
+
+
 Callback = Callable[[EpochReport], None]
 
 

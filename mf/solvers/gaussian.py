@@ -27,7 +27,7 @@ from torch.nn.functional import embedding_bag
 
 from mf.config import Config
 from mf.solvers.base import Interactions
-from mf.solvers.sorting import stable_argsort
+from mf.solvers.sorting import grouped
 from mf.solvers.workers import Workers
 
 # float32 sums over at most so many ratings, then over those sums: the rounding error of a sum grows with its length,
@@ -169,8 +169,7 @@ class Side:
 
     def __init__(self, rows: Tensor, columns: Tensor, values: Tensor, n: int, rank: int) -> None:
         kind = values.device.type
-        order = stable_argsort(rows, n)
-        columns, values = columns.int()[order], values[order]
+        columns, values = grouped(rows, columns.int(), values, n)
         counts = torch.bincount(rows, minlength=n)
         totals, squares = (torch.segment_reduce(x, "sum", lengths=counts) for x in (values, values.square()))
         starts = counts.cumsum(0) - counts

@@ -4,12 +4,11 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from mf.config import Config
 from mf.errors import ConfigError, TrainingError
 from mf.model import MatrixFactorization
 from mf.solvers.base import Callback, Checkpoint, EpochReport, Fitting, Interactions
@@ -107,17 +106,17 @@ class Keeper:
     Args:
         checkpoint: where it is kept.
         solver: its name.
-        config: the solver's options.
+        options: the solver's, and what else the outcome depends on.
         parts: the training and the validation ratings.
     """
 
-    def __init__(self, checkpoint: Checkpoint, solver: str, config: Config, *parts: Interactions) -> None:
+    def __init__(self, checkpoint: Checkpoint, solver: str, options: Mapping[str, Any], *parts: Interactions) -> None:
         self.checkpoint = checkpoint
         digest = hashlib.blake2b(digest_size=16)
         for part in parts:
             for column in (part.users, part.movies, part.ratings):
                 digest.update(column.cpu().contiguous().numpy().data)
-        self.training = {"solver": solver, "ratings": digest.hexdigest(), **config.model_dump()}
+        self.training = {"solver": solver, "ratings": digest.hexdigest(), **options}
 
     def load(self) -> dict[str, Any] | None:
         """What was kept.

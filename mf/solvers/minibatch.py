@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mf.model import MatrixFactorization, products
-from mf.solvers.base import Interactions, generator, rmse
+from mf.solvers.base import Initial, Interactions, generator, rmse
 from mf.solvers.sorting import Segments, grouped, stable_argsort
 from mf.solvers.unseen import BiasFallback
 from mf.solvers.workers import Workers
@@ -63,7 +63,7 @@ class Strata:
         rows = torch.arange(train.n_users, dtype=torch.int32, device=self.device)
         self.users = rows.repeat_interleave(user_counts, output_size=len(train))
         movies = self.movie_rows.int().index_select(0, train.movies)
-        self.movies, self.ratings = grouped(train.users, movies, train.ratings, train.n_users, train.n_movies)
+        self.movies, self.ratings = grouped(train.users, movies, train.ratings, train.n_users)
         self.ratings -= train.ratings.double().mean()
 
         ends = pad(user_counts.cumsum(0), (1, 0))
@@ -183,6 +183,13 @@ class Tables:
         p, q = (torch.empty(n, factors, device=rng.device).normal_(0, std, generator=rng) for n in sides)
         return cls(p, q, *(torch.zeros(n, device=rng.device) for n in sides))
 
+    def take_up(self, initial: Initial, mean: float, movie_rows: Tensor) -> None:
+        """Puts the rows of an earlier model in place, and the difference between its mean and ``mean`` into the users'
+        biases."""
+        initial.users.put(self.p, self.b_u)
+        initial.movies.put(self.q, self.b_m, movie_rows)
+        self.b_u.add_(initial.mu - mean)
+
     def all(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.p, self.q, self.b_u, self.b_m
 
@@ -254,6 +261,7 @@ class MiniBatches:
         config: the solver's; epochs, patience, factors, init_std, seed, lr and, when it has one, dropout are taken.
         rule: from the tables and the ratings of each of their rows, the rule that moves them.
         workers: threads; the outcome does not depend on them.
+        initial: what to start from; rows that are not in it start as all would without.
     """
 
     keeps_best = True
@@ -267,6 +275,7 @@ class MiniBatches:
         config: Any,
         rule: Callable[[Tables, Counts], Rule],
         workers: int | None = None,
+        initial: Initial | None = None,
     ) -> None:
         self.validation, self.config = validation, config
         self.epochs, self.patience, self.advice = config.epochs, config.patience, f"lower --lr (it is {config.lr:g})"
@@ -277,6 +286,8 @@ class MiniBatches:
         makers: tuple[Callable[[], Any], ...] = (strata, lambda: BiasFallback(train, validation))
         self.strata, self.fallback = self.workers.map(lambda make: make(), makers)
         self.tables = Tables.start(train, config.factors, config.init_std, generator(config.seed, 0, self.device))
+        if initial:
+            self.tables.take_up(initial, self.fallback.mu, self.strata.movie_rows)
         self.finished: MatrixFactorization | None = None
         self.rule = rule(self.tables, self.strata.counts)
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from mf.config import Config
-from mf.solvers.base import Interactions
+from mf.solvers.base import Initial, Interactions
 from mf.solvers.minibatch import L2, Counts, MiniBatches, Penalty, Side, Strata, Tables
 
 PARTS = 4  # movie parts: as many workers at most
@@ -44,7 +44,13 @@ class SGDConfig(Config):
     seed: int = Field(0, ge=0, description="of the initialisation and of the order of the ratings")
 
 
-def start(train: Interactions, validation: Interactions, config: SGDConfig, workers: int | None = None) -> MiniBatches:
+def start(
+    train: Interactions,
+    validation: Interactions,
+    config: SGDConfig,
+    workers: int | None = None,
+    initial: Initial | None = None,
+) -> MiniBatches:
     """The training, ready for its first epoch; see ``mf.solvers.fit``."""
 
     def strata() -> Strata:
@@ -56,7 +62,7 @@ def start(train: Interactions, validation: Interactions, config: SGDConfig, work
     def rule(tables: Tables, counts: Counts) -> SGD:
         return SGD(tables, Penalty.of(counts, config.l2, config.bias_damping), config)
 
-    return MiniBatches(train, validation, strata, config, rule, workers)
+    return MiniBatches(train, validation, strata, config, rule, workers, initial)
 
 
 class SGD:

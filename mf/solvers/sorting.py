@@ -25,7 +25,7 @@ def stable_argsort(keys: Tensor, bound: int) -> Tensor:
     return torch.from_numpy(order)
 
 
-def grouped(rows: Tensor, columns: Tensor, values: Tensor, n_rows: int, n_columns: int) -> tuple[Tensor, Tensor]:
+def grouped(rows: Tensor, columns: Tensor, values: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
     """int32[N] and float32[N], ``columns`` and ``values`` in the stable order of ``rows``.
 
     On a CPU that is how SciPy makes rows of a sparse matrix out of its entries: each goes to its place in one pass,
@@ -34,7 +34,9 @@ def grouped(rows: Tensor, columns: Tensor, values: Tensor, n_rows: int, n_column
     if rows.is_cuda:
         order = stable_argsort(rows, n_rows)
         return columns.index_select(0, order), values.index_select(0, order)
-    entries = coo_array((values.numpy(), (rows.int().numpy(), columns.int().numpy())), shape=(n_rows, n_columns))
+    entries = coo_array(
+        (values.numpy(), (rows.int().numpy(), columns.int().numpy())), shape=(n_rows, int(columns.max()) + 1)
+    )
     entries.has_canonical_format = True  # else entries of the same row and column were summed up
     by_row = entries.tocsr()
     return torch.from_numpy(by_row.indices), torch.from_numpy(by_row.data)

@@ -106,6 +106,35 @@ def test_a_file_that_is_named_goes_before_the_table(database: LocalSupabase, run
     assert database.gateway.requests == []
 
 
+def test_a_training_starts_from_what_is_published_once_something_is(database: LocalSupabase, run: Run) -> None:
+    again = ["--init_from", "published", "--publish"]
+    status, out, _ = run(*again, **environment(database))
+    assert (status, out.splitlines()[0]) == (0, "nothing is published yet: starting from nothing")
+    first = TrainedModel.load(Path("output"))
+    # A step size of nothing at all leaves the model where it started.
+    status, out, _ = run(*again, "--seed", "1", "--lr", "1e-30", **environment(database))
+    assert (status, out.splitlines()[0]) == (0, f"starting from model {first.run_id}")
+    second = TrainedModel.load(Path("output"))
+    assert second.metrics["init_from"] == first.run_id
+    ids = pa.array(first.users.ids.to_pylist() * 40), first.movies.ids.take(np.repeat(np.arange(40), 60))
+    np.testing.assert_allclose(second.predict(*ids), first.predict(*ids), atol=0.2)
+    # Vectors of another seed without it have nothing in common.
+    assert float(np.corrcoef(_products(first).ravel(), _products(second).ravel())[0, 1]) > 0.99
+
+
+def test_there_is_nothing_to_start_from_without_a_project_and_the_error_says_so(
+    database: LocalSupabase, run: Run
+) -> None:
+    Path("r.csv").write_text("userId,movieId,rating\n1,1,3\n")
+    status, _, err = run("--ratings_csv", "r.csv", "--init_from", "published")
+    assert status == 2
+    assert "SUPABASE_URL" in err
+
+
+def _products(model: TrainedModel) -> Any:
+    return (model.module.user_factors.weight @ model.module.movie_factors.weight.T).detach().numpy()
+
+
 @pytest.mark.parametrize("how", ["--publish", "--supabase_url"])
 def test_what_is_published_recommends_as_the_model_does(database: LocalSupabase, run: Run, how: str) -> None:
     environ = environment(database)

@@ -37,7 +37,7 @@ DEFAULTS = {
     "factors": "64", "lr": "0.001", "weight_decay": "1e-06", "dropout": "0.0", "clip_grad": "none", "use_cuda": "off",
     "supabase_url": "none", "supabase_key": "none", "import_table": "ratings", "publish": "off",
     "movie_export_table": "movie_embeddings", "user_export_table": "user_embeddings", "test_csv": "none",
-    "output_dir": "output", "checkpoint": "none", "seed": "0", "l2": "0.0", "bias_damping": "3.0",
+    "output_dir": "output", "checkpoint": "none", "init_from": "none", "seed": "0", "l2": "0.0", "bias_damping": "3.0",
     "schedule": "constant", "patience": "0", "init_std": "0.01", "block_users": "0", "columns": "none",
     "user_column": "none", "movie_column": "none", "rating_column": "none", "timestamp_column": "none",
     "max_reject_fraction": "0.01", "key_columns": "none", "rated_since": "none",
@@ -122,6 +122,14 @@ def defaults(run: Run, solver: str) -> dict[str, str]:
 def test_every_flag_has_the_default_that_is_promised(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "500")
     assert defaults(run, "adam") == DEFAULTS
+
+
+@pytest.mark.parametrize("solver", ["vb", "gibbs"])
+def test_a_solver_that_cannot_start_from_a_model_refuses_to(run: Run, solver: str) -> None:
+    Path("r.csv").write_text(ratings())
+    status, _, err = run("--ratings_csv", "r.csv", "--solver", solver, "--init_from", "output")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: init_from: solver {solver} does not use it")
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -69,7 +69,7 @@ def test_one_row_alone_is_one_run() -> None:
 
 def test_entries_are_grouped_by_row_in_the_order_they_came_in_and_pairs_that_occur_twice_stay_two() -> None:
     rows, columns = torch.tensor([2, 0, 2, 0, 2, 3]), torch.tensor([4, 1, 0, 1, 4, 2], dtype=torch.int32)
-    ordered, values = grouped(rows, columns, torch.arange(6.0), 5, 7)
+    ordered, values = grouped(rows, columns, torch.arange(6.0), 5)
     assert (ordered.tolist(), values.tolist()) == ([1, 1, 4, 0, 4, 2], [1, 3, 0, 2, 4, 5])
     assert (ordered.dtype, values.dtype) == (torch.int32, torch.float32)
 

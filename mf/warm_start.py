@@ -1,0 +1,71 @@
+"""An earlier model to start a training from: a model directory, or the run that is published."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from mf.ratings.vocabulary import Vocabulary
+from mf.solvers.base import Initial, InitialSide
+from mf.supabase.destination import Destination
+from mf.supabase.model_directory import Embeddings, Header, read_model
+
+PUBLISHED = "published"
+INIT_FROM = (
+    f"start from an earlier model, and train for fewer epochs: a model directory, or {PUBLISHED}, the run that is "
+    "published in Supabase; adam and sgd alone"
+)
+
+
+@dataclass(frozen=True)
+class EarlierModel:
+    """What was exported of a model."""
+
+    header: Header
+    users: Embeddings
+    movies: Embeddings
+
+    @classmethod
+    def asked_for(cls, init_from: str, destination: Callable[[], Destination]) -> "EarlierModel | None":
+        """The model in the directory ``init_from`` or, for "published", the one that is published at
+        ``destination()``; ``None`` when none is asked for or nothing is published. Prints which it is.
+
+        Raises:
+            DataError: the directory is no model directory.
+            ConfigError: there is no such destination.
+            SupabaseError: Supabase cannot be reached, or refused.
+        """
+        if not init_from:
+            return None
+        if init_from != PUBLISHED:
+            model = read_model(Path(init_from))
+            earlier = cls(model.header, model.users, model.movies)
+        else:
+            where = destination()
+            run = where.published_run()
+            if run is None:
+                print("nothing is published yet: starting from nothing")
+                return None
+            earlier = cls(run.header, *where.embeddings(run))
+        print(f"starting from model {earlier.header.run_id}")
+        return earlier
+
+    def initial(self, users: Vocabulary, movies: Vocabulary) -> Initial:
+        """It in the rows of ``users`` and ``movies``, as far as it knows them. Ids that it keeps as text are looked up
+        as text.
+
+        Raises:
+            DataError: its ids are of another type.
+        """
+        return Initial(self.header.run_id, self.header.mu, _side(self.users, users), _side(self.movies, movies))
+
+
+def _side(earlier: Embeddings, vocabulary: Vocabulary) -> InitialSide:
+    ids = vocabulary.ids if pa.types.is_integer(earlier.ids.type) else vocabulary.ids.cast(pa.string())
+    rows = Vocabulary(earlier.ids).rows(ids)
+    known = np.flatnonzero(rows >= 0)
+    columns = known, earlier.vectors[rows[known]], earlier.bias[rows[known]]
+    return InitialSide(*map(torch.from_numpy, columns))
