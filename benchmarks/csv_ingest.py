@@ -13,6 +13,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from benchmarks.apart import Result, apart, cores, run
+from benchmarks.bars import Bar, bars, quotient
 from benchmarks.data import CACHE, load
 from benchmarks.report import failures, number, ratio, table
 from mf.ratings.config import IngestConfig
@@ -20,6 +21,7 @@ from mf.ratings.ingest import ingest
 
 REPEATS = 3  # in turns; the fastest counts, as others may be at work on the machine
 CHUNK = 1 << 20  # rows written at once
+TIMES_ARROW, PEAK_MB = 2.5, 1500
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ CASES = {
 
 def section(rows: int) -> str:
     """Seconds and memory of both for ``rows`` planted ratings, as Markdown."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
+    reached: list[Bar] = []
     failed: dict[str, Result] = {}
     for label, case in CASES.items():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -58,6 +61,8 @@ def section(rows: int) -> str:
         failed |= {f"{label}, Arrow": arrow, f"{label}, ingest": ours}
         seconds = [result.get("seconds") for result in (arrow, ours)]
         peaks = [number(result.get("peak_mb"), 0) for result in (arrow, ours)]
+        reached.append(Bar(f"{label}: time / Arrow's", quotient(seconds[1], seconds[0]), at_most=TIMES_ARROW))
+        reached.append(Bar(f"{label}: peak MB", ours.get("peak_mb"), at_most=PEAK_MB, digits=0))
         lines.append(
             (
                 label,
@@ -74,7 +79,7 @@ def section(rows: int) -> str:
         f"{REPEATS}. Arrow is `pyarrow.csv.read_csv`, with threads and the types given, and `parquet.write_table`, "
         "unchecked; ingest checks every row, finds the doubled pairs, sorts by user and movie and hashes."
     )
-    return "\n\n".join(part for part in (said, table(header, lines), failures(failed)) if part)
+    return "\n\n".join(part for part in (said, table(header, lines), bars(reached), failures(failed)) if part)
 
 
 def _in_turns(label: str, path: str) -> tuple[Result, Result]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from psycopg import sql
 
 from benchmarks.apart import Result, cores, run
+from benchmarks.bars import Bar, bars, quotient
 from benchmarks.report import failures, number, ratio, table
 from mf.local import LocalSupabase, delete_home
 from mf.supabase.client import connect
@@ -29,6 +30,7 @@ from mf.supabase.schema import migration
 
 USERS, MOVIES, FACTORS = 160_000, 59_000, 64
 REPEATS = 5
+TIMES_COPY, API_RATE = 1.5, 25_000
 CHUNK = 1 << 20
 # The same columns and keys, in tables of their own.
 BARE = """
@@ -62,7 +64,7 @@ def section() -> str:
         "last; the second row is from when the model is read until readers see it. "
         f"Best of {REPEATS} by turns, each in a process of its own."
     )
-    return "\n\n".join(part for part in (said, _rates(rows, best), failures(best)) if part)
+    return "\n\n".join(part for part in (said, _rates(rows, best), _bars(rows, best), failures(best)) if part)
 
 
 def _rates(rows: int, best: Mapping[str, Result]) -> str:
@@ -79,6 +81,16 @@ def _rates(rows: int, best: Mapping[str, Result]) -> str:
         for name, taken in seconds.items()
     ]
     return table(("", "s", "its CPU s", "rows/s", "time × bare COPY", "peak MB"), lines)
+
+
+def _bars(rows: int, best: Mapping[str, Result]) -> str:
+    copy, published, api = (best[name].get("seconds") for name in (WAYS[0], WAYS[1], WAYS[4]))
+    return bars(
+        [
+            Bar(f"{WAYS[1]}: time / {WAYS[0]}'s", quotient(published, copy), at_most=TIMES_COPY),
+            Bar(f"{WAYS[4]}: rows/s", quotient(rows, api), at_least=API_RATE, digits=0),
+        ]
+    )
 
 
 @contextmanager

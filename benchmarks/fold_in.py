@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from benchmarks.apart import Result, run
+from benchmarks.bars import Bar, bars
 from benchmarks.data import load
 from benchmarks.report import failures, number, table
 from mf.biases import DAMPING
@@ -34,13 +35,24 @@ def section(ratings: Path, seeds: int = 3) -> str:
         if "error" not in result
         for way in ways
     ]
+    reached = [
+        Bar(
+            f"{solver}, k = {k}: fold-in's RMSE, against the damped bias's",
+            result["rmse"]["fold-in"][str(k)],
+            at_most=result["rmse"]["damped bias"][str(k)],
+            digits=4,
+        )
+        for solver, result in results.items()
+        if "error" not in result
+        for k in SHOWN
+    ]
     explained = (
         "A fifth of the users take no part in the training. The RMSE on all but the first k ratings of each, in random "
         "order, from: mu + b_m, the answer for an unseen user; that plus the mean of what the k ratings have above "
         f"it, damped as by {DAMPING:.0f} more; and the fold-in of the k ratings. Means over {seeds} choice(s) of users."
     )
     header = ("model", "from", *(f"k = {k}" for k in SHOWN))
-    return "\n\n".join(part for part in (explained, table(header, rows), failures(results)) if part)
+    return "\n\n".join(part for part in (explained, table(header, rows), bars(reached), failures(results)) if part)
 
 
 def measure(ratings: str, solver: str, seeds: int) -> Result:

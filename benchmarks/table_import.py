@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.apart import Result, cores, run
+from benchmarks.bars import Bar, bars, quotient
 from benchmarks.planted import generate
 from benchmarks.report import failures, number, ratio, table
 from mf.local import LocalSupabase, delete_home
@@ -25,48 +26,80 @@ from mf.supabase.database import Database
 
 COLUMNS = "(user_id bigint not null, movie_id bigint not null, rating real not null)"
 BARE = "select user_id::int8, movie_id::int8, rating::float4 from public.ratings"
-REST_ROWS = 300_000  # of the table that is read through the API, at most
+REST_ROWS = 300_000  # of the table that is read through the API for its speed, at most
+MEMORY_ROWS = (500_000, 2_000_000)  # of those that are read for their memory, at most
 LATENCY_S = 0.02  # of a request, beside what it takes here
+TIMES_BARE, PEAK_MB, TIMES_SEQUENTIAL, TIMES_MEMORY = 0.8, 400, 4, 1.25
 REPEATS = 3
 CHUNK = 1 << 20
 
 
 def section(rows: int) -> str:
     """Both ways to import ``rows`` planted ratings, as Markdown."""
-    few = min(rows, REST_ROWS)
+    few, *sizes = (min(rows, size) for size in (REST_ROWS, *MEMORY_ROWS))
+    direct: dict[str, list[Result]] = {label: [] for label in ("bare loop", "ours", "ours, no unique index")}
+    at_once = (1, rest.WORKERS, 2 * rest.WORKERS)
+    through: dict[str, list[Result]] = {f"{workers} at a time": [] for workers in at_once}
     with _supabase() as supabase:
-        run("load", load, rows=rows, few=few)
+        run("load", load, rows=rows, parts=[few, *sizes])
         supabase.migrate("grant select on all tables in schema public to service_role")
-        direct: dict[str, list[Result]] = {label: [] for label in ("bare loop", "ours", "ours, no unique index")}
         for _ in range(REPEATS):
             direct["bare loop"].append(run("bare loop", bare))
             direct["ours"].append(run("ours", ours, name="ratings"))
         direct["ours, no unique index"].append(run("ours, no unique index", ours, name="unsorted"))
+        near = {f"{size:,} rows": [run(f"API, {size:,} rows", api, rows=size)] for size in dict.fromkeys(sizes)}
         supabase.gateway.faults.append(lambda _: Fault(delay_s=LATENCY_S))
-        through = {
-            f"{workers} at a time": [run(f"API, {workers} at a time", api, workers=workers) for _ in range(REPEATS)]
-            for workers in (1, rest.WORKERS)
-        }
-    measured = {**direct, **through}
+        for _ in range(REPEATS):
+            for label, workers in zip(through, at_once, strict=True):
+                through[label].append(run(f"API, {label}", api, rows=few, workers=workers))
+    measured = {**direct, **through, **near}
     parts = (
         f"Over the direct connection, {rows:,} rows from a PostgreSQL on the same machine ({cores()} cores), which "
         f"works for as long as the reader does. The bare loop is `{BARE}` streamed by ADBC to a Parquet file. Best of "
         f"{REPEATS}, each in a process of its own.",
-        _rates(rows, direct),
+        _rates(dict.fromkeys(direct, rows), direct),
         f"Through the API, {few:,} rows, 1,000 a page, {LATENCY_S * 1000:.0f} ms added to every request:",
-        _rates(few, through),
+        _rates(dict.fromkeys(through, few), through),
+        f"Through the API, {rest.WORKERS} requests at a time and none of them delayed:",
+        _rates({f"{size:,} rows": size for size in sizes}, near),
+        _bars(direct, through, near),
         failures({label: next((r for r in results if "error" in r), {}) for label, results in measured.items()}),
     )
     return "\n\n".join(part for part in parts if part)
 
 
-def _rates(rows: int, measured: Mapping[str, Sequence[Result]]) -> str:
-    """Rows a second, as such and beside the first of ``measured``; memory."""
-    best = {
-        label: min((r for r in results if "error" not in r), key=lambda r: r["seconds"], default={})
+def _bars(*measured: Mapping[str, Sequence[Result]]) -> str:
+    (bare, direct, _), (one, several, _), near = ([*_best(them).values()] for them in measured)
+
+    def more(name: str, of: Result, to: Result) -> float | None:
+        return quotient(of.get(name), to.get(name))
+
+    return bars(
+        [
+            Bar("direct: rows/s / the bare loop's", more("seconds", bare, direct), at_least=TIMES_BARE),
+            Bar("direct: peak MB", direct.get("peak_mb"), at_most=PEAK_MB, digits=0),
+            Bar(
+                f"API, {rest.WORKERS} at a time: rows/s / one at a time's",
+                more("seconds", one, several),
+                at_least=TIMES_SEQUENTIAL,
+            ),
+            Bar("API: peak MB, more rows / fewer", more("peak_mb", near[-1], near[0]), at_most=TIMES_MEMORY),
+        ]
+    )
+
+
+def _best(measured: Mapping[str, Sequence[Result]]) -> dict[str, Result]:
+    """The fastest of each."""
+    return {
+        label: min((r for r in results if "error" not in r), key=lambda r: float(r["seconds"]), default={})
         for label, results in measured.items()
     }
-    rates = {label: rows / result["seconds"] if result else None for label, result in best.items()}
+
+
+def _rates(rows: Mapping[str, int], measured: Mapping[str, Sequence[Result]]) -> str:
+    """Rows a second, as such and beside the first of ``measured``; memory."""
+    best = _best(measured)
+    rates = {label: rows[label] / result["seconds"] if result else None for label, result in best.items()}
     first = next(iter(rates))
     lines = [
         (
@@ -99,15 +132,15 @@ def _supabase() -> Iterator[LocalSupabase]:
         delete_home(home)
 
 
-def load(rows: int, few: int) -> Result:
-    """Makes the table ``ratings`` with a primary key over user and movie, ``unsorted``, the same without it, and
-    ``ratings_few``, its first rows."""
+def load(rows: int, parts: Sequence[int]) -> Result:
+    """Makes the table ``ratings`` with a primary key over user and movie, ``unsorted``, the same without it, and, for
+    each n of ``parts``, ``ratings_n``, its first n rows."""
     data = generate(rows)
     schema = pa.schema({"user_id": pa.int64(), "movie_id": pa.int64(), "rating": pa.float32()})
     columns = dict(zip(schema.names, (data.users, data.movies, data.ratings), strict=True))
     with adbc.connect(_database().conninfo.get_secret_value(), autocommit=True) as connection:
         cursor = connection.cursor()
-        for name, count in (("ratings", rows), ("unsorted", rows), ("ratings_few", few)):
+        for name, count in {"ratings": rows, "unsorted": rows, **{f"ratings_{n}": n for n in parts}}.items():
             cursor.execute(f"create table {name} {COLUMNS}")
             for start in range(0, count, CHUNK):
                 part = {key: values[start : min(count, start + CHUNK)] for key, values in columns.items()}
@@ -145,9 +178,9 @@ def ours(name: str) -> Result:
     return {"seconds": time.perf_counter() - started, "rows": made.rows_kept}
 
 
-def api(workers: int) -> Result:
+def api(rows: int, workers: int = rest.WORKERS) -> Result:
     """This project's import through the API."""
-    credentials, config = Credentials.find(), IngestConfig(import_table="ratings_few")
+    credentials, config = Credentials.find(), IngestConfig(import_table=f"ratings_{rows}")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, connect(credentials) as client:
         made = rest.read_table(

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import data, limits, naive, peers, planted, report, solvers, speed
 from benchmarks.apart import apart
+from benchmarks.bars import Bar, bars, quotient
 
 
 @pytest.fixture
@@ -184,6 +185,23 @@ def test_a_ratio_has_three_digits_or_is_a_dash() -> None:
     assert report.ratio(3, 2) == "1.5"
     assert report.ratio(10, 30) == "0.333"
     assert report.ratio(None, 2) == report.ratio(2, None) == "–"
+
+
+def test_a_bar_is_met_at_its_bound_and_never_by_what_was_not_measured() -> None:
+    said = bars(
+        [
+            Bar("time / Arrow's", quotient(5, 2), at_most=2.5),
+            Bar("time / Arrow's", quotient(5.1, 2), at_most=2.5),
+            Bar("rows/s", 25_000, at_least=25_000, digits=0),
+            Bar("rows/s", quotient(1, None), at_least=25_000, digits=0),
+        ]
+    )
+    assert [" ".join(line.split()) for line in said.splitlines()[2:]] == [
+        "| time / Arrow's | at most 2.50 | 2.50 | met |",
+        "| time / Arrow's | at most 2.50 | 2.55 | NOT MET |",
+        "| rows/s | at least 25,000 | 25,000 | met |",
+        "| rows/s | at least 25,000 | – | NOT MET |",
+    ]
 
 
 def test_a_table_is_aligned_markdown() -> None:

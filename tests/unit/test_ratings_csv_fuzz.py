@@ -40,7 +40,7 @@ FIELD = st.one_of(st.integers(0, 99).map(b"%d".__mod__), st.integers(0, 99).map(
 ROW_LINE = st.lists(FIELD, min_size=4, max_size=4).map(b",".join)  # most are a row, or nearly one
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\n\n", b" \n", b"\r\n \r\n"])
 
-bounded = settings(max_examples=150, derandomize=True, deadline=None, database=None)
+bounded = settings(max_examples=100, derandomize=True, deadline=None, database=None)
 
 
 @dataclass(frozen=True)
