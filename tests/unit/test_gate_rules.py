@@ -1,0 +1,148 @@
+"""What the gate lets pass: every rule at its limit and on both sides of it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from mf.evaluation.bootstrap import Interval
+from mf.evaluation.champion import Comparison, Figures
+from mf.evaluation.config import EvaluateConfig, GateConfig
+from mf.evaluation.evaluate import Evaluation, Score, evaluate
+from mf.evaluation.gate import Check, Decision, decide
+from mf.model import MatrixFactorization, TrainedModel
+from mf.ratings.vocabulary import Vocabulary
+
+NO_LIMITS = {"min_rows": 0, "min_users": 0, "min_movies": 0}
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    """A real one, of a model that knows nothing; the tests say other errors of it."""
+    ratings = pa.table({"user_id": [1, 1, 2, 2], "movie_id": [1, 2, 1, 2], "rating": pa.array([1, 2, 3, 5], "float")})
+    ids = Vocabulary.of(ratings["user_id"])
+    module = MatrixFactorization(2, 2, 1, rating_min=1, rating_max=5, mu=3)
+    model = TrainedModel(module, ids, ids, "r2", "adam", {}, {})
+    return evaluate(ratings, ratings, model, EvaluateConfig(bootstrap=0))
+
+
+def judged(
+    evaluation: Evaluation, comparison: Comparison | None = None, users: int = 100, movies: int = 200, **config: Any
+) -> Decision:
+    return decide(evaluation, comparison, GateConfig(**NO_LIMITS | config), users=users, movies=movies)
+
+
+def scored(evaluation: Evaluation, model: float, biases: float = 0.9, mean: float = 1.0, **fields: Any) -> Evaluation:
+    scores = {"model": Score(model, 0.5), "user_movie_bias": Score(biases, 0.5), "global_mean": Score(mean, 0.5)}
+    return replace(evaluation, **scores, **fields)
+
+
+def against(difference: float, low: float | None, clean: bool = True) -> Comparison:
+    interval = None if low is None else Interval(low, 2 * difference - low)
+    figures = Figures(500, 0.8, 0.8 - difference, difference, interval, clean)
+    return Comparison("r1", "2026-11-24T03:00:00+00:00", "a note", figures)
+
+
+def failed(decision: Decision) -> list[str]:
+    return [check.name for check in decision.checks if not check.passed]
+
+
+def test_a_first_model_that_beats_the_baselines_passes_every_check(evaluation: Evaluation) -> None:
+    decision = judged(scored(evaluation, 0.8))
+    assert (decision.publish, decision.forced, decision.reasons, decision.verdict) == (True, False, (), "publish")
+    assert [check.name for check in decision.checks] == [
+        "finite", "baselines", "champion", "min_rows", "min_users", "min_movies"
+    ]  # fmt: skip
+    assert decision.checks[1] == Check(
+        "baselines", 0.8, 0.9, True, "RMSE 0.8000 is below that of user + movie biases, 0.9000"
+    )
+    assert decision.summary() == "to be published: all 6 checks of the gate are passed"
+
+
+@pytest.mark.parametrize(
+    ("model", "biases", "mean", "reasons"),
+    [
+        (0.8999, 0.9, 1.0, ()),
+        (0.9, 0.9, 1.0, ("RMSE 0.9000 is not below that of user + movie biases, 0.9000",)),
+        (0.95, 1.0, 0.94, ("RMSE 0.9500 is not below that of the global mean, 0.9400",)),
+    ],
+)
+def test_the_better_of_the_baselines_must_be_beaten(
+    evaluation: Evaluation, model: float, biases: float, mean: float, reasons: tuple[str, ...]
+) -> None:
+    decision = judged(scored(evaluation, model, biases, mean))
+    assert (decision.reasons, decision.publish) == (reasons, not reasons)
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "clean", "passes"),
+    [
+        (-0.05, -0.06, True, True),  # better
+        (0.01, 0.005, True, True),  # worse for sure, by what is allowed
+        (0.0101, 0.005, True, False),  # by more
+        (0.0101, 0.0, True, True),  # by more, and it may be chance
+        (0.5, -0.001, True, True),
+        (0.0101, None, True, True),  # a single user says nothing of others
+        (0.0101, 0.005, False, True),  # the other's figure is flattered
+        (float("nan"), float("nan"), True, False),
+    ],
+)
+def test_a_model_may_lose_to_the_published_run_by_so_much_and_by_chance(
+    evaluation: Evaluation, difference: float, low: float | None, clean: bool, passes: bool
+) -> None:
+    decision = judged(scored(evaluation, 0.8), against(difference, low, clean), max_regression=0.01)
+    assert failed(decision) == ([] if passes else ["champion"])
+    assert decision.publish == passes
+
+
+def test_a_lost_comparison_says_both_figures_the_interval_and_whether_it_counts(evaluation: Evaluation) -> None:
+    (reason,) = judged(scored(evaluation, 0.8), against(0.02, 0.015)).reasons
+    assert reason == (
+        "RMSE 0.8000 against 0.7800 of the published run r1 on the same 500 ratings: +0.0200 (95% interval +0.0150 to "
+        "+0.0250), max_regression is 0.01"
+    )
+    text = judged(scored(evaluation, 0.8), against(0.02, 0.015, clean=False)).checks[2].text
+    assert text == f"{reason}; it does not count, since that run may have trained on these ratings"
+
+
+def test_a_run_that_cannot_be_compared_does_not_count_and_says_why(evaluation: Evaluation) -> None:
+    comparison = Comparison("r1", "2026-11-24T03:00:00+00:00", "not compared: another source")
+    decision = judged(scored(evaluation, 0.8), comparison)
+    assert decision.checks[2] == Check("champion", None, 0.01, True, "not compared: another source")
+    assert decision.publish
+
+
+@pytest.mark.parametrize(("limit", "passes"), [(0, True), (0.8, True), (0.7999, False)])
+def test_the_largest_rmse_is_a_limit_when_it_is_given(evaluation: Evaluation, limit: float, passes: bool) -> None:
+    decision = judged(scored(evaluation, 0.8), max_rmse=limit)
+    assert failed(decision) == ([] if passes else ["max_rmse"])
+    assert any(check.name == "max_rmse" for check in decision.checks) == bool(limit)
+
+
+@pytest.mark.parametrize("short", ["min_rows", "min_users", "min_movies"])
+def test_a_model_of_too_little_is_refused(evaluation: Evaluation, short: str) -> None:
+    limits = {"min_rows": 999, "min_users": 50, "min_movies": 20}
+    at_limits = scored(evaluation, 0.8, train_rows=999)
+    assert judged(at_limits, users=50, movies=20, **limits).publish
+    more = limits | {short: limits[short] + 1}
+    assert failed(judged(at_limits, users=50, movies=20, **more)) == [short]
+
+
+def test_a_figure_that_is_not_finite_is_named_and_refused_wherever_it_stands(evaluation: Evaluation) -> None:
+    bins = (replace(evaluation.by_rating[0], p90=float("inf")),)
+    decision = judged(scored(evaluation, float("nan"), by_rating=bins))
+    assert failed(decision) == ["finite", "baselines"]
+    assert decision.reasons[0] == "not finite: model.rmse, by_rating.0.p90"
+    assert decision.checks[0].figure == 2
+
+
+def test_every_reason_is_told_and_force_publishes_all_the_same(evaluation: Evaluation) -> None:
+    refused = judged(scored(evaluation, 0.95), max_rmse=0.5)
+    forced = judged(scored(evaluation, 0.95), max_rmse=0.5, force_publish=True)
+    reasons = "RMSE 0.9500 is not below that of user + movie biases, 0.9000; RMSE 0.9500 is above max_rmse, 0.5"
+    assert (refused.publish, refused.verdict, refused.summary()) == (False, "refuse", f"not published: {reasons}")
+    assert (forced.publish, forced.forced, forced.verdict) == (True, True, "publish")
+    assert forced.checks == refused.checks
+    assert forced.summary() == f"to be published all the same, by force_publish: {reasons}"
+    assert not judged(scored(evaluation, 0.8), force_publish=True).forced
