@@ -30,11 +30,11 @@ def evaluate(
     from mf.evaluation.config import EvaluateConfig, GateConfig
     from mf.evaluation.evaluate import evaluate
     from mf.evaluation.examples import examples
-    from mf.evaluation.gate import decide, to_json
-    from mf.evaluation.report import verdict, write_report
-    from mf.files import written_aside
+    from mf.evaluation.gate import decide
+    from mf.evaluation.report import Report, verdict, write_report
     from mf.model import TrainedModel
     from mf.ratings.schema import read_ratings
+    from mf.ratings.titles import titles_beside
     from mf.supabase.destination import Destination
     from mf.train import options_given
 
@@ -61,12 +61,12 @@ def evaluate(
             "ratings": provenance.summary(),
             "model": f"{fitted.run_id}, solver {fitted.solver}, {fitted.module.factors} factors",
             "trained on": f"{len(seen):,} ratings of {len(fitted.users):,} users and {len(fitted.movies):,} movies",
+            "hash of these": provenance.content_hash,
             "code": fitted.git_sha,
         }
-        shown = examples(seen, steered, test, fitted, titles={})
-        write_report(result, fitted.metrics["epochs"], facts, Path(report.path), decision, comparison, shown)
-        with written_aside(Path(evaluation.path)) as aside:
-            aside.write_text(to_json(result, decision, comparison))
+        users = examples(seen, steered, test, fitted, titles_beside(provenance.source))
+        judged = Report(result, decision, comparison, users, fitted.metrics["epochs"], facts)
+        write_report(judged, Path(report.path), Path(evaluation.path))
         # In the folder of the run, where the step that ends it looks.
         (Path(report.path).parents[1] / "verdict.txt").write_text(decision.summary())
     scores = {"": result.model, "global_mean_": result.global_mean, "user_movie_bias_": result.user_movie_bias}

@@ -1,6 +1,5 @@
 """Is this model good enough to take the published one's place? Every check with its figure and its limit."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -76,21 +75,6 @@ def decide(
     reasons = tuple(check.text for check in checks if not check.passed)
     forced = bool(reasons) and config.force_publish
     return Decision(publish=not reasons or forced, forced=forced, reasons=reasons, checks=tuple(checks))
-
-
-def to_json(evaluation: Evaluation, decision: Decision, comparison: Comparison | None) -> str:
-    """The evaluation's fields with ``decision`` and ``champion`` (null when no run is published) as one JSON object;
-    figures that are not finite, which JSON has not, are null."""
-    document = asdict(evaluation) | {"decision": asdict(decision), "champion": comparison and asdict(comparison)}
-    return json.dumps(_without_odd(document), indent=2, allow_nan=False)
-
-
-def _without_odd(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_odd(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_odd(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _finite(evaluation: Evaluation) -> Check:

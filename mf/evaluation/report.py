@@ -1,7 +1,12 @@
-"""An evaluation as one HTML file that anyone can open: no network, no JavaScript, the same bytes for the same input."""
+"""A run that was evaluated, as one HTML file that anyone can open, without network or JavaScript, and as JSON; the same
+bytes for the same input."""
 
+import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -30,51 +35,59 @@ def verdict(evaluation: Evaluation) -> str:
     )
 
 
-def write_report(
-    evaluation: Evaluation,
-    history: Sequence[Epoch],
-    facts: Mapping[str, str],
-    path: Path,
-    decision: Decision | None = None,
-    comparison: Comparison | None = None,
-    examples: Sequence[Example] = (),
-) -> None:
-    """Writes the report to ``path``, aside and then renamed.
+@dataclass(frozen=True)
+class Report:
+    """All that is known of a run when its model has been judged."""
 
-    Args:
-        evaluation: what the report is about.
-        history: the training, an epoch each, the first first; without any there is no training curve.
-        facts: what the reader should know of the run, a label and a value each, in this order; text, never markup.
-        path: the HTML file.
-        decision: of the gate.
-        comparison: with the published run; None when there is none.
-        examples: users with what they like and what is recommended to them.
-    """
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    if decision is None:
-        decision = Decision(True, False, (), ())
-    outcome = "forced" if decision.forced else "accepted" if decision.publish else "refused"
-    page = templates.get_template("report.html").render(
-        outcome=outcome,
-        headline=HEADLINES[outcome],
-        verdict=verdict(evaluation),
-        evaluation=evaluation,
-        decision=decision,
-        comparison=comparison,
-        plots=plots(evaluation, history),
-        examples=examples,
-        facts=facts,
-        signed=_signed,
-    )
-    with written_aside(path) as aside:
-        # A file name that is not UTF-8 holds letters that cannot be encoded.
-        aside.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
+    evaluation: Evaluation
+    decision: Decision  # of the gate
+    comparison: Comparison | None  # with the published run; None when there is none
+    examples: Sequence[Example]
+    training: Sequence[Epoch]  # the first first; without any there is no training curve
+    facts: Mapping[str, str]  # what the reader should know of the run, a label and a value each; text, never markup
+
+    def to_html(self) -> str:
+        """The page."""
+        templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        outcome = "forced" if self.decision.forced else "accepted" if self.decision.publish else "refused"
+        return templates.get_template("report.html").render(
+            outcome=outcome,
+            headline=HEADLINES[outcome],
+            verdict=verdict(self.evaluation),
+            evaluation=self.evaluation,
+            decision=self.decision,
+            comparison=self.comparison,
+            plots=plots(self.evaluation, self.training),
+            examples=self.examples,
+            facts=self.facts,
+            signed=_signed,
+        )
+
+    def to_json(self) -> str:
+        """An object of the evaluation's fields, ``decision``, ``champion`` (null when no run is published),
+        ``examples``, ``training`` and ``facts``. Figures that are not finite, which JSON has not, are null."""
+        document = asdict(self.evaluation) | {
+            "decision": asdict(self.decision),
+            "champion": self.comparison and asdict(self.comparison),
+            "examples": [asdict(example) for example in self.examples],
+            "training": list(map(dict, self.training)),
+            "facts": dict(self.facts),
+        }
+        return json.dumps(_without_odd(document), indent=2, allow_nan=False)
+
+
+def write_report(report: Report, page: Path, document: Path) -> None:
+    """Writes the report as HTML to ``page`` and as JSON to ``document``, each aside and then renamed."""
+    for path, text in ((page, report.to_html()), (document, report.to_json())):
+        with written_aside(path) as aside:
+            # A file name that is not UTF-8 holds letters that cannot be encoded.
+            aside.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def _gain(evaluation: Evaluation) -> float:
@@ -84,3 +97,11 @@ def _gain(evaluation: Evaluation) -> float:
 
 def _signed(interval: Interval) -> str:
     return f"{interval.low:+.4f} to {interval.high:+.4f}"
+
+
+def _without_odd(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_odd(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_odd(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

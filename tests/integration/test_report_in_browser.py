@@ -17,7 +17,7 @@ from mf.evaluation.evaluate import evaluate
 from mf.evaluation.examples import examples
 from mf.evaluation.gate import decide
 from mf.evaluation.plots import BASELINE, DARK, MODEL
-from mf.evaluation.report import write_report
+from mf.evaluation.report import Report, write_report
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.ingest import ingest
 from mf.ratings.schema import read_ratings
@@ -62,7 +62,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     for name, (found, comparison) in cases.items():
         decision = decide(found, comparison, GateConfig(), users=len(model.users), movies=len(model.movies))
-        write_report(found, model.metrics["epochs"], facts, folder / f"{name}.html", decision, comparison, users)
+        report = Report(found, decision, comparison, users, model.metrics["epochs"], facts)
+        write_report(report, folder / f"{name}.html", folder / f"{name}.json")
     return {name: folder / f"{name}.html" for name in cases}
 
 

@@ -1,10 +1,13 @@
 import base64
+import json
+import math
 import re
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pytest
@@ -26,7 +29,7 @@ from mf.evaluation.evaluate import (
 )
 from mf.evaluation.examples import Example, Movie
 from mf.evaluation.gate import Check, Decision
-from mf.evaluation.report import verdict, write_report
+from mf.evaluation.report import Report, verdict, write_report
 
 EVALUATION = Evaluation(
     train_rows=90_753,
@@ -102,7 +105,8 @@ def written(
     comparison: Comparison | None = None,
     examples: Sequence[Example] = EXAMPLES,
 ) -> str:
-    write_report(evaluation, history, facts, tmp_path / "report.html", decision, comparison, examples)
+    described = Report(evaluation, decision, comparison, examples, history, facts)
+    write_report(described, tmp_path / "report.html", tmp_path / "evaluation.json")
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -289,6 +293,33 @@ def test_names_from_outside_cannot_become_markup(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_machines_get_all_that_the_page_shows(tmp_path: Path) -> None:
+    text = Page(written(tmp_path, decision=REFUSED, comparison=COMPARISON)).words()
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["decision"]["reasons"] == [FAILED.text]
+    assert found["champion"]["figures"]["champion_rmse"] == 0.82
+    assert found["examples"][0]["recommended"][1] == {"movie_id": 8, "title": "Léon", "actual": 4.5, "predicted": 4.4}
+    assert (found["training"], found["facts"]) == (HISTORY, FACTS)
+    figures = {f"{figure:.4f}" for figure in numbers(found)}
+    shown = re.findall(r"(?<![\d.])\d\.\d{4}(?!\d)", text)
+    assert len(shown) > 30
+    assert set(shown) - figures == {"0.0271"}  # by which the model is better, in the page's title
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_figure_that_is_not_finite_is_null_for_machines(tmp_path: Path) -> None:
+    written(tmp_path, replace(EVALUATION, model=Score(math.nan, math.inf)))
+    assert json.loads((tmp_path / "evaluation.json").read_text())["model"]["rmse"] is None
+
+
+def numbers(value: Any) -> list[float]:
+    """Every number within ``value``, without its sign."""
+    if isinstance(value, dict | list):
+        return [n for part in (value.values() if isinstance(value, dict) else value) for n in numbers(part)]
+    return [abs(value)] if isinstance(value, int | float) else []
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_long_title_is_cut(tmp_path: Path) -> None:
     long = Movie(1, "x" * 100_000, 5.0, 4.6)
     assert "x" * 81 not in written(tmp_path, examples=[Example("ann", 1, (long,), ())])
@@ -319,4 +350,4 @@ def test_a_report_that_meets_a_full_disk_leaves_the_one_before_and_nothing_besid
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
-    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["evaluation.json", "report.html"]
