@@ -84,8 +84,11 @@ class Distribution:
     baseline: tuple[int, ...]  # predicted by user + movie biases
 
 
-def scores(users: Ints, actual: Floats, predictions: list[Floats], samples: int, seed: int) -> list[Score]:
-    """The errors of several predictions, with intervals from the same draws of users.
+def scores(
+    users: Ints, actual: Floats, predictions: list[Floats], samples: int, seed: int
+) -> tuple[list[Score], Interval | None]:
+    """The errors of several predictions, and the interval of the first one's RMSE less the last one's, all from the
+    same draws of users.
 
     Args:
         users: the user of each rating, 0 … users - 1, each of which occurs.
@@ -97,15 +100,17 @@ def scores(users: Ints, actual: Floats, predictions: list[Floats], samples: int,
     sums = np.column_stack([per_user(users, part) for error in errors for part in (error**2, np.abs(error))])
     weights = per_user(users)
     draws = resampled(sums, weights, samples, seed)
-    return [
+    rmses, maes = np.sqrt(draws[:, ::2]), draws[:, 1::2]
+    found = [
         Score(
             rmse(actual, predicted),
             float(mean_absolute_error(actual, predicted)),
-            interval(np.sqrt(draws[:, 2 * i]), len(weights)),
-            interval(draws[:, 2 * i + 1], len(weights)),
+            interval(rmses[:, i], len(weights)),
+            interval(maes[:, i], len(weights)),
         )
         for i, predicted in enumerate(predictions)
     ]
+    return found, interval(rmses[:, 0] - rmses[:, -1], len(weights))
 
 
 def rmse(actual: Floats, predicted: Floats) -> float:

@@ -23,7 +23,7 @@ from mf.evaluation.accuracy import (
     scores,
     unseen,
 )
-from mf.evaluation.bootstrap import Interval, paired_difference
+from mf.evaluation.bootstrap import Interval
 from mf.evaluation.config import EvaluateConfig
 from mf.evaluation.parts import Parts
 from mf.evaluation.ranking import ExposureBin, Ranking, RankingScore, rankings
@@ -105,7 +105,7 @@ def evaluate(
     actual, predicted = parts.test_ratings.astype(np.float64), predictions.astype(np.float64)
     baseline = np.clip(biases.predict(parts.users.test_rows, parts.movies.test_rows), low, high)
     mean = np.full(len(test), biases.mean)
-    of_model, of_mean, of_baseline = scores(
+    (of_model, of_mean, of_baseline), difference = scores(
         parts.users.test, actual, [predicted, mean, baseline], config.bootstrap, config.seed
     )
     seen, unseen_users, places = rankings(parts, model, biases.movie_bias, config)
@@ -116,9 +116,7 @@ def evaluate(
         model=of_model,
         global_mean=of_mean,
         user_movie_bias=of_baseline,
-        rmse_difference=paired_difference(
-            parts.users.test, predicted - actual, baseline - actual, config.seed, config.bootstrap
-        ),
+        rmse_difference=difference,
         unseen_users=unseen(parts.users, actual, predicted, baseline, mean),
         unseen_movies=unseen(parts.movies, actual, predicted, baseline, mean),
         by_activity=by_count(parts.users, actual, predicted, baseline),

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from mf.errors import DataError
+from mf.evaluation.bootstrap import paired_difference
 from mf.evaluation.evaluate import CountBin, EvaluateConfig, Evaluation, Interval, RatingBin, Score, Unseen, evaluate
 from mf.model import MatrixFactorization, TrainedModel
 from mf.ratings.vocabulary import Vocabulary
@@ -156,6 +157,18 @@ def test_intervals_come_from_drawing_users() -> None:
     assert found.rmse_difference is not None
     assert found.rmse_difference.low == pytest.approx(1 - 0.4)
     assert found.rmse_difference.high == pytest.approx(2 - 0.5)
+
+
+def test_the_difference_is_that_of_a_pair() -> None:
+    test = ratings(*((user, 10, 1 + user % 5) for user in range(30)))
+    predicted = np.linspace(2, 4, 30)
+    actual = test["rating"].to_numpy()
+    baseline = np.where(np.arange(30) == 1, 3.4, np.where(np.arange(30) == 2, 2.5, 3))
+    expected = paired_difference(np.arange(30), predicted - actual, baseline - actual, seed=0, samples=200)
+    found = scored(TRAIN, test, predicted, bootstrap=200).rmse_difference
+    assert found is not None
+    assert expected is not None
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_a_single_user_has_no_intervals() -> None:
