@@ -8,14 +8,14 @@ from mf.ratings.fetch import local_copy
 
 def titles_beside(ratings: str) -> dict[str, str]:
     """Titles by movie id, from the file of movies beside a file of ratings, as MovieLens has it: ``movies.csv``
-    (movieId, title) beside ``ratings.csv``, a path or gs://bucket/object.
+    (movieId, title) beside ``ratings.csv`` or ``ratings.csv.gz``, a path or gs://bucket/object.
 
     Empty where no such file is, or none that can be read: titles are an ornament, the ids do as well.
     """
     folder, slash, name = ratings.rpartition("/")
-    movies = name.replace("ratings", "movies")
-    if movies == name:
+    if "ratings" not in name:
         return {}
+    movies = name.removesuffix(".gz").replace("ratings", "movies")
     try:
         with (
             local_copy(f"{folder}{slash}{movies}") as path,

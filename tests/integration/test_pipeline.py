@@ -58,6 +58,8 @@ def pipeline(fresh_stack: Callable[..., LocalSupabase], tmp_path_factory: pytest
     rows = renamed(sample)
     csv = work / "ratings.csv.gz"
     csv.write_bytes(gzip.compress("\n".join(["userId,movieId,rating,timestamp", *rows, *BAD_ROWS]).encode()))
+    titles = [f'"Né ""{movie}"", the",{title}' for movie, title in sample.titles.items()]
+    (work / "movies.csv").write_text("\n".join(["movieId,title", *titles]))
     fill(supabase, rows)
     schema = SchemaConfig(user_id_type="text", movie_id_type="text", ratings_table="ratings")
     supabase.migrate(migration(schema))
@@ -139,6 +141,23 @@ def test_the_model_comes_near_the_noise_floor_and_well_below_the_biases(pipeline
     assert pipeline.sample.noise_floor < found["model"]["rmse"] < pipeline.sample.noise_floor + 0.125  # 0.108 measured
     assert found["model"]["rmse"] < found["user_movie_bias"]["rmse"] - 0.13  # 0.188 measured
     assert found["user_movie_bias"]["rmse"] < found["global_mean"]["rmse"]
+
+
+def test_the_report_recommends_by_title_what_the_user_has_not_rated(pipeline: Pipeline) -> None:
+    page = (pipeline.from_csv / "evaluate" / "report.html").read_text()
+    known = [
+        read_ratings(pipeline.from_csv / "split" / f"{part}_ratings.parquet")[0] for part in ("train", "validation")
+    ]
+    rated = {(row[USER], row[MOVIE]) for part in known for row in part.select([USER, MOVIE]).to_pylist()}
+    users = scores(pipeline.from_csv)["examples"]
+    assert len(users) == 3
+    for user in users:
+        assert len(user["best"]) == len(user["recommended"]) == 8
+        assert all(movie["title"] in page for movie in user["best"] + user["recommended"])
+        assert {(user["user_id"], movie["movie_id"]) for movie in user["best"]} <= rated
+        assert not {(user["user_id"], movie["movie_id"]) for movie in user["recommended"]} & rated
+    without_titles = scores(pipeline.from_table)["examples"]
+    assert {movie["title"] for user in without_titles for movie in user["recommended"]} == {None}
 
 
 def test_bad_rows_are_counted_and_kept_with_their_reasons(pipeline: Pipeline) -> None:
