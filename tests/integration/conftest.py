@@ -35,12 +35,13 @@ def stack() -> Iterator[LocalSupabase]:
 @pytest.fixture(scope="module")
 def fresh_stack(stack: LocalSupabase) -> Iterator[Callable[..., LocalSupabase]]:
     """``fresh_stack()`` opens a new, empty database with an API, keys and a gateway of its own; takes ``max_rows`` and
-    ``legacy_grants`` (on unless told otherwise). All are closed at the end of the module."""
+    ``legacy_grants`` (on unless told otherwise). All are closed and dropped at the end of the module."""
     with ExitStack() as opened:
 
         def open_one(*, legacy_grants: bool = True, max_rows: int = 1000) -> LocalSupabase:
             name = f"test_{next(numbers)}"
             options = {"legacy_grants": legacy_grants, "max_rows": max_rows}
+            opened.callback(stack.postgres.drop, name)
             return opened.enter_context(LocalSupabase(stack.home, name, postgres=stack.postgres, **options))
 
         yield open_one
