@@ -27,7 +27,7 @@ from mf.supabase.database import Database
 COLUMNS = "(user_id bigint not null, movie_id bigint not null, rating real not null)"
 BARE = "select user_id::int8, movie_id::int8, rating::float4 from public.ratings"
 REST_ROWS = 300_000  # of the table that is read through the API for its speed, at most
-MEMORY_ROWS = (500_000, 2_000_000)  # of those that are read for their memory, at most
+MEMORY_ROWS = (2_000_000, 4_000_000)  # of those that are read for their memory, at most
 LATENCY_S = 0.02  # of a request, beside what it takes here
 TIMES_BARE, PEAK_MB, TIMES_SEQUENTIAL, TIMES_MEMORY = 0.8, 400, 4, 1.25
 REPEATS = 3
