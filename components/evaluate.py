@@ -36,7 +36,7 @@ def evaluate(
     from mf.ratings.schema import read_ratings
     from mf.ratings.titles import titles_beside
     from mf.supabase.destination import Destination
-    from mf.train import options_given
+    from mf.train import options_given, pick_device
 
     report.path += ".html"
     evaluation.path += ".json"
@@ -51,6 +51,7 @@ def evaluate(
             force_publish=force_publish,
         )
         fitted = TrainedModel.load(Path(model.path))
+        fitted.module.to(pick_device(use_cuda=True)[0])
         seen, provenance = read_ratings(Path(train_ratings.path))
         steered, _ = read_ratings(Path(validation_ratings.path))
         test, _ = read_ratings(Path(test_ratings.path))
@@ -73,6 +74,10 @@ def evaluate(
     for name, score in scores.items():
         metrics.log_metric(f"{name}rmse", float(score.rmse))
         metrics.log_metric(f"{name}mae", float(score.mae))
+    for name, lists in {"": result.ranking.model, "popularity_": result.ranking.popularity}.items():
+        if lists:
+            metrics.log_metric(f"{name}ndcg", lists.ndcg)
+            metrics.log_metric(f"{name}hit_rate", lists.hit_rate)
     if comparison and comparison.figures:
         metrics.log_metric("champion_rmse", comparison.figures.champion_rmse)
         metrics.log_metric("rmse_above_champion", comparison.figures.difference)
