@@ -88,7 +88,7 @@ def evaluate(
         train: a table of ratings with ids of the same types as ``test``; what the model learned from.
         test: a table of ratings that the model has not seen.
         model: its predictions are scored as they are; the baselines are clipped to its rating range, too.
-        config: the ranking and the intervals.
+        config: the ranking and the intervals; the defaults when None.
         validation: what steered training. A user's list leaves out what the user has rated in ``train`` and in this.
 
     Raises:
