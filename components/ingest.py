@@ -1,4 +1,4 @@
-from kfp.dsl import Artifact, Dataset, Output
+from kfp.dsl import Artifact, Dataset, Model, Output
 
 from components.base import component
 
@@ -7,6 +7,7 @@ from components.base import component
 def ingest(
     ratings: Output[Dataset],
     rejects: Output[Artifact],
+    initial_model: Output[Model],
     ratings_csv: str,
     import_table: str,
     supabase_url: str,
@@ -19,8 +20,10 @@ def ingest(
     rated_since: str,
     rated_before: str,
     max_reject_fraction: float,
+    init_from: str,
 ):
-    """Reads ratings from a CSV or a Supabase table, checks every row, and writes the good ones as Parquet."""
+    """Reads ratings from a CSV or a Supabase table, checks every row, and writes the good ones as Parquet; and with
+    them the earlier model to start from, when one is asked for: the step that trains has no key to Supabase."""
     from dataclasses import asdict
     from pathlib import Path
 
@@ -28,6 +31,8 @@ def ingest(
     from mf.ratings.config import IngestConfig
     from mf.ratings.ingest import ingest
     from mf.ratings.table import reader
+    from mf.supabase.destination import Destination
+    from mf.warm_start import EarlierModel
 
     ratings.path += ".parquet"
     rejects.path += ".csv"
@@ -45,6 +50,10 @@ def ingest(
             rated_before=rated_before,
             max_reject_fraction=max_reject_fraction,
         )
+        earlier = EarlierModel.asked_for(init_from, lambda: Destination.find(supabase_url))
+        if earlier:
+            earlier.save(Path(initial_model.path))
+            initial_model.metadata["run_id"] = earlier.header.run_id
         with reader(config, supabase_url) as read_table:
             provenance = ingest(config, Path(ratings.path), Path(rejects.path), read_table=read_table)
     print(provenance.summary())

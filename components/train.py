@@ -7,6 +7,7 @@ from components.base import component
 def train(
     train_ratings: Input[Dataset],
     validation_ratings: Input[Dataset],
+    initial_model: Input[Model],
     model: Output[Model],
     solver: str,
     factors: int,
@@ -39,6 +40,7 @@ def train(
     from mf.solvers import configure
     from mf.train import options_given, pick_device
     from mf.train import train as fit
+    from mf.warm_start import EarlierModel
 
     with reported():
         # Before anything else: a training that was meant for a GPU would take hours on a CPU.
@@ -68,7 +70,10 @@ def train(
         # The folder of the run, whatever the next attempt's own is called.
         checkpoint = CheckpointFile(Path(model.path).parents[1] / "train.checkpoint", share=0.1)
         callbacks = [reporter(checkpoint)]
-        fitted = fit(ratings, validation, config, device=device, callbacks=callbacks, checkpoint=checkpoint)
+        earlier = EarlierModel.read(Path(initial_model.path)) if Path(initial_model.path).exists() else None
+        fitted = fit(
+            ratings, validation, config, device=device, callbacks=callbacks, checkpoint=checkpoint, earlier=earlier
+        )
         fitted.trained_on = TrainedOn.of(provenance, ratings, validation)
         fitted.save(Path(model.path))
         checkpoint.remove()

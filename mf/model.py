@@ -102,6 +102,16 @@ class MatrixFactorization(nn.Module):
         return out.add_(self.mu).clamp_(self.rating_min, self.rating_max)
 
 
+def write_embeddings(
+    path: Path, key: str, ids: pa.Array, bias: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32]
+) -> None:
+    """One side of a model as Parquet: ``key`` (the ids), ``bias`` float32[n] and ``embedding``, a list of K of the
+    vectors float32[n, K]."""
+    offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int64))
+    embedding = pa.LargeListArray.from_arrays(offsets, pa.array(vectors.ravel())).cast(pa.list_(pa.float32()))
+    pq.write_table(pa.table({key: ids, "bias": bias, "embedding": embedding}), path, compression="zstd")
+
+
 @dataclass
 class TrainedModel:
     """A fitted model, the ids of its rows, and what is known of how it came about."""
@@ -146,14 +156,8 @@ class TrainedModel:
                 ("user_embeddings", USER, self.users, m.user_factors, m.user_bias),
                 ("movie_embeddings", MOVIE, self.movies, m.movie_factors, m.movie_bias),
             ):
-                vectors = factors.weight.detach().numpy()
-                flat = pa.array(vectors.ravel())
-                offsets = pa.array(np.arange(0, vectors.size + 1, m.factors, dtype=np.int64))
-                embedding = pa.LargeListArray.from_arrays(offsets, flat).cast(pa.list_(pa.float32()))
-                table = pa.table(
-                    {key: vocabulary.ids, "bias": bias.weight.detach().numpy().ravel(), "embedding": embedding}
-                )
-                pq.write_table(table, aside / f"{name}.parquet", compression="zstd")
+                vectors, biases = (table.weight.detach().numpy() for table in (factors, bias))
+                write_embeddings(aside / f"{name}.parquet", key, vocabulary.ids, biases.ravel(), vectors)
             for file in also:
                 shutil.copy(file, aside)
             (aside / "model.json").write_text(json.dumps(self.card(), indent=2) + "\n")

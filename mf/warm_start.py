@@ -1,19 +1,24 @@
 """An earlier model to start a training from: a model directory, or the run that is published."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from mf.files import directory_written_aside
+from mf.model import write_embeddings
+from mf.ratings.schema import MOVIE, USER
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers.base import Initial, InitialSide
 from mf.supabase.destination import Destination
 from mf.supabase.model_directory import Embeddings, Header, read_model
 
 PUBLISHED = "published"
+CARD = "model.json"
 INIT_FROM = (
     f"start from an earlier model, and train for fewer epochs: a model directory, or {PUBLISHED}, the run that is "
     "published in Supabase; adam and sgd alone"
@@ -41,8 +46,7 @@ class EarlierModel:
         if not init_from:
             return None
         if init_from != PUBLISHED:
-            model = read_model(Path(init_from))
-            earlier = cls(model.header, model.users, model.movies)
+            earlier = cls.read(Path(init_from))
         else:
             where = destination()
             run = where.published_run()
@@ -52,6 +56,23 @@ class EarlierModel:
             earlier = cls(run.header, *where.embeddings(run))
         print(f"starting from model {earlier.header.run_id}")
         return earlier
+
+    @classmethod
+    def read(cls, directory: Path) -> "EarlierModel":
+        """Reads a model directory, or what ``save`` wrote.
+
+        Raises:
+            DataError: it is none.
+        """
+        model = read_model(directory)
+        return cls(model.header, model.users, model.movies)
+
+    def save(self, directory: Path) -> None:
+        """Writes what ``asked_for`` reads of a directory, aside and then renamed."""
+        with directory_written_aside(directory, seal=CARD) as aside:
+            for name, key, side in (("user", USER, self.users), ("movie", MOVIE, self.movies)):
+                write_embeddings(aside / f"{name}_embeddings.parquet", key, side.ids, side.bias, side.vectors)
+            (aside / CARD).write_text(json.dumps(asdict(self.header)))
 
     def initial(self, users: Vocabulary, movies: Vocabulary) -> Initial:
         """It in the rows of ``users`` and ``movies``, as far as it knows them. Ids that it keeps as text are looked up

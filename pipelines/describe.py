@@ -11,6 +11,7 @@ from mf.ratings.config import IngestConfig, SplitConfig
 from mf.solvers import SOLVERS, TUNED
 from mf.supabase.config import ExportConfig
 from mf.train import SOLVER_HELP
+from mf.warm_start import INIT_FROM
 
 STEPS = ("ingest", "split", "train", "evaluate", "export")
 OWN = {
@@ -19,6 +20,7 @@ OWN = {
     "supabase_url": "Supabase project to import from and publish to, https://PROJECT.supabase.co",
     "test_size": "Share of all rows, above 0, held out to score once; leave_last: one of each user, whatever it is",
     "solver": SOLVER_HELP,
+    "init_from": INIT_FROM,
     "seed": "Seed of the split and of all that the solver draws at random",
     "relevance_threshold": "Rating from which a movie of the test part counts as liked; -1: three quarters up the "
     "range of the training ratings, as 4 is of 1 to 5",

@@ -64,6 +64,7 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         test_size: float = SPLIT.test_size,
         seed: int = SPLIT.seed,
         solver: str = DEFAULT_SOLVER,
+        init_from: str = "",
         factors: int = 64,
         epochs: int = OWN,
         batch_size: int = OWN,
@@ -121,6 +122,7 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
                 rated_since=rated_since,
                 rated_before=rated_before,
                 max_reject_fraction=max_reject_fraction,
+                init_from=init_from,
             )
             parts = components.split(
                 ratings=ingested.outputs["ratings"], split=split, val_size=val_size, test_size=test_size, seed=seed
@@ -128,6 +130,7 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
             trained = train(
                 train_ratings=parts.outputs["train_ratings"],
                 validation_ratings=parts.outputs["validation_ratings"],
+                initial_model=ingested.outputs["initial_model"],
                 solver=solver,
                 factors=factors,
                 seed=seed,

@@ -55,7 +55,7 @@ class Outcome:
     @property
     def run_id(self) -> str:
         """Of the model that was trained."""
-        return self.printed.partition("model ")[2].partition(":")[0]
+        return str(re.findall(r"model (\S+): ", self.printed)[0])
 
     @property
     def published(self) -> str | None:
@@ -149,7 +149,7 @@ def story(project: Project) -> dict[str, Outcome]:
     def then(name: str, file: Path, **parameters: Any) -> None:
         told[name] = project.run(name, file, **parameters)
 
-    then("too few", file, **TWO_FACTORS, min_rows=5000)
+    then("too few", file, **TWO_FACTORS, min_rows=5000, init_from="published")
     then("first", file, **ONE_FACTOR)
     then("better", file, **TWO_FACTORS, direct=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -161,6 +161,7 @@ def story(project: Project) -> dict[str, Outcome]:
     write(copy, ROWS)
     then("grown", copy, **TWO_FACTORS, split="time", test_size=0.15)
     then("grown and worse", copy, **ONE_FACTOR, split="time", test_size=0.15, direct=True)
+    then("warm", copy, **UNTRAINED, split="time", test_size=0.15, init_from="published")
     return told
 
 
@@ -168,6 +169,7 @@ def test_a_model_of_too_few_ratings_is_refused_and_the_database_stays_empty(stor
     found = story["too few"]
     assert found.reasons == ["1,200 training ratings, min_rows is 5,000"]
     assert (sorted(found.steps), found.runs, found.recommended) == (sorted(PARTS), {}, [])
+    assert "ingest    nothing is published yet: starting from nothing\n" in found.printed
 
 
 def test_the_first_run_is_measured_by_the_biases_alone_and_published(story: dict[str, Outcome]) -> None:
@@ -248,6 +250,16 @@ def test_on_a_source_that_has_grown_the_comparison_is_on_what_the_published_run_
     assert worse.evaluation["champion"]["note"].startswith("clean: it was trained on the same ratings")
     assert worse.published == found.run_id
     assert len(worse.reasons) == 1
+
+
+def test_a_training_that_starts_from_the_published_run_is_as_good_before_it_has_learned_anything(
+    story: dict[str, Outcome],
+) -> None:
+    before, found = story["grown"], story["warm"]
+    assert f"ingest    starting from model {before.run_id}\n" in found.printed
+    assert f"started from {before.run_id}" in found.printed
+    assert found.published == found.run_id
+    assert found.evaluation["model"]["rmse"] == pytest.approx(before.evaluation["model"]["rmse"], abs=0.01)
 
 
 def test_a_supabase_that_does_not_answer_fails_the_step_and_is_not_taken_for_one_without_a_run(
