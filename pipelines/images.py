@@ -98,6 +98,7 @@ def build_here(
     secret.write_text(configuration)
     build = [engine, "build", f"--platform={PLATFORM}", f"--file={folder}/images/Dockerfile"]
     build += [f"--secret=id=pip,src={secret}"]
+    build += ["--jobs=0"] if engine == "podman" else []  # stages that need nothing of one another at the same time
     build += [f"--volume={path}:{path}:ro" for path in paths]
     build += [f"--build-arg={name}={value}" for name, value in arguments.items()]
     for kind, name in names.items():

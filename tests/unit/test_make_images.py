@@ -18,7 +18,7 @@ from pipelines.settings import DEFAULT_FILE, Settings
 SETTINGS = Settings(image_repository="registry.example/team/mf", project="films")
 CPU, GPU = (f"registry.example/team/mf/mf-python-{kind}:abc123" for kind in ("cpu", "gpu"))
 CPU_DIGEST, GPU_DIGEST = f"sha256:{'c' * 64}", f"sha256:{'d' * 64}"
-HEAD = f"""#!{sys.executable}
+HEAD = f"""#!{sys.executable} -IS
 import json, os, pathlib, sys
 called = sys.argv[1:]
 with open(os.environ["CALLS"], "a") as calls:
@@ -108,6 +108,14 @@ def test_podman_says_itself_under_which_digest_it_pushed(machine, tmp_path):
     machine(podman=ENGINE)
     assert images.make_images(SETTINGS)["gpu_image"] == f"registry.example/team/mf/mf-python-gpu@{GPU_DIGEST}"
     assert calls(tmp_path, "inspect") == []
+
+
+def test_podman_builds_what_does_not_need_one_another_at_the_same_time_as_docker_does_unasked(machine, tmp_path):
+    machine(podman=ENGINE)
+    images.make_images(SETTINGS, cpu_only=True)
+    machine(docker=ENGINE)
+    images.make_images(SETTINGS, cpu_only=True)
+    assert ["--jobs=0" in call for call in calls(tmp_path, "build")] == [True, False]
 
 
 def test_a_docker_without_its_daemon_is_passed_over(machine, tmp_path):
