@@ -1,12 +1,13 @@
 """``make doctor`` against fakes of Google's APIs and the embedded Supabase: what it prints when all is there, and for
 each thing that is not."""
 
+import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from mf.local.gateway import Fault
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
 from pipelines import doctor
+from pipelines.compiled import definitions
 from pipelines.doctor import images
 from pipelines.doctor.finding import Finding
 
 REGISTRY = "europe-west4-docker.pkg.dev/p1/mf"
 BUCKET_COMMAND = "gcloud storage buckets create gs://mf-bucket --project=p1 --location=europe-west4"
 Doctor = Callable[..., dict[str, str]]
+DEFINITIONS = functools.cache(definitions)  # building the pipeline is most of what an examination takes here
 
 
 @pytest.fixture
@@ -38,17 +41,24 @@ def google(tmp_path: Path, checkout: str, monkeypatch: pytest.MonkeyPatch) -> It
         yield fake
 
 
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The commit of a small checkout that stands for this one."""
-    folder = tmp_path / "checkout"
-    (folder / "mf").mkdir(parents=True)
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkout that stands for this one."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "mf").mkdir()
     (folder / "mf" / "model.py").write_text("factors = 64\n")
     git = ["git", "-C", str(folder), "-c", "user.name=me", "-c", "user.email=me@example.com"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
         subprocess.run([*git, *words], check=True)
+    return folder
+
+
+@pytest.fixture
+def checkout(committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The commit of a copy of it."""
+    folder = shutil.copytree(committed, tmp_path / "checkout")
     monkeypatch.setattr(images, "ROOT", folder)
-    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    return next((folder / ".git" / "refs" / "heads").iterdir()).read_text().strip()
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +79,7 @@ def examine(
 ) -> Doctor:  # fmt: skip
     """Runs the doctor; gives the lines by the names of the checks. No secret may be in them."""
     google.secrets.setdefault("projects/p1/secrets/supabase-key", f"{supabase.secret_key}\n".encode())
+    monkeypatch.setattr(doctor, "definitions", DEFINITIONS)
     monkeypatch.setattr(doctor.machine, "checks", lambda: [("Python", lambda: Finding("ok", "3.11.9"))])
 
     def run(environ: dict[str, str] | None = None, **changed: str | bool) -> dict[str, str]:
@@ -559,9 +570,8 @@ def test_a_database_that_cannot_be_reached_is_told_without_its_password(
 def test_the_command_works_without_a_network_and_exits_with_1(tmp_path: Path) -> None:
     """In a process of its own, as ``make doctor`` runs it, on a machine that never was near Google Cloud."""
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "NO_GCE_CHECK": "true"}
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "pipelines", "doctor"], capture_output=True, text=True, env=environ)
-    assert time.monotonic() - began < 20
+    command = [sys.executable, "-m", "pipelines", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60)
     assert (done.returncode, done.stderr) == (1, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("ok       Python: 3.")

@@ -27,23 +27,8 @@ from mf.solvers import configure
 from mf.train import SOLVERS_OWN, train
 
 OWN_TEXT, OWN = SOLVERS_OWN
-NUMBERS = [
-    "epochs",
-    "batch_size",
-    "lr",
-    "weight_decay",
-    "l2",
-    "bias_damping",
-    "dropout",
-    "clip_grad",
-    "patience",
-    "init_std",
-    "block_users",
-    "row_damping",
-    "rank",
-    "fits",
-    "burn_in",
-]
+# Of each type of parameter what leaves it to the solver.
+SOLVERS_CHOICE = {"Integer": OWN, "Float": OWN, "String": OWN_TEXT}
 # Long enough to be killed in the middle of.
 OPTIONS: dict[str, dict[str, Any]] = {
     "adam": {"factors": 16, "seed": 3, "epochs": 60, "patience": 0, "dropout": 0.1},
@@ -63,8 +48,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def given(parts: dict[str, Path], folder: Path, solver: str, gpus: int = 0) -> dict[str, Any]:
-    parameters = {**dict.fromkeys(NUMBERS, OWN), "schedule": OWN_TEXT, "solver": solver, "gpus": gpus}
-    return executor_input(components.train, folder, dict(parts), **{**parameters, **OPTIONS[solver]})
+    asked = components.train.component_spec.inputs
+    own = {name: SOLVERS_CHOICE[one.type] for name, one in asked.items() if one.type in SOLVERS_CHOICE}
+    # An artifact that the parts do not have is there as a run leaves it that does not use it: as nothing.
+    inputs = {name: parts.get(name, folder / name) for name, one in asked.items() if "@" in one.type}
+    chosen = {**OPTIONS[solver], "solver": solver, "gpus": gpus}
+    return executor_input(components.train, folder, inputs, **{**own, **chosen})
 
 
 def killed_in_the_middle(process: "Any", epochs: int) -> int:

@@ -230,8 +230,9 @@ def test_a_run_over_the_direct_connection_leaves_no_password_and_no_key(
     variables = {"SUPABASE_URL": supabase.url, "SUPABASE_KEY": supabase.secret_key, "SUPABASE_DB_URL": supabase.db_url}
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), environment(**variables):
         os.environ["TMPDIR"] = str(work)
-        run_steps({"ratings_csv": str(csv), "epochs": 1, "supabase_url": supabase.url}, work)
-    assert "export" in printed.getvalue()
+        given = {"ratings_csv": str(csv), "epochs": 1, "supabase_url": supabase.url, "force_publish": True}
+        run_steps(given, work)
+    assert "\nexport " in printed.getvalue()
     files = {path: path.read_bytes().decode("latin-1") for path in work.rglob("*") if path.is_file()}
     assert {path.name for path in files} >= {"log.txt", "executor_output.json", "report.html", "model.pt"}
     for secret in (password, supabase.secret_key, supabase.service_role_key):
