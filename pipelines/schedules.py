@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,10 +89,7 @@ def pause(settings: Settings, name: str = NAME) -> None:
     Raises:
         ConfigError: there is none.
     """
-    for one in _some(settings, name):
-        with refused("the pause"):
-            one.pause()
-        print(f"paused {name}: {one.resource_name}")
+    _change(settings, name, PipelineJobSchedule.pause, "paused")
 
 
 def resume(settings: Settings, name: str = NAME) -> None:
@@ -101,10 +98,7 @@ def resume(settings: Settings, name: str = NAME) -> None:
     Raises:
         ConfigError: there is none.
     """
-    for one in _some(settings, name):
-        with refused("the resumption"):
-            one.resume()
-        print(f"resumed {name}: {one.resource_name}")
+    _change(settings, name, PipelineJobSchedule.resume, "resumed")
 
 
 def unschedule(settings: Settings, name: str = NAME) -> None:
@@ -124,13 +118,17 @@ def _init(settings: Settings) -> None:
     aiplatform.init(project=settings.project, location=settings.region)
 
 
-def _some(settings: Settings, name: str) -> list[PipelineJobSchedule]:
+def _change(settings: Settings, name: str, change: Callable[[PipelineJobSchedule], None], done: str) -> None:
+    """Does it to the schedule ``name``, and says so."""
     _init(settings)
     with refused("the question"):
         found = _named(name)
     if not found:
         raise ConfigError(f"there is no schedule {name}; `python -m pipelines schedules` lists those that there are")
-    return found
+    for one in found:
+        with refused("the change"):
+            change(one)
+        print(f"{done} {name}: {one.resource_name}")
 
 
 def _check_name(name: str) -> None:
