@@ -54,7 +54,7 @@ def python_run(home: Path, *flags: str) -> list[str]:
 
 def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     env = environment() | variables
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
 @contextlib.contextmanager
@@ -164,6 +164,23 @@ def test_nothing_is_left_running_or_in_the_temporary_folder_after_it(
     assert list(home.with_name("temporary").iterdir()) == []
     runs = home / "runs" / "sample"
     assert sorted(path.name.partition("-2")[0] for path in runs.iterdir()) == ["log.txt", "mf-training"]
+
+
+def test_a_run_that_is_refused_ends_well_says_why_and_shows_what_the_published_one_recommends(
+    finished: subprocess.CompletedProcess[str], home: Path
+) -> None:
+    refused = run(make_run(home, "--param epochs=1 --param lr=1e-9"))
+    assert (refused.returncode, refused.stderr) == (0, "")
+    steps, _, _, why, *recommended, where = refused.stdout.split("\n\n")
+    assert not re.search("^export ", steps, re.MULTILINE)
+    heading, biases, champion, kept, hint = why.splitlines()
+    assert heading == "not published, since"
+    assert re.fullmatch(r"  RMSE 0\.\d{4} is not below that of user \+ movie biases, 0\.\d{4}", biases)
+    assert re.match(r"  RMSE 0\.\d{4} against 0\.\d{4} of the published run \S+ on the same 1,100 ratings: ", champion)
+    assert kept.startswith("readers see run ")
+    assert hint == 'publish it all the same: PARAMS="force_publish=true"'
+    assert recommended == finished.stdout.split("\n\n")[3:5]  # the run before has them still
+    assert where.startswith("report    ")
 
 
 def test_ctrl_c_and_sigterm_end_it_all_in_good_order(home: Path, other_home: Path) -> None:
