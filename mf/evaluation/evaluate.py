@@ -1,7 +1,6 @@
 """A model on the test part, beside what baselines get there: how far its ratings are off, and how well it ranks."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -69,10 +68,6 @@ class Evaluation:
     ranking: Ranking  # for users seen in training
     ranking_unseen_users: Ranking  # who get the order of the movies' biases
     exposure: tuple[ExposureBin, ...]  # deciles of the catalogue, the least rated first; empty without lists
-
-    def to_json(self) -> str:
-        """The fields as one JSON object."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False)
 
 
 def evaluate(

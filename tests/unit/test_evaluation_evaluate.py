@@ -1,4 +1,3 @@
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -200,15 +199,6 @@ def test_a_million_float32_errors_are_summed_without_loss() -> None:
     test = ratings((1, 10, 4.1)).take(pa.array(np.zeros(1_000_000, np.int64)))
     found = scored(TRAIN, test, np.full(1_000_000, 4.0))
     assert found.model.rmse == pytest.approx(float(np.float32(4.1)) - 4, rel=1e-12)
-
-
-def test_to_json_holds_every_figure_under_its_name() -> None:
-    found = json.loads(scored(TRAIN, ratings((1, 10, 4), (8, 10, 4)), [5, 4]).to_json())
-    assert found["model"] == {"rmse": math.sqrt(0.5), "mae": 0.5, "rmse_interval": None, "mae_interval": None}
-    assert found["unseen_users"] == {"ids": 1, "rows": 1, "rmse": 0, "baseline_rmse": 1, "global_mean_rmse": 1}
-    assert found["unseen_movies"]["rmse"] is None
-    assert found["by_activity"][0]["from_ratings"] == 0
-    assert found["by_rating"][0]["from_rating"] == 4
 
 
 def test_an_empty_test_part_says_to_raise_test_size() -> None:
