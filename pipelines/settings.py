@@ -190,6 +190,8 @@ def _checked(settings: type[Settings], values: Mapping[str, Any], where: str) ->
     try:
         for name, value in values.items():
             leaks.refuse(name, str(value))
+        if unknown := [name for name in values if name not in settings.model_fields]:
+            raise ConfigError(f"there is no setting {unknown[0]!r}; there are {', '.join(settings.model_fields)}")
         return settings.of(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None

@@ -46,7 +46,7 @@ def test_the_parameters_that_it_shows_are_the_pipelines_own_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('projct = "p"', "projct: Extra inputs are not permitted"),
+        ('projct = "p"', "there is no setting 'projct'; there are project, region, pipeline_root, "),
         ("project = 7", "project: Input should be a valid string (given: 7)"),
         ('project = "My Project"', "project: String should match pattern"),
         ('region = "europe-west"', "region: expected one of africa-south1, "),
