@@ -37,7 +37,7 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [CONTENT, gzip.compress(CONTENT)])
+@pytest.mark.parametrize("content", [CONTENT, gzip.compress(CONTENT)], ids=["plain", "gzip"])
 def test_ratings_are_read_from_cloud_storage(bucket: storage.Bucket, tmp_path: Path, content: bytes) -> None:
     bucket.blob("folder/ratings é.csv").upload_from_string(content)
     address = f"gs://{bucket.name}/folder/ratings é.csv"

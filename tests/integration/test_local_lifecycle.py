@@ -66,13 +66,16 @@ def program(home: Path, way: str = "main", prefix: tuple[str, ...] = ()) -> Iter
 
 def family(process: subprocess.Popen) -> dict[psutil.Process, str]:
     """What the program started, each with its command line: the watchdog, PostgreSQL, PostgREST, the sleeper."""
-    commands = {}
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # PostgreSQL's short-lived workers
-            commands[child] = " ".join(child.cmdline())
-    for part in ("bin/postgres -D", "/postgrest", "watchdog.py", "time.sleep"):
-        assert any(part in command for command in commands.values())
-    return commands
+    parts = ("bin/postgres -D", "/postgrest", "watchdog.py", "time.sleep")
+    deadline = time.monotonic() + 5
+    while True:
+        commands = {}
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # PostgreSQL's short-lived workers
+                commands[child] = " ".join(child.cmdline())
+        if all(any(part in command for command in commands.values()) for part in parts):
+            return commands
+        assert time.monotonic() < deadline, commands
 
 
 def alive(processes: Iterable[psutil.Process], timeout_s: float = 8.0) -> list[psutil.Process]:
