@@ -74,7 +74,8 @@ def train(
         fitted = fit(
             ratings, validation, config, device=device, callbacks=callbacks, checkpoint=checkpoint, earlier=earlier
         )
-        fitted.trained_on = TrainedOn.of(provenance, ratings, validation)
+        trained_on = TrainedOn.of(provenance, ratings, validation)
+        fitted.trained_on = trained_on.after(earlier.trained_on) if earlier else trained_on
         fitted.save(Path(model.path))
         checkpoint.remove()
     best = fitted.metrics["validation_rmse"]

@@ -123,7 +123,8 @@ def train_once(argv: Sequence[str]) -> None:
             parts.train, parts.validation, solver,
             device=device, callbacks=[report], checkpoint=checkpoint, earlier=earlier,
         )  # fmt: skip
-        model.trained_on = TrainedOn.of(provenance, parts.train, parts.validation)
+        trained_on = TrainedOn.of(provenance, parts.train, parts.validation)
+        model.trained_on = trained_on.after(earlier.trained_on) if earlier else trained_on
         if test is not None:
             predicted = model.predict(test[USER], test[MOVIE])
             # In float64: scikit-learn would otherwise sum millions of squares in float32.

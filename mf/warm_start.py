@@ -11,7 +11,7 @@ import torch
 
 from mf.files import directory_written_aside
 from mf.model import write_embeddings
-from mf.ratings.schema import MOVIE, USER
+from mf.ratings.schema import MOVIE, USER, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers.base import Initial, InitialSide
 from mf.supabase.destination import Destination
@@ -32,6 +32,7 @@ class EarlierModel:
     header: Header
     users: Embeddings
     movies: Embeddings
+    trained_on: TrainedOn | None = None  # None where it does not tell
 
     @classmethod
     def asked_for(cls, init_from: str, destination: Callable[[], Destination]) -> "EarlierModel | None":
@@ -53,7 +54,7 @@ class EarlierModel:
             if run is None:
                 print("nothing is published yet: starting from nothing")
                 return None
-            earlier = cls(run.header, *where.embeddings(run))
+            earlier = cls(run.header, *where.embeddings(run), run.trained_on)
         print(f"starting from model {earlier.header.run_id}")
         return earlier
 
@@ -65,14 +66,15 @@ class EarlierModel:
             DataError: it is none.
         """
         model = read_model(directory)
-        return cls(model.header, model.users, model.movies)
+        return cls(model.header, model.users, model.movies, model.trained_on)
 
     def save(self, directory: Path) -> None:
         """Writes what ``asked_for`` reads of a directory, aside and then renamed."""
         with directory_written_aside(directory, seal=CARD) as aside:
             for name, key, side in (("user", USER, self.users), ("movie", MOVIE, self.movies)):
                 write_embeddings(aside / f"{name}_embeddings.parquet", key, side.ids, side.bias, side.vectors)
-            (aside / CARD).write_text(json.dumps(asdict(self.header)))
+            noted = {"trained_on": self.trained_on and asdict(self.trained_on)}
+            (aside / CARD).write_text(json.dumps(asdict(self.header) | noted))
 
     def initial(self, users: Vocabulary, movies: Vocabulary) -> Initial:
         """It in the rows of ``users`` and ``movies``, as far as it knows them. Ids that it keeps as text are looked up

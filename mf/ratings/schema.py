@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,8 +53,8 @@ class TrainedOn:
 
     source: str  # as in ``Provenance``
     columns: dict[str, str]  # as in ``Provenance``
-    content_hash: str  # of the training part
-    until: str | None  # time of the newest rating that it has seen, ISO 8601; None where the ratings have no times
+    content_hash: str  # of the training part, and of what a model that it started from was trained on
+    until: str | None  # time of the newest rating that it has seen, ISO 8601; None where that is not known
 
     @classmethod
     def of(cls, provenance: Provenance, train: pa.Table, validation: pa.Table) -> "TrainedOn":
@@ -62,6 +63,13 @@ class TrainedOn:
         newest = max(filter(None, times), default=None)
         until = newest.isoformat() if newest else None
         return cls(provenance.source, provenance.columns, content_hash(train), until)
+
+    def after(self, earlier: "TrainedOn | None") -> "TrainedOn":
+        """The same for a training that started from a model, which was trained on ``earlier``; None: nobody knows."""
+        seen = (self.until, earlier.until) if earlier else (None,)
+        until = None if None in seen else max(filter(None, seen), key=datetime.fromisoformat)
+        both = f"{self.content_hash} after {earlier.content_hash if earlier else 'what nobody knows'}"
+        return replace(self, content_hash=hashlib.sha256(both.encode()).hexdigest()[:16], until=until)
 
     @classmethod
     def read(cls, noted: Any) -> "TrainedOn | None":

@@ -260,6 +260,8 @@ def test_a_training_that_starts_from_the_published_run_is_as_good_before_it_has_
     assert f"started from {before.run_id}" in found.printed
     assert found.published == found.run_id
     assert found.evaluation["model"]["rmse"] == pytest.approx(before.evaluation["model"]["rmse"], abs=0.01)
+    # It has seen more than the published run's training part, but nothing of these ratings.
+    assert found.evaluation["champion"]["note"].startswith("clean: all that it has seen is of 2020-")
 
 
 def test_a_supabase_that_does_not_answer_fails_the_step_and_is_not_taken_for_one_without_a_run(

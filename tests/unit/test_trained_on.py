@@ -43,3 +43,16 @@ def test_what_was_noted_is_read_back_and_anything_else_is_nothing() -> None:
     noted = TrainedOn.of(PROVENANCE, table(2001), table())
     assert TrainedOn.read(asdict(noted)) == noted
     assert [TrainedOn.read(other) for other in (None, {}, "text", {**asdict(noted), "more": 1})] == [None] * 4
+
+
+def test_a_training_that_starts_from_a_model_has_seen_what_that_one_has() -> None:
+    noted = TrainedOn.of(PROVENANCE, table(2001), table())
+    older, newer = (TrainedOn.of(PROVENANCE, table(year), table()) for year in (1999, 2003))
+    assert noted.after(older).until == noted.until
+    assert noted.after(newer).until == newer.until
+    assert noted.after(None).until is noted.after(replace(older, until=None)).until is None
+    assert replace(noted, until=None).after(older).until is None
+    hashes = [one.content_hash for one in (noted, noted.after(older), noted.after(newer), noted.after(None))]
+    assert len({*hashes}) == 4
+    assert noted.after(older) == noted.after(older)
+    assert noted.after(older).is_same_source(noted)
