@@ -50,13 +50,15 @@ def evaluate(
             min_movies=min_movies,
             force_publish=force_publish,
         )
+        # Before anything else: a missing key would be found out minutes later.
+        destination = Destination.find(supabase_url)
         fitted = TrainedModel.load(Path(model.path))
         fitted.module.to(pick_device(use_cuda=True)[0])
         seen, provenance = read_ratings(Path(train_ratings.path))
         steered, _ = read_ratings(Path(validation_ratings.path))
         test, _ = read_ratings(Path(test_ratings.path))
         result = evaluate(seen, test, fitted, config, steered)
-        comparison = compare(fitted, test, Destination.find(supabase_url))
+        comparison = compare(fitted, test, destination)
         decision = decide(result, comparison, gate, users=len(fitted.users), movies=len(fitted.movies))
         facts = {
             "ratings": provenance.summary(),

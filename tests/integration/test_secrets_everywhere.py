@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
+import pyarrow as pa
 import pytest
 from compiling import compile_once
 from fake_vertex import FakeVertex, fake_vertex, send_sdk_to
@@ -20,7 +21,11 @@ from steps import executor_input
 from test_secret_manager import ANSWERS, NAME, asked, server
 
 import components
+from mf.evaluation.config import GateConfig
 from mf.local import LocalSupabase
+from mf.model import MatrixFactorization, TrainedModel
+from mf.ratings.schema import Provenance, write_ratings
+from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
 from pipelines.__main__ import main
@@ -130,6 +135,7 @@ COLUMNS = dict.fromkeys(
         "key_columns",
         "rated_since",
         "rated_before",
+        "init_from",
     ],
     "",
 )
@@ -146,7 +152,20 @@ def export(folder: Path) -> tuple[Any, dict[str, Any]]:
     return components.export, executor_input(components.export, folder, inputs, **parameters)
 
 
-@pytest.mark.parametrize("step", [ingest, export])
+def evaluate(folder: Path) -> tuple[Any, dict[str, Any]]:
+    columns = {"user_id": [1, 2], "movie_id": [1, 2], "rating": pa.array([1, 5], pa.float32())}
+    write_ratings(pa.table(columns), folder / "r.parquet", Provenance("r.csv", 2, 0, 0, 2))
+    ids = Vocabulary.of(pa.array([1, 2]))
+    module = MatrixFactorization(2, 2, 1, rating_min=1, rating_max=5)
+    TrainedModel(module, ids, ids, "run-1", "adam", {}, {}, {"epochs": []}).save(folder / "fitted")
+    inputs = {f"{part}_ratings": folder / "r.parquet" for part in ("train", "validation", "test")}
+    gate = GateConfig().model_dump() | {"relevance_threshold": -1, "supabase_url": TABLE["supabase_url"]}
+    return components.evaluate, executor_input(
+        components.evaluate, folder, {**inputs, "model": folder / "fitted"}, **gate
+    )
+
+
+@pytest.mark.parametrize("step", [ingest, evaluate, export])
 @pytest.mark.parametrize(
     ("variables", "says"),
     [
