@@ -15,7 +15,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("what", choices=(*TITLES, "all"), nargs="?", default="all")
     parser.add_argument("--ratings", type=Path, help="a CSV file of MovieLens ratings, for the accuracy and new users")
     parser.add_argument(
-        "--rows", type=lambda text: int(float(text)), default=FULL, help="planted ratings, for speed, imports and the evaluation"
+        "--rows",
+        type=lambda text: int(float(text)),
+        default=FULL,
+        help="planted ratings, for speed, imports and the evaluation",
     )
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks.md"))
     given = parser.parse_args(argv)
