@@ -52,7 +52,7 @@ demo: $(INSTALLED) ## a page to play with on the sample's recommendations, in yo
 	@$(PY) -m pipelines demo
 
 test: $(INSTALLED) ## run all tests
-	@$(PY) -m pytest
+	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 images: $(INSTALLED) ## build the images of the steps and push them: CPU_ONLY=1 trains without a GPU, BASE_IMAGE=…
 	@$(PY) -m pipelines images --settings '$(SETTINGS)' $(if $(CPU_ONLY),--cpu_only) --base_image '$(BASE_IMAGE)' --torch_index '$(TORCH_INDEX)'

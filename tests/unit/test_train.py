@@ -153,6 +153,7 @@ def test_the_train_step_gives_a_solver_the_options_that_are_no_sentinels(solver:
     components.train.python_func(
         train_ratings=SimpleNamespace(path=tmp_path / "train"),
         validation_ratings=SimpleNamespace(path=tmp_path / "validation"),
+        initial_model=SimpleNamespace(path=tmp_path / "initial_model"),
         model=(model := SimpleNamespace(path=tmp_path / "step" / "model", metadata={})),
         **{**{name: "" if kind is str else -1 for name, kind in inputs.items()}, **asked},
     )
