@@ -92,7 +92,7 @@ def build_here(
 ) -> dict[str, str]:
     """Builds and pushes with docker or podman; gives kind to digest."""
     folder = source.parent / "source"
-    shutil.unpack_archive(source, folder, filter="data")
+    shutil.unpack_archive(source, folder)
     configuration, paths = pip_configuration(torch_index, with_paths=engine == "podman")
     secret = source.with_name("pip.conf")
     secret.write_text(configuration)
