@@ -32,6 +32,7 @@ def evaluate(
     from mf.evaluation.examples import examples
     from mf.evaluation.gate import decide
     from mf.evaluation.report import Report, verdict, write_report
+    from mf.files import written_aside
     from mf.model import TrainedModel
     from mf.ratings.schema import read_ratings
     from mf.ratings.titles import titles_beside
@@ -71,7 +72,8 @@ def evaluate(
         judged = Report(result, decision, comparison, users, fitted.metrics["epochs"], facts)
         write_report(judged, Path(report.path), Path(evaluation.path))
         # In the folder of the run, where the step that ends it looks.
-        (Path(report.path).parents[1] / "verdict.txt").write_text(decision.summary())
+        with written_aside(Path(report.path).parents[1] / "verdict.txt") as aside:
+            aside.write_text(decision.summary())
     scores = {"": result.model, "global_mean_": result.global_mean, "user_movie_bias_": result.user_movie_bias}
     for name, score in scores.items():
         metrics.log_metric(f"{name}rmse", float(score.rmse))

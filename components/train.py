@@ -36,7 +36,7 @@ def train(
 
     from mf.checkpoint import CheckpointFile, reporter
     from mf.errors import reported
-    from mf.ratings.schema import TrainedOn, read_ratings
+    from mf.ratings.schema import read_ratings
     from mf.solvers import configure
     from mf.train import options_given, pick_device
     from mf.train import train as fit
@@ -72,10 +72,15 @@ def train(
         callbacks = [reporter(checkpoint)]
         earlier = EarlierModel.read(Path(initial_model.path)) if Path(initial_model.path).exists() else None
         fitted = fit(
-            ratings, validation, config, device=device, callbacks=callbacks, checkpoint=checkpoint, earlier=earlier
+            ratings,
+            validation,
+            config,
+            device=device,
+            callbacks=callbacks,
+            checkpoint=checkpoint,
+            earlier=earlier,
+            provenance=provenance,
         )
-        trained_on = TrainedOn.of(provenance, ratings, validation)
-        fitted.trained_on = trained_on.after(earlier.trained_on) if earlier else trained_on
         fitted.save(Path(model.path))
         checkpoint.remove()
     best = fitted.metrics["validation_rmse"]

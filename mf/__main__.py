@@ -19,7 +19,7 @@ from mf.errors import ConfigError, DataError, reported
 from mf.flags import Parser, add_flags, add_shared_flags, given
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.ingest import ingest
-from mf.ratings.schema import MOVIE, RATING, USER, TrainedOn, read_ratings
+from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
 from mf.ratings.split import split
 from mf.ratings.table import reader
 from mf.solvers import SOLVERS, check_warm, configure
@@ -121,10 +121,8 @@ def train_once(argv: Sequence[str]) -> None:
         report = reporter(checkpoint)
         model = train(
             parts.train, parts.validation, solver,
-            device=device, callbacks=[report], checkpoint=checkpoint, earlier=earlier,
+            device=device, callbacks=[report], checkpoint=checkpoint, earlier=earlier, provenance=provenance,
         )  # fmt: skip
-        trained_on = TrainedOn.of(provenance, parts.train, parts.validation)
-        model.trained_on = trained_on.after(earlier.trained_on) if earlier else trained_on
         if test is not None:
             predicted = model.predict(test[USER], test[MOVIE])
             # In float64: scikit-learn would otherwise sum millions of squares in float32.

@@ -14,7 +14,7 @@ from mf.biases import Ints
 from mf.config import Config
 from mf.errors import ConfigError, DataError
 from mf.model import TrainedModel
-from mf.ratings.schema import MOVIE, RATING, USER
+from mf.ratings.schema import MOVIE, RATING, USER, Provenance, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, Interactions, fit, solver_of
 from mf.solvers.base import Callback, Checkpoint
@@ -39,6 +39,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     checkpoint: Checkpoint | None = None,
     earlier: EarlierModel | None = None,
+    provenance: Provenance | None = None,
 ) -> TrainedModel:
     """Fits a model to ``ratings`` with the solver that ``config`` belongs to.
 
@@ -50,6 +51,7 @@ def train(
         callbacks: called after every epoch, or sweep.
         checkpoint: takes the state after every epoch; a training that finds one there goes on from it.
         earlier: a model to start from; users and movies that it does not know start as all would without it.
+        provenance: of the ratings, to be noted with the model.
 
     Raises:
         DataError: there are no ratings.
@@ -88,7 +90,13 @@ def train(
             "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
         },
         git_sha=git_sha(),
+        trained_on=_noted(provenance, ratings, validation, earlier) if provenance else None,
     )
+
+
+def _noted(provenance: Provenance, ratings: pa.Table, validation: pa.Table, earlier: EarlierModel | None) -> TrainedOn:
+    trained_on = TrainedOn.of(provenance, ratings, validation)
+    return trained_on.after(earlier.trained_on) if earlier else trained_on
 
 
 def options_given(**options: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from mf.files import directory_written_aside
@@ -87,8 +86,7 @@ class EarlierModel:
 
 
 def _side(earlier: Embeddings, vocabulary: Vocabulary) -> InitialSide:
-    ids = vocabulary.ids if pa.types.is_integer(earlier.ids.type) else vocabulary.ids.cast(pa.string())
-    rows = Vocabulary(earlier.ids).rows(ids)
+    rows = earlier.rows(vocabulary.ids)
     known = np.flatnonzero(rows >= 0)
     columns = known, earlier.vectors[rows[known]], earlier.bias[rows[known]]
     return InitialSide(*map(torch.from_numpy, columns))

@@ -122,7 +122,7 @@ def _figures(
 
 def predict(run: PublishedRun, users: Embeddings, movies: Embeddings, test: pa.Table) -> npt.NDArray[np.float32]:
     """Predicted ratings float32[len(test)], clipped, of a run with these embeddings; ids that it does not know count as
-    bias 0 and a zero vector. Ids that the database keeps as text are looked up as text.
+    bias 0 and a zero vector.
 
     Raises:
         DataError: the ids are of another type than those of ``test``.
@@ -141,7 +141,6 @@ def predict(run: PublishedRun, users: Embeddings, movies: Embeddings, test: pa.T
         with torch.no_grad():
             factors.weight.copy_(torch.tensor(side.vectors))
             bias.weight.copy_(torch.tensor(side.bias).unsqueeze(-1))
-        ids = test[name] if pa.types.is_integer(side.ids.type) else test[name].cast(pa.string())
-        rows.append(torch.from_numpy(Vocabulary(side.ids).rows(ids)))
+        rows.append(torch.from_numpy(side.rows(test[name])))
     predicted: npt.NDArray[np.float32] = module.predict(*rows).numpy()
     return predicted

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from mf.errors import DataError
 from mf.ratings.schema import MOVIE, USER, IdType, TrainedOn, id_type
+from mf.ratings.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def rows(self, ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+        """The row of every one of ``ids``, int64; -1 for one that is not there. Where ids are text, as a database may
+        keep integers too, they are looked up as text.
+
+        Raises:
+            DataError: these ids are integers, and ``ids`` are not.
+        """
+        return Vocabulary(self.ids).rows(ids if pa.types.is_integer(self.ids.type) else ids.cast(pa.string()))
 
     @property
     def id_type(self) -> IdType:
