@@ -54,7 +54,8 @@ def table_name(asked: str) -> str:
 
 
 def grant(table: str, role: str) -> str:
-    """What to do when ``role`` may not read ``table``."""
+    """What to do when ``role``, that of a secret key if unknown, may not read ``table``."""
+    role = "service_role" if role == "unknown" else role
     name = table if re.fullmatch("[a-z_][a-z0-9_]*", table) else '"' + table.replace('"', '""') + '"'
     return f"run `grant select on {SCHEMA}.{name} to {role};` in the SQL editor"
 
@@ -97,6 +98,11 @@ class Table:
         if config.rated_since or config.rated_before:
             self._check_filter(columns)
         return columns
+
+    @property
+    def hints(self) -> dict[str, str]:
+        """What to do, by the error code of a request that reads the table."""
+        return {"42501": grant(self.name, self.role)}
 
     def nothing(self, config: IngestConfig) -> SupabaseError:
         """What it means when no row came."""

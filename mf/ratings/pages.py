@@ -5,22 +5,25 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, compress
 from operator import ge
-from typing import Any, TypeVar
+from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 from supabase import Client
 
-from mf.errors import DataError, SupabaseError
-from mf.ratings.checks import Table, grant
-from mf.supabase.client import call_response
+from mf.errors import DataError
+from mf.ratings.checks import Table
+from mf.ratings.page import Key, Page, read_page
+from mf.supabase.client import call_read
 
-# Pages of one range: few, so that the ranges end together; many, so that finding where one ends, which takes a request,
-# costs little.
-PAGES = 8
+# Pages of one range, at least and at most: many, so that finding where one ends, which takes a request, costs little;
+# fewer the less there is left to read, so that the workers end together.
+PAGES, MOST_PAGES = 8, 32
 
-Row = dict[str, Any]
-Key = tuple[Any, ...]
 Bounds = tuple[Key | None, Key | None]  # from the first, and before the second
 Result = TypeVar("Result")
 
@@ -52,9 +55,9 @@ class Pages:
     def __post_init__(self) -> None:
         self._stopped = threading.Event()
 
-    def read(self, turn: Callable[[list[Row]], Result], workers: int) -> Iterator[Result]:
-        """What ``turn`` makes of the rows, some at a time, in the order of the key; by ``workers`` threads, each with a
-        range of keys of its own.
+    def read(self, turn: Callable[[Page], Result], workers: int, expected: int | None) -> Iterator[Result]:
+        """What ``turn`` makes of the rows, of which about so many are ``expected``, some at a time, in the order of the
+        key; by ``workers`` threads, each with a range of keys of its own.
 
         Whatever is written meanwhile, every key is of one range, so that a row that stands throughout comes once.
         """
@@ -62,7 +65,7 @@ class Pages:
             yield from map(turn, self.between(None, None))
             return
         self.page_size = max(1, len(self._page([], self.key)))  # what the server gives at once
-        ranges = self._ranges()
+        ranges = self._ranges(workers, expected or 0)
         waiting: deque[Future[list[Result]]] = deque()
         pool = ThreadPoolExecutor(workers)
         try:
@@ -77,7 +80,7 @@ class Pages:
             self._stopped.set()
             pool.shutdown(cancel_futures=True)
 
-    def between(self, start: Key | None, end: Key | None) -> Iterator[list[Row]]:
+    def between(self, start: Key | None, end: Key | None) -> Iterator[Page]:
         """The pages of the rows from ``start`` on and before ``end``, ``None``: without a bound. A page begins with the
         row that ended the one before, and the last one with that of ``end``: were there a second row of that key, it
         would show.
@@ -92,31 +95,42 @@ class Pages:
             page = self._page(bounds + ([bound(self.key, "lte", end)] if end is not None else []), self.selected)
             if not page:
                 return
-            keys = list(zip(*([row[name] for row in page] for name in self.key), strict=True))
-            if before and keys[0] == before[-1]:
-                del page[0], keys[0]
-            check_keys(self.table, self.key, before, keys)
-            is_last = bool(keys) and keys[-1] == end
-            if page[: len(page) - is_last]:
-                yield page[: len(page) - is_last]
+            page = page.without(first=bool(before) and page.key(self.key, 0) == before[-1])
+            before = self._checked(before, page) if page else before
+            is_last = bool(page) and before[-1] == end
+            if len(page) > is_last:
+                yield page.without(last=is_last)
             if is_last:
                 return
             operator = "gte" if page else "gt"
-            before = keys or before
             last = before[-1]
         raise _StoppedError
 
-    def _turned(self, turn: Callable[[list[Row]], Result], bounds: Bounds) -> list[Result]:
+    def _checked(self, before: list[Key], page: Page) -> list[Key]:
+        """Checks the keys of a page; gives those that the next page's have to be checked with."""
+        columns = [page.columns[name] for name in self.key]
+        if all(pa.types.is_integer(column.type) and not column.null_count for column in columns):
+            follows = not before or before[-1] < page.key(self.key, 0)
+            if follows and _ascend([column.to_numpy() for column in columns]):
+                return [page.key(self.key, -1)]
+        keys = list(zip(*(column.to_pylist() for column in columns), strict=True))
+        check_keys(self.table, self.key, before, keys)
+        return keys
+
+    def _turned(self, turn: Callable[[Page], Result], bounds: Bounds) -> list[Result]:
         return [turn(page) for page in self.between(*bounds)]
 
-    def _ranges(self) -> Iterator[Bounds]:
-        """Divides all keys, in their order, into ranges of ``PAGES`` pages, from each to before the next."""
-        rows = PAGES * max(1, self.page_size - 1)
+    def _ranges(self, workers: int, left: int) -> Iterator[Bounds]:
+        """Divides all keys, in their order, into ranges of a few pages, from each to before the next; about so many
+        rows are ``left``."""
         start: Key | None = None
         while True:
+            pages = max(PAGES, min(MOST_PAGES, left // (2 * workers * self.page_size)))
+            rows = pages * max(1, self.page_size - 1)
+            left -= rows
             bounds = [bound(self.key, "gte", start)] if start is not None else []
             found = self._page(bounds, self.key, skip=rows)
-            end = tuple(found[0][name] for name in self.key) if found else None
+            end = found.key(self.key, 0) if found else None
             if end is None:
                 yield start, None
                 return
@@ -124,7 +138,7 @@ class Pages:
             yield start, end
             start = end
 
-    def _page(self, bounds: Sequence[str], selected: Sequence[str], skip: int = 0) -> list[Row]:
+    def _page(self, bounds: Sequence[str], selected: Sequence[str], skip: int = 0) -> Page:
         """A page of rows in the order of the key; the one row after ``skip`` of them, if asked to skip any."""
         request = self.client.table(self.table.name).select(",".join(map(quoted, selected)))
         for name in self.key:
@@ -132,17 +146,17 @@ class Pages:
         for condition in (*bounds, *self.conditions):
             request = request.or_(condition)
         request = request.range(skip, skip) if skip else request.limit(self.page_size)
-        rows: list[Row] = get(request, self.table).data
-        return rows
+        read = partial(read_page, table=self.table, selected=selected)
+        return call_read(request, read, f"read {self.table}", self.table.hints)
 
 
-def get(request: Any, table: Table) -> Any:
-    """The response to a request that reads the table."""
-    role = "service_role" if table.role == "unknown" else table.role
-    response = call_response(request, f"read {table}", {"42501": grant(table.name, role)})
-    if not isinstance(response.data, list):
-        raise SupabaseError(f"cannot read {table}: the answer is no list of rows: is the URL a Supabase project's?")
-    return response
+def _ascend(columns: Sequence[npt.NDArray[np.int64]]) -> bool:
+    """Whether every row, ordered by the first column, within it by the second, and so on, is above the one before."""
+    rises, ties = np.zeros(len(columns[0]) - 1, bool), np.ones(len(columns[0]) - 1, bool)
+    for values in columns:
+        rises |= ties & (values[1:] > values[:-1])
+        ties &= values[1:] == values[:-1]
+    return bool(rises.all())
 
 
 def check_keys(table: Table, key: Sequence[str], before: list[Key], keys: list[Key]) -> None:

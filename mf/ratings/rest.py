@@ -12,16 +12,17 @@ from supabase import Client
 
 from mf.errors import DataError, SupabaseError
 from mf.progress import Progress
-from mf.ratings.checks import SCHEMA, Table, as_float, grant, missing, reject, table_name, usable
+from mf.ratings.checks import SCHEMA, Table, grant, missing, reject, table_name, usable
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
-from mf.ratings.pages import Pages, Row, get, quoted
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, Provenance
-from mf.supabase.client import call
+from mf.ratings.page import Page
+from mf.ratings.pages import Pages, quoted
+from mf.ratings.schema import RATED_AT, RATING, Provenance
+from mf.supabase.client import call, call_response
 from mf.supabase.credentials import Credentials
 
 PAGE_SIZE = 10_000  # rows; Supabase gives 1000 unless told otherwise
-WORKERS = 8  # what a small project serves beside its own readers
+WORKERS = 8  # enough to keep a client busy at 20 ms away, and what a small project serves beside its own readers
 
 
 class _Turned(NamedTuple):
@@ -85,7 +86,7 @@ def read_table(
     collector = Collector(str(table), config.max_reject_fraction)
     pages = Pages(client, table, selected, key, _conditions(table, columns, config), page_size)
     with Progress(f"import {SCHEMA}.{table.name}", total) as progress:
-        for ratings, bad in pages.read(lambda rows: _turned(rows, columns, key), workers):
+        for ratings, bad in pages.read(lambda page: _turned(page, columns, key), workers, total):
             progress.advance(len(ratings) + len(bad))
             for row in bad:
                 collector.reject(*row)
@@ -131,7 +132,6 @@ def _describe(client: Client, name: str, role: str) -> Table:
 def _explain_absence(client: Client, name: str, role: str, found: Mapping[str, Any]) -> NoReturn:
     """A table that is not described is missing, or the role has no grant; asking for a row tells which."""
     absent = missing(found)
-    role = "service_role" if role == "unknown" else role
     hints = {"42501": grant(name, role), "42P01": absent, "PGRST205": absent}
     call(client.table(name).select("*").limit(1), f"read table {SCHEMA}.{name}", hints)
     raise SupabaseError(
@@ -143,7 +143,7 @@ def _explain_absence(client: Client, name: str, role: str, found: Mapping[str, A
 def _count(client: Client, table: Table, selected: Sequence[str]) -> int | None:
     """The number of rows: exact for a small table, else the planner's guess."""
     request = client.table(table.name).select(",".join(map(quoted, selected)), count=CountMethod.estimated)
-    count: int | None = get(request.limit(1), table).count
+    count: int | None = call_response(request.limit(1), f"read {table}", table.hints).count
     return count
 
 
@@ -151,27 +151,15 @@ def _refuse_null_keys(client: Client, table: Table, key: Sequence[str]) -> None:
     """No page would show a row whose key is null, as null is not greater than anything."""
     for name in [name for name in key if name not in table.not_null]:
         request = client.table(table.name).select(quoted(name)).or_(f"{quoted(name)}.is.null").limit(1)
-        if get(request, table).data:
+        if call(request, f"read {table}", table.hints):
             raise DataError(f"{table}: key column {name} is null in a row: fill it, or name others with --key_columns")
 
 
-def _turned(rows: Sequence[Row], columns: Mapping[str, str], key: Sequence[str]) -> _Turned:
-    cells = {role: [row[name] for row in rows] for role, name in columns.items()}
-    rating = np.array([np.nan if value is None else as_float(value) for value in cells[RATING]])
-    raw = {USER: _ids(cells[USER]), MOVIE: _ids(cells[MOVIE]), RATING: pa.array(rating)}
-    if RATED_AT in columns:
-        raw[RATED_AT] = _times(cells[RATED_AT])
-    ratings, good = usable(pa.table(raw))
+def _turned(page: Page, columns: Mapping[str, str], key: Sequence[str]) -> _Turned:
+    raw = {role: page.columns[name] for role, name in columns.items()}
+    ratings, good = usable(pa.table(raw | {RATING: raw[RATING].cast(pa.float64(), safe=False)}))
     bad: list[tuple[str, str, str]] = []
-    reject((rows[i] for i in np.flatnonzero(~good).tolist()), columns, key, lambda *row: bad.append(row))
+    if not good.all():
+        rows = page.rows()
+        reject((rows[i] for i in np.flatnonzero(~good).tolist()), columns, key, lambda *row: bad.append(row))
     return _Turned(ratings, bad)
-
-
-def _ids(values: list[int | str | None]) -> pa.Array:
-    return pa.array(values, pa.int64() if any(isinstance(value, int) for value in values) else pa.string())
-
-
-def _times(values: list[float | str | None]) -> pa.Array:
-    if all(value is None or isinstance(value, str) for value in values):
-        return pa.array(values, pa.string())
-    return pa.array([None if value is None else float(value) for value in values], pa.float64())

@@ -6,15 +6,15 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import orjson
 import tenacity
-from postgrest.exceptions import APIError
+from postgrest.exceptions import APIError, generate_default_error_message
 from supabase import Client, ClientOptions, create_client
 
 from mf.errors import SupabaseError
@@ -32,6 +32,7 @@ TRANSIENT = {
 # What a proxy answers in the database's place passes too, but for what it does not know, and for a project that is
 # paused (540).
 LASTING_STATUS = (501, 505, 511, 540)
+T = TypeVar("T")
 _pause = threading.local()  # seconds that the last answer asked for
 
 
@@ -83,11 +84,16 @@ def _look(response: httpx.Response) -> None:
 
 def _is_named(body: bytes) -> bool:
     """Whether the database or PostgREST says what is wrong."""
-    try:
+    return re.fullmatch(r"[0-9A-Z]{5}|PGRST\w+", str(_said(body).get("code"))) is not None
+
+
+def _said(body: bytes) -> dict[str, Any]:
+    """The error that the body of an answer describes; empty where it describes none."""
+    with suppress(ValueError):
         said = orjson.loads(body)
-    except ValueError:
-        return False
-    return isinstance(said, dict) and re.fullmatch(r"[0-9A-Z]{5}|PGRST\w+", str(said.get("code"))) is not None
+        if isinstance(said, dict):
+            return said
+    return {}
 
 
 def _asked_for(retry_after: str) -> float:
@@ -126,8 +132,16 @@ def call(request: Any, doing: str, hints: Mapping[str, str] | None = None) -> An
 
 def call_response(request: Any, doing: str, hints: Mapping[str, str] | None = None) -> Any:
     """As ``call``, but gives the whole response (``data`` and ``count``)."""
-    if hasattr(request, "retry"):
-        request = request.retry(False)
+    return _retried(_execute, request.retry(False) if hasattr(request, "retry") else request, doing, hints)
+
+
+def call_read(request: Any, read: Callable[[bytes], T], doing: str, hints: Mapping[str, str] | None = None) -> T:
+    """As ``call``, for a ``select`` of many rows: gives what ``read`` makes of the answer's JSON. A ValueError of its
+    says that it is none."""
+    return _retried(functools.partial(_read, read), request, doing, hints)
+
+
+def _retried(execute: Callable[[Any], T], request: Any, doing: str, hints: Mapping[str, str] | None) -> T:
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(TRIES),
         wait=_wait,
@@ -135,7 +149,7 @@ def call_response(request: Any, doing: str, hints: Mapping[str, str] | None = No
         reraise=True,
     )
     try:
-        return retrying(_execute, request)
+        return retrying(execute, request)
     except (APIError, httpx.HTTPError, _CutResponseError, _PassingStatusError) as error:
         message, code = explain(error, doing, hints), str(getattr(error, "code", None) or "")
     # Raised outside of the handler: the exception's frames and the request they hold carry the key.
@@ -147,6 +161,16 @@ def _execute(request: Any) -> Any:
     if isinstance(response.data, str) and response.data:
         raise _CutResponseError(response.data[:80])
     return response
+
+
+def _read(read: Callable[[bytes], T], request: Any) -> T:
+    response = request.request.send(httpx.Headers())
+    if not response.is_success:
+        raise APIError(_said(response.content) or generate_default_error_message(response))
+    try:
+        return read(response.content)
+    except ValueError:
+        raise _CutResponseError(response.text[:80]) from None
 
 
 def _passes(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from mf.errors import ConfigError, DataError, SupabaseError
 from mf.local.gateway import Fault
-from mf.ratings import pages, postgres, rest
+from mf.ratings import page, pages, postgres, rest
 from mf.ratings.config import IngestConfig
 from mf.ratings.ingest import ingest
 from mf.ratings.schema import read_ratings
@@ -163,6 +163,11 @@ def test_a_table_of_many_pages_is_read_whole_with_integer_ids(database, read):
     assert rows == rows_of(database, INTEGERS)
     assert (provenance.rows_read, provenance.rows_replaced) == (USERS * 20, 0)
     assert provenance.columns == {"user_id": "user_id", "movie_id": "movie_id", "rating": "rating"}
+
+
+def test_pages_without_odd_numbers_are_read_by_arrow_alone(database, read_api, monkeypatch):
+    monkeypatch.setattr(page, "from_json", {b"[]": []}.__getitem__)
+    assert read_api("by_integer")[0] == rows_of(database, INTEGERS)
 
 
 def test_uuid_ids_stay_the_strings_they_are(database, read):

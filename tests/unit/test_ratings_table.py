@@ -1,12 +1,16 @@
+import json
 from datetime import UTC, datetime
+from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from mf.errors import DataError
+from mf.errors import DataError, SupabaseError
 from mf.ratings.checks import Table, usable
 from mf.ratings.collect import Collector
-from mf.ratings.pages import bound, check_keys
+from mf.ratings.page import read_page
+from mf.ratings.pages import _ascend, bound, check_keys
 from mf.ratings.rest import _turned
 from mf.ratings.schema import read_ratings
 
@@ -18,8 +22,13 @@ def table_of(**types):
     return Table("ratings", "service_role", {name: {"type": kind} for name, kind in types.items()}, [], frozenset())
 
 
-def collect(rows, columns, key, collector):
-    ratings, bad = _turned(rows, columns, key)
+def page_of(rows, table):
+    """The page that PostgREST would give."""
+    return read_page(", \n ".join(map(json.dumps, rows)).join("[]").encode(), table, table.columns)
+
+
+def collect(rows, table, columns, key, collector):
+    ratings, bad = _turned(page_of(rows, table), columns, key)
     for row in bad:
         collector.reject(*row)
     collector.add(ratings)
@@ -86,17 +95,58 @@ def test_rows_that_cannot_be_used_are_rejected_with_their_key_and_reason_and_the
     ]
     rows = [good, *({**good, "id": 2 + i, **change} for i, (change, _) in enumerate(bad))]
     collector = Collector("table public.ratings", 1.0)
-    collect(rows, COLUMNS, ["id"], collector)
+    table = table_of(id="integer", userId="integer", movieId="string", stars="number")
+    collect(rows, table, COLUMNS, ["id"], collector)
     collector.finish(tmp_path / "ratings.parquet", tmp_path / "rejects.csv", COLUMNS)
     assert read_ratings(tmp_path / "ratings.parquet")[0].to_pylist() == [{"user_id": 7, "movie_id": "m", "rating": 4.5}]
     lines = (tmp_path / "rejects.csv").read_text().splitlines()[1:]
     assert [line.split(",")[:2] for line in lines] == [[f"row id={2 + i}", reason] for i, (_, reason) in enumerate(bad)]
 
 
+@pytest.mark.parametrize("number", [2, 0.1, None, "NaN", 10**400, 2**60 + 1])
+@pytest.mark.parametrize("separator", [", \n ", ","])
+def test_a_page_is_read_alike_whether_arrow_takes_it_or_not(number, separator):
+    table = table_of(a="integer", b="string", c="number", d="boolean")
+    texts = ["é😀", '"', "}, \n {", None]
+    rows = [{"a": i - 2**63, "b": text, "c": number, "d": i % 2 == 0} for i, text in enumerate(texts)]
+    page = read_page(separator.join(map(json.dumps, rows)).join("[]").encode(), table, ["a", "b", "c", "d"])
+    expected = number if number is None else float(str(number).lower())
+    assert page.columns.drop_columns("c").to_pylist() == [{k: row[k] for k in "abd"} for row in rows]
+    np.testing.assert_array_equal(page.columns["c"].to_pylist(), [expected] * len(rows))
+    assert page.rows() == rows
+    assert page.without(first=True).without(last=True).rows() == rows[1:-1]
+    assert page.without(first=True, last=True).key("ab", -1) == (rows[2]["a"], rows[2]["b"])
+
+
+def test_a_page_of_no_rows_has_none():
+    assert len(read_page(b"[]", table_of(a="integer"), ["a"])) == 0
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b'[{"a": 1}, \n {"a"', b'[{"a": 1}, \n {"a"}]', b"[{]}]"])
+def test_a_page_that_is_no_json_is_a_value_error(body):
+    with pytest.raises(ValueError):
+        read_page(body, table_of(a="integer"), ["a"])
+
+
+@pytest.mark.parametrize("body", [b'{"a": 1}', b"[1]", b'[{"b": 1}]', b'[{"a": 1.5}]', b'[{"a": "x"}]', b"null"])
+def test_an_answer_without_the_columns_that_were_described_says_so(body):
+    with pytest.raises(SupabaseError, match=r"cannot read table public\.ratings: the answer is no list of rows"):
+        read_page(body, table_of(a="integer"), ["a"])
+
+
+def test_rows_ascend_as_tuples_do():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        rows = rng.integers(0, 3, (rng.integers(1, 5), 3))
+        rows = rows[np.lexsort(rows.T[::-1])] if rng.random() < 0.7 else rows
+        assert _ascend(list(rows.T)) == all(a < b for a, b in pairwise(map(tuple, rows.tolist())))
+
+
 def test_an_unreadable_time_is_rejected_with_what_was_found(tmp_path):
     rows = [{"userId": 1, "movieId": i, "stars": 3, "at": at} for i, at in enumerate(["2024-02-29", "infinity"])]
     collector = Collector("table public.ratings", 1.0)
-    collect(rows, COLUMNS | {"rated_at": "at"}, ["userId", "movieId"], collector)
+    table = table_of(userId="integer", movieId="integer", stars="integer", at="string")
+    collect(rows, table, COLUMNS | {"rated_at": "at"}, ["userId", "movieId"], collector)
     collector.finish(tmp_path / "ratings.parquet", tmp_path / "rejects.csv", COLUMNS)
     kept = read_ratings(tmp_path / "ratings.parquet")[0].to_pylist()
     assert [row["rated_at"] for row in kept] == [datetime(2024, 2, 29, tzinfo=UTC)]

@@ -1,0 +1,83 @@
+"""A page of rows as the REST API gives it: JSON, read into columns."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import json
+from pydantic_core import from_json
+
+from mf.errors import SupabaseError
+from mf.ratings.checks import Row, Table, as_float
+
+# By the type that the API's description gives a column.
+ARROW = {"integer": pa.int64(), "number": pa.float64(), "string": pa.string(), "boolean": pa.bool_()}
+SEPARATOR = b", \n "  # what json_agg puts between rows; within a row's text a line break is always written as \n
+ONE_BLOCK = json.ReadOptions(use_threads=False, block_size=1 << 26)
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Rows of a table.
+
+    Args:
+        body: JSON, an array of objects.
+        columns: what ``body`` holds from its row ``start`` on; a number that no float64 holds is infinite.
+    """
+
+    body: bytes
+    columns: pa.Table
+    start: int = 0
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def key(self, names: Sequence[str], row: int) -> Key:
+        """The values of the columns ``names`` in a row, -1: the last."""
+        return tuple(self.columns[name][row].as_py() for name in names)
+
+    def without(self, first: bool = False, last: bool = False) -> "Page":
+        """All rows but the first, the last, or both."""
+        return Page(self.body, self.columns.slice(first, max(0, len(self) - first - last)), self.start + first)
+
+    def rows(self) -> list[Row]:
+        """The rows as they came."""
+        found: list[Row] = from_json(self.body)[self.start : self.start + len(self)]
+        return found
+
+
+def read_page(body: bytes, table: Table, selected: Iterable[str]) -> Page:
+    """Reads the columns ``selected`` of rows of ``table``.
+
+    Raises:
+        ValueError: ``body`` is no JSON.
+        SupabaseError: it is no array of objects with these columns, and of their types.
+    """
+    schema = pa.schema([(name, ARROW[table.columns[name]["type"]]) for name in selected])
+    # Arrow reads an object a line, and lets other threads run meanwhile; what it refuses, a careful reader tries again.
+    lines = body[1:-1].replace(SEPARATOR, b"\n")
+    options = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+    if body.startswith(b"[{") and body.endswith(b"}]"):
+        try:
+            return Page(body, json.read_json(pa.BufferReader(lines), ONE_BLOCK, options))
+        except pa.ArrowInvalid:
+            pass
+    rows = from_json(body)
+    try:
+        columns = [_column([row[field.name] for row in rows], field.type) for field in schema]
+    except (KeyError, TypeError, ValueError) as error:
+        raise SupabaseError(
+            f"cannot read {table}: the answer is no list of rows with the columns and types that the API describes "
+            f"({type(error).__name__}: {error}): is the URL a Supabase project's? If a column has changed since, run "
+            "`notify pgrst, 'reload schema';` in the SQL editor"
+        ) from None
+    return Page(body, pa.table(columns, schema))
+
+
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_floating(kind):
+        values = [None if value is None else as_float(value) for value in values]
+    return pa.array(values).cast(kind)  # which refuses what pa.array(values, kind) would cut
