@@ -68,7 +68,7 @@ def read_page(body: bytes, table: Table, selected: Iterable[str]) -> Page:
     rows = from_json(body)
     try:
         columns = [_column([row[field.name] for row in rows], field.type) for field in schema]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise SupabaseError(
             f"cannot read {table}: the answer is no list of rows with the columns and types that the API describes "
             f"({type(error).__name__}: {error}): is the URL a Supabase project's? If a column has changed since, run "

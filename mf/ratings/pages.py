@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, compress
-from operator import ge
+from itertools import chain, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -169,9 +168,7 @@ def check_keys(table: Table, key: Sequence[str], before: list[Key], keys: list[K
     if None in chain.from_iterable(keys):
         raise DataError(f"{table}: a key ({', '.join(key)}) is null: fill it, or name others with --key_columns")
     if all(table.columns[name]["type"] == "integer" for name in key):
-        ascending = [*before[-1:], *keys]
-        falls = map(ge, ascending, ascending[1:])  # in C, for the many rows there are
-        wrong = next(compress(ascending[1:], falls), None)
+        wrong = next((b for a, b in pairwise([*before[-1:], *keys]) if a >= b), None)
     elif len(set(keys)) == len(keys) and set(keys).isdisjoint(before):
         wrong = None
     else:

@@ -128,7 +128,19 @@ def test_a_page_that_is_no_json_is_a_value_error(body):
         read_page(body, table_of(a="integer"), ["a"])
 
 
-@pytest.mark.parametrize("body", [b'{"a": 1}', b"[1]", b'[{"b": 1}]', b'[{"a": 1.5}]', b'[{"a": "x"}]', b"null"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a": 1}',
+        b"[1]",
+        b'[{"b": 1}]',
+        b'[{"a": 1.5}]',
+        b'[{"a": "x"}]',
+        b'[{"a": [1]}]',
+        b'[{"a": 1180591620717411303424}]',
+        b"null",
+    ],
+)
 def test_an_answer_without_the_columns_that_were_described_says_so(body):
     with pytest.raises(SupabaseError, match=r"cannot read table public\.ratings: the answer is no list of rows"):
         read_page(body, table_of(a="integer"), ["a"])
