@@ -35,10 +35,10 @@ def submit_command(parser: Parser, argv: Sequence[str]) -> None:
     _parameter_flag(parser)
     parser.add_argument("--wait", action="store_true", help="follow the run to its end; exit with 1 when it fails")
     options = parser.parse_args(argv)
-    from pipelines import vertex
+    from pipelines.vertex.submit import follow, submit
 
-    job = vertex.submit(_settings(options), options.file, options.param)
-    if options.wait and not vertex.follow(job):
+    job = submit(_settings(options), options.file, options.param)
+    if options.wait and not follow(job):
         sys.exit(1)
 
 
@@ -51,7 +51,7 @@ def schedule_command(parser: Parser, argv: Sequence[str]) -> None:
     parser.add_argument("--cron", required=True, help='when, as five fields of cron: "0 3 * * *" is every day at three')
     parser.add_argument("--tz", default="UTC", help="time zone of --cron, for example Europe/Berlin (default: UTC)")
     options = parser.parse_args(argv)
-    from pipelines.schedules import schedule
+    from pipelines.vertex.schedules import schedule
 
     schedule(_settings(options), options.file, options.param, options.cron, options.tz, options.name)
 
@@ -60,28 +60,28 @@ def schedules_command(parser: Parser, argv: Sequence[str]) -> None:
     """Lists the schedules of the project and region."""
     _settings_flag(parser)
     options = parser.parse_args(argv)
-    from pipelines.schedules import schedules
+    from pipelines.vertex.schedules import schedules
 
     schedules(_settings(options))
 
 
 def pause_command(parser: Parser, argv: Sequence[str]) -> None:
     """Stops a schedule from starting runs, until it is resumed."""
-    from pipelines.schedules import pause
+    from pipelines.vertex.schedules import pause
 
     pause(*_schedule_named(parser, argv))
 
 
 def resume_command(parser: Parser, argv: Sequence[str]) -> None:
     """Lets a paused schedule start runs again."""
-    from pipelines.schedules import resume
+    from pipelines.vertex.schedules import resume
 
     resume(*_schedule_named(parser, argv))
 
 
 def unschedule_command(parser: Parser, argv: Sequence[str]) -> None:
     """Deletes a schedule."""
-    from pipelines.schedules import unschedule
+    from pipelines.vertex.schedules import unschedule
 
     unschedule(*_schedule_named(parser, argv))
 
@@ -90,7 +90,7 @@ def doctor_command(parser: Parser, argv: Sequence[str]) -> None:
     """Looks at all that a run on Vertex AI needs, and says what is missing and what to run."""
     _settings_flag(parser)
     options = parser.parse_args(argv)
-    from pipelines import doctor
+    from pipelines.vertex import doctor
 
     if not doctor.examine(options.settings, os.environ):
         sys.exit(1)
@@ -102,7 +102,8 @@ def run_command(parser: Parser, argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     if options.ratings and options.import_table:
         raise ConfigError("--ratings and --import_table are both given, expected one of them")
-    from pipelines import laptop, sources
+    from pipelines.laptop import sources
+    from pipelines.laptop.run import run
 
     parameters = _local_parameters(options.param)
     if options.import_table:
@@ -111,14 +112,14 @@ def run_command(parser: Parser, argv: Sequence[str]) -> None:
         source = sources.file(options.ratings, parameters)
     else:
         source = sources.sample(options.home)
-    laptop.run(source, parameters, options.home)
+    run(source, parameters, options.home)
 
 
 def seed_command(parser: Parser, argv: Sequence[str]) -> None:
     """Fills a table of the embedded Supabase from a file of ratings, or from the sample."""
     _source_flags(parser, "the table to make anew", default="ratings")
     options = parser.parse_args(argv)
-    from pipelines import sources
+    from pipelines.laptop import sources
 
     print(sources.seed(options.import_table, options.ratings, _local_parameters(options.param), options.home))
 
@@ -127,7 +128,7 @@ def demo_command(parser: Parser, argv: Sequence[str]) -> None:
     """Serves a page to play with on the sample's recommendations, until Ctrl-C."""
     _home_flag(parser)
     options = parser.parse_args(argv)
-    from pipelines.demo import demo
+    from pipelines.laptop.demo import demo
 
     demo(options.home)
 
@@ -140,7 +141,7 @@ def images_command(parser: Parser, argv: Sequence[str]) -> None:
     parser.add_argument("--torch_index", default="", help="address of an index of CPU builds of torch")
     options = parser.parse_args(argv)
     from pipelines import settings
-    from pipelines.images import make_images
+    from pipelines.vertex.images import make_images
 
     made = make_images(
         _settings(options),

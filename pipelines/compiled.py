@@ -11,10 +11,10 @@ from kfp import compiler
 
 from mf.errors import ConfigError
 from mf.files import written_aside
-from pipelines import machines
 from pipelines.parameters import Definitions, complete, parse
 from pipelines.settings import Settings
 from pipelines.training import NAME, build
+from pipelines.vertex import machines
 
 DEFAULT_COMPILED = Path(__file__).parents[1] / "build" / f"{NAME}.yaml"
 

@@ -17,7 +17,7 @@ from mf.files import written_aside
 from mf.supabase.credentials import is_address
 from mf.version import git_sha
 from pipelines import leaks
-from pipelines.machines import REGIONS
+from pipelines.vertex.machines import REGIONS
 
 RESOURCE = r"^(projects/[^/\s]+/secrets/[\w-]+(/versions/[\w-]+)?)?$"
 DIGEST = r"^([^\s@]+@sha256:[0-9a-f]{64})?$"

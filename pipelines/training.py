@@ -21,7 +21,7 @@ from mf.train import DEFAULT_SOLVER, SOLVERS_OWN
 from pipelines.describe import described
 from pipelines.parameters import with_defaults
 from pipelines.settings import Settings
-from pipelines.spot import train_on_spot
+from pipelines.vertex.spot import train_on_spot
 
 NAME = "mf-training"
 

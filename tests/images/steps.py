@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT))
 from kfp.local.status import Status  # noqa: E402
 from kfp.local.subprocess_task_handler import SubprocessTaskHandler  # noqa: E402
 
-from pipelines import laptop, sources  # noqa: E402
+from pipelines.laptop import run as laptop  # noqa: E402
+from pipelines.laptop import sources  # noqa: E402
 
 # Imported by no step of this run and left in the image all the same.
 KEPT = {

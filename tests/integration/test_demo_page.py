@@ -36,7 +36,7 @@ from mf.supabase.export import export
 from mf.supabase.recommend import recommend_from_ratings, recommend_movies, similar_movies
 from mf.supabase.schema import migration
 from mf.train import train
-from pipelines import demo
+from pipelines.laptop import demo
 
 ROOT = Path(__file__).parents[2]
 HTTP = httpx.Client(trust_env=False, verify=False, timeout=30)

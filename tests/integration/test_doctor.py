@@ -18,10 +18,10 @@ from mf.local import LocalSupabase
 from mf.local.gateway import Fault
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
-from pipelines import doctor
 from pipelines.compiled import definitions
-from pipelines.doctor import images
-from pipelines.doctor.finding import Finding
+from pipelines.vertex import doctor
+from pipelines.vertex.doctor import images
+from pipelines.vertex.doctor.finding import Finding
 
 REGISTRY = "europe-west4-docker.pkg.dev/p1/mf"
 BUCKET_COMMAND = "gcloud storage buckets create gs://mf-bucket --project=p1 --location=europe-west4"

@@ -30,8 +30,8 @@ from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.recommend import recommend_movies
 from mf.supabase.schema import migration
-from pipelines import laptop
-from pipelines.laptop import environment, run_steps
+from pipelines.laptop import run as laptop
+from pipelines.laptop.run import environment, run_steps
 from pipelines.settings import Settings
 
 # Ratings are planted with biases and two factors, of which a model of one factor finds half.

@@ -27,7 +27,7 @@ from mf.supabase.credentials import Credentials
 from mf.supabase.recommend import recommend_movies
 from mf.supabase.schema import migration
 from pipelines.compiled import compile_pipeline
-from pipelines.laptop import environment, run_steps
+from pipelines.laptop.run import environment, run_steps
 from pipelines.settings import Settings
 
 ROOT = Path(__file__).parents[2]

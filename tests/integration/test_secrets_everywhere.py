@@ -29,7 +29,7 @@ from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
 from pipelines.__main__ import main
-from pipelines.laptop import environment, run_steps
+from pipelines.laptop.run import environment, run_steps
 
 __all__ = ["asked", "server"]  # fixtures
 

@@ -9,7 +9,7 @@ from mf.errors import ConfigError
 from mf.local import LocalSupabase
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
-from pipelines import sources
+from pipelines.laptop import sources
 
 RATINGS = "userId,movieId,rating\n" + "".join(f"u{i % 7},{i},3.5\n" for i in range(30))
 

@@ -12,10 +12,10 @@ from fake_vertex import FakeVertex, Fault, Request, fake_vertex, send_sdk_to
 from google.cloud import storage
 from google.cloud.aiplatform import base
 
-from pipelines import vertex as pipelines_vertex
 from pipelines.__main__ import main
 from pipelines.compiled import compile_pipeline
 from pipelines.settings import Settings
+from pipelines.vertex import submit as pipelines_vertex
 
 SETTINGS = {
     "project": "p1",

@@ -6,8 +6,9 @@ import pytest
 
 from mf.errors import SupabaseError
 from mf.local.tools import SUPABASE_JS
-from pipelines import demo, laptop
 from pipelines.__main__ import main
+from pipelines.laptop import demo
+from pipelines.laptop import run as laptop
 
 
 @pytest.fixture

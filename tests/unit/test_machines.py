@@ -7,8 +7,8 @@ from google.cloud.aiplatform.constants.base import SUPPORTED_REGIONS
 from google.cloud.aiplatform_v1.types import AcceleratorType
 
 from mf.errors import ConfigError
-from pipelines import machines
-from pipelines.machines import GPUS, REGIONS, STEPS
+from pipelines.vertex import machines
+from pipelines.vertex.machines import GPUS, REGIONS, STEPS
 
 ASKED: dict[str, Any] = {
     **{f"{step}_cpu": "4" for step in STEPS},

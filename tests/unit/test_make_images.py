@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from mf.errors import ConfigError, MfError
-from pipelines import images
 from pipelines.__main__ import main
 from pipelines.settings import DEFAULT_FILE, Settings
+from pipelines.vertex import images
 
 SETTINGS = Settings(image_repository="registry.example/team/mf", project="films")
 CPU, GPU = (f"registry.example/team/mf/mf-python-{kind}:abc123" for kind in ("cpu", "gpu"))

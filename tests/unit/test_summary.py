@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from pipelines.summary import example, tell
+from pipelines.laptop.summary import example, tell
 
 
 def table(users: list[int], movies: list[int], ratings: list[float]) -> pa.Table:

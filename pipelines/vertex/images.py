@@ -14,7 +14,7 @@ from mf.errors import ConfigError, MfError
 from mf.version import git_sha
 from pipelines.settings import Settings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KINDS = ("cpu", "gpu")
 PLATFORM = "linux/amd64"  # of Vertex AI's machines
 SOURCES = (".dockerignore", "LICENSE", "images", "mf", "requirements")  # what an image is made of

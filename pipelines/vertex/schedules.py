@@ -13,10 +13,10 @@ from google.cloud import aiplatform
 from google.cloud.aiplatform import PipelineJobSchedule
 
 from mf.errors import ConfigError, MfError
-from pipelines.cron import Cron, time_zone
 from pipelines.settings import Settings
 from pipelines.training import NAME
-from pipelines.vertex import checked, make_job, print_machines, refused, require
+from pipelines.vertex.cron import Cron, time_zone
+from pipelines.vertex.submit import checked, make_job, print_machines, refused, require
 
 CONTENT = "content"  # label of the runs: a hash of all that the schedule runs
 

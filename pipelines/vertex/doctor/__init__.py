@@ -9,13 +9,13 @@ import httpx
 from pydantic import SecretStr
 
 from mf.errors import ConfigError
-from pipelines import machines
 from pipelines.compiled import definitions
-from pipelines.doctor import cloud, machine, supabase
-from pipelines.doctor.finding import Finding, missing, ok, run
-from pipelines.doctor.google import Google
 from pipelines.parameters import complete, parse
 from pipelines.settings import Settings
+from pipelines.vertex import machines
+from pipelines.vertex.doctor import cloud, machine, supabase
+from pipelines.vertex.doctor.finding import Finding, missing, ok, run
+from pipelines.vertex.doctor.google import Google
 
 NEEDED = ("project", "region", "pipeline_root", "supabase_url", "supabase_key_secret")
 

@@ -4,9 +4,9 @@ OCI's distribution specification, which Artifact Registry speaks."""
 import re
 import subprocess
 
-from pipelines.doctor.finding import Finding, missing, ok, unknown
-from pipelines.doctor.google import Answer, Google
-from pipelines.images import ROOT, SOURCES
+from pipelines.vertex.doctor.finding import Finding, missing, ok, unknown
+from pipelines.vertex.doctor.google import Answer, Google
+from pipelines.vertex.images import ROOT, SOURCES
 
 LABEL = "org.opencontainers.image.revision"
 MANIFESTS = (

@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 
-from pipelines.doctor.finding import Check, Finding, HaltError, missing, ok, unknown
-from pipelines.doctor.google import Google
-from pipelines.doctor.images import image
 from pipelines.settings import Settings
+from pipelines.vertex.doctor.finding import Check, Finding, HaltError, missing, ok, unknown
+from pipelines.vertex.doctor.google import Google
+from pipelines.vertex.doctor.images import image
 
 # cloudresourcemanager: the SDK asks it for the project's number; iam and serviceusage: what is asked here.
 APIS = (

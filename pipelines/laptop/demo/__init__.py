@@ -14,7 +14,8 @@ from mf.local.gateway import Page
 from mf.local.tools import default_cache, supabase_js
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
-from pipelines import laptop, sources
+from pipelines.laptop import run as laptop
+from pipelines.laptop import sources
 
 FOLDER = Path(__file__).parent
 SCHEMA = SchemaConfig(user_id_type="uuid", movie_id_type="bigint", ratings_table="ratings", public_read="movies")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.steplog import StepLog
+from pipelines.laptop.step_log import StepLog
 
 # What kfp.local printed of a run, shortened; the colours are its own.
 STARTED = """\

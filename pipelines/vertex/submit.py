@@ -15,11 +15,11 @@ from google.cloud import aiplatform, storage  # type: ignore[attr-defined]
 import mf
 from mf.errors import ConfigError, MfError
 from mf.version import git_sha
-from pipelines import machines
 from pipelines.compiled import check_current, definitions_in
 from pipelines.parameters import complete, parse
 from pipelines.settings import Settings
 from pipelines.training import NAME
+from pipelines.vertex import machines
 
 NEEDED = ("project", "region", "pipeline_root", "supabase_key_secret")
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED", "PAUSED")

@@ -147,7 +147,7 @@ def check(parameters: Mapping[str, Any], region: str = "") -> None:
     if region and GPUS[name].regions and region not in GPUS[name].regions:
         raise ConfigError(
             f"region {region} has no {name}; those that have are {', '.join(sorted(GPUS[name].regions))}; "
-            "a newer one can be added in pipelines/machines.py"
+            "a newer one can be added in pipelines/vertex/machines.py"
         )
 
 

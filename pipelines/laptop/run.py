@@ -20,10 +20,10 @@ from kfp import local
 from mf.errors import MfError
 from mf.local import LocalSupabase
 from mf.supabase.schema import migration
+from pipelines.laptop.sources import Source
+from pipelines.laptop.step_log import StepLog
+from pipelines.laptop.summary import summarise
 from pipelines.settings import Settings
-from pipelines.sources import Source
-from pipelines.steplog import StepLog
-from pipelines.summary import summarise
 from pipelines.training import NAME, build
 
 KEPT_RUNS = 3  # of each source

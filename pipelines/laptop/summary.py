@@ -17,7 +17,7 @@ from mf.supabase.client import connect
 from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.recommend import published_run, recommend_movies, similar_movies
-from pipelines.sources import Source
+from pipelines.laptop.sources import Source
 
 SHOWN = 5
 LABELS = {"global_mean": "global mean", "user_movie_bias": "user + movie biases", "model": "this model"}

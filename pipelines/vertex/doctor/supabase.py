@@ -19,7 +19,7 @@ from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
 from mf.supabase.schema import command, migration
-from pipelines.doctor.finding import Check, Finding, HaltError, missing, ok, unknown
+from pipelines.vertex.doctor.finding import Check, Finding, HaltError, missing, ok, unknown
 
 TIMEOUT_S = 8.0
 KEY = "set SUPABASE_KEY to the project's secret key (sb_secret_…), or correct the secret that holds it"

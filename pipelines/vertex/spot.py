@@ -6,8 +6,8 @@ from typing import Any
 from kfp import dsl
 
 import components
-from pipelines.machines import train_machine
 from pipelines.settings import Settings
+from pipelines.vertex.machines import train_machine
 
 
 def train_on_spot(settings: Settings, machine: Mapping[str, Any]) -> Any:
