@@ -8,7 +8,7 @@ from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
 from mf.biases import Floats, Ints
 from mf.evaluation.bootstrap import Interval, interval, per_user, resampled
-from mf.evaluation.parts import Side
+from mf.evaluation.encoded import Side
 
 MAX_RATING_BINS = 20
 

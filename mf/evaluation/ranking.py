@@ -14,7 +14,7 @@ from mf.biases import Floats, Ints
 from mf.evaluation.accuracy import deciles
 from mf.evaluation.bootstrap import Interval, interval, resampled
 from mf.evaluation.config import EvaluateConfig
-from mf.evaluation.parts import Parts
+from mf.evaluation.encoded import Parts
 from mf.evaluation.topk import by_order, by_vectors
 from mf.model import TrainedModel
 
