@@ -1,4 +1,4 @@
-"""The training and the test part as numbers: users and movies counted from 0."""
+"""Training and test ratings with user and movie ids encoded as row numbers."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -15,78 +15,85 @@ from mf.ratings.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Side:
-    """The users of both parts, or the movies."""
+class EncodedIds:
+    """One id column (users or movies) of the training and the test part."""
 
-    seen: Vocabulary  # ids of the training part; their rows are those of all that is fitted to it
-    train: Ints  # of each training rating, the row of its user
-    ids: pa.Array  # of the test part, each once
-    test: Ints  # of each test rating, the place of its user in ``ids``
-    rows: Ints  # of each of ``ids``, the row among ``seen``, -1 when unseen
+    vocabulary: Vocabulary  # distinct ids of the training part
+    train_rows: Ints  # int32[training ratings], row in ``vocabulary``
+    test_ids: pa.Array  # distinct ids of the test part, sorted
+    test_index: Ints  # int32[test ratings], index into ``test_ids``
+    test_id_rows: Ints  # int64[len(test_ids)], row in ``vocabulary``; -1: cold start, no training rating
 
     @classmethod
     def of(cls, train: pa.ChunkedArray, test: pa.ChunkedArray) -> Self:
-        seen, rows = Vocabulary.encode(train)
-        found, places = Vocabulary.encode(test)
-        return cls(seen, rows, found.ids, places, seen.rows(found.ids))
+        """Encodes the id column of both parts.
+
+        Raises:
+            DataError: one part has integer ids and the other has text.
+        """
+        vocabulary, train_rows = Vocabulary.encode(train)
+        in_test, test_index = Vocabulary.encode(test)
+        return cls(vocabulary, train_rows, in_test.ids, test_index, vocabulary.rows(in_test.ids))
 
     @property
     def test_rows(self) -> Ints:
-        """Of each test rating, the row of its user, -1 when unseen."""
-        return self.rows[self.test]
+        """int64[test ratings], row in ``vocabulary``; -1: cold start."""
+        return self.test_id_rows[self.test_index]
 
     @property
-    def ratings(self) -> Ints:
-        """Of each of ``ids``, how many training ratings it has."""
-        # Row -1 reads the zero that is appended.
-        return np.append(np.bincount(self.train, minlength=len(self.seen)), 0)[self.rows]
+    def train_counts(self) -> Ints:
+        """int64[len(test_ids)], number of training ratings per test id."""
+        # Row -1 reads the appended zero.
+        return np.append(np.bincount(self.train_rows, minlength=len(self.vocabulary)), 0)[self.test_id_rows]
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Both parts, and what users have rated beside the training part."""
+class EncodedRatings:
+    """Training and test part, encoded; the validation part as it came."""
 
-    users: Side
-    movies: Side
+    users: EncodedIds
+    movies: EncodedIds
     train_ratings: npt.NDArray[np.float32]
     test_ratings: npt.NDArray[np.float32]
     validation: pa.Table | None
 
     @classmethod
     def of(cls, train: pa.Table, test: pa.Table, validation: pa.Table | None = None) -> Self:
-        """Raises:
-        DataError: a part is empty, or its ids are of other types.
+        """Encodes tables of ratings (``mf.ratings.schema``).
+
+        Raises:
+            DataError: the training or the test part is empty, or their ids are of different types.
         """
         if len(test) == 0:
             raise DataError(f"the test part is empty (the training part has {len(train):,} ratings): raise test_size")
         if len(train) == 0:
             raise DataError(f"the training part is empty (the test part has {len(test):,} ratings): lower test_size")
-        users, movies = (Side.of(train[column], test[column]) for column in (USER, MOVIE))
+        users, movies = (EncodedIds.of(train[column], test[column]) for column in (USER, MOVIE))
         return cls(users, movies, train[RATING].to_numpy(), test[RATING].to_numpy(), validation)
 
-    def rated(self) -> csr_array:
-        """Test users × movies of the training part: what each has rated in the training and the validation part."""
-        # Of each user of the training part, the place among the test part's.
-        places = np.full(len(self.users.seen), -1, np.int32)
-        known = self.users.rows >= 0
-        places[self.users.rows[known]] = np.flatnonzero(known)
-        users, movies = places[self.users.train], self.movies.train
+    def already_rated(self) -> csr_array:
+        """bool[test users, training movies]: rated in the training or the validation part."""
+        index = np.full(len(self.users.vocabulary), -1, np.int32)  # training user -> test user
+        in_train = self.users.test_id_rows >= 0
+        index[self.users.test_id_rows[in_train]] = np.flatnonzero(in_train)
+        users, movies = index[self.users.train_rows], self.movies.train_rows
         if self.validation is not None:
-            more = Vocabulary(self.users.ids).rows(self.validation[USER])
+            more = Vocabulary(self.users.test_ids).rows(self.validation[USER])
             users = np.concatenate([users, more])
-            movies = np.concatenate([movies, self.movies.seen.rows(self.validation[MOVIE])])
-        return self._pairs(users, movies)
+            movies = np.concatenate([movies, self.movies.vocabulary.rows(self.validation[MOVIE])])
+        return self._matrix(users, movies)
 
     def relevant(self, threshold: float) -> csr_array:
-        """Test users × movies of the training part: what each has rated ``threshold`` or higher in the test part."""
+        """bool[test users, training movies]: rated ``threshold`` or higher in the test part."""
         liked = self.test_ratings >= threshold
-        return self._pairs(self.users.test[liked], self.movies.test_rows[liked])
+        return self._matrix(self.users.test_index[liked], self.movies.test_rows[liked])
 
-    def wanted(self, threshold: float) -> Ints:
-        """Of each test user, the test ratings of ``threshold`` or higher, those of unseen movies included."""
-        return np.bincount(self.users.test[self.test_ratings >= threshold], minlength=len(self.users.ids))
+    def relevant_counts(self, threshold: float) -> Ints:
+        """int64[test users], test ratings of ``threshold`` or higher, cold-start movies included."""
+        return np.bincount(self.users.test_index[self.test_ratings >= threshold], minlength=len(self.users.test_ids))
 
-    def _pairs(self, users: Ints, movies: Ints) -> csr_array:
+    def _matrix(self, users: Ints, movies: Ints) -> csr_array:
+        """bool[test users, training movies], true at these pairs; a pair with a -1 is left out."""
         both = (users >= 0) & (movies >= 0)
-        shape = len(self.users.ids), len(self.movies.seen)
+        shape = len(self.users.test_ids), len(self.movies.vocabulary)
         return csr_array((np.ones(both.sum(), np.bool_), (users[both], movies[both])), shape)
