@@ -21,17 +21,13 @@ def evaluate(
     min_movies: int,
     force_publish: bool,
 ) -> str:
-    """Scores the model on the test part beside the baselines and the published run, writes the report, and decides
-    whether the model is good enough: "publish" or "refuse"."""
+    """Evaluates the model beside baselines and the published run, writes the report and returns the gate's verdict:
+    "publish" or "refuse"."""
     from pathlib import Path
 
     from mf.errors import reported
-    from mf.evaluation.champion import compare
     from mf.evaluation.config import EvaluateConfig, GateConfig
-    from mf.evaluation.evaluate import evaluate
-    from mf.evaluation.examples import examples
-    from mf.evaluation.gate import decide
-    from mf.evaluation.report import Report, verdict, write_report
+    from mf.evaluation.judge import judge
     from mf.files import written_aside
     from mf.model import TrainedModel
     from mf.ratings.schema import read_ratings
@@ -51,46 +47,34 @@ def evaluate(
             min_movies=min_movies,
             force_publish=force_publish,
         )
-        # Before anything else: a missing key would be found out minutes later.
-        destination = Destination.find(supabase_url)
-        fitted = TrainedModel.load(Path(model.path))
-        fitted.module.to(pick_device(use_cuda=True)[0])
-        seen, provenance = read_ratings(Path(train_ratings.path))
-        steered, _ = read_ratings(Path(validation_ratings.path))
+        # First, so that a missing key fails within seconds and not after the evaluation.
+        target = Destination.find(supabase_url)
+        trained = TrainedModel.load(Path(model.path))
+        trained.module.to(pick_device(use_cuda=True)[0])
+        train, provenance = read_ratings(Path(train_ratings.path))
+        validation, _ = read_ratings(Path(validation_ratings.path))
         test, _ = read_ratings(Path(test_ratings.path))
-        result = evaluate(seen, test, fitted, config, steered)
-        comparison = compare(fitted, test, destination)
-        decision = decide(result, comparison, gate, users=len(fitted.users), movies=len(fitted.movies))
-        facts = {
-            "ratings": provenance.summary(),
-            "model": f"{fitted.run_id}, solver {fitted.solver}, {fitted.module.factors} factors",
-            "trained on": f"{len(seen):,} ratings of {len(fitted.users):,} users and {len(fitted.movies):,} movies",
-            "hash of these": provenance.content_hash,
-            "code": fitted.git_sha,
-        }
-        users = examples(seen, steered, test, fitted, titles_beside(provenance.source))
-        judged = Report(result, decision, comparison, users, fitted.metrics["epochs"], facts)
-        write_report(judged, Path(report.path), Path(evaluation.path))
-        # In the folder of the run, where the step that ends it looks.
-        with written_aside(Path(report.path).parents[1] / "verdict.txt") as aside:
-            aside.write_text(decision.summary())
-    scores = {"": result.model, "global_mean_": result.global_mean, "user_movie_bias_": result.user_movie_bias}
-    for name, score in scores.items():
-        metrics.log_metric(f"{name}rmse", float(score.rmse))
-        metrics.log_metric(f"{name}mae", float(score.mae))
-    for name, lists in {"": result.ranking.model, "popularity_": result.ranking.popularity}.items():
-        if lists:
-            metrics.log_metric(f"{name}ndcg", lists.ndcg)
-            metrics.log_metric(f"{name}hit_rate", lists.hit_rate)
-    if comparison and comparison.figures:
-        metrics.log_metric("champion_rmse", comparison.figures.champion_rmse)
-        metrics.log_metric("rmse_above_champion", comparison.figures.difference)
-    metrics.log_metric("test_rows", result.test_rows)
-    metrics.log_metric("unseen_users", result.unseen_users.ids)
-    metrics.log_metric("unseen_movies", result.unseen_movies.ids)
-    metrics.log_metric("publish", int(decision.publish))
+        judgement = judge(
+            trained,
+            train,
+            test,
+            validation,
+            html=Path(report.path),
+            document=Path(evaluation.path),
+            target=target,
+            config=config,
+            gate=gate,
+            titles=titles_beside(provenance.source),
+            provenance=provenance,
+        )
+        decision = judgement.decision
+        # In the folder of the run, where the notify step reads it.
+        with written_aside(Path(report.path).parents[1] / "verdict.txt") as temporary:
+            temporary.write_text(decision.summary())
+    for name, value in judgement.metrics().items():
+        metrics.log_metric(name, value)
     evaluation.metadata.update(metrics.metadata, decision=decision.summary())
-    report.metadata.update(rmse=float(result.model.rmse), run_id=fitted.run_id, decision=decision.summary())
-    print(verdict(result))
-    print(decision.summary())
+    report.metadata.update(rmse=judgement.evaluation.model["rmse"], run_id=trained.run_id, decision=decision.summary())
+    for line in judgement.log_lines():
+        print(line)
     return decision.verdict

@@ -1,46 +1,35 @@
-"""How far predicted ratings are from the actual ones, beside two baselines: overall and where the errors lie."""
+"""Errors of predicted ratings beside two baselines: overall, per group of ratings, calibration, distribution."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
 from mf.biases import Floats, Ints
-from mf.evaluation.bootstrap import Interval, interval, per_user, resampled
-from mf.evaluation.parts import Side
+from mf.evaluation.bootstrap import Interval, bootstrap_ratios, percentile_interval, sum_per_user
+from mf.evaluation.encoded import EncodedIds
+from mf.evaluation.metrics import RATING_METRICS, RMSE, Scores
 
 MAX_RATING_BINS = 20
 
 
 @dataclass(frozen=True)
-class Score:
-    """Errors over a set of test ratings, in rating units (Herlocker et al., "Evaluating Collaborative Filtering
-    Recommender Systems", 2004, section 4.1)."""
+class ColdStart:
+    """Test ratings of users, or of movies, without a training rating."""
 
-    rmse: float  # root mean squared error
-    mae: float  # mean absolute error
-    rmse_interval: Interval | None = None  # None with one user alone, and without bootstrap
-    mae_interval: Interval | None = None
-
-
-@dataclass(frozen=True)
-class Unseen:
-    """The test part's users, or movies, that have no rating in the training part (cold start)."""
-
-    ids: int  # distinct ids
-    rows: int  # test ratings with one of them
-    rmse: float | None  # of the model on those ratings; None when there are none, as what follows
+    ids: int  # distinct users, or movies
+    rows: int  # their test ratings
+    rmse: float | None  # of the model on these ratings; None without any, as are the next two
     baseline_rmse: float | None = None  # of user + movie biases
     global_mean_rmse: float | None = None
 
 
 @dataclass(frozen=True)
 class CountBin:
-    """Test ratings of users, or of movies, that are alike in how many ratings they have in the training part."""
+    """Test ratings of users, or of movies, with similar numbers of training ratings."""
 
-    from_ratings: int  # training ratings of the one that has least
-    to_ratings: int  # and of the one that has most
+    from_ratings: int  # least number of training ratings in this bin
+    to_ratings: int  # largest number
     rows: int  # test ratings
     rmse: float  # of the model
     baseline_rmse: float  # of user + movie biases
@@ -48,7 +37,7 @@ class CountBin:
 
 @dataclass(frozen=True)
 class RatingBin:
-    """What was predicted where the actual rating was ``from_rating`` to ``to_rating`` (equal for one value)."""
+    """Predictions for test ratings of ``from_rating`` to ``to_rating`` (equal where the bin is one value)."""
 
     from_rating: float
     to_rating: float
@@ -63,8 +52,8 @@ class RatingBin:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Test ratings that were predicted alike: calibrated predictions are right on average wherever they lie (the
-    reliability diagram, Murphy and Winkler 1977, for a mean in place of a probability)."""
+    """Test ratings with similar predictions: a calibrated model's predictions are right on average in every bin (the
+    reliability diagram of Murphy and Winkler, 1977, for a mean in place of a probability)."""
 
     from_predicted: float
     to_predicted: float
@@ -75,8 +64,8 @@ class CalibrationBin:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Test ratings and their predictions, counted in the same bins: ``edges[i]`` ≤ rating < ``edges[i + 1]``, the last
-    edge included."""
+    """Histograms of actual and predicted ratings with the same bins: ``edges[i]`` ≤ rating < ``edges[i + 1]``; the
+    last bin includes its upper edge."""
 
     edges: tuple[float, ...]
     actual: tuple[int, ...]
@@ -84,99 +73,99 @@ class Distribution:
     baseline: tuple[int, ...]  # predicted by user + movie biases
 
 
-def scores(
+def score_ratings(
     users: Ints, actual: Floats, predictions: list[Floats], samples: int, seed: int
-) -> tuple[list[Score], Interval | None]:
-    """The errors of several predictions, and the interval of the first one's RMSE less the last one's, all from the
-    same draws of users.
+) -> tuple[list[Scores], Interval | None]:
+    """The rating metrics of several predictors, all intervals from the same draws of users (Herlocker et al.,
+    "Evaluating Collaborative Filtering Recommender Systems", 2004, section 4.1).
 
     Args:
-        users: the user of each rating, 0 … users - 1, each of which occurs.
-        predictions: float64[N] each; scored as they are.
-        samples: draws for the intervals; 0: none.
-        seed: of the draws.
+        users: int[N], the user of each rating, 0 … users - 1, each of whom occurs.
+        actual: float64[N].
+        predictions: float64[N] per predictor; scored unchanged.
+        samples: bootstrap samples; 0: no intervals.
+        seed: seed of the bootstrap.
+
+    Returns:
+        The scores of each predictor, and the interval of the first one's RMSE minus the last one's.
     """
-    errors = [predicted - actual for predicted in predictions]
-    sums = np.column_stack([per_user(users, part) for error in errors for part in (error**2, np.abs(error))])
-    weights = per_user(users)
-    draws = resampled(sums, weights, samples, seed)
-    rmses, maes = np.sqrt(draws[:, ::2]), draws[:, 1::2]
-    found = [
-        Score(
-            rmse(actual, predicted),
-            float(mean_absolute_error(actual, predicted)),
-            interval(rmses[:, i], len(weights)),
-            interval(maes[:, i], len(weights)),
+    n = len(RATING_METRICS)
+    losses = [metric.loss(predicted - actual) for predicted in predictions for metric in RATING_METRICS]
+    weights = sum_per_user(users)
+    sums = np.column_stack([sum_per_user(users, loss) for loss in losses])
+    mean_losses = bootstrap_ratios(sums, weights, samples, seed)
+    draws = [RATING_METRICS[i % n].outer(mean_losses[:, i]) for i in range(len(losses))]
+    scores = [
+        Scores(
+            {metric.name: metric.of(actual, predicted) for metric in RATING_METRICS},
+            {
+                metric.name: percentile_interval(draws[i * n + j], len(weights))
+                for j, metric in enumerate(RATING_METRICS)
+            },
         )
         for i, predicted in enumerate(predictions)
     ]
-    return found, interval(rmses[:, 0] - rmses[:, -1], len(weights))
+    first, last = (i * n + RATING_METRICS.index(RMSE) for i in (0, len(predictions) - 1))
+    return scores, percentile_interval(draws[first] - draws[last], len(weights))
 
 
-def rmse(actual: Floats, predicted: Floats) -> float:
-    """Root mean squared error. In float64: scikit-learn would otherwise sum millions of squares in float32."""
-    return float(root_mean_squared_error(actual, predicted))
-
-
-def unseen(side: Side, actual: Floats, predicted: Floats, baseline: Floats, global_mean: Floats) -> Unseen:
-    """Of the users, or of the movies."""
-    here = side.test_rows < 0
-    if not here.any():
-        return Unseen(0, 0, None)
-    found = [rmse(actual[here], predictions[here]) for predictions in (predicted, baseline, global_mean)]
-    return Unseen(int((side.rows < 0).sum()), int(here.sum()), *found)
+def cold_start(ids: EncodedIds, actual: Floats, predicted: Floats, baseline: Floats, global_mean: Floats) -> ColdStart:
+    """RMSE on the ratings of users, or of movies, without a training rating."""
+    cold = ids.test_rows < 0
+    if not cold.any():
+        return ColdStart(0, 0, None)
+    rmses = [RMSE.of(actual[cold], predictions[cold]) for predictions in (predicted, baseline, global_mean)]
+    return ColdStart(int((ids.test_id_rows < 0).sum()), int(cold.sum()), *rmses)
 
 
 def deciles(values: Floats | Ints) -> Floats | Ints:
-    """The highest value of each tenth of ``values``, ascending; equal values stay together, so that there may be fewer
-    than ten."""
+    """The highest value of each tenth of ``values``, ascending; at most ten, since equal values stay together."""
     return np.unique(np.quantile(values, np.arange(1, 11) / 10, method="inverted_cdf"))
 
 
-def by_count(side: Side, actual: Floats, predicted: Floats, baseline: Floats) -> tuple[CountBin, ...]:
-    """Deciles of the test part's users, or of its movies, by training ratings."""
-    of_row = side.ratings[side.test]
-    bins = np.searchsorted(deciles(side.ratings), of_row)
+def by_count(ids: EncodedIds, actual: Floats, predicted: Floats, baseline: Floats) -> tuple[CountBin, ...]:
+    """Deciles of the test part's users, or of its movies, by number of training ratings."""
+    counts = ids.train_counts[ids.test_index]
+    bins = np.searchsorted(deciles(ids.train_counts), counts)
     return tuple(
         CountBin(
-            from_ratings=int(of_row[here].min()),
-            to_ratings=int(of_row[here].max()),
+            from_ratings=int(counts[here].min()),
+            to_ratings=int(counts[here].max()),
             rows=int(here.sum()),
-            rmse=rmse(actual[here], predicted[here]),
-            baseline_rmse=rmse(actual[here], baseline[here]),
+            rmse=RMSE.of(actual[here], predicted[here]),
+            baseline_rmse=RMSE.of(actual[here], baseline[here]),
         )
-        for here in _members(bins)
+        for here in _masks(bins)
     )
 
 
 def by_rating(actual: Floats, predicted: Floats, baseline: Floats) -> tuple[RatingBin, ...]:
-    """One bin for each actual value or, when there are more than ``MAX_RATING_BINS``, bins of equal width."""
+    """One bin per actual value or, with more than ``MAX_RATING_BINS`` values, bins of equal width."""
     values = np.unique(actual)
     if len(values) > MAX_RATING_BINS:
         bins = np.digitize(actual, np.linspace(values[0], values[-1], MAX_RATING_BINS + 1)[1:-1])
     else:
         bins = np.searchsorted(values, actual)
-    found = []
-    for here in _members(bins):
-        p10, p90 = np.percentile(predicted[here], [10, 90])
-        found.append(
-            RatingBin(
-                from_rating=float(actual[here].min()),
-                to_rating=float(actual[here].max()),
-                rows=int(here.sum()),
-                mean=float(predicted[here].mean()),
-                p10=float(p10),
-                p90=float(p90),
-                rmse=rmse(actual[here], predicted[here]),
-                baseline_mean=float(baseline[here].mean()),
-                baseline_rmse=rmse(actual[here], baseline[here]),
-            )
-        )
-    return tuple(found)
+    return tuple(_rating_bin(actual[here], predicted[here], baseline[here]) for here in _masks(bins))
+
+
+def _rating_bin(actual: Floats, predicted: Floats, baseline: Floats) -> RatingBin:
+    p10, p90 = np.percentile(predicted, [10, 90])
+    return RatingBin(
+        from_rating=float(actual.min()),
+        to_rating=float(actual.max()),
+        rows=len(actual),
+        mean=float(predicted.mean()),
+        p10=float(p10),
+        p90=float(p90),
+        rmse=RMSE.of(actual, predicted),
+        baseline_mean=float(baseline.mean()),
+        baseline_rmse=RMSE.of(actual, baseline),
+    )
 
 
 def calibration(actual: Floats, predicted: Floats) -> tuple[CalibrationBin, ...]:
-    """Deciles by predicted rating."""
+    """Mean prediction and mean actual rating per decile of the predictions."""
     bins = np.searchsorted(deciles(predicted), predicted)
     return tuple(
         CalibrationBin(
@@ -186,15 +175,15 @@ def calibration(actual: Floats, predicted: Floats) -> tuple[CalibrationBin, ...]
             predicted=float(predicted[here].mean()),
             actual=float(actual[here].mean()),
         )
-        for here in _members(bins)
+        for here in _masks(bins)
     )
 
 
 def distribution(
     actual: Floats, predicted: Floats, baseline: Floats, rating_min: float, rating_max: float
 ) -> Distribution:
-    """Bins around each actual value or, when there are more than ``MAX_RATING_BINS``, of equal width; all predictions
-    lie between ``rating_min`` and ``rating_max``."""
+    """One bin around each actual value or, with more than ``MAX_RATING_BINS`` values, bins of equal width; all
+    predictions lie between ``rating_min`` and ``rating_max``."""
     values = np.unique(np.concatenate([actual, [rating_min, rating_max]]))
     if len(values) > MAX_RATING_BINS:
         edges = np.linspace(values[0], values[-1], MAX_RATING_BINS + 1)
@@ -207,6 +196,6 @@ def distribution(
     return Distribution(tuple(edges.tolist()), *counts)
 
 
-def _members(bins: npt.NDArray[np.intp]) -> list[npt.NDArray[np.bool_]]:
-    """Which rows are in each bin that has some, in the order of the bins."""
+def _masks(bins: npt.NDArray[np.intp]) -> list[npt.NDArray[np.bool_]]:
+    """bool[N] per bin that is not empty, in the order of the bins."""
     return [bins == i for i in np.unique(bins)]

@@ -1,4 +1,4 @@
-"""How far a figure could be from what other users would have given: the bootstrap, users drawn as a whole."""
+"""Confidence intervals of metrics: a bootstrap that resamples users."""
 
 from dataclasses import dataclass
 
@@ -13,31 +13,33 @@ SAMPLES = 1000
 
 @dataclass(frozen=True)
 class Interval:
-    """Where 95% of the resamples lie, from the 2.5th to the 97.5th percentile; in the figure's own unit."""
+    """95% confidence interval, from the 2.5th to the 97.5th percentile, in the metric's unit."""
 
     low: float
     high: float
 
 
-def resampled(sums: Floats, weights: Floats, samples: int, seed: int) -> Floats:
-    """Ratios Σ sums / Σ weights over users drawn with replacement, as many as there are, ``samples`` times.
+def bootstrap_ratios(sums: Floats, weights: Floats, samples: int, seed: int) -> Floats:
+    """Ratios Σ sums / Σ weights over users drawn with replacement, one ratio per draw.
 
-    The nonparametric bootstrap of Efron, "Bootstrap Methods: Another Look at the Jackknife" (1979). A user's ratings
-    are not independent of one another, so that users are drawn and not ratings (a cluster bootstrap: Davison and
-    Hinkley, "Bootstrap Methods and Their Application", 1997, section 3.8). Since a user enters by sums alone, a
-    resample is a product of these sums with how often each user was drawn: time and memory do not grow with the number
-    of ratings. All columns share the draws, which makes comparisons between them paired.
+    The nonparametric bootstrap of Efron, "Bootstrap Methods: Another Look at the Jackknife" (1979). The ratings of one
+    user are correlated, so users are drawn and not ratings (a cluster bootstrap: Davison and Hinkley, "Bootstrap
+    Methods and Their Application", 1997, section 3.8). Only the sums per user matter, so a draw is the product of these
+    sums with the number of times each user was drawn: time and memory do not depend on the number of ratings. All
+    columns share the draws, which makes comparisons between them paired.
 
     Args:
         sums: [users, columns], what each user adds to a numerator: a sum of squared errors, an NDCG.
-        weights: [users], above 0, what each adds to the denominator: its ratings, or 1.
+        weights: [users], above 0, what each user adds to the denominator: its number of ratings, or 1.
+        samples: number of draws, each of as many users as there are.
+        seed: seed of the draws.
 
     Returns:
         [samples, columns].
     """
     users = len(weights)
     rng = np.random.default_rng(seed)
-    table = np.vstack([sums.T, weights])  # a column's numbers side by side: the product takes a fifth of the time
+    table = np.vstack([sums.T, weights])  # each column contiguous: the product takes a fifth of the time
     totals = np.empty((samples, len(table)))
     for total in totals:
         drawn = np.bincount(rng.integers(users, size=users, dtype=np.int32), minlength=users)
@@ -46,9 +48,16 @@ def resampled(sums: Floats, weights: Floats, samples: int, seed: int) -> Floats:
     return ratios
 
 
-def interval(draws: Floats, users: int) -> Interval | None:
-    """The percentile interval (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13) of draws
-    from ``users`` users; ``None`` when there are no draws, or one user alone, which says nothing of others."""
+def percentile_interval(draws: Floats, users: int) -> Interval | None:
+    """The percentile interval (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13).
+
+    Args:
+        draws: [samples], a metric in each draw.
+        users: number of users that were resampled.
+
+    Returns:
+        ``None`` without draws, and with one user, which says nothing about other users.
+    """
     if users < 2 or not len(draws):
         return None
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -58,24 +67,24 @@ def interval(draws: Floats, users: int) -> Interval | None:
 def paired_difference(
     users: Ints, a: npt.NDArray[np.floating], b: npt.NDArray[np.floating], seed: int, samples: int = SAMPLES
 ) -> Interval | None:
-    """The interval of RMSE(a) - RMSE(b), both taken over the same draws of users: below 0 where ``a`` is the better.
+    """The interval of RMSE(a) - RMSE(b) over the same draws of users; below 0 where ``a`` is better.
 
     Args:
-        users: int[N], a number for the user of each rating.
-        a, b: [N], the errors (predicted - actual) of two models on these N ≥ 1 ratings.
-        seed: of the draws.
-        samples: how often users are drawn.
+        users: int[N], any number that identifies the user of each rating.
+        a, b: [N], errors (predicted - actual) of two models on the same N ≥ 1 ratings.
+        seed: seed of the draws.
+        samples: number of draws.
 
     Returns:
-        ``None`` when there is one user alone.
+        ``None`` with one user, or without draws.
     """
     _, rows = np.unique(users, return_inverse=True)
-    squares = np.column_stack([per_user(rows, np.square(errors, dtype=np.float64)) for errors in (a, b)])
-    weights = per_user(rows)
-    draws = np.sqrt(resampled(squares, weights, samples, seed))
-    return interval(draws[:, 0] - draws[:, 1], len(weights))
+    squares = np.column_stack([sum_per_user(rows, np.square(errors, dtype=np.float64)) for errors in (a, b)])
+    weights = sum_per_user(rows)
+    draws = np.sqrt(bootstrap_ratios(squares, weights, samples, seed))
+    return percentile_interval(draws[:, 0] - draws[:, 1], len(weights))
 
 
-def per_user(rows: Ints, values: Floats | None = None) -> Floats:
-    """[users], the sum of each user's ``values``, or how many ratings it has; ``rows`` are 0 … users - 1."""
+def sum_per_user(rows: Ints, values: Floats | None = None) -> Floats:
+    """float64[users], the sum of ``values`` per user, or the number of ratings; ``rows`` are 0 … users - 1."""
     return np.bincount(rows, values).astype(np.float64)

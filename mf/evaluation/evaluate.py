@@ -1,4 +1,4 @@
-"""A model on the test part, beside what baselines get there: how far its ratings are off, and how well it ranks."""
+"""Evaluation of a model on the test part, beside baselines."""
 
 from dataclasses import dataclass
 
@@ -10,64 +10,84 @@ from mf.biases import BiasModel
 from mf.errors import DataError
 from mf.evaluation.accuracy import (
     CalibrationBin,
+    ColdStart,
     CountBin,
     Distribution,
     RatingBin,
-    Score,
-    Unseen,
     by_count,
     by_rating,
     calibration,
+    cold_start,
     distribution,
-    scores,
-    unseen,
+    score_ratings,
 )
 from mf.evaluation.bootstrap import Interval
 from mf.evaluation.config import EvaluateConfig
-from mf.evaluation.parts import Parts
-from mf.evaluation.ranking import ExposureBin, Ranking, RankingScore, rankings
+from mf.evaluation.encoded import EncodedRatings
+from mf.evaluation.metrics import METRICS, RATING_METRICS, Scores
+from mf.evaluation.ranking import ExposureBin, Ranking, score_lists
 from mf.model import TrainedModel
 from mf.ratings.schema import MOVIE, USER
 
-__all__ = [
-    "CalibrationBin",
-    "CountBin",
-    "Distribution",
-    "EvaluateConfig",
-    "Evaluation",
-    "ExposureBin",
-    "Interval",
-    "Ranking",
-    "RankingScore",
-    "RatingBin",
-    "Score",
-    "Unseen",
-    "evaluate",
-]
+LABELS = {
+    "model": "this model",
+    "user_movie_bias": "user + movie biases",
+    "global_mean": "global mean",
+    "popularity": "popularity",
+}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``evaluate`` found. "Baseline" alone is user + movie biases."""
+    """Metrics of a model and of the baselines; "baseline" alone means user + movie biases."""
 
     train_rows: int
     test_rows: int
     test_users: int
-    model: Score
-    global_mean: Score  # baseline: every prediction is the mean of the training ratings
-    user_movie_bias: Score  # baseline: BiasModel, clipped
+    model: Scores  # rating metrics, as are the next two
+    global_mean: Scores  # baseline: every prediction is the mean of the training ratings
+    user_movie_bias: Scores  # baseline: BiasModel, clipped
     rmse_difference: Interval | None  # of RMSE(model) - RMSE(user + movie biases) over the same draws of users
-    unseen_users: Unseen
-    unseen_movies: Unseen
-    by_activity: tuple[CountBin, ...]  # deciles of the test part's users, the least active first; equal ones are one
-    by_popularity: tuple[CountBin, ...]  # deciles of its movies, the least rated first; equal ones are one
+    unseen_users: ColdStart
+    unseen_movies: ColdStart
+    by_activity: tuple[CountBin, ...]  # deciles of the test part's users, the least active first
+    by_popularity: tuple[CountBin, ...]  # deciles of its movies, the least rated first
     by_rating: tuple[RatingBin, ...]  # ascending
     calibration: tuple[CalibrationBin, ...]  # of the model, ascending
     baseline_calibration: tuple[CalibrationBin, ...]
     distribution: Distribution
-    ranking: Ranking  # for users seen in training
-    ranking_unseen_users: Ranking  # who get the order of the movies' biases
+    ranking: Ranking  # list metrics for users seen in training
+    ranking_unseen_users: Ranking  # for cold-start users, whose lists are ordered by movie bias
     exposure: tuple[ExposureBin, ...]  # deciles of the catalogue, the least rated first; empty without lists
+
+    def scores(self) -> dict[str, Scores]:
+        """Rating and list metrics together, by the name of the model or baseline (``LABELS``); the model first."""
+        ratings = {"model": self.model, "user_movie_bias": self.user_movie_bias, "global_mean": self.global_mean}
+        lists = self.ranking.scores()
+        return {name: ratings.get(name, Scores()) | lists.get(name, Scores()) for name in LABELS}
+
+    def headline(self) -> str:
+        """One sentence: the first metric that has a figure, and how much better or worse the baseline is."""
+        scores = self.scores()
+        metric = next(metric for metric in METRICS if scores["model"].get(metric.name) is not None)
+        value, baseline = scores["model"][metric.name], scores[metric.baseline][metric.name]
+        gain = metric.gain(value, baseline)
+        difference = f"{metric.text(abs(gain))} {'better' if gain > 0 else 'worse'} than" if gain else "no better than"
+        on = f"on {self.test_rows:,} test ratings" if metric in RATING_METRICS else f"for {self.ranking.users:,} users"
+        return (
+            f"{metric.heading(self.ranking.k)} {metric.text(value)} {on}: {difference} {LABELS[metric.baseline]} "
+            f"({metric.text(baseline)})"
+        )
+
+    def log_line(self) -> str:
+        """Every metric of the model, its baseline in brackets: ``RMSE 0.8412 (user + movie biases 0.8683), …``."""
+        scores = self.scores()
+        return ", ".join(
+            f"{metric.heading(self.ranking.k)} {metric.text(scores['model'][metric.name])} "
+            f"({LABELS[metric.baseline]} {metric.text(scores[metric.baseline].get(metric.name))})"
+            for metric in METRICS
+            if scores["model"].get(metric.name) is not None
+        )
 
 
 def evaluate(
@@ -77,56 +97,58 @@ def evaluate(
     config: EvaluateConfig | None = None,
     validation: pa.Table | None = None,
 ) -> Evaluation:
-    """Scores ``model`` on ``test`` beside the baselines fitted to ``train``, on the device that the model is on.
+    """Scores ``model`` on ``test`` beside baselines fitted to ``train``, on the model's device.
 
     Args:
-        train: a table of ratings with ids of the same types as ``test``; what the model learned from.
-        test: a table of ratings that the model has not seen.
-        model: its predictions are scored as they are; the baselines are clipped to its rating range, too.
-        config: the ranking and the intervals; the defaults when None.
-        validation: what steered training. A user's list leaves out what the user has rated in ``train`` and in this.
+        train: the ratings that the model was trained on.
+        test: ratings that it was not trained on, with ids of the same types.
+        model: its predictions are scored unchanged; the baselines are clipped to its rating range.
+        config: options; default: ``EvaluateConfig()``.
+        validation: ratings that steered the training; a user's list leaves out the movies that the user has rated in
+            ``train`` or here.
 
     Raises:
-        DataError: a part is empty, its ids are of other types, or a number of the model is not finite.
+        DataError: a part is empty, ids are of different types, or a number of the model is not finite.
     """
     config = config or EvaluateConfig()
-    parts = Parts.of(train, test, validation)
+    ratings = EncodedRatings.of(train, test, validation)
+    users, movies = ratings.users, ratings.movies
     predictions = model.predict(test[USER], test[MOVIE])
-    _check(test, predictions)
+    _check_finite(test, predictions)
     biases = BiasModel.fit(
-        parts.users.train, parts.movies.train, parts.train_ratings, len(parts.users.seen), len(parts.movies.seen)
+        users.train_rows, movies.train_rows, ratings.train_ratings, len(users.vocabulary), len(movies.vocabulary)
     )
     low, high = model.module.rating_min.item(), model.module.rating_max.item()
-    actual, predicted = parts.test_ratings.astype(np.float64), predictions.astype(np.float64)
-    baseline = np.clip(biases.predict(parts.users.test_rows, parts.movies.test_rows), low, high)
+    actual, predicted = ratings.test_ratings.astype(np.float64), predictions.astype(np.float64)
+    baseline = np.clip(biases.predict(users.test_rows, movies.test_rows), low, high)
     mean = np.full(len(test), biases.mean)
-    (of_model, of_mean, of_baseline), difference = scores(
-        parts.users.test, actual, [predicted, mean, baseline], config.bootstrap, config.seed
+    (model_scores, mean_scores, baseline_scores), difference = score_ratings(
+        users.test_index, actual, [predicted, mean, baseline], config.bootstrap, config.seed
     )
-    seen, unseen_users, places = rankings(parts, model, biases.movie_bias, config)
+    ranking, ranking_unseen_users, exposure = score_lists(ratings, model, biases.movie_bias, config)
     return Evaluation(
         train_rows=len(train),
         test_rows=len(test),
-        test_users=len(parts.users.ids),
-        model=of_model,
-        global_mean=of_mean,
-        user_movie_bias=of_baseline,
+        test_users=len(users.test_ids),
+        model=model_scores,
+        global_mean=mean_scores,
+        user_movie_bias=baseline_scores,
         rmse_difference=difference,
-        unseen_users=unseen(parts.users, actual, predicted, baseline, mean),
-        unseen_movies=unseen(parts.movies, actual, predicted, baseline, mean),
-        by_activity=by_count(parts.users, actual, predicted, baseline),
-        by_popularity=by_count(parts.movies, actual, predicted, baseline),
+        unseen_users=cold_start(users, actual, predicted, baseline, mean),
+        unseen_movies=cold_start(movies, actual, predicted, baseline, mean),
+        by_activity=by_count(users, actual, predicted, baseline),
+        by_popularity=by_count(movies, actual, predicted, baseline),
         by_rating=by_rating(actual, predicted, baseline),
         calibration=calibration(actual, predicted),
         baseline_calibration=calibration(actual, baseline),
         distribution=distribution(actual, predicted, baseline, low, high),
-        ranking=seen,
-        ranking_unseen_users=unseen_users,
-        exposure=places,
+        ranking=ranking,
+        ranking_unseen_users=ranking_unseen_users,
+        exposure=exposure,
     )
 
 
-def _check(test: pa.Table, predictions: npt.NDArray[np.float32]) -> None:
+def _check_finite(test: pa.Table, predictions: npt.NDArray[np.float32]) -> None:
     bad = np.flatnonzero(~np.isfinite(predictions))
     if len(bad):
         row = int(bad[0])

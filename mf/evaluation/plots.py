@@ -1,4 +1,4 @@
-"""The plots of the report, each with a sentence that says how to read it and its figures as a table."""
+"""Plots of the report as SVG, each with a note on how to read it and a table of its numbers."""
 
 import base64
 import io
@@ -11,14 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mf.evaluation.evaluate import CalibrationBin, CountBin, Distribution, Evaluation, ExposureBin, RatingBin
+from mf.evaluation.accuracy import CalibrationBin, CountBin, Distribution, RatingBin
+from mf.evaluation.evaluate import LABELS, Evaluation
+from mf.evaluation.ranking import ExposureBin
 
 # One epoch (or sweep): "epoch", "train_rmse", "validation_rmse" (None without a validation part) and "seconds".
 Epoch = Mapping[str, float | None]
 
 MODEL, BASELINE, NEUTRAL, INK, GRID = "#0b5cad", "#c2570c", "#7d8894", "#1b2530", "#dfe3e8"
 DARK = {MODEL: "#6cb2ff", BASELINE: "#ff9d57", NEUTRAL: "#8a94a0", INK: "#e4e8ec", GRID: "#333d48"}
-# On top of matplotlib's own defaults, so that nobody's matplotlibrc changes a report. The salt makes ids repeatable.
+# On top of matplotlib's defaults, so that a user's matplotlibrc does not change the report. The salt makes ids
+# reproducible.
 STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": NEUTRAL,
@@ -37,27 +40,27 @@ STYLE = {
     "ytick.color": NEUTRAL,
     "ytick.labelcolor": INK,
 }
-BIASES = "user + movie biases"
+BIASES = LABELS["user_movie_bias"]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing and what stands around it; all of it text, never markup."""
+    """A plot and its texts, which are plain text and never markup."""
 
     title: str
-    note: str  # how to read it
-    alt: str  # what it shows, for those who cannot see it
+    note: str  # how to read the plot
+    alt: str  # alternative text
     image: str  # a data URI
-    columns: tuple[str, ...]  # of the table of its figures
+    columns: tuple[str, ...]  # headings of the table
     rows: tuple[tuple[str, ...], ...]
 
 
 def plots(evaluation: Evaluation, history: Sequence[Epoch]) -> list[Plot]:
-    """All plots there is something to draw for."""
+    """The plots that there are data for."""
     drawn = [
         _by_rating(evaluation.by_rating),
-        _by_count(evaluation.by_activity, "user", "activity", "least active"),
-        _by_count(evaluation.by_popularity, "movie", "popularity", "least rated"),
+        _by_count(evaluation.by_activity, "Error by user activity", "user", "least active"),
+        _by_count(evaluation.by_popularity, "Error by movie popularity", "movie", "least rated"),
         _calibration(evaluation.calibration, evaluation.baseline_calibration),
         _distribution(evaluation.distribution),
     ]
@@ -82,17 +85,16 @@ def _training(history: Sequence[Epoch]) -> Plot:
 
     return Plot(
         "Training",
-        "A validation error that rises while the training error falls means that the model is learning its ratings by "
-        "heart.",
-        f"Line chart of the RMSE after each of {len(history)} epochs",
+        "Training RMSE falling while validation RMSE rises is overfitting.",
+        f"Line chart of training and validation RMSE over {len(history)} epochs",
         _svg(draw),
         ("epoch", "training RMSE", "validation RMSE", "seconds"),
         tuple(
             (
                 f"{epoch['epoch']:.0f}",
-                _number(epoch["train_rmse"], 4),
-                _number(epoch["validation_rmse"], 4),
-                _number(epoch["seconds"], 1),
+                _text(epoch["train_rmse"], 4),
+                _text(epoch["validation_rmse"], 4),
+                _text(epoch["seconds"], 1),
             )
             for epoch in history
         ),
@@ -106,42 +108,42 @@ def _by_rating(bins: Sequence[RatingBin]) -> Plot:
         axes.plot(ends, ends, "--", color=NEUTRAL, linewidth=1, label="perfect")
         axes.vlines(
             actual, [b.p10 for b in bins], [b.p90 for b in bins], color=MODEL, alpha=0.3, linewidth=7,
-            label="middle 80% of predictions",
+            label="80% of predictions",
         )  # fmt: skip
         axes.plot(actual, [b.mean for b in bins], "o", color=MODEL, label="mean")
         axes.set(xlabel="actual rating", ylabel="predicted rating")
 
     return Plot(
         "Predicted against actual",
-        "The nearer the dots are to the dashed line, the better. Where the model knows little its predictions stay in "
-        "the middle: low ratings are predicted too high, high ones too low.",
-        "For each actual rating, the mean prediction and the range of the middle 80% of predictions",
+        "Dots on the dashed line would be perfect; bars reach from the 10th to the 90th percentile. Where a model has "
+        "few ratings to learn from it predicts close to the mean: low ratings too high, high ratings too low.",
+        "Mean prediction, 10th and 90th percentile for each actual rating",
         _svg(draw),
         ("actual", "ratings", "mean", "10th percentile", "90th", "RMSE", f"{BIASES}: mean", "RMSE"),
         tuple(
             (
                 span(b.from_rating, b.to_rating),
                 f"{b.rows:,}",
-                *(f"{figure:.2f}" for figure in (b.mean, b.p10, b.p90, b.rmse, b.baseline_mean, b.baseline_rmse)),
+                *(f"{value:.2f}" for value in (b.mean, b.p10, b.p90, b.rmse, b.baseline_mean, b.baseline_rmse)),
             )
             for b in bins
         ),
     )
 
 
-def _by_count(bins: Sequence[CountBin], whose: str, what: str, first: str) -> Plot:
+def _by_count(bins: Sequence[CountBin], title: str, group: str, first: str) -> Plot:
     def draw(axes: Axes) -> None:
-        _at_bins(axes, bins, f"ratings that the {whose} has in training")
-        places = range(len(bins))
-        axes.plot(places, [b.baseline_rmse for b in bins], "s--", color=BASELINE, label=BIASES)
-        axes.plot(places, [b.rmse for b in bins], "o-", color=MODEL, label="model")
+        _label_bins(axes, bins, f"training ratings per {group}")
+        x = range(len(bins))
+        axes.plot(x, [b.baseline_rmse for b in bins], "s--", color=BASELINE, label=BIASES)
+        axes.plot(x, [b.rmse for b in bins], "o-", color=MODEL, label="model")
         axes.set_ylabel("RMSE")
 
     return Plot(
-        f"Error by {whose} {what}",
-        f"Each point is about a tenth of the test part's {whose}s, the {first} first. The gap between the lines is "
-        "what the factors add to the biases.",
-        f"Line chart of the RMSE of the model and of {BIASES} for each tenth of the {whose}s, the {first} first",
+        title,
+        f"Each point is about a tenth of the {group}s in the test part, the {first} on the left. The gap between the "
+        "lines is what the factors add to the biases.",
+        f"Line chart of the RMSE of the model and of {BIASES} per decile of {group}s by number of training ratings",
         _svg(draw),
         ("training ratings", "test ratings", "model", BIASES),
         tuple(
@@ -154,8 +156,8 @@ def _calibration(model: Sequence[CalibrationBin], baseline: Sequence[Calibration
     series = ((BIASES, baseline, "s--", BASELINE), ("model", model, "o-", MODEL))
 
     def draw(axes: Axes) -> None:
-        every = [figure for _, bins, _, _ in series for b in bins for figure in (b.predicted, b.actual)]
-        ends = min(every), max(every)
+        means = [mean for _, bins, _, _ in series for b in bins for mean in (b.predicted, b.actual)]
+        ends = min(means), max(means)
         axes.plot(ends, ends, "--", color=NEUTRAL, linewidth=1, label="perfect")
         for label, bins, line, colour in series:
             axes.plot([b.predicted for b in bins], [b.actual for b in bins], line, color=colour, label=label)
@@ -163,9 +165,9 @@ def _calibration(model: Sequence[CalibrationBin], baseline: Sequence[Calibration
 
     return Plot(
         "Calibration",
-        "Each point is a tenth of the test ratings, those with the lowest predictions first. Below the dashed line the "
-        "model promises more than users find, above it less.",
-        "The mean actual rating for each tenth of the predictions, of the model and of user + movie biases",
+        "Each point is a tenth of the test ratings, in order of their predictions. Below the dashed line predictions "
+        "are too high, above it too low.",
+        f"Line chart of mean actual against mean predicted rating per decile of predictions, model and {BIASES}",
         _svg(draw),
         ("", "predicted", "test ratings", "mean predicted", "mean actual"),
         tuple(
@@ -182,30 +184,35 @@ def _calibration(model: Sequence[CalibrationBin], baseline: Sequence[Calibration
     )
 
 
-def _distribution(found: Distribution) -> Plot:
-    total = sum(found.actual)
+def _distribution(histogram: Distribution) -> Plot:
+    total = sum(histogram.actual)
 
     def draw(axes: Axes) -> None:
-        def steps(counts: Sequence[int], label: str, **look: Any) -> None:
-            axes.stairs([count / total for count in counts], found.edges, label=label, linewidth=2, **look)
+        def stairs(counts: Sequence[int], label: str, **style: Any) -> None:
+            axes.stairs([count / total for count in counts], histogram.edges, label=label, linewidth=2, **style)
 
-        steps(found.actual, "actual", color=NEUTRAL, alpha=0.45, fill=True)
-        steps(found.baseline, BIASES, color=BASELINE, linestyle="--")
-        steps(found.predicted, "model", color=MODEL)
+        stairs(histogram.actual, "actual", color=NEUTRAL, alpha=0.45, fill=True)
+        stairs(histogram.baseline, BIASES, color=BASELINE, linestyle="--")
+        stairs(histogram.predicted, "model", color=MODEL)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set(xlabel="rating", ylabel="share of the test ratings", ylim=(0, None))
 
     return Plot(
         "Distribution of ratings",
-        "Predictions are means, so that they spread less than ratings do; the more a model knows, the nearer its line "
-        "comes to the grey area.",
-        "How often each rating is given in the test part, and how often it is predicted",
+        "Predictions are expected values, so they vary less than ratings do; the better the model, the closer its line "
+        "is to the grey area.",
+        "Histogram of actual and predicted ratings in the test part",
         _svg(draw),
         ("rating", "actual", "model", BIASES),
         tuple(
             (span(round(low, 3), round(high, 3)), *(f"{count:,}" for count in counts))
             for low, high, *counts in zip(
-                found.edges[:-1], found.edges[1:], found.actual, found.predicted, found.baseline, strict=True
+                histogram.edges[:-1],
+                histogram.edges[1:],
+                histogram.actual,
+                histogram.predicted,
+                histogram.baseline,
+                strict=True,
             )
         ),
     )
@@ -213,25 +220,25 @@ def _distribution(found: Distribution) -> Plot:
 
 def _exposure(bins: Sequence[ExposureBin], k: int) -> Plot:
     def draw(axes: Axes) -> None:
-        _at_bins(axes, bins, "ratings that the movie has in training")
+        _label_bins(axes, bins, "training ratings per movie")
         series = (
-            ([b.ratings for b in bins], "ratings", NEUTRAL),
+            ([b.ratings for b in bins], "training ratings", NEUTRAL),
             ([b.user_movie_bias for b in bins], BIASES, BASELINE),
             ([b.model for b in bins], "model", MODEL),
         )
         for i, (shares, label, colour) in enumerate(series):
-            axes.bar([place + (i - 1) * 0.27 for place in range(len(bins))], shares, 0.27, color=colour, label=label)
+            axes.bar([x + (i - 1) * 0.27 for x in range(len(bins))], shares, 0.27, color=colour, label=label)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylabel("share")
 
     return Plot(
-        "Popularity against recommendation",
-        f"Movies by how often they are rated, each group about a tenth of the catalogue: their share of the training "
-        f"ratings, and of all places in the users' lists of {k}. Where blue is above grey, the model recommends these "
-        "movies more than they are watched.",
-        "Bar chart of the share of ratings and of recommendations, from the least to the most rated movies",
+        "Exposure by movie popularity",
+        f"Each group is about a tenth of the movies, the least rated on the left: its share of the training ratings, "
+        f"and of the recommendations in all lists of {k}. Where blue is above grey, the model recommends these movies "
+        "more often than people rate them.",
+        "Bar chart of the share of ratings and of recommendations per decile of movies by number of training ratings",
         _svg(draw),
-        ("training ratings", "movies", "of the ratings", "model", BIASES, "popularity"),
+        ("training ratings", "movies", "share of ratings", "model", BIASES, "popularity"),
         tuple(
             (
                 span(b.from_ratings, b.to_ratings),
@@ -249,12 +256,12 @@ def span(first: float, last: float) -> str:
     return ends[0] if first == last else "–".join(ends)
 
 
-def _number(figure: float | None, decimals: int) -> str:
-    return "–" if figure is None else f"{figure:.{decimals}f}"
+def _text(value: float | None, decimals: int) -> str:
+    return "–" if value is None else f"{value:.{decimals}f}"
 
 
-def _at_bins(axes: Axes, bins: Sequence[CountBin] | Sequence[ExposureBin], label: str) -> None:
-    """Names the places 0, 1, … of the x axis by the numbers of ratings in the bins."""
+def _label_bins(axes: Axes, bins: Sequence[CountBin] | Sequence[ExposureBin], label: str) -> None:
+    """Labels x = 0, 1, … with the bins' ranges of training ratings."""
     labels = [span(b.from_ratings, b.to_ratings) for b in bins]
     axes.set_xticks(range(len(bins)), labels, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_xlabel(label)
@@ -262,7 +269,7 @@ def _at_bins(axes: Axes, bins: Sequence[CountBin] | Sequence[ExposureBin], label
 
 
 def _svg(draw: Callable[[Axes], None]) -> str:
-    """A data URI of the figure that ``draw`` fills. As an image, unlike inline, an SVG can neither run nor fetch."""
+    """The plot as a data URI. As an image, unlike inline, an SVG can run no script and fetch nothing."""
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(5.2, 3.7), layout="constrained")
         draw(figure.add_subplot())
@@ -273,7 +280,7 @@ def _svg(draw: Callable[[Axes], None]) -> str:
 
 
 def _with_dark(svg: str) -> str:
-    """``svg`` with colours of its own for a reader whose screen is dark."""
+    """``svg`` with colours for a dark colour scheme."""
     light, dark = (
         ";".join(f"--c{i}:{colour}" for i, colour in enumerate(colours)) for colours in (DARK.keys(), DARK.values())
     )

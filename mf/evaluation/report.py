@@ -1,10 +1,12 @@
-"""A run that was evaluated, as one HTML file that anyone can open, without network or JavaScript, and as JSON; the same
-bytes for the same input."""
+"""The report of an evaluation: one HTML page without network or JavaScript, and JSON.
+
+The same input gives the same bytes.
+"""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import jinja2
 
 from mf.evaluation.bootstrap import Interval
 from mf.evaluation.champion import Comparison
-from mf.evaluation.evaluate import Evaluation
+from mf.evaluation.evaluate import LABELS, Evaluation
 from mf.evaluation.examples import Example
 from mf.evaluation.gate import Decision
+from mf.evaluation.metrics import CATALOGUE_METRICS, LIST_METRICS, RATING_METRICS, plain
 from mf.evaluation.plots import Epoch, plots
 from mf.files import written_aside
 
@@ -25,26 +28,16 @@ HEADLINES = {
 }
 
 
-def verdict(evaluation: Evaluation) -> str:
-    """One sentence: the model's RMSE, and by how much it is better or worse than user + movie biases."""
-    gain = _gain(evaluation)
-    comparison = f"{abs(gain):.4f} {'better' if gain > 0 else 'worse'} than" if gain else "no better than"
-    return (
-        f"RMSE {evaluation.model.rmse:.4f} on {evaluation.test_rows:,} test ratings: {comparison} "
-        f"user + movie biases ({evaluation.user_movie_bias.rmse:.4f})"
-    )
-
-
 @dataclass(frozen=True)
 class Report:
-    """All that is known of a run when its model has been judged."""
+    """Contents of a report."""
 
     evaluation: Evaluation
     decision: Decision  # of the gate
     comparison: Comparison | None  # with the published run; None when there is none
     examples: Sequence[Example]
-    training: Sequence[Epoch]  # the first first; without any there is no training curve
-    facts: Mapping[str, str]  # what the reader should know of the run, a label and a value each; text, never markup
+    training: Sequence[Epoch]  # the training curve, in order; may be empty
+    facts: Mapping[str, str]  # ratings, model and code of the run, by label; plain text, never markup
 
     def to_html(self) -> str:
         """The page."""
@@ -59,8 +52,13 @@ class Report:
         return templates.get_template("report.html").render(
             outcome=outcome,
             headline=HEADLINES[outcome],
-            verdict=verdict(self.evaluation),
+            summary=self.evaluation.headline(),
             evaluation=self.evaluation,
+            scores=self.evaluation.scores(),
+            list_scores=self.evaluation.ranking.scores(),
+            labels=LABELS,
+            rating_metrics=RATING_METRICS,
+            list_metrics=[*LIST_METRICS, *CATALOGUE_METRICS],
             decision=self.decision,
             comparison=self.comparison,
             plots=plots(self.evaluation, self.training),
@@ -70,38 +68,34 @@ class Report:
         )
 
     def to_json(self) -> str:
-        """An object of the evaluation's fields, ``decision``, ``champion`` (null when no run is published),
-        ``examples``, ``training`` and ``facts``. Figures that are not finite, which JSON has not, are null."""
-        document = asdict(self.evaluation) | {
-            "decision": asdict(self.decision),
-            "champion": self.comparison and asdict(self.comparison),
-            "examples": [asdict(example) for example in self.examples],
-            "training": list(map(dict, self.training)),
-            "facts": dict(self.facts),
+        """An object with the evaluation's fields, ``decision``, ``champion`` (null when no run is published),
+        ``examples``, ``training`` and ``facts``. NaN and infinity, which JSON does not have, become null."""
+        document = plain(self.evaluation) | {
+            "decision": plain(self.decision),
+            "champion": plain(self.comparison),
+            "examples": plain(self.examples),
+            "training": plain(self.training),
+            "facts": plain(self.facts),
         }
-        return json.dumps(_without_odd(document), indent=2, allow_nan=False)
+        return json.dumps(_finite(document), indent=2, allow_nan=False)
 
 
-def write_report(report: Report, page: Path, document: Path) -> None:
-    """Writes the report as HTML to ``page`` and as JSON to ``document``, each aside and then renamed."""
-    for path, text in ((page, report.to_html()), (document, report.to_json())):
-        with written_aside(path) as aside:
-            # A file name that is not UTF-8 holds letters that cannot be encoded.
-            aside.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
-
-
-def _gain(evaluation: Evaluation) -> float:
-    # Of the rounded figures, so that a reader who subtracts them gets the same.
-    return round(evaluation.user_movie_bias.rmse, 4) - round(evaluation.model.rmse, 4)
+def write_report(report: Report, html: Path, document: Path) -> None:
+    """Writes the report as HTML and as JSON, each file atomically."""
+    for path, text in ((html, report.to_html()), (document, report.to_json())):
+        with written_aside(path) as temporary:
+            # A file name that is not valid UTF-8 has characters that cannot be encoded.
+            temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
 
 
 def _signed(interval: Interval) -> str:
     return f"{interval.low:+.4f} to {interval.high:+.4f}"
 
 
-def _without_odd(value: Any) -> Any:
+def _finite(value: Any) -> Any:
+    """``value`` with None in place of every float that is not finite."""
     if isinstance(value, dict):
-        return {key: _without_odd(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_odd(part) for part in value]
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

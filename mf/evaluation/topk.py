@@ -1,4 +1,4 @@
-"""The k movies that come first for each user, of all movies but those that the user has rated."""
+"""The k highest-scored movies per user, less the movies that the user has already rated."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,90 +11,102 @@ from mf.biases import Ints
 from mf.errors import DataError
 from mf.solvers.workers import Workers
 
-# For one block of users' scores. On a CPU what is larger is paged in anew at each use.
+# Memory for the scores of one batch of users. On a CPU a larger buffer is paged in anew at every use.
 CPU_BYTES, GPU_BYTES = 32 << 20, 1 << 30
-GROUP = 64  # neighbouring movies of which the best is found first
-PARTS = 16  # of the users, each one core's work for a while
+GROUP = 64  # neighbouring movies per group; the best groups are found first
+SHARDS = 16  # of the batches, each the work of one core
 
 
-def by_order(scores: npt.NDArray[np.generic], rated: csr_array, k: int) -> Ints:
-    """int64[users, k], each user's first k movies in one order for all, without those that the user has ``rated``; -1
-    where there are no more.
+def top_k_in_one_order(scores: npt.NDArray[np.generic], rated: csr_array, k: int) -> Ints:
+    """Each user's first k movies when all users share one order, less those already rated.
 
-    The order is by ``scores`` [movies], the highest first; of equal ones the first row comes first. Nothing is compared
-    to anything for each user: with a user's rated places r_0 < r_1 < …, the t-th that is not among them is t plus the
-    number of i with r_i - i ≤ t.
+    No user's scores are compared: with the positions r_0 < r_1 < … that a user has rated, the t-th position that the
+    user has not rated is t plus the number of i with r_i - i ≤ t.
+
+    Args:
+        scores: [movies], the highest first; of equal scores the lower row comes first.
+        rated: bool[users, movies].
+        k: length of the lists.
+
+    Returns:
+        int64[users, k], rows of movies; -1 where the catalogue has no more.
     """
     users, movies = rated.shape
     order = np.argsort(-scores.astype(np.float64), kind="stable")
-    place = np.empty(movies, np.int32)
-    place[order] = np.arange(movies, dtype=np.int32)
-    # Twice to the other layout: the quickest way to have each row in ascending order.
-    own = csr_array((rated.data, place[rated.indices], rated.indptr), rated.shape).tocsc().tocsr()
+    position = np.empty(movies, np.int32)
+    position[order] = np.arange(movies, dtype=np.int32)
+    # To the other layout and back: the fastest way to sort each row.
+    own = csr_array((rated.data, position[rated.indices], rated.indptr), rated.shape).tocsc().tocsr()
     counts = np.diff(own.indptr)
     skipped = own.indices - (np.arange(own.nnz, dtype=own.indptr.dtype) - np.repeat(own.indptr[:-1], counts))
     early = skipped < k
     cells = np.repeat(np.arange(users, dtype=np.int64), counts)[early] * k + skipped[early]
-    places = np.arange(k) + np.bincount(cells, minlength=users * k).reshape(users, k).cumsum(axis=1)
-    return np.where(places < movies, order[np.minimum(places, movies - 1)], -1)
+    positions = np.arange(k) + np.bincount(cells, minlength=users * k).reshape(users, k).cumsum(axis=1)
+    return np.where(positions < movies, order[np.minimum(positions, movies - 1)], -1)
 
 
 @torch.no_grad()
-def by_vectors(p: Tensor, q: Tensor, b_m: Tensor, rated: csr_array, k: int, budget: int | None = None) -> Ints:
-    """int64[users, k], each user's first k movies by b_m + p_u·q_m, the highest first, without those that the user has
-    ``rated``; -1 where there are no more. Of equal ones the first row comes first, on every device.
+def top_k_by_product(p: Tensor, q: Tensor, b_m: Tensor, rated: csr_array, k: int, budget: int | None = None) -> Ints:
+    """Each user's k movies with the highest b_m + p_u·q_m, less those already rated.
 
     Args:
         p: float32[users, factors].
-        q: float32[movies, factors], on the same device, as ``b_m``: float32[movies].
-        budget: bytes for the scores of one block of users, of which each CPU core has one in work.
+        q: float32[movies, factors], on the same device as ``p``.
+        b_m: float32[movies], on the same device.
+        rated: bool[users, movies].
+        k: length of the lists.
+        budget: bytes for the scores of one batch of users; each CPU core has one batch in work.
+
+    Returns:
+        int64[users, k], rows of movies, the highest score first; -1 where the catalogue has no more. Of equal scores
+        the lower row comes first, on every device.
 
     Raises:
         DataError: a number of the model is not finite.
     """
     if not all(bool(tensor.isfinite().all()) for tensor in (p, q, b_m)):
         raise DataError("the model's vectors are not finite: the training diverged, train again with a lower lr")
-    # One product with [q ; b_m] and [p ; 1]; the rows that fill the last group up have a bias that is never the best.
+    # One product of [q ; b_m] and [p ; 1]. Padding rows, which complete the last group, have a bias of -inf.
     table = pad(torch.column_stack([q, b_m]), (0, 0, 0, -len(q) % GROUP))
     table[len(q) :, -1] = -torch.inf
     vectors = pad(p, (0, 1), value=1.0)
     budget = budget or (CPU_BYTES if p.device.type == "cpu" else GPU_BYTES)
-    block = max(1, min(len(p), budget // (len(table) * table.element_size())))
+    batch = max(1, min(len(p), budget // (len(table) * table.element_size())))
     lists = np.full((len(p), k), -1, np.int64)
 
-    def fill(part: range) -> None:
-        scores = torch.empty(block, len(table), device=p.device)
-        for start in part:
-            users = slice(start, min(start + block, len(p)))
-            here = torch.mm(vectors[users], table.T, out=scores[: users.stop - start])
+    def fill(shard: range) -> None:
+        buffer = torch.empty(batch, len(table), device=p.device)
+        for start in shard:
+            users = slice(start, min(start + batch, len(p)))
+            scores = torch.mm(vectors[users], table.T, out=buffer[: users.stop - start])
             own = rated[users]
-            rows = np.repeat(np.arange(len(here)), np.diff(own.indptr))
-            here[torch.from_numpy(rows).to(p.device), torch.from_numpy(own.indices).to(p.device)] = -torch.inf
-            best = first(here, min(k, len(q))).cpu().numpy()
+            rows = np.repeat(np.arange(len(scores)), np.diff(own.indptr))
+            scores[torch.from_numpy(rows).to(p.device), torch.from_numpy(own.indices).to(p.device)] = -torch.inf
+            best = top_k(scores, min(k, len(q))).cpu().numpy()
             lists[users, : best.shape[1]] = best
 
-    starts = range(0, len(p), block)
+    starts = range(0, len(p), batch)
     threads = torch.get_num_threads()
-    # PyTorch's own threads wait for one another at every operation, which costs more than it gains.
+    # PyTorch's own threads synchronise at every operation, which costs more than they gain.
     torch.set_num_threads(1)
     try:
-        Workers(p.device).map(fill, (starts[i::PARTS] for i in range(PARTS)))
+        Workers(p.device).map(fill, (starts[i::SHARDS] for i in range(SHARDS)))
     finally:
         torch.set_num_threads(threads)
     return lists
 
 
-def first(scores: Tensor, k: int) -> Tensor:
-    """int64[users, k], the columns of each row's k highest scores, the highest first; of equal ones the first column.
-    -1 stands for a score of -inf."""
-    values, columns = _highest(scores, min(k + 1, scores.shape[1]))
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """int64[users, k], the columns of the k highest of ``scores`` [users, movies], the highest first; of equal scores
+    the lower column. -1 stands for a score of -inf."""
+    values, columns = _unordered_top_k(scores, min(k + 1, scores.shape[1]))
     last = values[:, k - 1]
-    # Any of those that are equal to the last one may be among them.
+    # Where the next score equals the last one, topk has picked arbitrarily among equal scores.
     tied = ((values[:, -1] == last) & (last > -torch.inf)).nonzero().squeeze(1)
     columns = columns[:, :k].contiguous()
     if len(tied) and values.shape[1] > k:
-        some, end = scores[tied], last[tied, None]
-        equal, above = some == end, some > end
+        rows, threshold = scores[tied], last[tied, None]
+        equal, above = rows == threshold, rows > threshold
         left = k - above.sum(1, keepdim=True)
         columns[tied] = (above | (equal & (equal.cumsum(1, dtype=torch.int32) <= left))).nonzero()[:, 1].reshape(-1, k)
     columns = columns.sort(dim=1).values
@@ -102,12 +114,12 @@ def first(scores: Tensor, k: int) -> Tensor:
     return columns.gather(1, order).masked_fill(values == -torch.inf, -1)
 
 
-def _highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest scores of each row, and their columns; of those that are equal to the last one, any."""
+def _unordered_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest scores of each row and their columns; among scores equal to the k-th, any."""
     if scores.shape[1] % GROUP or scores.shape[1] <= k * GROUP:
         return scores.topk(k)
-    # They lie in the k groups with the highest maxima, which one pass finds in a tenth of topk's time.
+    # They are in the k groups with the highest maxima, which one pass finds in a tenth of topk's time.
     groups = scores.view(len(scores), -1, GROUP)
     best = groups.amax(2).topk(k).indices
-    values, places = groups.gather(1, best[..., None].expand(-1, -1, GROUP)).flatten(1).topk(k)
-    return values, best.gather(1, places // GROUP) * GROUP + places % GROUP
+    values, index = groups.gather(1, best[..., None].expand(-1, -1, GROUP)).flatten(1).topk(k)
+    return values, best.gather(1, index // GROUP) * GROUP + index % GROUP

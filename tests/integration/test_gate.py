@@ -1,8 +1,8 @@
-"""The gate from end to end: the pipeline that is compiled, through ``kfp.local``, against a real Supabase; what a run
-does is told by what the database holds and the API gives afterwards.
+"""The gate end to end: the compiled pipeline through ``kfp.local`` against a real Supabase. The assertions are on the
+database and the API after each run.
 
-The steps run their own source text with KFP's executor, in this process: a process each, as ``test_pipeline`` and
-``test_make_run`` have it, would import PyTorch fifty times.
+The steps run their own source text with KFP's executor in this process. One process per step, as in ``test_pipeline``
+and ``test_make_run``, would import PyTorch fifty times.
 """
 
 import functools
@@ -34,7 +34,7 @@ from pipelines.laptop import run as laptop
 from pipelines.laptop.run import environment, run_steps
 from pipelines.settings import Settings
 
-# Ratings are planted with biases and two factors, of which a model of one factor finds half.
+# Ratings are planted with biases and two factors; a model with one factor learns half of them.
 TWO_FACTORS = {"solver": "vb", "factors": 2}
 ONE_FACTOR = {"solver": "vb", "factors": 1}
 UNTRAINED = {"solver": "adam", "epochs": 1, "lr": 1e-9}
@@ -43,18 +43,18 @@ YEAR_2020 = 1577836800
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run of the pipeline has left."""
+    """Outcome of one run of the pipeline."""
 
-    steps: list[str]  # that have run
+    steps: list[str]  # those that ran
     evaluation: dict[str, Any]
     printed: str
     log: str
     runs: dict[str, str]  # in the database: run id to status
-    recommended: list[tuple[int | str, float]]  # by the API, to one user
+    recommended: list[tuple[int | str, float]]  # by the API, to user 1
 
     @property
     def run_id(self) -> str:
-        """Of the model that was trained."""
+        """Run id of the trained model."""
         return str(re.findall(r"model (\S+): ", self.printed)[0])
 
     @property
@@ -71,7 +71,7 @@ class Outcome:
 
 
 def in_this_process(full_command: list[str], env_vars: Any) -> int:
-    """Runs a step as the process of ``sh -ec SCRIPT SOURCE --executor_input JSON --function_to_execute NAME`` would."""
+    """Runs a step as would the process ``sh -ec SCRIPT SOURCE --executor_input JSON --function_to_execute NAME``."""
     source, *arguments = full_command[3:]
     given = dict(zip(arguments[::2], arguments[1::2], strict=True))
     executor_input = json.loads(given["--executor_input"])
@@ -93,7 +93,7 @@ class Project:
     folder: Path
 
     def run(self, name: str, file: Path, *, direct: bool = False, **parameters: Any) -> Outcome:
-        """Runs the pipeline on ``file``, over the database's own connection when that is asked for."""
+        """Runs the pipeline on ``file``, over the direct database connection if ``direct``."""
         folder, printed = self.folder / name, io.StringIO()
         folder.mkdir()
         supabase = {"SUPABASE_URL": self.supabase.url, "SUPABASE_KEY": self.supabase.secret_key}
@@ -135,19 +135,20 @@ def write(file: Path, rows: list[str]) -> Path:
 
 
 ROWS = rows(1800)
+NEWER = "clean: these ratings are newer than all that the published run has seen (2020-"
 PARTS = ["ingest", "split", "train", "evaluate"]
 
 
 @pytest.fixture(scope="module")
 def story(project: Project) -> dict[str, Outcome]:
-    """One run after another on one database; what each finds published, the one before has left."""
+    """Runs on one database, one after another; each finds the run that the previous ones published."""
     project.supabase.migrate(migration(SchemaConfig()))
     folder = project.folder
     file, copy = (write(folder / name, ROWS[:1500]) for name in ("ratings.csv", "copy.csv"))
-    told: dict[str, Outcome] = {}
+    outcomes: dict[str, Outcome] = {}
 
     def then(name: str, file: Path, **parameters: Any) -> None:
-        told[name] = project.run(name, file, **parameters)
+        outcomes[name] = project.run(name, file, **parameters)
 
     then("too few", file, **TWO_FACTORS, min_rows=5000, init_from="published")
     then("first", file, **ONE_FACTOR)
@@ -162,7 +163,7 @@ def story(project: Project) -> dict[str, Outcome]:
     then("grown", copy, **TWO_FACTORS, split="time", test_size=0.15)
     then("grown and worse", copy, **ONE_FACTOR, split="time", test_size=0.15, direct=True)
     then("warm", copy, **UNTRAINED, split="time", test_size=0.15, init_from="published")
-    return told
+    return outcomes
 
 
 def test_a_model_of_too_few_ratings_is_refused_and_the_database_stays_empty(story: dict[str, Outcome]) -> None:
@@ -172,32 +173,32 @@ def test_a_model_of_too_few_ratings_is_refused_and_the_database_stays_empty(stor
     assert "ingest    nothing is published yet: starting from nothing\n" in found.printed
 
 
-def test_the_first_run_is_measured_by_the_biases_alone_and_published(story: dict[str, Outcome]) -> None:
+def test_the_first_run_is_compared_with_the_baselines_alone_and_published(story: dict[str, Outcome]) -> None:
     found = story["first"]
     assert found.evaluation["champion"] is None
-    assert found.check("champion")["text"] == "no run is published yet: there is none to compare with"
+    assert found.check("champion")["text"] == "there is no published run to compare with"
     assert found.check("baselines")["figure"] < found.check("baselines")["limit"] - 0.1
     assert sorted(found.steps) == sorted([*PARTS, "export"])
     assert found.runs == {found.run_id: "published"}
     assert len(found.recommended) == 10
 
 
-def test_a_better_run_takes_the_published_ones_place(story: dict[str, Outcome]) -> None:
+def test_a_better_run_replaces_the_published_run(story: dict[str, Outcome]) -> None:
     first, found = story["first"], story["better"]
     assert found.runs == {found.run_id: "published", first.run_id: "retired"}
     assert found.recommended != first.recommended
     champion = found.evaluation["champion"]
     assert champion["run_id"] == first.run_id
-    assert champion["note"].startswith("clean: it was trained on the same ratings as this model")
+    assert champion["note"].startswith("clean: the published run was trained on the same ratings as this model")
     figures = champion["figures"]
     assert (figures["rows"], figures["clean"]) == (150, True)
-    # What the champion's own evaluation found on these ratings, it has here after a way through the database.
+    # The champion's own evaluation on the same ratings, before its embeddings went through the database.
     assert figures["champion_rmse"] == pytest.approx(first.evaluation["model"]["rmse"], abs=1e-6)
     assert figures["rmse"] == pytest.approx(found.evaluation["model"]["rmse"], abs=1e-9)
     assert figures["interval"]["high"] < 0
 
 
-def test_a_worse_run_is_refused_without_failing_and_the_api_gives_what_it_gave(story: dict[str, Outcome]) -> None:
+def test_a_worse_run_is_refused_without_failing_and_the_api_is_unchanged(story: dict[str, Outcome]) -> None:
     better, found = story["better"], story["worse"]
     (reason,) = found.reasons
     assert f"of the published run {better.run_id} on the same 150 ratings: +" in reason
@@ -207,16 +208,16 @@ def test_a_worse_run_is_refused_without_failing_and_the_api_gives_what_it_gave(s
     assert (found.runs, found.recommended) == (better.runs, better.recommended)
     assert re.search(r"Pipeline \S*'mf-training'\S* finished with status \S*SUCCESS", found.log)
     assert f"evaluate  not published: {reason}\n" in found.printed
-    assert f" has succeeded: not published: {reason}\n" in found.printed  # by the step that ends a run
+    assert f" has succeeded: not published: {reason}\n" in found.printed  # by the notify step
 
 
-def test_by_force_it_is_published_and_says_so(story: dict[str, Outcome]) -> None:
+def test_force_publish_publishes_and_the_log_says_so(story: dict[str, Outcome]) -> None:
     worse, found = story["worse"], story["forced"]
     assert found.published == found.run_id != worse.run_id
     assert sorted(found.steps) == sorted([*PARTS, "export", "notify"])
     decision = found.evaluation["decision"]
     assert (decision["publish"], decision["forced"], len(found.reasons)) == (True, True, 1)
-    assert " has succeeded: to be published all the same, by force_publish: RMSE" in found.printed
+    assert " has succeeded: accepted by force_publish although RMSE" in found.printed
 
 
 def test_a_run_of_another_source_is_not_compared(story: dict[str, Outcome]) -> None:
@@ -236,23 +237,23 @@ def test_a_model_that_does_not_beat_the_baselines_is_refused(story: dict[str, Ou
     assert (found.runs, found.recommended) == (before.runs, before.recommended)
 
 
-def test_on_a_source_that_has_grown_the_comparison_is_on_what_the_published_run_cannot_have_seen(
+def test_on_a_grown_source_the_comparison_is_on_ratings_newer_than_the_published_run(
     story: dict[str, Outcome],
 ) -> None:
     before, found = story["another source"], story["grown"]
     assert found.published == found.run_id
     champion = found.evaluation["champion"]
     assert champion["run_id"] == before.run_id
-    assert champion["note"].startswith("clean: all that it has seen is of 2020-")
+    assert champion["note"].startswith(NEWER)
     assert (champion["figures"]["clean"], champion["figures"]["rows"]) == (True, 270)
     worse = story["grown and worse"]
     assert worse.evaluation["champion"]["figures"]["clean"]
-    assert worse.evaluation["champion"]["note"].startswith("clean: it was trained on the same ratings")
+    assert worse.evaluation["champion"]["note"].startswith("clean: the published run was trained on the same ratings")
     assert worse.published == found.run_id
     assert len(worse.reasons) == 1
 
 
-def test_a_training_that_starts_from_the_published_run_is_as_good_before_it_has_learned_anything(
+def test_a_warm_start_without_training_is_as_good_as_the_published_run(
     story: dict[str, Outcome],
 ) -> None:
     before, found = story["grown"], story["warm"]
@@ -260,11 +261,11 @@ def test_a_training_that_starts_from_the_published_run_is_as_good_before_it_has_
     assert f"started from {before.run_id}" in found.printed
     assert found.published == found.run_id
     assert found.evaluation["model"]["rmse"] == pytest.approx(before.evaluation["model"]["rmse"], abs=0.01)
-    # It has seen more than the published run's training part, but nothing of these ratings.
-    assert found.evaluation["champion"]["note"].startswith("clean: all that it has seen is of 2020-")
+    # It has seen more than the published run's training part, but none of these ratings.
+    assert found.evaluation["champion"]["note"].startswith(NEWER)
 
 
-def test_a_supabase_that_does_not_answer_fails_the_step_and_is_not_taken_for_one_without_a_run(
+def test_a_supabase_that_does_not_answer_fails_the_step_and_does_not_count_as_having_no_run(
     project: Project, monkeypatch: pytest.MonkeyPatch, story: dict[str, Outcome]
 ) -> None:
     monkeypatch.setattr("mf.supabase.client.TRIES", 1)
@@ -272,7 +273,7 @@ def test_a_supabase_that_does_not_answer_fails_the_step_and_is_not_taken_for_one
         project.run("unreachable", project.folder / "ratings.csv", **ONE_FACTOR, supabase_url="http://127.0.0.1:9")
 
 
-def test_without_the_migration_there_is_no_run_to_compare_with_and_the_export_says_what_is_missing(
+def test_without_the_migration_evaluate_compares_with_no_run_and_export_says_what_is_missing(
     project: Project, fresh_stack: Callable[..., LocalSupabase], story: dict[str, Outcome]
 ) -> None:
     bare = Project(fresh_stack(), project.folder)

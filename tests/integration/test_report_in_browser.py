@@ -1,4 +1,4 @@
-"""The report of a run on the sample, in a real browser: as it comes from disk, and in a console's frame."""
+"""The report of a run on the sample in a real browser: opened from disk, and in a sandboxed frame as in a console."""
 
 import io
 from dataclasses import replace
@@ -11,7 +11,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Frame, Page
 
 from mf.evaluation.bootstrap import Interval
-from mf.evaluation.champion import Comparison, Figures
+from mf.evaluation.champion import Comparison, PairedRmse
 from mf.evaluation.config import EvaluateConfig, GateConfig
 from mf.evaluation.evaluate import evaluate
 from mf.evaluation.examples import examples
@@ -38,7 +38,7 @@ HEADLINES = {
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run that is better than the published one, the same one beside a published run that is better, and a first."""
+    """A run better than the published one, a run worse than it, and a first run."""
     folder = tmp_path_factory.mktemp("reports")
     csv = str(write_sample(folder).ratings_csv)
     provenance = ingest(IngestConfig.of(ratings_csv=csv), folder / "ratings.parquet", folder / "rejects.csv")
@@ -49,15 +49,15 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     facts = {"source": provenance.summary(), "hash": provenance.content_hash, "solver": "sgd"}
 
     def against(champion: float) -> Comparison:
-        difference = evaluation.model.rmse - champion
+        difference = evaluation.model["rmse"] - champion
         interval = Interval(difference - 0.01, difference + 0.01)
-        note = "clean: it was trained on the same ratings as this model, and on none of these"
-        figures = Figures(len(test), evaluation.model.rmse, champion, difference, interval, clean=True)
+        note = "clean: the published run was trained on the same ratings as this model, not on these"
+        figures = PairedRmse(len(test), evaluation.model["rmse"], champion, difference, interval, clean=True)
         return Comparison("20261123-031500-5f0c7a", "2026-11-23T03:15:00+00:00", note, figures)
 
     cases = {
-        "accepted": (evaluation, against(evaluation.model.rmse + 0.02)),
-        "refused": (replace(evaluation, model=evaluation.global_mean), against(evaluation.model.rmse - 0.05)),
+        "accepted": (evaluation, against(evaluation.model["rmse"] + 0.02)),
+        "refused": (replace(evaluation, model=evaluation.global_mean), against(evaluation.model["rmse"] - 0.05)),
         "first": (evaluation, None),
     }
     for name, (found, comparison) in cases.items():
@@ -75,7 +75,7 @@ def opened(browser: Browser, report: Path, **options: object) -> tuple[Page, See
 
 
 def assert_whole(place: Page | Frame) -> None:
-    """Every image has been decoded, and nothing lies beyond the right edge."""
+    """Every image is decoded, and nothing reaches beyond the right edge."""
     images = place.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
     assert len(images) == 7
     assert all(images)
@@ -84,7 +84,7 @@ def assert_whole(place: Page | Frame) -> None:
 
 @pytest.mark.parametrize("case", HEADLINES)
 @pytest.mark.parametrize("size", [PHONE, LAPTOP], ids=["phone", "laptop"])
-def test_the_report_opens_from_disk_with_the_verdict_in_the_first_screen_and_asks_for_nothing(
+def test_the_report_opens_from_disk_with_the_verdict_on_the_first_screen_and_no_requests(
     browser: Browser, reports: dict[str, Path], tmp_path: Path, case: str, size: dict[str, int]
 ) -> None:
     page, seen = opened(browser, reports[case], viewport=size)
@@ -96,16 +96,14 @@ def test_the_report_opens_from_disk_with_the_verdict_in_the_first_screen_and_ask
     assert box is not None
     assert box["y"] + box["height"] < size["height"] / 2
     page.screenshot(path=tmp_path / f"{case}.png", full_page=True)
-    # With all tables unfolded, what is wide scrolls within itself.
+    # With all tables open, wide ones scroll within themselves.
     page.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
     assert_whole(page)
     assert (seen.errors, seen.failed, seen.requests) == ([], [], [reports[case].as_uri()])
     page.close()
 
 
-def test_the_report_shows_in_a_consoles_frame_that_lets_nothing_run(
-    browser: Browser, reports: dict[str, Path], tmp_path: Path
-) -> None:
+def test_the_report_shows_in_a_sandboxed_frame(browser: Browser, reports: dict[str, Path], tmp_path: Path) -> None:
     page = browser.new_page(viewport=LAPTOP)
     seen = watch(page)
     page.set_content('<iframe sandbox style="width: 100%; height: 700px; border: 0"></iframe>')
@@ -118,7 +116,7 @@ def test_the_report_shows_in_a_consoles_frame_that_lets_nothing_run(
     page.close()
 
 
-def test_colours_follow_the_readers_screen_in_the_plots_too(browser: Browser, reports: dict[str, Path]) -> None:
+def test_colours_follow_the_colour_scheme_in_the_plots_too(browser: Browser, reports: dict[str, Path]) -> None:
     used = {}
     for scheme in ("light", "dark"):
         page, _ = opened(browser, reports["accepted"], viewport=PHONE, color_scheme=scheme)
@@ -130,5 +128,5 @@ def test_colours_follow_the_readers_screen_in_the_plots_too(browser: Browser, re
     assert not used["dark"] & {MODEL, BASELINE, "#ffffff"}
 
 
-def test_a_report_of_many_figures_stays_small(reports: dict[str, Path]) -> None:
+def test_a_report_is_smaller_than_a_megabyte(reports: dict[str, Path]) -> None:
     assert all(report.stat().st_size < MEGABYTE for report in reports.values())

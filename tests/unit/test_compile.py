@@ -239,7 +239,7 @@ def test_what_the_code_and_the_settings_compile_to_is_current(compiled: bytes, t
             "defaultValue: NVIDIA_L3",
             "root.inputDefinitions.parameters.train_accelerator_type.defaultValue is 'NVIDIA_L3', now 'NVIDIA_L4'",
         ),
-        ("from mf.errors import reported", "pass", "deploymentSpec.executors.exec-evaluate.container.command differs"),
+        ("titles_beside", "titles", "deploymentSpec.executors.exec-evaluate.container.command differs"),
         ("      epochs:\n", "      epoch:\n", "components.comp-train.inputDefinitions.parameters.epoch is "),
     ],
 )

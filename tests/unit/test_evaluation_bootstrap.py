@@ -3,34 +3,34 @@ import pytest
 from scipy import stats
 
 from mf.biases import Floats, Ints
-from mf.evaluation.bootstrap import Interval, interval, paired_difference, per_user, resampled
+from mf.evaluation.bootstrap import Interval, bootstrap_ratios, paired_difference, percentile_interval, sum_per_user
 
 
 def planted(rng: np.random.Generator, users: int, each: int) -> tuple[Ints, Floats]:
-    """Errors of variance 1.25, of which 1 is the user's own: those of one user lie together."""
+    """Errors of variance 1.25, of which 1 is the user's own: the errors of one user are correlated."""
     rows = np.repeat(np.arange(users), each)
     return rows, rng.normal(0, 1, users)[rows] + rng.normal(0, 0.5, len(rows))
 
 
 def rmse_interval(rows: Ints, errors: Floats, seed: int) -> Interval:
-    weights = per_user(rows)
-    draws = np.sqrt(resampled(per_user(rows, errors**2)[:, None], weights, 300, seed))
-    found = interval(draws, len(weights))
+    weights = sum_per_user(rows)
+    draws = np.sqrt(bootstrap_ratios(sum_per_user(rows, errors**2)[:, None], weights, 300, seed))
+    found = percentile_interval(draws, len(weights))
     assert found is not None
     return found
 
 
-def test_two_users_are_drawn_in_the_three_ways_that_there_are() -> None:
+def test_two_users_are_drawn_in_three_ways() -> None:
     # Twice the first, one of each, twice the second: 1 / 1, (1 + 6) / (1 + 3), 6 / 3.
-    draws = resampled(np.array([[1.0], [6.0]]), np.array([1.0, 3.0]), 4000, 0)
+    draws = bootstrap_ratios(np.array([[1.0], [6.0]]), np.array([1.0, 3.0]), 4000, 0)
     values, counts = np.unique(draws.round(12), return_counts=True)
     assert values.tolist() == [1, 1.75, 2]
     assert counts / 4000 == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
 
 
-def test_all_columns_are_taken_over_the_same_draws() -> None:
+def test_all_columns_share_the_draws() -> None:
     sums = np.random.default_rng(0).random((50, 1))
-    draws = resampled(np.column_stack([sums, 2 * sums]), np.ones(50), 100, 0)
+    draws = bootstrap_ratios(np.column_stack([sums, 2 * sums]), np.ones(50), 100, 0)
     assert draws[:, 1] == pytest.approx(2 * draws[:, 0])
 
 
@@ -41,15 +41,15 @@ def test_the_same_seed_draws_the_same_users() -> None:
     assert paired_difference(rows, errors, other, 7) != paired_difference(rows, errors, other, 8)
 
 
-def test_the_interval_of_a_mean_is_scipys() -> None:
+def test_the_interval_of_a_mean_agrees_with_scipy() -> None:
     values = np.random.default_rng(0).exponential(1, 400)
-    found = interval(resampled(values[:, None], np.ones(400), 4000, 0), 400)
+    found = percentile_interval(bootstrap_ratios(values[:, None], np.ones(400), 4000, 0), 400)
     theirs = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", rng=1).confidence_interval
     assert found is not None
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
 
 
-def test_95_of_100_intervals_hold_the_true_rmse() -> None:
+def test_95_percent_of_the_intervals_contain_the_true_rmse() -> None:
     held = 0
     for seed in range(200):
         found = rmse_interval(*planted(np.random.default_rng(seed), 150, 3), seed)
@@ -57,13 +57,13 @@ def test_95_of_100_intervals_hold_the_true_rmse() -> None:
     assert 0.91 <= held / 200 <= 0.98
 
 
-def test_ratings_drawn_one_by_one_would_seem_to_be_sure() -> None:
+def test_resampling_ratings_instead_of_users_gives_an_interval_that_is_too_narrow() -> None:
     rows, errors = planted(np.random.default_rng(0), 150, 10)
     by_users, by_ratings = rmse_interval(rows, errors, 0), rmse_interval(np.arange(len(rows)), errors, 0)
     assert by_ratings.high - by_ratings.low < 0.6 * (by_users.high - by_users.low)
 
 
-def test_a_pair_tells_apart_what_two_intervals_cannot() -> None:
+def test_a_paired_difference_is_significant_where_two_intervals_overlap() -> None:
     rows, errors = planted(np.random.default_rng(0), 100, 10)
     worse = 1.02 * errors
     assert rmse_interval(rows, errors, 0).high > rmse_interval(rows, worse, 0).low
@@ -73,7 +73,7 @@ def test_a_pair_tells_apart_what_two_intervals_cannot() -> None:
     assert difference.low == pytest.approx(-0.02 * np.sqrt(np.mean(errors**2)), rel=0.2)
 
 
-def test_users_may_bear_any_numbers() -> None:
+def test_user_numbers_may_be_any_integers() -> None:
     rows, errors = planted(np.random.default_rng(0), 20, 3)
     shuffled = np.random.default_rng(1).permutation(len(rows))
     found = paired_difference((rows * 1000 + 7)[shuffled], errors[shuffled], errors[::-1][shuffled], 0)
@@ -83,7 +83,7 @@ def test_users_may_bear_any_numbers() -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
-def test_one_user_says_nothing_of_others() -> None:
+def test_one_user_has_no_interval() -> None:
     assert paired_difference(np.zeros(5, int), np.ones(5), np.zeros(5), 0) is None
 
 
@@ -91,6 +91,6 @@ def test_without_draws_there_is_no_interval() -> None:
     assert paired_difference(np.arange(5), np.ones(5), np.zeros(5), 0, samples=0) is None
 
 
-def test_equal_errors_differ_by_nothing() -> None:
+def test_equal_errors_have_a_difference_of_zero() -> None:
     rows, errors = planted(np.random.default_rng(0), 20, 3)
     assert paired_difference(rows, errors, errors, 0) == Interval(0, 0)

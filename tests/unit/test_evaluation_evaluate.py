@@ -6,10 +6,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
+from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
 from mf.errors import DataError
-from mf.evaluation.bootstrap import paired_difference
-from mf.evaluation.evaluate import CountBin, EvaluateConfig, Evaluation, Interval, RatingBin, Score, Unseen, evaluate
+from mf.evaluation.accuracy import ColdStart, CountBin, RatingBin
+from mf.evaluation.bootstrap import Interval, paired_difference
+from mf.evaluation.config import EvaluateConfig
+from mf.evaluation.evaluate import Evaluation, evaluate
+from mf.evaluation.metrics import MAE, RMSE, Scores
 from mf.model import MatrixFactorization, TrainedModel
 from mf.ratings.vocabulary import Vocabulary
 
@@ -19,8 +23,8 @@ def ratings(*rows: tuple[Any, Any, float]) -> pa.Table:
     return pa.table({"user_id": users, "movie_id": movies, "rating": pa.array(values, pa.float32())})
 
 
-class Foretold(TrainedModel):
-    """A model that predicts what it was told to, and ranks nothing higher than anything else."""
+class FixedPredictions(TrainedModel):
+    """A model with the given predictions, whose ranking score is 0 for every movie."""
 
     def __init__(self, train: pa.Table, predictions: Sequence[float], rating_min: float, rating_max: float) -> None:
         users, movies = Vocabulary.of(train["user_id"]), Vocabulary.of(train["movie_id"])
@@ -35,7 +39,7 @@ class Foretold(TrainedModel):
 def scored(
     train: pa.Table, test: pa.Table, predictions: Sequence[float], rating_max: float = 5, bootstrap: int = 0
 ) -> Evaluation:
-    model = Foretold(train, predictions, 1, rating_max)
+    model = FixedPredictions(train, predictions, 1, rating_max)
     return evaluate(train, test, model, EvaluateConfig(bootstrap=bootstrap))
 
 
@@ -45,35 +49,42 @@ TRAIN = ratings((1, 10, 5), (1, 20, 3), (2, 10, 1))
 def test_errors_are_those_computed_by_hand() -> None:
     found = scored(TRAIN, ratings((1, 10, 4), (2, 20, 2)), [5, 4])
     assert (found.train_rows, found.test_rows) == (3, 2)
-    assert found.model == Score(rmse=math.sqrt((1 + 4) / 2), mae=1.5)
+    assert found.model.values == {"rmse": math.sqrt((1 + 4) / 2), "mae": 1.5}
     # The training ratings' mean is 3; the movies' biases are 0, the users' are 2/(2+3) and -2/(1+3).
-    assert found.global_mean == Score(rmse=1, mae=1)
-    assert found.user_movie_bias.rmse == pytest.approx(math.sqrt((0.6**2 + 0.5**2) / 2))
-    assert found.user_movie_bias.mae == pytest.approx((0.6 + 0.5) / 2)
+    assert found.global_mean.values == {"rmse": 1, "mae": 1}
+    assert found.user_movie_bias["rmse"] == pytest.approx(math.sqrt((0.6**2 + 0.5**2) / 2))
+    assert found.user_movie_bias["mae"] == pytest.approx((0.6 + 0.5) / 2)
+
+
+def test_rating_metrics_agree_with_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    actual, predicted = rng.uniform(1, 5, 500), rng.uniform(1, 5, 500)
+    assert RMSE.of(actual, predicted) == pytest.approx(root_mean_squared_error(actual, predicted), rel=1e-12)
+    assert MAE.of(actual, predicted) == pytest.approx(mean_absolute_error(actual, predicted), rel=1e-12)
 
 
 def test_the_bias_baseline_is_clipped_to_the_rating_range() -> None:
     generous = ratings(*((1, movie, 5) for movie in range(50)), *((2, movie, 3) for movie in range(50)), (3, 99, 4))
     generous = pa.concat_tables([generous, ratings(*((3, 0, 5) for _ in range(50)))])
     unclipped = scored(generous, ratings((1, 0, 5)), [5], rating_max=9)
-    assert unclipped.user_movie_bias.rmse > 0.1
-    assert scored(generous, ratings((1, 0, 5)), [5]).user_movie_bias.rmse == 0
+    assert unclipped.user_movie_bias["rmse"] > 0.1
+    assert scored(generous, ratings((1, 0, 5)), [5]).user_movie_bias["rmse"] == 0
 
 
-def test_unseen_users_and_movies_are_counted_once_each_and_scored_apart() -> None:
+def test_cold_start_users_and_movies_are_counted_once_each_and_scored_separately() -> None:
     test = ratings((1, 10, 4), (8, 10, 4), (8, 20, 3), (9, 20, 2), (2, 77, 1))
     found = scored(TRAIN, test, [4, 3, 3, 4, 4])
     both_baselines = math.sqrt((1 + 0 + 1) / 3)
-    assert found.unseen_users == Unseen(2, 3, math.sqrt((1 + 0 + 4) / 3), both_baselines, both_baselines)
-    assert found.unseen_movies == Unseen(ids=1, rows=1, rmse=3, baseline_rmse=1.5, global_mean_rmse=2)
+    assert found.unseen_users == ColdStart(2, 3, math.sqrt((1 + 0 + 4) / 3), both_baselines, both_baselines)
+    assert found.unseen_movies == ColdStart(ids=1, rows=1, rmse=3, baseline_rmse=1.5, global_mean_rmse=2)
 
 
-def test_nothing_unseen_has_no_rmse_of_its_own() -> None:
+def test_without_cold_start_there_is_no_cold_start_rmse() -> None:
     found = scored(TRAIN, ratings((1, 10, 4)), [4])
-    assert found.unseen_users == found.unseen_movies == Unseen(0, 0, None)
+    assert found.unseen_users == found.unseen_movies == ColdStart(0, 0, None)
 
 
-def test_ids_of_text_are_matched_like_integers() -> None:
+def test_text_ids_give_the_same_as_integer_ids() -> None:
     text = ratings(("ann", "m1", 5), ("ann", "m2", 3), ("bob", "m1", 1))
     found = scored(text, ratings(("bob", "m2", 2), ("eve", "m1", 4)), [4, 5])
     assert found == scored(TRAIN, ratings((2, 20, 2), (9, 10, 4)), [4, 5])
@@ -98,12 +109,12 @@ def test_deciles_are_of_users_and_not_of_their_test_ratings() -> None:
     assert [(b.from_ratings, b.rows) for b in found] == [(user, 1) for user in range(1, 10)] + [(10, 30)]
 
 
-def test_equally_active_users_share_one_bin_and_unseen_ones_have_zero_ratings() -> None:
+def test_equally_active_users_share_one_bin_and_cold_start_users_have_zero_ratings() -> None:
     found = scored(TRAIN, ratings((7, 10, 3), (8, 10, 3), (2, 10, 3)), [3, 3, 4]).by_activity
     assert found == (CountBin(0, 0, 2, 0, 0), CountBin(1, 1, 1, 1, 0.5))
 
 
-def test_each_decile_holds_a_tenth_of_the_movies_and_unseen_ones_have_zero_ratings() -> None:
+def test_each_decile_holds_a_tenth_of_the_movies_and_cold_start_movies_have_zero_ratings() -> None:
     # Movie m has m training ratings, movies 1 to 10; in the test part each is predicted m/10 too high, movie 77 by 1.
     train = ratings(*((user, movie, 3) for movie in range(1, 11) for user in range(movie)))
     test = ratings(*((0, movie, 3) for movie in (*range(1, 10), 77)))
@@ -141,24 +152,24 @@ def test_many_different_ratings_are_counted_in_twenty_bins() -> None:
 
 
 def test_one_rating_for_everything_is_one_bin() -> None:
-    model = Foretold(TRAIN, [3], 3, 3)
+    model = FixedPredictions(TRAIN, [3], 3, 3)
     found = evaluate(TRAIN, ratings((1, 10, 3)), model, EvaluateConfig(bootstrap=0)).distribution
     assert (found.edges, found.actual, found.predicted) == ((2.5, 3.5), (1,), (1,))
 
 
-def test_intervals_come_from_drawing_users() -> None:
+def test_intervals_come_from_resampling_users() -> None:
     # Users 1 and 2 with errors 1 and 2, and 3 rows and 1: a resample has the one, the other, or both.
     found = scored(TRAIN, ratings((1, 10, 3), (1, 20, 3), (1, 77, 3), (2, 20, 3)), [4, 4, 4, 5], bootstrap=200)
-    assert found.model.rmse == pytest.approx(math.sqrt((3 + 4) / 4))
-    assert found.model.rmse_interval == Interval(1, 2)
-    assert found.model.mae_interval == Interval(1, 2)
+    assert found.model["rmse"] == pytest.approx(math.sqrt((3 + 4) / 4))
+    assert found.model.interval("rmse") == Interval(1, 2)
+    assert found.model.interval("mae") == Interval(1, 2)
     # User 2 is at 2.5, or 0.5 off; user 1 at 3.4. Both errors are taken from the same draw.
     assert found.rmse_difference is not None
     assert found.rmse_difference.low == pytest.approx(1 - 0.4)
     assert found.rmse_difference.high == pytest.approx(2 - 0.5)
 
 
-def test_the_difference_is_that_of_a_pair() -> None:
+def test_the_rmse_difference_is_paired() -> None:
     test = ratings(*((user, 10, 1 + user % 5) for user in range(30)))
     predicted = np.linspace(2, 4, 30)
     actual = test["rating"].to_numpy()
@@ -172,11 +183,11 @@ def test_the_difference_is_that_of_a_pair() -> None:
 
 def test_a_single_user_has_no_intervals() -> None:
     found = scored(TRAIN, ratings((1, 10, 3), (1, 20, 3)), [4, 4], bootstrap=200)
-    assert found.model == Score(1, 1)
+    assert found.model == Scores({"rmse": 1, "mae": 1}, {"rmse": None, "mae": None})
     assert found.rmse_difference is None
 
 
-def test_predictions_are_summed_up_for_each_actual_rating() -> None:
+def test_predictions_are_summarised_per_actual_rating() -> None:
     test = ratings(*((1, 10, 2) for _ in range(11)), (1, 20, 4.5))
     found = scored(TRAIN, test, [*np.linspace(2, 3, 11), 4]).by_rating
     assert [(b.from_rating, b.to_rating, b.rows) for b in found] == [(2, 2, 11), (4.5, 4.5, 1)]
@@ -195,10 +206,10 @@ def test_more_than_twenty_actual_ratings_are_put_in_twenty_bins_of_equal_width()
     assert sum(b.rows for b in found) == len(values)
 
 
-def test_a_million_float32_errors_are_summed_without_loss() -> None:
+def test_a_million_float32_errors_are_summed_without_loss_of_precision() -> None:
     test = ratings((1, 10, 4.1)).take(pa.array(np.zeros(1_000_000, np.int64)))
     found = scored(TRAIN, test, np.full(1_000_000, 4.0))
-    assert found.model.rmse == pytest.approx(float(np.float32(4.1)) - 4, rel=1e-12)
+    assert found.model["rmse"] == pytest.approx(float(np.float32(4.1)) - 4, rel=1e-12)
 
 
 def test_an_empty_test_part_says_to_raise_test_size() -> None:

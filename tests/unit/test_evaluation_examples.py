@@ -29,13 +29,13 @@ TEST = ratings(("ann", 5, 1.5), ("new", 1, 3), ("ann", 77, 4))
 MODEL = model(TRAIN, {3: 1.9, 4: 2.5, 5: 3.5, 6: -1})
 
 
-def test_recommended_is_what_the_user_has_not_rated_in_the_models_own_order() -> None:
+def test_recommended_movies_are_unrated_and_ordered_by_unclipped_prediction() -> None:
     (ann,) = examples(TRAIN, VALIDATION, TEST, MODEL, {"5": "Five"})
     # 3, which the validation part has, is left out; 5 and 4 are both predicted 5, and 5 is ahead before clipping.
     assert ann.recommended == (Movie(5, "Five", 1.5, 5), Movie(4, None, None, 5), Movie(6, None, None, 2))
 
 
-def test_a_history_is_the_best_rated_of_training_and_validation() -> None:
+def test_the_best_rated_movies_are_from_training_and_validation() -> None:
     (ann,) = examples(TRAIN, VALIDATION, TEST, MODEL, {"2": "Two"})
     assert (ann.user_id, ann.ratings) == ("ann", 3)
     assert [(movie.movie_id, movie.title, movie.actual) for movie in ann.best] == [
@@ -44,7 +44,7 @@ def test_a_history_is_the_best_rated_of_training_and_validation() -> None:
     assert [round(movie.predicted, 4) for movie in ann.best] == [3, 4.9, 3]
 
 
-def test_of_equal_ratings_the_newest_come_first() -> None:
+def test_of_equal_ratings_the_newest_comes_first() -> None:
     times = pa.array([10, 30, None, 20], pa.timestamp("us", tz="UTC"))
     train = ratings((1, 1, 5), (1, 2, 5), (1, 3, 5), (1, 4, 5)).append_column("rated_at", times)
     (user,) = examples(train, train[:0], train[:1], model(train, {}), {})
@@ -52,7 +52,7 @@ def test_of_equal_ratings_the_newest_come_first() -> None:
     assert user.recommended == ()
 
 
-def test_the_users_go_from_light_to_busy_and_are_the_same_whatever_the_order_of_the_rows() -> None:
+def test_users_go_from_light_to_heavy_whatever_the_order_of_the_rows() -> None:
     train = ratings(*((user, movie, 3) for user in range(1, 12) for movie in range(user)))
     test = ratings(*((user, 99, 3) for user in (11, 3, 1, 2, 4, 5, 6, 7, 8, 9, 10, 12)))
     fitted = model(train, {})
@@ -62,5 +62,5 @@ def test_the_users_go_from_light_to_busy_and_are_the_same_whatever_the_order_of_
     assert examples(shuffled, train[:0], test, fitted, {}) == found
 
 
-def test_without_a_user_of_both_parts_there_is_no_example() -> None:
+def test_without_a_user_in_both_parts_there_is_no_example() -> None:
     assert examples(TRAIN, VALIDATION, ratings(("new", 1, 3)), MODEL, {}) == ()

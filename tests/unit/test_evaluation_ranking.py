@@ -2,7 +2,6 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP, RetrievalNorm
 
 from mf.evaluation.config import EvaluateConfig
 from mf.evaluation.evaluate import Evaluation, evaluate
-from mf.evaluation.ranking import ExposureBin, RankingScore, exposure, found_in, quality
-from mf.evaluation.topk import by_vectors
+from mf.evaluation.metrics import Scores, plain
+from mf.evaluation.ranking import ExposureBin, exposure, find_hits, score_users
+from mf.evaluation.topk import top_k_by_product
 from mf.model import MatrixFactorization, TrainedModel
 from mf.ratings.vocabulary import Vocabulary
 
@@ -51,45 +51,52 @@ def evaluated(train: pa.Table = TRAIN, test: pa.Table = TEST, **options: Any) ->
     return evaluate(train, test, fitted, config)
 
 
-def test_the_quality_of_lists_is_what_is_computed_by_hand() -> None:
+def test_list_metrics_are_those_computed_by_hand() -> None:
     hits = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]], bool)
-    ndcg, recall, precision, hit = quality(hits, np.array([4, 1, 2])).T
+    ndcg, recall, precision, hit = score_users(hits, np.array([4, 1, 2])).T
     assert ndcg == pytest.approx([(1 + 1 / 2) / (1 + 1 / math.log2(3) + 1 / 2), 1 / math.log2(3), 0])
     assert recall == pytest.approx([2 / 4, 1, 0])
     assert precision == pytest.approx([(1 + 2 / 3) / 3, 1 / 2, 0])
     assert hit.tolist() == [1, 1, 0]
 
 
-def test_a_list_of_nothing_but_relevant_movies_is_perfect_however_many_more_there_are() -> None:
-    perfect = quality(np.array([[1, 1, 0], [1, 1, 1]], bool), np.array([2, 30]))
+def test_a_list_of_only_relevant_movies_is_perfect_even_if_there_are_more() -> None:
+    perfect = score_users(np.array([[1, 1, 0], [1, 1, 1]], bool), np.array([2, 30]))
     assert perfect == pytest.approx(np.array([[1, 1, 1, 1], [1, 0.1, 1, 1]]))
 
 
-def test_a_place_holds_a_relevant_movie_only_of_the_list_s_own_user() -> None:
+def test_a_hit_is_relevant_to_the_list_s_own_user() -> None:
     relevant = csr_array(np.array([[0, 0, 1], [1, 0, 0]], bool))
-    found = found_in(np.array([[2, 0, -1], [2, 0, -1]]), relevant)
+    found = find_hits(np.array([[2, 0, -1], [2, 0, -1]]), relevant)
     assert found.tolist() == [[True, False, False], [False, True, False]]
 
 
-def test_rankings_are_those_computed_by_hand() -> None:
+def test_an_evaluation_s_list_metrics_are_those_computed_by_hand() -> None:
     # Lists of the model: user 1 [4, 3], user 2 [4, 3], user 3 likes nothing, user 4 [3, 2]; liked: {3}, {4}, {1, 3, 9}.
     found = evaluated().ranking
     assert (found.k, found.relevance_threshold, found.movies) == (2, 4, 4)
     assert (found.users, found.users_without, found.relevant, found.out_of_reach) == (3, 1, 5, 1)
     both = 1 + 1 / math.log2(3)
     ndcg, precision = [1 / math.log2(3), 1, 1 / both], [1 / 2, 1, 1 / 2]
-    assert found.model == RankingScore(
-        *(pytest.approx(value) for value in (sum(ndcg) / 3, (1 + 1 + 1 / 3) / 3, sum(precision) / 3, 1, 3 / 4))
+    assert found.model is not None
+    assert found.model.values == pytest.approx(
+        {
+            "ndcg": sum(ndcg) / 3,
+            "recall": (1 + 1 + 1 / 3) / 3,
+            "map": sum(precision) / 3,
+            "hit_rate": 1,
+            "coverage": 3 / 4,
+        }
     )
 
 
-def test_popularity_ranks_by_training_ratings_and_the_first_id_first() -> None:
+def test_popularity_ranks_by_training_ratings_then_by_id() -> None:
     # Lists: user 1 [3, 4], user 2 [3, 4], user 4 [1, 2].
     found = evaluated().ranking.popularity
     assert found is not None
     both = 1 + 1 / math.log2(3)
-    assert found.ndcg == pytest.approx((1 + 1 / math.log2(3) + 1 / both) / 3)
-    assert found.coverage == 1
+    assert found["ndcg"] == pytest.approx((1 + 1 / math.log2(3) + 1 / both) / 3)
+    assert found["coverage"] == 1
 
 
 def test_the_bias_baseline_ranks_by_the_damped_biases_of_movies() -> None:
@@ -97,11 +104,11 @@ def test_the_bias_baseline_ranks_by_the_damped_biases_of_movies() -> None:
     found = evaluated().ranking.user_movie_bias
     assert found is not None
     # Lists: user 1 [3, 4], user 2 [3, 4], user 4 [3, 1].
-    assert found.map == pytest.approx((1 + 1 / 2 + 1) / 3)
-    assert found.coverage == 3 / 4
+    assert found["map"] == pytest.approx((1 + 1 / 2 + 1) / 3)
+    assert found["coverage"] == 3 / 4
 
 
-def test_every_measure_agrees_with_a_second_library() -> None:
+def test_every_list_metric_agrees_with_torchmetrics_and_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     scores = rng.permuted(np.tile(np.linspace(0.01, 1, 80), (60, 1)), axis=1).astype(np.float32)
     relevant = rng.random((60, 80)) < rng.random((60, 1)) * 0.3
@@ -110,8 +117,8 @@ def test_every_measure_agrees_with_a_second_library() -> None:
 
     def ours(k: int) -> npt.NDArray[np.float64]:
         nothing = csr_array((60, 80), dtype=np.bool_)
-        lists = by_vectors(torch.from_numpy(scores), torch.eye(80), torch.zeros(80), nothing, k)
-        return quality(found_in(lists, csr_array(relevant)), wanted)
+        lists = top_k_by_product(torch.from_numpy(scores), torch.eye(80), torch.zeros(80), nothing, k)
+        return score_users(find_hits(lists, csr_array(relevant)), wanted)
 
     flat = torch.from_numpy(scores.ravel()), torch.from_numpy(relevant.ravel())
     users = torch.arange(60).repeat_interleave(80)
@@ -130,17 +137,17 @@ def test_every_measure_agrees_with_a_second_library() -> None:
     assert ours(10)[:, 2] == pytest.approx(each * among / np.minimum(wanted, 10), abs=1e-6)
 
 
-def test_over_all_orders_of_equal_movies_ndcg_is_what_scikit_learn_takes_it_for() -> None:
+def test_ndcg_averaged_over_the_orders_of_tied_movies_is_scikit_learns() -> None:
     scores, relevant = np.array([3.0, 1, 1, 1]), np.array([0, 1, 0, 1])
     found = []
     for order in itertools.permutations(range(4)):
         q, own = torch.tensor(scores[list(order)], dtype=torch.float32)[:, None], csr_array([relevant[list(order)] > 0])
-        lists = by_vectors(torch.ones(1, 1), q, torch.zeros(4), csr_array((1, 4), dtype=np.bool_), 3)
-        found.append(quality(found_in(lists, own), np.array([2]))[0, 0])
+        lists = top_k_by_product(torch.ones(1, 1), q, torch.zeros(4), csr_array((1, 4), dtype=np.bool_), 3)
+        found.append(score_users(find_hits(lists, own), np.array([2]))[0, 0])
     assert np.mean(found) == pytest.approx(ndcg_score([relevant], [scores], k=3))
 
 
-def test_an_evaluation_agrees_with_a_second_library() -> None:
+def test_an_evaluation_agrees_with_scikit_learn() -> None:
     rng = np.random.default_rng(1)
     users, movies = list(range(50)), list(range(120))
     p, q, b_m = rng.standard_normal((50, 4)), rng.standard_normal((120, 4)), rng.standard_normal(120)
@@ -155,13 +162,13 @@ def test_an_evaluation_agrees_with_a_second_library() -> None:
     some = liked.any(1)
     scores = np.where(part < 0.3, -100, p @ q.T + b_m)
     assert found.ranking.model is not None
-    assert found.ranking.model.ndcg == pytest.approx(ndcg_score(liked[some], scores[some], k=10), abs=1e-6)
+    assert found.ranking.model["ndcg"] == pytest.approx(ndcg_score(liked[some], scores[some], k=10), abs=1e-6)
     popular = np.where(part < 0.3, -100, (part < 0.3).sum(0) - np.arange(120) * 1e-6)
     assert found.ranking.popularity is not None
-    assert found.ranking.popularity.ndcg == pytest.approx(ndcg_score(liked[some], popular[some], k=10), abs=1e-6)
+    assert found.ranking.popularity["ndcg"] == pytest.approx(ndcg_score(liked[some], popular[some], k=10), abs=1e-6)
 
 
-def test_what_a_user_has_rated_before_takes_no_place() -> None:
+def test_movies_rated_in_training_or_validation_are_left_out() -> None:
     # What the model puts first are the 5 movies of each user's training part; the next 5 are in the validation part.
     q = np.linspace(2, 0, 16)[:, None]
     train = ratings(*((user, movie, 3) for user, last in ((1, 5), (2, 5), (9, 16)) for movie in range(last)))
@@ -171,53 +178,60 @@ def test_what_a_user_has_rated_before_takes_no_place() -> None:
     without, together = evaluate(train, test, fitted, config), evaluate(train, test, fitted, config, validation)
     assert (without.ranking.left_out, together.ranking.left_out) == ("training", "training and validation")
     assert without.ranking.model is not None
-    assert without.ranking.model.hit_rate == 0
+    assert without.ranking.model["hit_rate"] == 0
     assert together.ranking.model is not None
-    assert together.ranking.model.ndcg == pytest.approx(1)
+    assert together.ranking.model["ndcg"] == pytest.approx(1)
 
 
-def test_unseen_users_get_the_order_of_the_movies_biases_and_are_scored_apart() -> None:
+def test_cold_start_users_get_the_order_of_movie_biases_and_are_scored_separately() -> None:
     test = pa.concat_tables([TEST, ratings((7, 4, 5), (8, 3, 5), (8, 1, 5), (9, 1, 1))])
     found = evaluated(test=test)
     assert found.ranking == evaluated().ranking
     apart = found.ranking_unseen_users
     assert (apart.users, apart.users_without, apart.relevant) == (2, 1, 3)
     assert apart.model is not None
-    assert apart.model.recall == pytest.approx((1 + 1 / 2) / 2)  # [4, 3] for both
+    assert apart.model["recall"] == pytest.approx((1 + 1 / 2) / 2)  # [4, 3] for both
     assert apart.popularity is not None
-    assert apart.popularity.recall == pytest.approx((0 + 1 / 2) / 2)  # [1, 2] for both
+    assert apart.popularity["recall"] == pytest.approx((0 + 1 / 2) / 2)  # [1, 2] for both
 
 
-def test_movies_that_only_another_model_knows_are_not_ranked_and_those_that_it_does_not_know_have_bias_0() -> None:
+def test_movies_outside_the_training_part_are_not_ranked_and_movies_unknown_to_the_model_have_bias_0() -> None:
     # The other model knows movies 1, 3 and 50, and user 2 alone. Movie 2 and 4 count as 0: 3, 2, 4, 1.
     other = model([2], [1, 3, 50], np.ones((1, 1)), [[-1.0], [1.0], [9.0]], [-1.0, 1.0, 9.0])
     found = evaluate(TRAIN, TEST, other, EvaluateConfig(k=2, relevance_threshold=4, bootstrap=0)).ranking
     assert found.model is not None
     # Lists: user 1 [3, 4], user 2 [3, 4], user 4 [3, 2].
-    assert found.model.map == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
-    assert found.model.coverage == 3 / 4
+    assert found.model["map"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
+    assert found.model["coverage"] == 3 / 4
 
 
 @pytest.mark.parametrize(
     ("lowest", "highest", "threshold"),
     [(1, 5, 4), (0.5, 5, 3.875), (0, 1, 0.75), (1, 10, 7.75), (-1, 1, 0.5), (3, 3, 3)],
 )
-def test_the_threshold_lies_three_quarters_up_the_range(lowest: float, highest: float, threshold: float) -> None:
+def test_the_default_threshold_is_three_quarters_up_the_range(lowest: float, highest: float, threshold: float) -> None:
     train = pa.concat_tables([ratings((1, 1, lowest)), ratings((2, 1, highest))])
     assert evaluated(train, relevance_threshold=None).ranking.relevance_threshold == threshold
 
 
-def test_a_rating_that_is_the_threshold_counts_whatever_its_last_bit() -> None:
+def test_any_number_is_a_threshold_also_one_below_zero() -> None:
+    train = pa.concat_tables([ratings((1, 1, -10)), ratings((2, 1, 10))])
+    test = ratings((1, 2, -1), (2, 2, -1.5))
+    found = evaluated(train, test, relevance_threshold=-1).ranking
+    assert (found.relevance_threshold, found.relevant) == (-1, 1)
+
+
+def test_a_float32_rating_equal_to_the_threshold_counts() -> None:
     train, test = ratings((1, 1, 0.1), (1, 2, 0.5)), ratings((1, 3, 0.4))
     assert evaluated(train, test, relevance_threshold=None).ranking.relevant == 1
     assert evaluated(train, test, relevance_threshold=0.4).ranking.relevant == 1
 
 
-def test_where_all_ratings_are_equal_every_movie_is_liked() -> None:
+def test_where_all_ratings_are_equal_every_movie_is_relevant() -> None:
     train, test = (table.set_column(2, "rating", pa.array([3.3] * len(table), pa.float32())) for table in (TRAIN, TEST))
     found = evaluated(train, test, relevance_threshold=None, bootstrap=50)
     assert (found.ranking.users, found.ranking.relevant) == (4, len(TEST))
-    assert json.dumps(asdict(found), allow_nan=False)
+    assert json.dumps(plain(found), allow_nan=False)
 
 
 def test_without_a_relevant_movie_there_is_a_reason_and_no_score() -> None:
@@ -226,19 +240,21 @@ def test_without_a_relevant_movie_there_is_a_reason_and_no_score() -> None:
     assert found.ranking.reason == "none of the 4 test users seen in training rated a test movie 5.5 or higher"
     assert found.ranking_unseen_users.reason == "no test user is unseen in training"
     assert found.exposure == ()
-    assert json.dumps(asdict(found), allow_nan=False)
+    assert json.dumps(plain(found), allow_nan=False)
 
 
 def test_one_user_and_one_movie_have_scores_without_intervals() -> None:
     found = evaluate(
         ratings((1, 1, 4)), ratings((1, 2, 4)), model([1], [1], [[0.0]], [[0.0]]), EvaluateConfig(bootstrap=50)
     )
-    assert found.ranking.model == found.ranking.popularity == RankingScore(0, 0, 0, 0, coverage=0)
+    nothing = dict.fromkeys(("ndcg", "recall", "map", "hit_rate"))
+    expected = Scores({**dict.fromkeys(nothing, 0), "coverage": 0}, nothing)
+    assert found.ranking.model == found.ranking.popularity == expected
     assert (found.ranking.relevant, found.ranking.out_of_reach) == (1, 1)
-    assert json.dumps(asdict(found), allow_nan=False)
+    assert json.dumps(plain(found), allow_nan=False)
 
 
-def test_a_figure_lies_in_its_interval_and_more_users_make_it_narrower() -> None:
+def test_a_metric_lies_in_its_interval_and_more_users_make_it_narrower() -> None:
     rng = np.random.default_rng(0)
 
     def width(users: int) -> float:
@@ -250,16 +266,18 @@ def test_a_figure_lies_in_its_interval_and_more_users_make_it_narrower() -> None
         score = evaluate(train, test, fitted, EvaluateConfig(k=5, bootstrap=200)).ranking.model
         assert score is not None
         for metric in ("ndcg", "recall", "map", "hit_rate"):
-            interval = getattr(score, f"{metric}_interval")
-            assert interval.low < getattr(score, metric) < interval.high
-        assert score.ndcg_interval is not None
-        return score.ndcg_interval.high - score.ndcg_interval.low
+            interval = score.interval(metric)
+            assert interval is not None
+            assert interval.low < score[metric] < interval.high
+        ndcg = score.interval("ndcg")
+        assert ndcg is not None
+        return ndcg.high - ndcg.low
 
     assert width(400) < 0.7 * width(50)
 
 
-def test_exposure_is_the_share_of_places_for_each_tenth_of_the_movies() -> None:
-    # Ten movies, two of which have equally many ratings; one of two places of three users is not filled.
+def test_exposure_is_the_share_of_list_positions_per_decile_of_movies() -> None:
+    # Ten movies, two of which have equally many ratings; one of six list positions is empty.
     counts = np.array([1, 2, 3, 3, 5, 6, 7, 8, 9, 56])
     lists = {
         "model": np.array([[9, 0], [9, -1], [9, 1]]),

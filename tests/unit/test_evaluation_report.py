@@ -13,34 +13,36 @@ import matplotlib
 import pytest
 
 from mf.evaluation import report
-from mf.evaluation.champion import Comparison, Figures
-from mf.evaluation.evaluate import (
-    CalibrationBin,
-    CountBin,
-    Distribution,
-    Evaluation,
-    ExposureBin,
-    Interval,
-    Ranking,
-    RankingScore,
-    RatingBin,
-    Score,
-    Unseen,
-)
+from mf.evaluation.accuracy import CalibrationBin, ColdStart, CountBin, Distribution, RatingBin
+from mf.evaluation.bootstrap import Interval
+from mf.evaluation.champion import Comparison, PairedRmse
+from mf.evaluation.evaluate import Evaluation
 from mf.evaluation.examples import Example, Movie
 from mf.evaluation.gate import Check, Decision
-from mf.evaluation.report import Report, verdict, write_report
+from mf.evaluation.metrics import Scores
+from mf.evaluation.ranking import ExposureBin, Ranking
+from mf.evaluation.report import Report, write_report
+
+
+def errors(rmse: float, mae: float, *intervals: Interval) -> Scores:
+    return Scores({"rmse": rmse, "mae": mae}, dict(zip(("rmse", "mae"), intervals, strict=False)))
+
+
+def lists(ndcg: float, recall: float, map: float, hit_rate: float, coverage: float, interval: Interval) -> Scores:
+    values = {"ndcg": ndcg, "recall": recall, "map": map, "hit_rate": hit_rate, "coverage": coverage}
+    return Scores(values, {"ndcg": interval})
+
 
 EVALUATION = Evaluation(
     train_rows=90_753,
     test_rows=10_083,
     test_users=597,
-    model=Score(0.8412, 0.6411, Interval(0.8151, 0.8702), Interval(0.6204, 0.6633)),
-    global_mean=Score(1.0498, 0.8342, Interval(1.0165, 1.0861), Interval(0.8052, 0.8662)),
-    user_movie_bias=Score(0.8683, 0.6635, Interval(0.8419, 0.8967), Interval(0.6416, 0.6871)),
+    model=errors(0.8412, 0.6411, Interval(0.8151, 0.8702), Interval(0.6204, 0.6633)),
+    global_mean=errors(1.0498, 0.8342, Interval(1.0165, 1.0861), Interval(0.8052, 0.8662)),
+    user_movie_bias=errors(0.8683, 0.6635, Interval(0.8419, 0.8967), Interval(0.6416, 0.6871)),
     rmse_difference=Interval(-0.0317, -0.0170),
-    unseen_users=Unseen(0, 0, None),
-    unseen_movies=Unseen(375, 397, 1.0127, 1.0128, 1.1512),
+    unseen_users=ColdStart(0, 0, None),
+    unseen_movies=ColdStart(375, 397, 1.0127, 1.0128, 1.1512),
     by_activity=(CountBin(0, 0, 83, 0.9611, 0.9622), CountBin(12, 2418, 10_000, 0.8401, 0.8677)),
     by_popularity=(CountBin(0, 0, 397, 1.0127, 1.0128), CountBin(1, 263, 9_686, 0.8333, 0.8616)),
     by_rating=(
@@ -59,9 +61,9 @@ EVALUATION = Evaluation(
         users_without=41,
         relevant=4_869,
         out_of_reach=157,
-        model=RankingScore(0.0712, 0.0676, 0.0349, 0.3237, 0.0688, Interval(0.0604, 0.0827)),
-        user_movie_bias=RankingScore(0.0288, 0.0228, 0.0162, 0.1241, 0.0027, Interval(0.0205, 0.0371)),
-        popularity=RankingScore(0.1235, 0.1182, 0.0671, 0.4550, 0.0089, Interval(0.1086, 0.1383)),
+        model=lists(0.0712, 0.0676, 0.0349, 0.3237, 0.0688, Interval(0.0604, 0.0827)),
+        user_movie_bias=lists(0.0288, 0.0228, 0.0162, 0.1241, 0.0027, Interval(0.0205, 0.0371)),
+        popularity=lists(0.1235, 0.1182, 0.0671, 0.4550, 0.0089, Interval(0.1086, 0.1383)),
     ),
     ranking_unseen_users=Ranking(
         10, 3.5, 8_953, "training and validation", 0, 0, 0, 0, reason="no test user is unseen in training"
@@ -75,7 +77,7 @@ HISTORY: list[Mapping[str, float | None]] = [
 FACTS = {"Source": "ratings.csv", "Solver": "adam"}
 PASSED = (
     Check("biases", 0.8412, 0.8683, True, "RMSE 0.8412 is below that of user + movie biases, 0.8683"),
-    Check("champion", None, 0.01, True, "no run is published yet: there is none to compare with"),
+    Check("champion", None, 0.01, True, "there is no published run to compare with"),
 )
 FAILED = Check("champion", 0.0212, 0.01, False, "RMSE 0.8412 against 0.8200 of the published run: +0.0212")
 ACCEPTED = Decision(publish=True, forced=False, reasons=(), checks=PASSED)
@@ -84,7 +86,7 @@ COMPARISON = Comparison(
     "run-7",
     "2026-11-20T03:15:00+00:00",
     "clean: these ratings are newer",
-    Figures(9_000, 0.8412, 0.82, 0.0212, None, True),
+    PairedRmse(9_000, 0.8412, 0.82, 0.0212, None, True),
 )
 EXAMPLES = (
     Example(
@@ -112,7 +114,7 @@ def written(
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the plots out, which take most of the time."""
+    """Leaves out the plots, which take most of the time."""
     monkeypatch.setattr(report, "plots", lambda *_: [])
 
 
@@ -149,33 +151,33 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.elements if tag == "img"]
 
 
-def test_the_verdict_says_by_how_much_the_model_is_better() -> None:
+def test_the_headline_says_by_how_much_the_model_is_better() -> None:
     expected = "RMSE 0.8412 on 10,083 test ratings: 0.0271 better than user + movie biases (0.8683)"
-    assert verdict(EVALUATION) == expected
+    assert EVALUATION.headline() == expected
 
 
-def test_the_verdict_says_plainly_that_the_model_is_worse() -> None:
-    assert "0.0317 worse than user + movie biases (0.8683)" in verdict(replace(EVALUATION, model=Score(0.9, 0.7)))
+def test_the_headline_says_that_the_model_is_worse() -> None:
+    assert "0.0317 worse than user + movie biases (0.8683)" in replace(EVALUATION, model=errors(0.9, 0.7)).headline()
 
 
-def test_a_difference_that_the_figures_do_not_show_is_no_better() -> None:
-    assert "0.8683 on 10,083 test ratings: no better than" in verdict(replace(EVALUATION, model=Score(0.86828, 0.7)))
+def test_a_difference_below_the_shown_digits_is_no_better() -> None:
+    assert "0.8683 on 10,083 test ratings: no better than" in replace(EVALUATION, model=errors(0.86828, 0.7)).headline()
 
 
-def test_the_report_holds_the_figures_beside_the_baselines(page: Page) -> None:
+def test_the_report_shows_every_metric_beside_the_baselines(page: Page) -> None:
     text = page.words()
     assert "This model 0.8412 0.815–0.870 0.6411 0.620–0.663 User + movie biases 0.8683 0.842–0.897 0.6635" in text
     assert "Global mean 1.0498 1.016–1.086 0.8342" in text
-    assert "10,083 test ratings of 597 users" in text
-    assert "on the same draws: -0.0317 to -0.0170." in text
+    assert "10,083 test ratings by 597 users" in text
+    assert "minus that of user + movie biases: -0.0317 to -0.0170." in text
     assert "NDCG@10 0.0712 0.060–0.083 0.0288 0.021–0.037 0.1235 0.109–0.138 recall@10 0.0676 0.0228 0.1182" in text
     assert "MAP@10 0.0349 0.0162 0.0671 hit rate@10 0.3237 0.1241 0.4550 coverage 0.0688 0.0027 0.0089" in text
-    assert "Popularity, the same list for everyone, finds more" in text
-    assert "Users 0 0 – – – Movies 375 397 1.0127 1.0128 1.1512" in text
+    assert "Recommending the most rated movies to everyone finds more" in text
+    assert "New users 0 0 – – – New movies 375 397 1.0127 1.0128 1.1512" in text
     assert "Source ratings.csv Solver adam" in text
 
 
-def test_every_plot_has_its_figures_as_a_table(page: Page) -> None:
+def test_every_plot_has_its_numbers_as_a_table(page: Page) -> None:
     text = page.words()
     assert "1 0.9512 0.9333 1.2 2 0.8002 – 1.5" in text
     assert "0.5 83 2.78 1.95 3.65 2.35 2.81 2.40 4–4.5 10,000 3.87 3.33 4.37" in text
@@ -186,54 +188,57 @@ def test_every_plot_has_its_figures_as_a_table(page: Page) -> None:
     assert "1–23 8,058 42.0% 16.0% 75.0% 0.0% 24–263 895" in text
 
 
-def test_the_verdict_comes_first_and_then_each_check_of_the_gate(page: Page) -> None:
+def test_the_verdict_comes_first_then_each_check_of_the_gate(page: Page) -> None:
     text = page.words()
     said = (
-        f"Accepted for publication {verdict(EVALUATION)}. All 2 checks of the gate are passed. The gate "
+        f"Accepted for publication {EVALUATION.headline()}. All 2 checks of the gate passed. The gate "
         f"passed {PASSED[0].text} no figure {PASSED[1].text}"
     )
-    assert said + " Error of the predicted ratings" in text
+    assert said + " Predicted ratings" in text
     assert "Published run" not in text
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_refusal_gives_its_reasons_first(tmp_path: Path) -> None:
+def test_a_refusal_starts_with_its_reasons(tmp_path: Path) -> None:
     text = Page(written(tmp_path, decision=REFUSED, comparison=COMPARISON)).words()
     reason = f"Evaluation of a recommendation model Refused: not published {FAILED.text}. The published run run-7 stays"
     assert reason in text
     assert f"passed {PASSED[0].text} failed {FAILED.text}" in text
     assert "Published run, on 9,000 ratings 0.8200 – User + movie biases" in text
-    assert "run-7, of 2026-11-20, on 9,000 of these ratings, where this model has RMSE 0.8412;" in text
-    assert "clean: these ratings are newer." in text
+    assert "run-7 of 2026-11-20, compared on 9,000 of these ratings; this model's RMSE on them is 0.8412." in text
+    assert "The comparison is clean: these ratings are newer." in text
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_first_run_that_is_refused_leaves_nothing_published(tmp_path: Path) -> None:
     text = Page(written(tmp_path, decision=REFUSED)).words()
-    assert f"Refused: not published {FAILED.text}. No run is published yet. The gate" in text
+    assert f"Refused: not published {FAILED.text}. There is no published run. The gate" in text
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_model_that_is_forced_through_says_what_the_gate_found(tmp_path: Path) -> None:
+def test_a_forced_publication_names_the_failed_check(tmp_path: Path) -> None:
     text = Page(written(tmp_path, decision=replace(REFUSED, publish=True, forced=True))).words()
-    assert f"Accepted by force_publish {FAILED.text}. The gate would have refused it." in text
+    assert (
+        f"Accepted by force_publish {FAILED.text}. Without force_publish the gate would have refused this model."
+        in text
+    )
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_published_run_that_cannot_be_compared_is_no_row(tmp_path: Path) -> None:
+def test_a_published_run_that_is_not_comparable_has_no_row(tmp_path: Path) -> None:
     text = Page(written(tmp_path, comparison=replace(COMPARISON, figures=None))).words()
     assert "Published run" not in text
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_users_are_shown_with_what_they_like_and_what_they_get(tmp_path: Path) -> None:
+def test_example_users_have_their_best_rated_and_their_recommended_movies(tmp_path: Path) -> None:
     text = Page(written(tmp_path)).words()
-    assert "User ann, 21 ratings rated best rated predicted The Silent River (1999) 5 4.62" in text
+    assert "User ann, 21 ratings highest rated rated predicted The Silent River (1999) 5 4.62" in text
     assert "recommended rated predicted movie 7 – 4.87 Léon 4.5 4.40" in text
-    assert "What users get" not in Page(written(tmp_path, examples=())).words()
+    assert "Example users" not in Page(written(tmp_path, examples=())).words()
 
 
-def test_without_a_history_and_without_lists_there_is_nothing_of_them(tmp_path: Path) -> None:
+def test_without_a_training_curve_and_without_lists_their_parts_are_left_out(tmp_path: Path) -> None:
     nobody = replace(
         EVALUATION.ranking, model=None, user_movie_bias=None, popularity=None, reason="nobody liked a movie"
     )
@@ -244,21 +249,21 @@ def test_without_a_history_and_without_lists_there_is_nothing_of_them(tmp_path: 
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_new_users_that_like_something_have_a_ranking_of_their_own(tmp_path: Path) -> None:
+def test_new_users_with_a_relevant_movie_have_an_ndcg_of_their_own(tmp_path: Path) -> None:
     text = Page(written(tmp_path, replace(EVALUATION, ranking_unseen_users=EVALUATION.ranking))).words()
     assert "NDCG@10 of the 556 new users: 0.0712, by popularity 0.1235." in text
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_without_bootstrap_there_are_no_intervals(tmp_path: Path) -> None:
-    scores = {name: Score(1.0, 0.5) for name in ("model", "global_mean", "user_movie_bias")}
+    scores = {name: errors(1.0, 0.5) for name in ("model", "global_mean", "user_movie_bias")}
     text = Page(written(tmp_path, replace(EVALUATION, **scores, rmse_difference=None))).words()
     assert "This model 1.0000 0.5000 User + movie biases 1.0000 0.5000" in text
     assert "intervals" not in text
-    assert "on the same draws" not in text
+    assert "minus that of" not in text
 
 
-def test_each_plot_is_an_svg_with_a_text_for_those_who_cannot_see_it(page: Page) -> None:
+def test_each_plot_is_an_svg_with_an_alternative_text(page: Page) -> None:
     images = page.images()
     assert len(images) == 7
     for image in images:
@@ -293,7 +298,7 @@ def test_names_from_outside_cannot_become_markup(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_machines_get_all_that_the_page_shows(tmp_path: Path) -> None:
+def test_the_json_has_every_number_of_the_page(tmp_path: Path) -> None:
     text = Page(written(tmp_path, decision=REFUSED, comparison=COMPARISON)).words()
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["decision"]["reasons"] == [FAILED.text]
@@ -303,12 +308,12 @@ def test_machines_get_all_that_the_page_shows(tmp_path: Path) -> None:
     figures = {f"{figure:.4f}" for figure in numbers(found)}
     shown = re.findall(r"(?<![\d.])\d\.\d{4}(?!\d)", text)
     assert len(shown) > 30
-    assert set(shown) - figures == {"0.0271"}  # by which the model is better, in the page's title
+    assert set(shown) - figures == {"0.0271"}  # the gain in the page's title
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_figure_that_is_not_finite_is_null_for_machines(tmp_path: Path) -> None:
-    written(tmp_path, replace(EVALUATION, model=Score(math.nan, math.inf)))
+def test_a_metric_that_is_not_finite_is_null_in_json(tmp_path: Path) -> None:
+    written(tmp_path, replace(EVALUATION, model=errors(math.nan, math.inf)))
     assert json.loads((tmp_path / "evaluation.json").read_text())["model"]["rmse"] is None
 
 
@@ -326,7 +331,7 @@ def test_a_long_title_is_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_file_name_that_is_not_utf_8_does_not_stop_the_report(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf_8_is_escaped(tmp_path: Path) -> None:
     assert "ratings&#56575;.csv" in written(tmp_path, facts={"Source": "ratings\udcff.csv"})
 
 
@@ -340,7 +345,7 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_user_set_in_matplotlib
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_report_that_meets_a_full_disk_leaves_the_one_before_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_previous_report_and_no_temporary_file(tmp_path: Path) -> None:
     before = written(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))

@@ -1,4 +1,4 @@
-"""What the gate lets pass: every rule at its limit and on both sides of it."""
+"""Every check of the gate, at its limit and on both sides of it."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,10 +7,11 @@ import pyarrow as pa
 import pytest
 
 from mf.evaluation.bootstrap import Interval
-from mf.evaluation.champion import Comparison, Figures
+from mf.evaluation.champion import Comparison, PairedRmse
 from mf.evaluation.config import EvaluateConfig, GateConfig
-from mf.evaluation.evaluate import Evaluation, Score, evaluate
+from mf.evaluation.evaluate import Evaluation, evaluate
 from mf.evaluation.gate import Check, Decision, decide
+from mf.evaluation.metrics import Scores
 from mf.model import MatrixFactorization, TrainedModel
 from mf.ratings.vocabulary import Vocabulary
 
@@ -19,7 +20,7 @@ NO_LIMITS = {"min_rows": 0, "min_users": 0, "min_movies": 0}
 
 @pytest.fixture(scope="module")
 def evaluation() -> Evaluation:
-    """A real one, of a model that knows nothing; the tests say other errors of it."""
+    """A real one of an untrained model; the tests replace its scores."""
     ratings = pa.table({"user_id": [1, 1, 2, 2], "movie_id": [1, 2, 1, 2], "rating": pa.array([1, 2, 3, 5], "float")})
     ids = Vocabulary.of(ratings["user_id"])
     module = MatrixFactorization(2, 2, 1, rating_min=1, rating_max=5, mu=3)
@@ -34,13 +35,14 @@ def judged(
 
 
 def scored(evaluation: Evaluation, model: float, biases: float = 0.9, mean: float = 1.0, **fields: Any) -> Evaluation:
-    scores = {"model": Score(model, 0.5), "user_movie_bias": Score(biases, 0.5), "global_mean": Score(mean, 0.5)}
+    rmses = {"model": model, "user_movie_bias": biases, "global_mean": mean}
+    scores = {name: Scores({"rmse": rmse, "mae": 0.5}) for name, rmse in rmses.items()}
     return replace(evaluation, **scores, **fields)
 
 
 def against(difference: float, low: float | None, clean: bool = True) -> Comparison:
     interval = None if low is None else Interval(low, 2 * difference - low)
-    figures = Figures(500, 0.8, 0.8 - difference, difference, interval, clean)
+    figures = PairedRmse(500, 0.8, 0.8 - difference, difference, interval, clean)
     return Comparison("r1", "2026-11-24T03:00:00+00:00", "a note", figures)
 
 
@@ -57,7 +59,7 @@ def test_a_first_model_that_beats_the_baselines_passes_every_check(evaluation: E
     assert decision.checks[1] == Check(
         "baselines", 0.8, 0.9, True, "RMSE 0.8000 is below that of user + movie biases, 0.9000"
     )
-    assert decision.summary() == "to be published: all 6 checks of the gate are passed"
+    assert decision.summary() == "accepted for publication: all 6 checks passed"
 
 
 @pytest.mark.parametrize(
@@ -79,16 +81,16 @@ def test_the_better_of_the_baselines_must_be_beaten(
     ("difference", "low", "clean", "passes"),
     [
         (-0.05, -0.06, True, True),  # better
-        (0.01, 0.005, True, True),  # worse for sure, by what is allowed
-        (0.0101, 0.005, True, False),  # by more
-        (0.0101, 0.0, True, True),  # by more, and it may be chance
+        (0.01, 0.005, True, True),  # significantly worse, by as much as is allowed
+        (0.0101, 0.005, True, False),  # significantly worse, by more
+        (0.0101, 0.0, True, True),  # by more, but perhaps by chance
         (0.5, -0.001, True, True),
-        (0.0101, None, True, True),  # a single user says nothing of others
-        (0.0101, 0.005, False, True),  # the other's figure is flattered
+        (0.0101, None, True, True),  # no interval with one user
+        (0.0101, 0.005, False, True),  # not clean
         (float("nan"), float("nan"), True, False),
     ],
 )
-def test_a_model_may_lose_to_the_published_run_by_so_much_and_by_chance(
+def test_a_model_may_be_worse_than_the_published_run_by_max_regression_or_by_chance(
     evaluation: Evaluation, difference: float, low: float | None, clean: bool, passes: bool
 ) -> None:
     decision = judged(scored(evaluation, 0.8), against(difference, low, clean), max_regression=0.01)
@@ -96,17 +98,17 @@ def test_a_model_may_lose_to_the_published_run_by_so_much_and_by_chance(
     assert decision.publish == passes
 
 
-def test_a_lost_comparison_says_both_figures_the_interval_and_whether_it_counts(evaluation: Evaluation) -> None:
+def test_a_failed_comparison_names_both_rmses_the_interval_and_whether_it_counts(evaluation: Evaluation) -> None:
     (reason,) = judged(scored(evaluation, 0.8), against(0.02, 0.015)).reasons
     assert reason == (
         "RMSE 0.8000 against 0.7800 of the published run r1 on the same 500 ratings: +0.0200 (95% interval +0.0150 to "
         "+0.0250), max_regression is 0.01"
     )
     text = judged(scored(evaluation, 0.8), against(0.02, 0.015, clean=False)).checks[2].text
-    assert text == f"{reason}; it does not count, since that run may have trained on these ratings"
+    assert text == f"{reason}; this does not count, because that run may have been trained on these ratings"
 
 
-def test_a_run_that_cannot_be_compared_does_not_count_and_says_why(evaluation: Evaluation) -> None:
+def test_a_run_that_is_not_comparable_passes_with_the_reason(evaluation: Evaluation) -> None:
     comparison = Comparison("r1", "2026-11-24T03:00:00+00:00", "not compared: another source")
     decision = judged(scored(evaluation, 0.8), comparison)
     assert decision.checks[2] == Check("champion", None, 0.01, True, "not compared: another source")
@@ -114,14 +116,14 @@ def test_a_run_that_cannot_be_compared_does_not_count_and_says_why(evaluation: E
 
 
 @pytest.mark.parametrize(("limit", "passes"), [(0, True), (0.8, True), (0.7999, False)])
-def test_the_largest_rmse_is_a_limit_when_it_is_given(evaluation: Evaluation, limit: float, passes: bool) -> None:
+def test_max_rmse_is_a_limit_when_given(evaluation: Evaluation, limit: float, passes: bool) -> None:
     decision = judged(scored(evaluation, 0.8), max_rmse=limit)
     assert failed(decision) == ([] if passes else ["max_rmse"])
     assert any(check.name == "max_rmse" for check in decision.checks) == bool(limit)
 
 
 @pytest.mark.parametrize("short", ["min_rows", "min_users", "min_movies"])
-def test_a_model_of_too_little_is_refused(evaluation: Evaluation, short: str) -> None:
+def test_a_model_of_too_few_ratings_users_or_movies_is_refused(evaluation: Evaluation, short: str) -> None:
     limits = {"min_rows": 999, "min_users": 50, "min_movies": 20}
     at_limits = scored(evaluation, 0.8, train_rows=999)
     assert judged(at_limits, users=50, movies=20, **limits).publish
@@ -129,7 +131,7 @@ def test_a_model_of_too_little_is_refused(evaluation: Evaluation, short: str) ->
     assert failed(judged(at_limits, users=50, movies=20, **more)) == [short]
 
 
-def test_a_figure_that_is_not_finite_is_named_and_refused_wherever_it_stands(evaluation: Evaluation) -> None:
+def test_a_metric_that_is_not_finite_is_named_and_refused(evaluation: Evaluation) -> None:
     bins = (replace(evaluation.by_rating[0], p90=float("inf")),)
     decision = judged(scored(evaluation, float("nan"), by_rating=bins))
     assert failed(decision) == ["finite", "baselines"]
@@ -137,12 +139,21 @@ def test_a_figure_that_is_not_finite_is_named_and_refused_wherever_it_stands(eva
     assert decision.checks[0].figure == 2
 
 
-def test_every_reason_is_told_and_force_publishes_all_the_same(evaluation: Evaluation) -> None:
+def test_force_publish_accepts_and_names_every_failed_check(evaluation: Evaluation) -> None:
     refused = judged(scored(evaluation, 0.95), max_rmse=0.5)
     forced = judged(scored(evaluation, 0.95), max_rmse=0.5, force_publish=True)
     reasons = "RMSE 0.9500 is not below that of user + movie biases, 0.9000; RMSE 0.9500 is above max_rmse, 0.5"
     assert (refused.publish, refused.verdict, refused.summary()) == (False, "refuse", f"not published: {reasons}")
     assert (forced.publish, forced.forced, forced.verdict) == (True, True, "publish")
     assert forced.checks == refused.checks
-    assert forced.summary() == f"to be published all the same, by force_publish: {reasons}"
+    assert forced.summary() == f"accepted by force_publish although {reasons}"
     assert not judged(scored(evaluation, 0.8), force_publish=True).forced
+
+
+def test_a_model_without_an_rmse_is_not_measured_by_one(evaluation: Evaluation) -> None:
+    decision = judged(replace(evaluation, model=Scores()), max_rmse=0.5)
+    assert decision.publish
+    assert decision.checks[1] == Check(
+        "baselines", None, None, True, "the model has no RMSE to compare with the baselines'"
+    )
+    assert "max_rmse" not in [check.name for check in decision.checks]

@@ -1,0 +1,99 @@
+"""Training and test ratings with user and movie ids encoded as row numbers."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy.sparse import csr_array
+
+from mf.biases import Ints
+from mf.errors import DataError
+from mf.ratings.schema import MOVIE, RATING, USER
+from mf.ratings.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class EncodedIds:
+    """One id column (users or movies) of the training and the test part."""
+
+    vocabulary: Vocabulary  # distinct ids of the training part
+    train_rows: Ints  # int32[training ratings], row in ``vocabulary``
+    test_ids: pa.Array  # distinct ids of the test part, sorted
+    test_index: Ints  # int32[test ratings], index into ``test_ids``
+    test_id_rows: Ints  # int64[len(test_ids)], row in ``vocabulary``; -1: cold start, no training rating
+
+    @classmethod
+    def of(cls, train: pa.ChunkedArray, test: pa.ChunkedArray) -> Self:
+        """Encodes the id column of both parts.
+
+        Raises:
+            DataError: one part has integer ids and the other has text.
+        """
+        vocabulary, train_rows = Vocabulary.encode(train)
+        in_test, test_index = Vocabulary.encode(test)
+        return cls(vocabulary, train_rows, in_test.ids, test_index, vocabulary.rows(in_test.ids))
+
+    @property
+    def test_rows(self) -> Ints:
+        """int64[test ratings], row in ``vocabulary``; -1: cold start."""
+        return self.test_id_rows[self.test_index]
+
+    @property
+    def train_counts(self) -> Ints:
+        """int64[len(test_ids)], number of training ratings per test id."""
+        # Row -1 reads the appended zero.
+        return np.append(np.bincount(self.train_rows, minlength=len(self.vocabulary)), 0)[self.test_id_rows]
+
+
+@dataclass(frozen=True)
+class EncodedRatings:
+    """Training and test part, encoded; the validation part as it came."""
+
+    users: EncodedIds
+    movies: EncodedIds
+    train_ratings: npt.NDArray[np.float32]
+    test_ratings: npt.NDArray[np.float32]
+    validation: pa.Table | None
+
+    @classmethod
+    def of(cls, train: pa.Table, test: pa.Table, validation: pa.Table | None = None) -> Self:
+        """Encodes tables of ratings (``mf.ratings.schema``).
+
+        Raises:
+            DataError: the training or the test part is empty, or their ids are of different types.
+        """
+        if len(test) == 0:
+            raise DataError(f"the test part is empty (the training part has {len(train):,} ratings): raise test_size")
+        if len(train) == 0:
+            raise DataError(f"the training part is empty (the test part has {len(test):,} ratings): lower test_size")
+        users, movies = (EncodedIds.of(train[column], test[column]) for column in (USER, MOVIE))
+        return cls(users, movies, train[RATING].to_numpy(), test[RATING].to_numpy(), validation)
+
+    def already_rated(self) -> csr_array:
+        """bool[test users, training movies]: rated in the training or the validation part."""
+        index = np.full(len(self.users.vocabulary), -1, np.int32)  # training user -> test user
+        in_train = self.users.test_id_rows >= 0
+        index[self.users.test_id_rows[in_train]] = np.flatnonzero(in_train)
+        users, movies = index[self.users.train_rows], self.movies.train_rows
+        if self.validation is not None:
+            more = Vocabulary(self.users.test_ids).rows(self.validation[USER])
+            users = np.concatenate([users, more])
+            movies = np.concatenate([movies, self.movies.vocabulary.rows(self.validation[MOVIE])])
+        return self._matrix(users, movies)
+
+    def relevant(self, threshold: float) -> csr_array:
+        """bool[test users, training movies]: rated ``threshold`` or higher in the test part."""
+        liked = self.test_ratings >= threshold
+        return self._matrix(self.users.test_index[liked], self.movies.test_rows[liked])
+
+    def relevant_counts(self, threshold: float) -> Ints:
+        """int64[test users], test ratings of ``threshold`` or higher, cold-start movies included."""
+        return np.bincount(self.users.test_index[self.test_ratings >= threshold], minlength=len(self.users.test_ids))
+
+    def _matrix(self, users: Ints, movies: Ints) -> csr_array:
+        """bool[test users, training movies], true at these pairs; a pair with a -1 is left out."""
+        both = (users >= 0) & (movies >= 0)
+        shape = len(self.users.test_ids), len(self.movies.vocabulary)
+        return csr_array((np.ones(both.sum(), np.bool_), (users[both], movies[both])), shape)

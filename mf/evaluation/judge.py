@@ -1,0 +1,101 @@
+"""Judges a model before it is published: evaluation, comparison, gate decision, report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import pyarrow as pa
+
+from mf.evaluation.champion import Comparison, Target, compare
+from mf.evaluation.config import EvaluateConfig, GateConfig
+from mf.evaluation.evaluate import Evaluation, evaluate
+from mf.evaluation.examples import examples
+from mf.evaluation.gate import Decision, decide
+from mf.evaluation.metrics import METRICS
+from mf.evaluation.report import Report, write_report
+from mf.model import TrainedModel
+from mf.ratings.schema import Provenance
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Outcome of ``judge``."""
+
+    evaluation: Evaluation
+    comparison: Comparison | None  # None: there is no published run, or no target
+    decision: Decision
+    html: Path  # the report
+    document: Path  # the same as JSON
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics by name, as KFP shows them: ``rmse``, ``user_movie_bias_rmse``, ``popularity_ndcg``, …"""
+        logged: dict[str, float] = {}
+        for name, scores in self.evaluation.scores().items():
+            prefix = "" if name == "model" else f"{name}_"
+            logged |= {f"{prefix}{m.name}": scores[m.name] for m in METRICS if scores.get(m.name) is not None}
+        if self.comparison and self.comparison.figures:
+            logged["champion_rmse"] = self.comparison.figures.champion_rmse
+            logged["rmse_above_champion"] = self.comparison.figures.difference
+        return logged | {
+            "test_rows": self.evaluation.test_rows,
+            "unseen_users": self.evaluation.unseen_users.ids,
+            "unseen_movies": self.evaluation.unseen_movies.ids,
+            "publish": int(self.decision.publish),
+        }
+
+    def log_lines(self) -> list[str]:
+        """Lines for the log: every metric, the main one as a sentence, the decision."""
+        return [self.evaluation.log_line(), self.evaluation.headline(), self.decision.summary()]
+
+
+def judge(
+    model: TrainedModel,
+    train: pa.Table,
+    test: pa.Table,
+    validation: pa.Table | None = None,
+    *,
+    html: Path,
+    document: Path,
+    target: Target | None = None,
+    config: EvaluateConfig | None = None,
+    gate: GateConfig | None = None,
+    titles: Mapping[str, str] = MappingProxyType({}),
+    provenance: Provenance | None = None,
+) -> Judgement:
+    """Evaluates ``model``, compares it with the published run, decides on publication and writes the report.
+
+    Args:
+        model: the trained model, on the device to evaluate on.
+        train, test, validation: the parts of its ratings, with ids of the same types; validation may be None.
+        html, document: where the report goes, as a page and as JSON; each is written atomically.
+        target: where the model would be published; None: there is no published run to compare with.
+        config: options of the evaluation; default: ``EvaluateConfig()``.
+        gate: limits for publication; default: ``GateConfig()``.
+        titles: movie titles by id as text, for the report.
+        provenance: of the training part, for the report.
+
+    Raises:
+        DataError: a part is empty, ids are of different types, or a number of the model is not finite.
+        SupabaseError: ``target`` cannot be reached, or refused.
+    """
+    config = config or EvaluateConfig()
+    evaluation = evaluate(train, test, model, config, validation)
+    comparison = compare(model, test, target, config.seed) if target else None
+    decision = decide(evaluation, comparison, gate or GateConfig(), users=len(model.users), movies=len(model.movies))
+    users = examples(train, validation, test, model, titles)
+    epochs = model.metrics.get("epochs", [])
+    report = Report(evaluation, decision, comparison, users, epochs, _facts(model, train, provenance))
+    write_report(report, html, document)
+    return Judgement(evaluation, comparison, decision, html, document)
+
+
+def _facts(model: TrainedModel, train: pa.Table, provenance: Provenance | None) -> dict[str, str]:
+    """Ratings, model and code of the run, by label."""
+    facts = {
+        "model": f"{model.run_id}, solver {model.solver}, {model.module.factors} factors",
+        "trained on": f"{len(train):,} ratings of {len(model.users):,} users and {len(model.movies):,} movies",
+    }
+    if provenance:
+        facts = {"ratings": provenance.summary(), **facts, "data hash": provenance.content_hash}
+    return {**facts, "code": model.git_sha}
