@@ -19,13 +19,13 @@ from benchmarks.apart import Result, cores, run
 from benchmarks.bars import Bar, bars, quotient
 from benchmarks.report import failures, number, ratio, table
 from mf.local import LocalSupabase, delete_home
+from mf.model_directory import read_model
 from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
 from mf.supabase.direct import COPY_BEGIN, COPY_END, copy_records, publish_directly
 from mf.supabase.export import export
-from mf.supabase.model_directory import read_model
 from mf.supabase.schema import migration
 
 USERS, MOVIES, FACTORS = 160_000, 59_000, 64

@@ -10,11 +10,11 @@ import torch
 
 from mf.files import directory_written_aside
 from mf.model import write_embeddings
+from mf.model_directory import Embeddings, Header, read_model
 from mf.ratings.schema import MOVIE, USER, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers.base import Initial, InitialSide
 from mf.supabase.destination import Destination
-from mf.supabase.model_directory import Embeddings, Header, read_model
 
 PUBLISHED = "published"
 CARD = "model.json"

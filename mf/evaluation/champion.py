@@ -12,10 +12,10 @@ import torch
 from mf.evaluation.accuracy import rmse
 from mf.evaluation.bootstrap import Interval, paired_difference
 from mf.model import MatrixFactorization, TrainedModel
+from mf.model_directory import Embeddings
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.destination import Destination
-from mf.supabase.model_directory import Embeddings
 from mf.supabase.published import PublishedRun
 
 LEAST_USERS = 30  # whose newer ratings alone are compared; an interval over fewer says little

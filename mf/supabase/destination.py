@@ -8,13 +8,13 @@ import pyarrow as pa
 from pydantic import SecretStr
 
 from mf.errors import ConfigError
+from mf.model_directory import Embeddings
 from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
 from mf.supabase.direct import check_migration_directly, export_directly
 from mf.supabase.export import Published, Rest, check_migration, export
-from mf.supabase.model_directory import Embeddings
 from mf.supabase.published import (
     PublishedRun,
     read_embeddings,

@@ -16,11 +16,11 @@ from psycopg.copy import QueuedLibpqWriter
 from psycopg.types.json import Jsonb
 
 from mf.errors import SupabaseError
+from mf.model_directory import Embeddings, PublishedModel, read_model
 from mf.progress import Progress
 from mf.supabase.config import ExportConfig
 from mf.supabase.database import Database
 from mf.supabase.export import HINTS, Made, Published, check_migration, publish_model
-from mf.supabase.model_directory import Embeddings, PublishedModel, read_model
 
 CHUNK_ROWS = 8192
 # Signature, flags and length of an extension, and the end: https://www.postgresql.org/docs/current/sql-copy.html

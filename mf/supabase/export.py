@@ -15,12 +15,12 @@ from supabase import Client
 
 from mf.errors import SupabaseError
 from mf.fold_in import prior
+from mf.model_directory import Embeddings, PublishedModel, read_model
 from mf.progress import Progress
 from mf.ratings.schema import id_type
 from mf.supabase.client import call, connect
 from mf.supabase.config import ExportConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.model_directory import Embeddings, PublishedModel, read_model
 from mf.supabase.recommend import published_run
 from mf.supabase.schema import command
 

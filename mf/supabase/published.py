@@ -11,10 +11,10 @@ from psycopg import sql
 from supabase import Client
 
 from mf.errors import SupabaseError
+from mf.model_directory import Embeddings, Header
 from mf.ratings.schema import TrainedOn
 from mf.supabase.client import call
 from mf.supabase.database import Database
-from mf.supabase.model_directory import Embeddings, Header
 from mf.supabase.recommend import pages
 from mf.supabase.snapshot import select, snapshot
 

@@ -9,11 +9,11 @@ from planted import planted
 from pydantic import SecretStr
 
 from mf.errors import SupabaseError
+from mf.model_directory import read_model
 from mf.supabase.client import call, connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.export import export, rollback
-from mf.supabase.model_directory import read_model
 from mf.supabase.recommend import recommend_from_ratings, recommend_movies
 from mf.supabase.schema import migration
 

@@ -10,10 +10,10 @@ import pytest
 
 from mf.evaluation.champion import LEAST_USERS, Comparison, compare, predict
 from mf.model import MatrixFactorization, TrainedModel
+from mf.model_directory import Embeddings, Header
 from mf.ratings.schema import RATED_AT, TIMESTAMP, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.destination import Destination
-from mf.supabase.model_directory import Embeddings, Header
 from mf.supabase.published import PublishedRun
 
 THEIRS = TrainedOn("table public.ratings", {"rating": "stars"}, "0a", "2026-01-31T00:00:00+00:00")

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mf.errors import DataError
-from mf.supabase.model_directory import read_model
+from mf.model_directory import read_model
 
 HEADER = {"run_id": "r1", "factors": 2, "mu": 3.5, "rating_min": 0.5, "rating_max": 5, "solver": "adam"}
 VECTORS = [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]
