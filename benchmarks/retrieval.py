@@ -21,7 +21,8 @@ from benchmarks.bars import Bar, bars
 from benchmarks.planted import FULL_MOVIES, MOVIE_BIAS, TASTE, USER_BIAS
 from benchmarks.report import number, ratio, table
 from mf.local import LocalSupabase, delete_home
-from mf.model import MatrixFactorization, TrainedModel
+from mf.model import MatrixFactorization
+from mf.model_directory import TrainedModel
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig

@@ -33,7 +33,7 @@ def evaluate(
     from mf.evaluation.gate import decide
     from mf.evaluation.report import Report, verdict, write_report
     from mf.files import written_aside
-    from mf.model import TrainedModel
+    from mf.model_directory import TrainedModel
     from mf.ratings.schema import read_ratings
     from mf.ratings.titles import titles_beside
     from mf.supabase.destination import Destination

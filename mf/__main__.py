@@ -102,9 +102,7 @@ def train_once(argv: Sequence[str]) -> None:
     publish = trainer.publish or "supabase_url" in given(namespace, TrainerConfig)
     destination = Destination.find(trainer.supabase_url, trainer.supabase_key) if publish else None
 
-    earlier = EarlierModel.asked_for(
-        trainer.init_from, lambda: Destination.find(trainer.supabase_url, trainer.supabase_key)
-    )
+    earlier = EarlierModel.find(trainer.init_from, lambda: Destination.find(trainer.supabase_url, trainer.supabase_key))
 
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         work = Path(scratch)

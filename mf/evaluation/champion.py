@@ -11,8 +11,8 @@ import torch
 
 from mf.evaluation.accuracy import rmse
 from mf.evaluation.bootstrap import Interval, paired_difference
-from mf.model import MatrixFactorization, TrainedModel
-from mf.model_directory import Embeddings
+from mf.model import MatrixFactorization
+from mf.model_directory import Embeddings, TrainedModel
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.destination import Destination

@@ -26,7 +26,7 @@ from mf.evaluation.bootstrap import Interval
 from mf.evaluation.config import EvaluateConfig
 from mf.evaluation.parts import Parts
 from mf.evaluation.ranking import ExposureBin, Ranking, RankingScore, rankings
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 from mf.ratings.schema import MOVIE, USER
 
 __all__ = [

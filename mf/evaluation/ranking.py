@@ -16,7 +16,7 @@ from mf.evaluation.bootstrap import Interval, interval, resampled
 from mf.evaluation.config import EvaluateConfig
 from mf.evaluation.parts import Parts
 from mf.evaluation.topk import by_order, by_vectors
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 
 METRICS = ("ndcg", "recall", "map", "hit_rate")
 # Of the range of the training ratings: 4 of 1 to 5 and of half stars, 8 of 1 to 10, 1 of 0 and 1. The mean would do as

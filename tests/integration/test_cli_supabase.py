@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from mf.__main__ import main
 from mf.local import LocalSupabase
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 from mf.supabase.client import connect
 from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
@@ -109,7 +109,7 @@ def test_a_file_that_is_named_goes_before_the_table(database: LocalSupabase, run
 def test_a_training_starts_from_what_is_published_once_something_is(database: LocalSupabase, run: Run) -> None:
     again = ["--init_from", "published", "--publish"]
     status, out, _ = run(*again, **environment(database))
-    assert (status, out.splitlines()[0]) == (0, "nothing is published yet: starting from nothing")
+    assert (status, out.splitlines()[0]) == (0, "no run is published yet: training starts from scratch")
     first = TrainedModel.load(Path("output"))
     # A step size of nothing at all leaves the model where it started.
     status, out, _ = run(*again, "--seed", "1", "--lr", "1e-30", **environment(database))

@@ -169,7 +169,7 @@ def test_a_model_of_too_few_ratings_is_refused_and_the_database_stays_empty(stor
     found = story["too few"]
     assert found.reasons == ["1,200 training ratings, min_rows is 5,000"]
     assert (sorted(found.steps), found.runs, found.recommended) == (sorted(PARTS), {}, [])
-    assert "ingest    nothing is published yet: starting from nothing\n" in found.printed
+    assert "ingest    no run is published yet: training starts from scratch\n" in found.printed
 
 
 def test_the_first_run_is_measured_by_the_biases_alone_and_published(story: dict[str, Outcome]) -> None:

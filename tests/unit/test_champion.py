@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from mf.evaluation.champion import LEAST_USERS, Comparison, compare, predict
-from mf.model import MatrixFactorization, TrainedModel
-from mf.model_directory import Embeddings, Header
+from mf.model import MatrixFactorization
+from mf.model_directory import Embeddings, Header, TrainedModel
 from mf.ratings.schema import RATED_AT, TIMESTAMP, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.destination import Destination

@@ -21,7 +21,7 @@ import mf
 from mf.__main__ import main
 from mf.checkpoint import CheckpointFile
 from mf.flags import choices, plain_type, shared_fields
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 from mf.solvers import SOLVERS, AdamConfig
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration

@@ -10,7 +10,8 @@ import pytest
 from mf.errors import DataError
 from mf.evaluation.bootstrap import paired_difference
 from mf.evaluation.evaluate import CountBin, EvaluateConfig, Evaluation, Interval, RatingBin, Score, Unseen, evaluate
-from mf.model import MatrixFactorization, TrainedModel
+from mf.model import MatrixFactorization
+from mf.model_directory import TrainedModel
 from mf.ratings.vocabulary import Vocabulary
 
 

@@ -19,7 +19,8 @@ from mf.evaluation.config import EvaluateConfig
 from mf.evaluation.evaluate import Evaluation, evaluate
 from mf.evaluation.ranking import ExposureBin, RankingScore, exposure, found_in, quality
 from mf.evaluation.topk import by_vectors
-from mf.model import MatrixFactorization, TrainedModel
+from mf.model import MatrixFactorization
+from mf.model_directory import TrainedModel
 from mf.ratings.vocabulary import Vocabulary
 
 Row = tuple[Any, Any, float]

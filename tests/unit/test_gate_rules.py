@@ -11,7 +11,8 @@ from mf.evaluation.champion import Comparison, Figures
 from mf.evaluation.config import EvaluateConfig, GateConfig
 from mf.evaluation.evaluate import Evaluation, Score, evaluate
 from mf.evaluation.gate import Check, Decision, decide
-from mf.model import MatrixFactorization, TrainedModel
+from mf.model import MatrixFactorization
+from mf.model_directory import TrainedModel
 from mf.ratings.vocabulary import Vocabulary
 
 NO_LIMITS = {"min_rows": 0, "min_users": 0, "min_movies": 0}
