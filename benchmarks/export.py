@@ -24,8 +24,8 @@ from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
-from mf.supabase.direct import COPY_BEGIN, COPY_END, copy_records, publish_directly
-from mf.supabase.export import export
+from mf.supabase.direct_target import COPY_BEGIN, COPY_END, copy_records, publish_directly
+from mf.supabase.rest_target import export
 from mf.supabase.schema import migration
 
 USERS, MOVIES, FACTORS = 160_000, 59_000, 64

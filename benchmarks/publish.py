@@ -37,8 +37,8 @@ from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
-from mf.supabase.direct import export_directly
-from mf.supabase.export import export
+from mf.supabase.direct_target import export_directly
+from mf.supabase.rest_target import export
 from mf.supabase.schema import migration
 
 PUBLISHES = 1000

@@ -27,7 +27,7 @@ from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.export import export
+from mf.supabase.rest_target import export
 from mf.supabase.schema import HNSW, migration
 
 FACTORS, USERS, RATED, GIVEN = 64, 500, 200, 20

@@ -36,7 +36,7 @@ def evaluate(
     from mf.model_directory import TrainedModel
     from mf.ratings.schema import read_ratings
     from mf.ratings.titles import titles_beside
-    from mf.supabase.destination import Destination
+    from mf.supabase.target import Destination
     from mf.train import options_given, pick_device
 
     report.path += ".html"

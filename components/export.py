@@ -12,7 +12,7 @@ def export(
 
     from mf.errors import reported
     from mf.supabase.config import ExportConfig
-    from mf.supabase.destination import Destination
+    from mf.supabase.target import Destination
 
     with reported():
         config = ExportConfig.of(

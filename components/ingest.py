@@ -31,7 +31,7 @@ def ingest(
     from mf.ratings.config import IngestConfig
     from mf.ratings.ingest import ingest
     from mf.ratings.table import reader
-    from mf.supabase.destination import Destination
+    from mf.supabase.target import Destination
     from mf.warm_start import EarlierModel
 
     ratings.path += ".parquet"

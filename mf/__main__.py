@@ -25,8 +25,8 @@ from mf.ratings.table import reader
 from mf.solvers import SOLVERS, check_warm, configure
 from mf.supabase import runs
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.destination import Destination
 from mf.supabase.schema import migration
+from mf.supabase.target import Destination
 from mf.train import DEFAULT_SOLVER, SOLVER_HELP, pick_device, train
 from mf.warm_start import INIT_FROM, EarlierModel
 

@@ -11,7 +11,7 @@ from mf.model_directory import Embeddings, Header, read_model, write_published
 from mf.ratings.schema import TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers.base import Initial, InitialSide
-from mf.supabase.destination import Destination
+from mf.supabase.target import Destination
 
 PUBLISHED = "published"
 INIT_FROM = (

@@ -15,8 +15,8 @@ from mf.model import MatrixFactorization
 from mf.model_directory import Embeddings, TrainedModel
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
-from mf.supabase.destination import Destination
 from mf.supabase.published import PublishedRun
+from mf.supabase.target import Destination
 
 LEAST_USERS = 30  # whose newer ratings alone are compared; an interval over fewer says little
 

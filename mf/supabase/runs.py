@@ -12,7 +12,7 @@ from mf.errors import ConfigError, SupabaseError
 from mf.flags import Parser, add_flags, given
 from mf.supabase.client import call, connect
 from mf.supabase.credentials import Credentials
-from mf.supabase.export import rollback
+from mf.supabase.rest_target import rollback
 
 Row = dict[str, Any]
 

@@ -14,7 +14,7 @@ from mf.fold_in import fold_in, prior
 from mf.supabase.client import call, connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.export import export
+from mf.supabase.rest_target import export
 from mf.supabase.schema import migration
 
 RELATIONS = """

@@ -32,8 +32,8 @@ from mf.solvers.adam import AdamConfig
 from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.export import export
 from mf.supabase.recommend import recommend_from_ratings, recommend_movies, similar_movies
+from mf.supabase.rest_target import export
 from mf.supabase.schema import migration
 from mf.train import train
 from pipelines import demo

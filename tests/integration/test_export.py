@@ -17,8 +17,8 @@ from mf.local.gateway import Fault
 from mf.supabase.client import call, connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.export import Published, export, rollback
 from mf.supabase.recommend import published_run, recommend_movies
+from mf.supabase.rest_target import Published, export, rollback
 from mf.supabase.schema import migration
 
 SMALL_BATCHES = ExportConfig(rows_per_request=20)
@@ -77,7 +77,7 @@ def test_an_export_killed_halfway_changes_nothing_that_readers_see_and_a_rerun_f
     program = (
         "import os, sys; from pathlib import Path; from mf.supabase.client import connect; "
         "from mf.supabase.config import ExportConfig; from mf.supabase.credentials import Credentials; "
-        "from mf.supabase.export import export\n"
+        "from mf.supabase.rest_target import export\n"
         "with connect(Credentials.find()) as client:\n"
         "    export(client, Path(sys.argv[1]), ExportConfig(rows_per_request=10))"
     )

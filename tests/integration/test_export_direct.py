@@ -18,14 +18,14 @@ from pydantic import SecretStr
 
 from mf.errors import DataError, SupabaseError
 from mf.local.gateway import Fault
-from mf.supabase import direct
+from mf.supabase import direct_target as direct
 from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
-from mf.supabase.direct import check_migration_directly, export_directly
-from mf.supabase.export import Published, export
+from mf.supabase.direct_target import check_migration_directly, export_directly
 from mf.supabase.recommend import published_run, recommend_movies
+from mf.supabase.rest_target import Published, export
 from mf.supabase.schema import migration
 
 CONFIG = ExportConfig()
@@ -223,7 +223,7 @@ def test_a_full_disk_is_told_and_readers_see_what_they_saw(database, tmp_path):
 
 PROGRAM = (
     "import sys; from pathlib import Path; from mf.supabase.config import ExportConfig; "
-    "from mf.supabase.database import Database; from mf.supabase.direct import export_directly\n"
+    "from mf.supabase.database import Database; from mf.supabase.direct_target import export_directly\n"
     "export_directly(Database.find(), Path(sys.argv[1]), ExportConfig())"
 )
 

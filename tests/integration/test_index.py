@@ -13,8 +13,8 @@ from mf.errors import SupabaseError
 from mf.supabase.client import call, connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.export import export
 from mf.supabase.recommend import recommend_from_ratings, recommend_movies, similar_movies
+from mf.supabase.rest_target import export
 from mf.supabase.schema import migration
 
 MOVIES, USERS = 1200, 100

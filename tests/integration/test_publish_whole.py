@@ -9,9 +9,9 @@ from mf.supabase.client import call, connect
 from mf.supabase.config import ExportConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
-from mf.supabase.direct import export_directly
-from mf.supabase.export import export
+from mf.supabase.direct_target import export_directly
 from mf.supabase.recommend import published_run
+from mf.supabase.rest_target import export
 
 
 def test_readers_see_whole_runs_through_fifty_publishes_kills_and_lost_connections(database, tmp_path):

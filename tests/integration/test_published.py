@@ -13,8 +13,8 @@ from mf.local import LocalSupabase
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
-from mf.supabase.destination import Destination
 from mf.supabase.schema import migration
+from mf.supabase.target import Destination
 
 TRAINED_ON = {"source": "r.csv", "columns": {"rating": "stars"}, "content_hash": "0a", "until": None}
 

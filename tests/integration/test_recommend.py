@@ -15,7 +15,6 @@ from mf.fold_in import fold_in, prior
 from mf.supabase.client import call, connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.export import export
 from mf.supabase.recommend import (
     pages,
     published_run,
@@ -23,6 +22,7 @@ from mf.supabase.recommend import (
     recommend_movies,
     similar_movies,
 )
+from mf.supabase.rest_target import export
 from mf.supabase.schema import migration
 
 UNKNOWN = {"bigint": -1, "text": 'nobody, (really) "né"', "uuid": "00000000-0000-0000-0000-000000000000"}

@@ -8,8 +8,8 @@ from planted import planted
 
 from mf.__main__ import main
 from mf.supabase.config import ExportConfig
-from mf.supabase.export import export
 from mf.supabase.recommend import published_run
+from mf.supabase.rest_target import export
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from mf.model_directory import read_model
 from mf.supabase.client import call, connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.export import export, rollback
 from mf.supabase.recommend import recommend_from_ratings, recommend_movies
+from mf.supabase.rest_target import export, rollback
 from mf.supabase.schema import migration
 
 # Nothing but what the migration made: what belongs to an extension lies in another schema.

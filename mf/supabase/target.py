@@ -13,8 +13,7 @@ from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
-from mf.supabase.direct import check_migration_directly, export_directly
-from mf.supabase.export import Published, Rest, check_migration, export
+from mf.supabase.direct_target import check_migration_directly, export_directly
 from mf.supabase.published import (
     PublishedRun,
     read_embeddings,
@@ -22,6 +21,7 @@ from mf.supabase.published import (
     read_run,
     read_run_directly,
 )
+from mf.supabase.rest_target import Published, Rest, check_migration, export
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Destination:
                 check_migration(Rest(client), user_ids, movie_ids, config)
 
     def export(self, model_dir: Path, config: ExportConfig) -> Published:
-        """See ``mf.supabase.export.export``, which it raises as."""
+        """See ``mf.supabase.rest_target.export``, which it raises as."""
         if isinstance(self.way, Database):
             return export_directly(self.way, model_dir, config)
         with connect(self.way) as client:

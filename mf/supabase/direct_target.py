@@ -20,7 +20,7 @@ from mf.model_directory import Embeddings, PublishedModel, read_model
 from mf.progress import Progress
 from mf.supabase.config import ExportConfig
 from mf.supabase.database import Database
-from mf.supabase.export import HINTS, Made, Published, check_migration, publish_model
+from mf.supabase.rest_target import HINTS, Made, Published, check_migration, publish_model
 
 CHUNK_ROWS = 8192
 # Signature, flags and length of an extension, and the end: https://www.postgresql.org/docs/current/sql-copy.html
@@ -49,7 +49,7 @@ _HINTS = HINTS | {
 
 
 def export_directly(database: Database, model_dir: Path, config: ExportConfig) -> Published:
-    """As ``mf.supabase.export.export``, in one transaction: broken off at any point it leaves nothing behind.
+    """As ``mf.supabase.rest_target.export``, in one transaction: broken off at any point it leaves nothing behind.
 
     Raises:
         DataError: the model directory is not what it should be; nothing was sent.
@@ -68,7 +68,7 @@ def publish_directly(database: Database, model: PublishedModel, config: ExportCo
 def check_migration_directly(
     database: Database, user_ids: pa.ChunkedArray, movie_ids: pa.ChunkedArray, config: ExportConfig
 ) -> None:
-    """As ``mf.supabase.export.check_migration``."""
+    """As ``mf.supabase.rest_target.check_migration``."""
     with _connected(database) as way:
         check_migration(way, user_ids, movie_ids, config)
 
