@@ -36,7 +36,7 @@ def evaluate(
     from mf.model_directory import TrainedModel
     from mf.ratings.schema import read_ratings
     from mf.ratings.titles import titles_beside
-    from mf.supabase.target import Destination
+    from mf.supabase.find import find_target
     from mf.train import options_given, pick_device
 
     report.path += ".html"
@@ -52,14 +52,14 @@ def evaluate(
             force_publish=force_publish,
         )
         # Before anything else: a missing key would be found out minutes later.
-        destination = Destination.find(supabase_url)
+        target = find_target(supabase_url)
         fitted = TrainedModel.load(Path(model.path))
         fitted.module.to(pick_device(use_cuda=True)[0])
         seen, provenance = read_ratings(Path(train_ratings.path))
         steered, _ = read_ratings(Path(validation_ratings.path))
         test, _ = read_ratings(Path(test_ratings.path))
         result = evaluate(seen, test, fitted, config, steered)
-        comparison = compare(fitted, test, destination)
+        comparison = compare(fitted, test, target)
         decision = decide(result, comparison, gate, users=len(fitted.users), movies=len(fitted.movies))
         facts = {
             "ratings": provenance.summary(),

@@ -11,7 +11,7 @@ from mf.model_directory import Embeddings, Header, read_model, write_published
 from mf.ratings.schema import TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers.base import Initial, InitialSide
-from mf.supabase.target import Destination
+from mf.supabase.target import Target
 
 PUBLISHED = "published"
 INIT_FROM = (
@@ -30,18 +30,18 @@ class EarlierModel:
     trained_on: TrainedOn | None = None  # None: not recorded
 
     @classmethod
-    def find(cls, init_from: str, destination: Callable[[], Destination]) -> "EarlierModel | None":
+    def find(cls, init_from: str, target: Callable[[], Target]) -> "EarlierModel | None":
         """The model that ``init_from`` names; prints which one it is.
 
         Args:
-            init_from: a model directory; "published": the published run of ``destination()``; "": no model.
+            init_from: a model directory; "published": the published run of ``target()``; "": no model.
 
         Returns:
             ``None`` for "", and for "published" when no run is published.
 
         Raises:
             DataError: the directory is not a model directory.
-            ConfigError: ``destination`` is not configured.
+            ConfigError: ``target`` is not configured.
             SupabaseError: Supabase cannot be reached, or refused.
         """
         if not init_from:
@@ -49,12 +49,12 @@ class EarlierModel:
         if init_from != PUBLISHED:
             earlier = cls.read(Path(init_from))
         else:
-            where = destination()
-            run = where.published_run()
+            supabase = target()
+            run = supabase.published_run()
             if run is None:
                 print("no run is published yet: training starts from scratch")
                 return None
-            earlier = cls(run.header, *where.embeddings(run), run.trained_on)
+            earlier = cls(run.header, *supabase.embeddings(run), run.trained_on)
         print(f"starting from model {earlier.header.run_id}")
         return earlier
 

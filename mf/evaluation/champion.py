@@ -15,8 +15,7 @@ from mf.model import MatrixFactorization
 from mf.model_directory import Embeddings, TrainedModel
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
-from mf.supabase.published import PublishedRun
-from mf.supabase.target import Destination
+from mf.supabase.target import PublishedRun, Target
 
 LEAST_USERS = 30  # whose newer ratings alone are compared; an interval over fewer says little
 
@@ -43,8 +42,8 @@ class Comparison:
     figures: Figures | None = None
 
 
-def compare(model: TrainedModel, test: pa.Table, destination: Destination, seed: int = 0) -> Comparison | None:
-    """Scores the run that is published at ``destination`` as ``model`` is scored, on the same ratings of ``test``.
+def compare(model: TrainedModel, test: pa.Table, target: Target, seed: int = 0) -> Comparison | None:
+    """Scores the run that is published at ``target`` as ``model`` is scored, on the same ratings of ``test``.
 
     It counts only when it was trained on the same source. It may have seen ratings that are test ratings now, which
     flatters its figure; where it can be told that it has not, the comparison is clean: when its training part was the
@@ -54,7 +53,7 @@ def compare(model: TrainedModel, test: pa.Table, destination: Destination, seed:
     Args:
         model: the challenger.
         test: a table of ratings that it has not seen.
-        destination: where it would be published.
+        target: where it would be published.
         seed: of the bootstrap.
 
     Returns:
@@ -64,7 +63,7 @@ def compare(model: TrainedModel, test: pa.Table, destination: Destination, seed:
         SupabaseError: Supabase cannot be reached, or refused.
         DataError: the published ids are of another type than those of ``test``.
     """
-    run = destination.published_run()
+    run = target.published_run()
     if run is None:
         return None
     ours, theirs = model.trained_on, run.trained_on
@@ -76,7 +75,7 @@ def compare(model: TrainedModel, test: pa.Table, destination: Destination, seed:
         note = f"not compared: this model was trained on {ours.source}, and it on {other}"
         return Comparison(run.header.run_id, run.published_at, note)
     part, clean, note = _fair_part(test, ours, theirs)
-    figures = _figures(model, run, destination.embeddings(run), part, seed, clean)
+    figures = _figures(model, run, target.embeddings(run), part, seed, clean)
     return Comparison(run.header.run_id, run.published_at, note, figures)
 
 

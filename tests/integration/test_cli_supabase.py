@@ -142,7 +142,7 @@ def test_what_is_published_recommends_as_the_model_does(database: LocalSupabase,
     status, out, err = run("--val_size", "0", *argv, **environ)
     assert (status, err) == (0, "")
     model = TrainedModel.load(Path("output"))
-    assert out.splitlines()[-1] == (f"published run {model.run_id}: 60 users, 40 movies; it is the first one")
+    assert out.splitlines()[-1] == (f"published run {model.run_id}: 60 users, 40 movies; it is the first run")
     row = published(database)
     assert row is not None
     assert row["run_id"] == json.loads(Path("output/model.json").read_text())["run_id"]
@@ -163,7 +163,7 @@ def test_with_the_databases_address_it_is_published_directly_and_no_key_is_asked
     Path("r.csv").write_text("userId,movieId,rating\n" + uuids)
     status, out, err = run("--ratings_csv", "r.csv", "--publish", SUPABASE_DB_URL=database.db_url)
     assert (status, err) == (0, "")
-    assert re.fullmatch(r"published run \S+: 9 users, 9 movies; it is the first one", out.splitlines()[-1])
+    assert re.fullmatch(r"published run \S+: 9 users, 9 movies; it is the first run", out.splitlines()[-1])
     assert database.gateway.requests == []
     assert published(database) is not None
     status, out, err = run("--ratings_csv", "r.csv", "--publish", SUPABASE_DB_URL=wrong_password(database))

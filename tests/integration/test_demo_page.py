@@ -20,6 +20,7 @@ from browser import watch
 from playwright.sync_api import Browser, Locator, Page, expect
 from pydantic import SecretStr
 from supabase import Client
+from targets import rest
 
 from mf.local import LocalSupabase, delete_home
 from mf.local.gateway import Fault, Request
@@ -33,7 +34,6 @@ from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.recommend import recommend_from_ratings, recommend_movies, similar_movies
-from mf.supabase.rest_target import export
 from mf.supabase.schema import migration
 from mf.train import train
 from pipelines import demo
@@ -84,9 +84,8 @@ def runs(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 def publish(supabase: LocalSupabase, runs: list[Path]) -> None:
     """As a run of the pipeline on the sample leaves its database."""
     supabase.migrate(migration(SchemaConfig(user_id_type="uuid", movie_id_type="bigint")))
-    with connect(Credentials(supabase.url, SecretStr(supabase.secret_key))) as client:
-        for run in runs:
-            export(client, run, ExportConfig())
+    for run in runs:
+        rest(supabase).export(run, ExportConfig())
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from mf.model import MatrixFactorization
 from mf.model_directory import Embeddings, Header, TrainedModel
 from mf.ratings.schema import RATED_AT, TIMESTAMP, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
-from mf.supabase.published import PublishedRun
-from mf.supabase.target import Destination
+from mf.supabase.target import PublishedRun, Target
 
 THEIRS = TrainedOn("table public.ratings", {"rating": "stars"}, "0a", "2026-01-31T00:00:00+00:00")
 RUN = PublishedRun(Header("r1", 2, 3.0, 1.0, 5.0), 2, 2, "2026-02-01T03:00:00+00:00", THEIRS)
@@ -29,7 +28,7 @@ MOVIES = side([8, 7], [0.25, -0.25], [[1, 1], [0, -2]])
 
 
 class Project:
-    """A destination that has ``run``, and counts how often its embeddings are read."""
+    """A target that has ``run``, and counts how often its embeddings are read."""
 
     def __init__(self, run: PublishedRun | None) -> None:
         self.run, self.reads = run, 0
@@ -62,7 +61,7 @@ TEST = ratings([(10, 8, 5), (10, 7, 3), (20, 8, 4), (99, 7, 3)])
 
 
 def compared(run: PublishedRun | None, ours: TrainedOn | None = THEIRS, test: pa.Table = TEST) -> Comparison | None:
-    return compare(challenger(ours), test, cast(Destination, Project(run)))
+    return compare(challenger(ours), test, cast(Target, Project(run)))
 
 
 def test_a_run_predicts_as_its_model_did_and_an_unknown_id_is_one_without_bias_and_vector() -> None:
@@ -115,7 +114,7 @@ def test_without_a_published_run_there_is_nothing_to_compare_with() -> None:
 def test_a_run_of_another_source_is_not_even_read(ours: TrainedOn | None, theirs: TrainedOn | None, note: str) -> None:
     run = replace(RUN, trained_on=theirs)
     project = Project(run)
-    assert compare(challenger(ours), TEST, cast(Destination, project)) == Comparison("r1", run.published_at, note)
+    assert compare(challenger(ours), TEST, cast(Target, project)) == Comparison("r1", run.published_at, note)
     assert project.reads == 0
 
 
