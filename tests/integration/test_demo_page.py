@@ -17,13 +17,14 @@ import psutil
 import pytest
 import torch
 from browser import watch
+from faults import Fault
 from playwright.sync_api import Browser, Locator, Page, expect
 from pydantic import SecretStr
 from supabase import Client
 from targets import rest
 
 from mf.local import LocalSupabase, delete_home
-from mf.local.gateway import Fault, Request
+from mf.local.gateway import Request
 from mf.local.tools import default_cache, supabase_js
 from mf.ratings.config import IngestConfig
 from mf.ratings.ingest import ingest

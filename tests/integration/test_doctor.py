@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from fake_google import ACCOUNT, TOKEN, FakeGoogle, Reply, Request, fake_google, key_file, not_enabled, refusal
+from faults import Fault
 
 from mf.local import LocalSupabase
-from mf.local.gateway import Fault
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
 from pipelines import doctor

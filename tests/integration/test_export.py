@@ -9,11 +9,11 @@ import threading
 
 import numpy as np
 import pytest
+from faults import Fault
 from planted import Planted, planted
 from targets import api, rest
 
 from mf.errors import DataError, SupabaseError
-from mf.local.gateway import Fault
 from mf.supabase.client import call
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.recommend import published_run, recommend_movies

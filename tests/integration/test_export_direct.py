@@ -13,12 +13,12 @@ from contextlib import contextmanager
 import numpy as np
 import pyarrow as pa
 import pytest
+from faults import Fault
 from planted import Planted, planted
 from pydantic import SecretStr
 from targets import api, direct, rest
 
 from mf.errors import DataError, SupabaseError
-from mf.local.gateway import Fault
 from mf.supabase import direct_target
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.database import Database

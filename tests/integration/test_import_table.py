@@ -6,10 +6,10 @@ from urllib.parse import unquote_plus
 
 import numpy as np
 import pytest
+from faults import Fault
 from pydantic import SecretStr
 
 from mf.errors import ConfigError, DataError, SupabaseError
-from mf.local.gateway import Fault
 from mf.ratings import page, pages, postgres, rest
 from mf.ratings.config import IngestConfig
 from mf.ratings.ingest import ingest
