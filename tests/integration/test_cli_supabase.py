@@ -180,8 +180,8 @@ def test_a_project_that_is_not_the_databases_is_refused(run: Run) -> None:
     status, out, err = run(*argv, SUPABASE_DB_URL=url)
     assert (status, out) == (2, "")
     assert err == (
-        "error: --supabase_url is the project reftwo, and SUPABASE_DB_URL the project refone: unset SUPABASE_DB_URL, "
-        "or let it name the same project\n"
+        "error: --supabase_url is project reftwo, but SUPABASE_DB_URL is project refone: unset SUPABASE_DB_URL, "
+        "or set it to the same project\n"
     )
 
 

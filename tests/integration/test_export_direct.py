@@ -266,7 +266,7 @@ def test_an_exporter_whose_connection_is_ended_says_so_and_can_be_run_again(data
         sql(database, "select pg_terminate_backend(%s)", backend())
         said = str(ended.exception(30))
     assert "cannot write the users of run new: terminating connection due to administrator command" in said
-    assert said.endswith("the connection broke off: run it again")
+    assert said.endswith("the connection was lost: run it again")
     assert sql(database, COUNTS) == []
     assert direct(database).export(new, CONFIG).changed
 

@@ -268,7 +268,7 @@ def test_a_supabase_that_does_not_answer_fails_the_step_and_is_not_taken_for_one
     project: Project, monkeypatch: pytest.MonkeyPatch, story: dict[str, Outcome]
 ) -> None:
     monkeypatch.setattr("mf.supabase.client.TRIES", 1)
-    with pytest.raises(MfError, match=r"^the step evaluate failed: cannot read the published run: no answer from "):
+    with pytest.raises(MfError, match=r"^the step evaluate failed: cannot read the published run: no response from "):
         project.run("unreachable", project.folder / "ratings.csv", **ONE_FACTOR, supabase_url="http://127.0.0.1:9")
 
 
