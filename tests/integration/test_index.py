@@ -131,7 +131,7 @@ def test_more_factors_than_an_index_takes_are_refused(database, client, model):
     run = {"run_id": "wide", "content_hash": "h", "factors": 2000, "mu": 0, "rating_min": 0, "rating_max": 1}
     call(client.rpc("mf_register", {"run": run | {"n_users": 1, "n_movies": 1}}), "register")
     sql(database, "insert into public.mf_movie_embeddings values ('wide', 1, 0, array_fill(1, array[2000])::vector)")
-    with pytest.raises(SupabaseError, match="has 2000 factors, and an index takes 1999 at most"):
+    with pytest.raises(SupabaseError, match="has 2000 factors, and an index takes at most 1999"):
         call(client.rpc("mf_index", {"run": "wide"}), "index")
 
 
