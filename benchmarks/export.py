@@ -19,13 +19,13 @@ from benchmarks.apart import Result, cores, run
 from benchmarks.bars import Bar, bars, quotient
 from benchmarks.report import failures, number, ratio, table
 from mf.local import LocalSupabase, delete_home
-from mf.supabase.client import connect
+from mf.model_directory import read_model
+from mf.supabase.binary_copy import COPY_BEGIN, COPY_END, copy_records
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
-from mf.supabase.direct import COPY_BEGIN, COPY_END, copy_records, publish_directly
-from mf.supabase.export import export
-from mf.supabase.model_directory import read_model
+from mf.supabase.direct_target import DirectTarget
+from mf.supabase.rest_target import RestTarget
 from mf.supabase.schema import migration
 
 USERS, MOVIES, FACTORS = 160_000, 59_000, 64
@@ -160,7 +160,7 @@ def direct(model_dir: str) -> Result:
     started = time.time()
     model = read_model(Path(model_dir))
     read = time.time()
-    assert publish_directly(_database(), model, ExportConfig()).changed
+    assert DirectTarget(_database()).publish(model, ExportConfig()).changed
     ended = time.time()
     with psycopg.connect(_database().conninfo.get_secret_value()) as connection:
         newest = connection.execute("select extract(epoch from published_at) from mf_runs where status = 'published'")
@@ -172,8 +172,7 @@ def api(model_dir: str, clients: int) -> Result:
     """This project's export through the API."""
     _settle()
     started = time.perf_counter()
-    with connect(Credentials.find()) as client:
-        done = export(client, Path(model_dir), ExportConfig(clients=clients))
+    done = RestTarget(Credentials.find()).export(Path(model_dir), ExportConfig(clients=clients))
     assert done.changed
     return {"seconds": time.perf_counter() - started}
 

@@ -37,8 +37,8 @@ from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
-from mf.supabase.direct import export_directly
-from mf.supabase.export import export
+from mf.supabase.direct_target import DirectTarget
+from mf.supabase.rest_target import RestTarget
 from mf.supabase.schema import migration
 
 PUBLISHES = 1000
@@ -106,7 +106,7 @@ def disturbed(exporters: LocalSupabase, folder: Path, publishes: int, seed: int 
     readers_own = LocalSupabase(exporters.home, exporters.database, postgres=exporters.postgres)
     with readers_own as door, exporters.connect() as cutter, Forker() as forker:
         attempts = Attempts(forker, cutter, random.Random(seed))  # noqa: S311
-        export_directly(Database(SecretStr(exporters.db_url)), write_model(folder / "0", 0), ExportConfig())
+        DirectTarget(Database(SecretStr(exporters.db_url))).export(write_model(folder / "0", 0), ExportConfig())
         with looking(door) as seen:
             time.sleep(1)
             idle_ms, seen.ms = seen.median_ms(), []
@@ -202,10 +202,11 @@ def export_one(model_dir: str, url: str, key: str) -> int:
     """Exports through the API with ``key``, else over the direct connection; 0, or 2 when that was refused."""
     try:
         if not key:
-            export_directly(Database(SecretStr(url)), Path(model_dir), ExportConfig())
+            DirectTarget(Database(SecretStr(url))).export(Path(model_dir), ExportConfig())
             return 0
-        with connect(Credentials(url, SecretStr(key))) as client:
-            export(client, Path(model_dir), ExportConfig(rows_per_request=10, clients=2))
+        RestTarget(Credentials(url, SecretStr(key))).export(
+            Path(model_dir), ExportConfig(rows_per_request=10, clients=2)
+        )
     except SupabaseError:
         return 2
     return 0

@@ -14,7 +14,7 @@ from benchmarks.data import CACHE, Ratings, load
 from benchmarks.report import failures, number, table
 from mf.evaluation.evaluate import evaluate
 from mf.evaluation.metrics import LIST_METRICS, plain
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 from mf.ratings.schema import MOVIE, RATING, USER
 from mf.solvers import configure
 from mf.train import train

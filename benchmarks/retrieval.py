@@ -21,12 +21,12 @@ from benchmarks.bars import Bar, bars
 from benchmarks.planted import FULL_MOVIES, MOVIE_BIAS, TASTE, USER_BIAS
 from benchmarks.report import number, ratio, table
 from mf.local import LocalSupabase, delete_home
-from mf.model import MatrixFactorization, TrainedModel
+from mf.model import MatrixFactorization
+from mf.model_directory import TrainedModel
 from mf.ratings.vocabulary import Vocabulary
-from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.export import export
+from mf.supabase.rest_target import RestTarget
 from mf.supabase.schema import HNSW, migration
 
 FACTORS, USERS, RATED, GIVEN = 64, 500, 200, 20
@@ -100,12 +100,11 @@ def _measure(stack: LocalSupabase, movies: int, home: Path) -> Result:
                 for movie in theirs:
                     copy.write_row((user, int(movie)))
     stack.migrate(migration(SchemaConfig(ratings_table="votes")))
-    with connect(Credentials(stack.url, SecretStr(stack.secret_key))) as client:
-        _model(p, q, b_m, rng).save(home / "model")
-        export(client, home / "model", ExportConfig())
-        calls = _calls(rng, movies, rated)
-        exact, found = _latencies(stack, calls)
-        bare, numpy = _bare(stack, p), _numpy(p, q, b_m)
+    _model(p, q, b_m, rng).save(home / "model")
+    RestTarget(Credentials(stack.url, SecretStr(stack.secret_key))).export(home / "model", ExportConfig())
+    calls = _calls(rng, movies, rated)
+    exact, found = _latencies(stack, calls)
+    bare, numpy = _bare(stack, p), _numpy(p, q, b_m)
     with stack.connect() as connection:
         # Not through the API: a client that is tired of waiting asks again, and is told of the second call only.
         _, build_s = _timed(lambda run: connection.execute("select public.mf_index(%s)", [run]), RUN)

@@ -17,7 +17,7 @@ from benchmarks.bars import Bar, bars, quotient
 from benchmarks.planted import generate
 from benchmarks.report import failures, number, ratio, table
 from mf.local import LocalSupabase, delete_home
-from mf.local.gateway import Fault
+from mf.local.gateway import Gateway, Request, Response
 from mf.ratings import postgres, rest
 from mf.ratings.config import IngestConfig
 from mf.supabase.client import connect
@@ -48,7 +48,7 @@ def section(rows: int) -> str:
             direct["ours"].append(run("ours", ours, name="ratings"))
         direct["ours, no unique index"].append(run("ours, no unique index", ours, name="unsorted"))
         near = {f"{size:,} rows": [run(f"API, {size:,} rows", api, rows=size)] for size in dict.fromkeys(sizes)}
-        supabase.gateway.faults.append(lambda _: Fault(delay_s=LATENCY_S))
+        supabase.gateway.latency_s = LATENCY_S
         for _ in range(REPEATS):
             for label, workers in zip(through, at_once, strict=True):
                 through[label].append(run(f"API, {label}", api, rows=few, workers=workers))
@@ -115,13 +115,28 @@ def _rates(rows: Mapping[str, int], measured: Mapping[str, Sequence[Result]]) ->
     return table(("", "s", "CPU s", "rows/s", f"× {first}", "peak MB"), lines)
 
 
+class SlowGateway(Gateway):
+    """A gateway that delays every request by ``latency_s``."""
+
+    latency_s = 0.0
+
+    def respond(self, request: Request) -> Response:
+        time.sleep(self.latency_s)
+        return super().respond(request)
+
+
+class SlowSupabase(LocalSupabase):
+    gateway_class = SlowGateway
+    gateway: SlowGateway
+
+
 @contextmanager
-def _supabase() -> Iterator[LocalSupabase]:
+def _supabase() -> Iterator[SlowSupabase]:
     """An empty one, whose address and keys the measurements find in the environment."""
     home = Path(tempfile.mkdtemp(prefix="mf-bench-"))
     home.chmod(0o755)  # root's PostgreSQL, which runs as another user, lies in it too
     try:
-        with LocalSupabase(home) as supabase:
+        with SlowSupabase(home) as supabase:
             os.environ |= {
                 "SUPABASE_URL": supabase.url,
                 "SUPABASE_KEY": supabase.secret_key,

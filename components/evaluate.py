@@ -29,10 +29,10 @@ def evaluate(
     from mf.evaluation.config import EvaluateConfig, GateConfig
     from mf.evaluation.judge import judge
     from mf.files import written_aside
-    from mf.model import TrainedModel
+    from mf.model_directory import TrainedModel
     from mf.ratings.schema import read_ratings
     from mf.ratings.titles import titles_beside
-    from mf.supabase.destination import Destination
+    from mf.supabase.find import find_target
     from mf.train import options_given, pick_device
 
     report.path += ".html"
@@ -48,7 +48,7 @@ def evaluate(
             force_publish=force_publish,
         )
         # First, so that a missing key fails within seconds and not after the evaluation.
-        target = Destination.find(supabase_url)
+        target = find_target(supabase_url)
         trained = TrainedModel.load(Path(model.path))
         trained.module.to(pick_device(use_cuda=True)[0])
         train, provenance = read_ratings(Path(train_ratings.path))

@@ -12,12 +12,12 @@ def export(
 
     from mf.errors import reported
     from mf.supabase.config import ExportConfig
-    from mf.supabase.destination import Destination
+    from mf.supabase.find import find_target
 
     with reported():
         config = ExportConfig.of(
             movie_export_table=movie_export_table, user_export_table=user_export_table, hnsw_index=hnsw_index
         )
-        published = Destination.find(supabase_url).export(Path(model.path), config)
+        published = find_target(supabase_url).export(Path(model.path), config)
     print(published.summary())
     return published.run_id

@@ -31,7 +31,7 @@ def ingest(
     from mf.ratings.config import IngestConfig
     from mf.ratings.ingest import ingest
     from mf.ratings.table import reader
-    from mf.supabase.destination import Destination
+    from mf.supabase.find import find_target
     from mf.warm_start import EarlierModel
 
     ratings.path += ".parquet"
@@ -50,7 +50,7 @@ def ingest(
             rated_before=rated_before,
             max_reject_fraction=max_reject_fraction,
         )
-        earlier = EarlierModel.asked_for(init_from, lambda: Destination.find(supabase_url))
+        earlier = EarlierModel.find(init_from, lambda: find_target(supabase_url))
         if earlier:
             earlier.save(Path(initial_model.path))
             initial_model.metadata["run_id"] = earlier.header.run_id

@@ -25,7 +25,7 @@ from mf.ratings.table import reader
 from mf.solvers import SOLVERS, check_warm, configure
 from mf.supabase import runs
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.destination import Destination
+from mf.supabase.find import find_target
 from mf.supabase.schema import migration
 from mf.train import DEFAULT_SOLVER, SOLVER_HELP, pick_device, train
 from mf.warm_start import INIT_FROM, EarlierModel
@@ -100,11 +100,9 @@ def train_once(argv: Sequence[str]) -> None:
     if trainer.init_from:
         check_warm(namespace.solver)
     publish = trainer.publish or "supabase_url" in given(namespace, TrainerConfig)
-    destination = Destination.find(trainer.supabase_url, trainer.supabase_key) if publish else None
+    target = find_target(trainer.supabase_url, trainer.supabase_key) if publish else None
 
-    earlier = EarlierModel.asked_for(
-        trainer.init_from, lambda: Destination.find(trainer.supabase_url, trainer.supabase_key)
-    )
+    earlier = EarlierModel.find(trainer.init_from, lambda: find_target(trainer.supabase_url, trainer.supabase_key))
 
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         work = Path(scratch)
@@ -112,9 +110,9 @@ def train_once(argv: Sequence[str]) -> None:
             provenance = ingest(source, work / "ratings.parquet", work / "rejects.csv", read_table=read_table)
         print(provenance.summary())
         parts = split(read_ratings(work / "ratings.parquet")[0], division)
-        if destination:
+        if target:
             # Before the training, so that a wrong key or a migration that does not fit is not found out an hour later.
-            destination.check(parts.train[USER], parts.train[MOVIE], views)
+            target.check(parts.train[USER], parts.train[MOVIE], views)
         test = _test_part(trainer.test_csv, source, work, parts.train) if trainer.test_csv else None
         device, where = pick_device(trainer.use_cuda)
         print(where)
@@ -136,8 +134,8 @@ def train_once(argv: Sequence[str]) -> None:
     print(f"{model.summary()}, in {trainer.output_dir}/")
     if test is not None:
         print(f"test RMSE {model.metrics['test_rmse']:.4f}")
-    if destination:
-        print(destination.export(trainer.output_dir, views).summary())
+    if target:
+        print(target.export(trainer.output_dir, views).summary())
 
 
 def _test_part(file: str, source: IngestConfig, work: Path, seen: pa.Table) -> pa.Table:

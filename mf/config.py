@@ -9,7 +9,7 @@ from mf.errors import ConfigError
 
 # The rejected input is shown, but not where a key may have been pasted: under a misspelled name, for an address, for
 # what has a pattern.
-NOT_SHOWN = ("missing", "extra_forbidden", "string_pattern_mismatch", "address")
+NOT_SHOWN = ("missing", "extra_forbidden", "string_pattern_mismatch", "address", "secret_name")
 
 
 class Config(BaseModel):

@@ -13,7 +13,7 @@ import torch
 from mf.biases import Ints
 from mf.config import Config
 from mf.errors import ConfigError, DataError
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 from mf.ratings.schema import MOVIE, RATING, USER, Provenance, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, Interactions, fit, solver_of

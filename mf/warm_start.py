@@ -1,46 +1,47 @@
-"""An earlier model to start a training from: a model directory, or the run that is published."""
+"""Initial values for training from an earlier model: a model directory or the published run."""
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mf.files import directory_written_aside
-from mf.model import write_embeddings
-from mf.ratings.schema import MOVIE, USER, TrainedOn
+from mf.model_directory import Embeddings, Header, read_model, write_published
+from mf.ratings.schema import TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers.base import Initial, InitialSide
-from mf.supabase.destination import Destination
-from mf.supabase.model_directory import Embeddings, Header, read_model
+from mf.supabase.target import Target
 
 PUBLISHED = "published"
-CARD = "model.json"
 INIT_FROM = (
-    f"start from an earlier model, and train for fewer epochs: a model directory, or {PUBLISHED}, the run that is "
-    "published in Supabase; adam and sgd alone"
+    f"model to start training from (fewer epochs are needed): a model directory, or {PUBLISHED} for the run published "
+    "in Supabase; solvers adam and sgd only"
 )
 
 
 @dataclass(frozen=True)
 class EarlierModel:
-    """What was exported of a model."""
+    """The exported part of an earlier model."""
 
     header: Header
     users: Embeddings
     movies: Embeddings
-    trained_on: TrainedOn | None = None  # None where it does not tell
+    trained_on: TrainedOn | None = None  # None: not recorded
 
     @classmethod
-    def asked_for(cls, init_from: str, destination: Callable[[], Destination]) -> "EarlierModel | None":
-        """The model in the directory ``init_from`` or, for "published", the one that is published at
-        ``destination()``; ``None`` when none is asked for or nothing is published. Prints which it is.
+    def find(cls, init_from: str, target: Callable[[], Target]) -> "EarlierModel | None":
+        """The model that ``init_from`` names; prints which one it is.
+
+        Args:
+            init_from: a model directory; "published": the published run of ``target()``; "": no model.
+
+        Returns:
+            ``None`` for "", and for "published" when no run is published.
 
         Raises:
-            DataError: the directory is no model directory.
-            ConfigError: there is no such destination.
+            DataError: the directory is not a model directory.
+            ConfigError: ``target`` is not configured.
             SupabaseError: Supabase cannot be reached, or refused.
         """
         if not init_from:
@@ -48,44 +49,40 @@ class EarlierModel:
         if init_from != PUBLISHED:
             earlier = cls.read(Path(init_from))
         else:
-            where = destination()
-            run = where.published_run()
+            supabase = target()
+            run = supabase.published_run()
             if run is None:
-                print("nothing is published yet: starting from nothing")
+                print("no run is published yet: training starts from scratch")
                 return None
-            earlier = cls(run.header, *where.embeddings(run), run.trained_on)
+            earlier = cls(run.header, *supabase.embeddings(run), run.trained_on)
         print(f"starting from model {earlier.header.run_id}")
         return earlier
 
     @classmethod
     def read(cls, directory: Path) -> "EarlierModel":
-        """Reads a model directory, or what ``save`` wrote.
+        """Read a model directory, or a directory written by ``save``.
 
         Raises:
-            DataError: it is none.
+            DataError: a file is missing or malformed.
         """
         model = read_model(directory)
         return cls(model.header, model.users, model.movies, model.trained_on)
 
     def save(self, directory: Path) -> None:
-        """Writes what ``asked_for`` reads of a directory, aside and then renamed."""
-        with directory_written_aside(directory, seal=CARD) as aside:
-            for name, key, side in (("user", USER, self.users), ("movie", MOVIE, self.movies)):
-                write_embeddings(aside / f"{name}_embeddings.parquet", key, side.ids, side.bias, side.vectors)
-            noted = {"trained_on": self.trained_on and asdict(self.trained_on)}
-            (aside / CARD).write_text(json.dumps(asdict(self.header) | noted))
+        """Write what ``read`` reads, atomically."""
+        write_published(directory, self.header, self.users, self.movies, self.trained_on)
 
     def initial(self, users: Vocabulary, movies: Vocabulary) -> Initial:
-        """It in the rows of ``users`` and ``movies``, as far as it knows them. Ids that it keeps as text are looked up
-        as text.
+        """Initial vectors and biases for the rows of ``users`` and ``movies`` that this model knows. Where its ids are
+        text they are compared as text.
 
         Raises:
             DataError: its ids are of another type.
         """
-        return Initial(self.header.run_id, self.header.mu, _side(self.users, users), _side(self.movies, movies))
+        return Initial(self.header.run_id, self.header.mu, _initial(self.users, users), _initial(self.movies, movies))
 
 
-def _side(earlier: Embeddings, vocabulary: Vocabulary) -> InitialSide:
+def _initial(earlier: Embeddings, vocabulary: Vocabulary) -> InitialSide:
     rows = earlier.rows(vocabulary.ids)
     known = np.flatnonzero(rows >= 0)
     columns = known, earlier.vectors[rows[known]], earlier.bias[rows[known]]

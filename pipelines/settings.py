@@ -14,12 +14,11 @@ from pydantic_core import PydanticCustomError
 from mf.config import Config
 from mf.errors import ConfigError
 from mf.files import written_aside
-from mf.supabase.credentials import is_address
+from mf.supabase.credentials import NAME_FORM, SECRET_NAME, is_address
 from mf.version import git_sha
 from pipelines import leaks
 from pipelines.vertex.machines import REGIONS
 
-RESOURCE = r"^(projects/[^/\s]+/secrets/[\w-]+(/versions/[\w-]+)?)?$"
 DIGEST = r"^([^\s@]+@sha256:[0-9a-f]{64})?$"
 DEFAULT_FILE = Path(__file__).with_name("settings.toml")
 # The variable MF_REGION of the environment stands above the setting region.
@@ -35,6 +34,15 @@ def _address(url: str) -> str:
     if url and not is_address(url):
         raise PydanticCustomError("address", "an address of the form https://PROJECT.supabase.co is expected")
     return url
+
+
+def _secret_name(name: str) -> str:
+    if name and not SECRET_NAME.fullmatch(name):
+        raise PydanticCustomError("secret_name", f"a name of the form {NAME_FORM} is expected")
+    return name
+
+
+SecretName = Annotated[str, AfterValidator(_secret_name)]
 
 
 def _region(name: str) -> str:
@@ -67,14 +75,11 @@ class Settings(Config):
     supabase_url: Annotated[str, AfterValidator(_address)] = Field(
         "", description="Supabase project of the runs; a run may name another"
     )
-    supabase_key_secret: str = Field(
-        "",
-        pattern=RESOURCE,
-        description="name of the Secret Manager secret that holds the Supabase key",
+    supabase_key_secret: SecretName = Field(
+        "", description="name of the Secret Manager secret that holds the Supabase key"
     )
-    supabase_db_url_secret: str = Field(
+    supabase_db_url_secret: SecretName = Field(
         "",
-        pattern=RESOURCE,
         description="name of the secret that holds the database's address; empty: its REST API is used",
     )
     spot: bool = Field(False, description="train on a spot machine, which may be taken away")

@@ -1,9 +1,7 @@
 """Champion and challenger: the published run and the new model, scored on the same test ratings."""
 
-from collections.abc import Sized
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,52 +11,13 @@ import torch
 
 from mf.evaluation.bootstrap import Interval, paired_difference
 from mf.evaluation.metrics import RMSE
-from mf.model import MatrixFactorization, TrainedModel
+from mf.model import MatrixFactorization
+from mf.model_directory import Embeddings, TrainedModel
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
+from mf.supabase.target import PublishedRun, Target
 
 LEAST_USERS = 30  # with fewer users among the newer ratings the interval is too wide to be of use
-
-
-class Embeddings(Sized, Protocol):
-    """Published vectors of the users, or of the movies."""
-
-    @property
-    def bias(self) -> npt.NDArray[np.float32]:
-        """[n]."""
-
-    @property
-    def vectors(self) -> npt.NDArray[np.float32]:
-        """[n, factors]."""
-
-    def rows(self, ids: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-        """The row of each id; -1 for an unknown one."""
-
-
-class Run(Protocol):
-    """A published run."""
-
-    @property
-    def header(self) -> Any:
-        """``run_id``, ``factors``, ``mu``, ``rating_min`` and ``rating_max``."""
-
-    @property
-    def published_at(self) -> str:
-        """ISO 8601."""
-
-    @property
-    def trained_on(self) -> TrainedOn | None:
-        """None where it was not recorded."""
-
-
-class Target(Protocol):
-    """What the evaluation reads of a place to publish to, such as a Supabase project."""
-
-    def published_run(self) -> Run | None:
-        """The run that readers see, if any."""
-
-    def embeddings(self, run: Any) -> tuple[Embeddings, Embeddings]:
-        """The users and the movies of ``run``, which ``published_run`` returned."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +102,12 @@ def _newer(test: pa.Table, champion: TrainedOn) -> pa.Table:
 
 
 def _paired_rmse(
-    model: TrainedModel, run: Run, embeddings: tuple[Embeddings, Embeddings], test: pa.Table, seed: int, clean: bool
+    model: TrainedModel,
+    run: PublishedRun,
+    embeddings: tuple[Embeddings, Embeddings],
+    test: pa.Table,
+    seed: int,
+    clean: bool,
 ) -> PairedRmse:
     # In float64, as in the evaluation.
     actual = test[RATING].to_numpy().astype(np.float64)
@@ -155,7 +119,7 @@ def _paired_rmse(
     return PairedRmse(len(test), ours, theirs, ours - theirs, interval, clean)
 
 
-def predict(run: Run, users: Embeddings, movies: Embeddings, test: pa.Table) -> npt.NDArray[np.float32]:
+def predict(run: PublishedRun, users: Embeddings, movies: Embeddings, test: pa.Table) -> npt.NDArray[np.float32]:
     """Predicted ratings float32[len(test)] of a published run, clipped; an unknown id has bias 0 and a zero vector.
 
     Raises:

@@ -26,7 +26,7 @@ from mf.evaluation.config import EvaluateConfig
 from mf.evaluation.encoded import EncodedRatings
 from mf.evaluation.metrics import METRICS, RATING_METRICS, Scores
 from mf.evaluation.ranking import ExposureBin, Ranking, score_lists
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 from mf.ratings.schema import MOVIE, USER
 
 LABELS = {

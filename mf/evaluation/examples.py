@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER
 
 ACTIVITY = (0.1, 0.5, 0.9)  # quantiles of the users' numbers of ratings: a light, a median and a heavy user

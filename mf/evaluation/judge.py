@@ -7,15 +7,16 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from mf.evaluation.champion import Comparison, Target, compare
+from mf.evaluation.champion import Comparison, compare
 from mf.evaluation.config import EvaluateConfig, GateConfig
 from mf.evaluation.evaluate import Evaluation, evaluate
 from mf.evaluation.examples import examples
 from mf.evaluation.gate import Decision, decide
 from mf.evaluation.metrics import METRICS
 from mf.evaluation.report import Report, write_report
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 from mf.ratings.schema import Provenance
+from mf.supabase.target import Target
 
 
 @dataclass(frozen=True)

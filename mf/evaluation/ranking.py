@@ -15,7 +15,7 @@ from mf.evaluation.config import EvaluateConfig
 from mf.evaluation.encoded import EncodedRatings
 from mf.evaluation.metrics import CATALOGUE_METRICS, LIST_METRICS, Hits, Scores
 from mf.evaluation.topk import top_k_by_product, top_k_in_one_order
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 
 # The default threshold, as a share of the range of the training ratings: 4 on scales of 1 to 5 and of half stars, 8 of
 # 1 to 10, 1 of 0 and 1. The mean would do as well, but on half stars it is near 3.5, so that a rating of 3.5 would be

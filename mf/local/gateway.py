@@ -1,15 +1,12 @@
-"""The gateway that stands before PostgREST, as Kong does at Supabase: it checks the API key, puts the JWT in its place,
-and lets a test put faults between client and server."""
+"""The API gateway in front of PostgREST: checks the API key and replaces it with a JWT, as Supabase's Kong does."""
 
 import http.client
 import json
-import socket
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 PREFIX = "/rest/v1"
 UPSTREAM_TIMEOUT_S = 180
@@ -20,42 +17,32 @@ NOT_RETURNED = frozenset({"connection", "keep-alive", "transfer-encoding", "cont
 
 
 class Request(NamedTuple):
-    """What a fault sees of a request."""
+    """A request of a client."""
 
     method: str
     path: str  # with its query
+    headers: "Message[str, str]"  # case-insensitive
     body: bytes
 
 
-class Served(NamedTuple):
-    """A line of the log; headers carry keys and are never kept."""
+class Response(NamedTuple):
+    """The response to a request."""
+
+    status: int
+    body: bytes
+    headers: list[tuple[str, str]]
+
+
+class LogEntry(NamedTuple):
+    """A line of the request log; headers carry keys and are never kept."""
 
     method: str
     path: str
-    status: int | None  # None: the connection was dropped
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What happens to a request.
-
-    Args:
-        delay_s: it waits this many seconds first.
-        status: it is answered with this status, ``body`` and ``headers``, and does not reach PostgREST.
-        drop: the connection is closed without an answer, ``"before"`` the request reaches PostgREST, or ``"after"``
-            PostgREST has done what was asked.
-    """
-
-    delay_s: float = 0.0
-    status: int | None = None
-    body: bytes = b"<html>upstream connect error</html>"
-    content_type: str = "text/html"
-    headers: tuple[tuple[str, str], ...] = ()
-    drop: Literal["before", "after"] | None = None
+    status: int | None  # None: the connection was closed without a response
 
 
 class Page(NamedTuple):
-    """A file that a browser gets without a key."""
+    """A static page, served without a key."""
 
     content_type: str
     read: Callable[[], bytes]
@@ -66,16 +53,13 @@ class Gateway:
 
     Attributes:
         port: chosen by the system.
-        pages: what is served beside the API, by its path; a product's page lies on a server of its own.
-        faults: callables that are asked in turn for every request, from several threads at a time; the first ``Fault``
-            that one returns happens.
-        requests: what was served last, in the order of the answers.
+        pages: static pages served beside the API, by path (a product's pages are on a server of their own).
+        requests: log of the latest requests, in the order of their responses.
     """
 
     def __init__(self, upstream_port: int, tokens: dict[str, str]) -> None:
         self.upstream_port = upstream_port
-        self.faults: list[Callable[[Request], Fault | None]] = []
-        self.requests: list[Served] = []
+        self.requests: list[LogEntry] = []
         self.pages: dict[str, Page] = {}
         self._tokens = tokens
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"gateway": self}))
@@ -86,15 +70,57 @@ class Gateway:
         self._server.shutdown()
         self._server.server_close()
 
-    def fault(self, request: Request) -> Fault:
-        return next((found for ask in list(self.faults) if (found := ask(request))), Fault())
+    def respond(self, request: Request) -> Response:
+        """The response to ``request``; called from several threads at a time.
 
-    def authorization(self, key: str | None, authorization: str) -> str | None:
+        Raises:
+            ConnectionError: close the connection without a response.
+        """
+        page = self.pages.get(request.path.partition("?")[0])
+        if page and request.method in ("GET", "HEAD"):
+            return Response(200, page.read(), [("Content-Type", page.content_type), ("Cache-Control", "no-store")])
+        if not request.path.startswith(f"{PREFIX}/"):
+            return _refusal(404, "no Route matched with those values")
+        key = request.headers.get("apikey")
+        authorization = self._authorization(key, request.headers.get("Authorization", ""))
+        if request.method == "OPTIONS":
+            authorization = ""  # CORS preflight: a browser sends it without the key
+        if authorization is None:
+            return _refusal(401, "Invalid API key" if key else "No API key found in request")
+        try:
+            return self._forward(request, authorization)
+        except (http.client.HTTPException, OSError):
+            return _refusal(502, "An invalid response was received from the upstream server")
+
+    def log(self, request: Request, status: int | None) -> None:
+        self.requests.append(LogEntry(request.method, request.path, status))
+        del self.requests[:-KEPT_REQUESTS]
+
+    def _authorization(self, key: str | None, authorization: str) -> str | None:
         """The Authorization header for PostgREST, ``None`` for an unknown key. A client without a signed-in user sends
-        its key as the bearer token too; a user's own token goes through."""
+        its key as the bearer token too; a user's own token is passed on."""
         if key not in self._tokens:
             return None
         return authorization if authorization not in ("", f"Bearer {key}") else f"Bearer {self._tokens[key]}"
+
+    def _forward(self, request: Request, authorization: str) -> Response:
+        # One connection per request: a kept-alive one may die under a POST, which must not be sent twice.
+        connection = http.client.HTTPConnection("127.0.0.1", self.upstream_port, timeout=UPSTREAM_TIMEOUT_S)
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in NOT_FORWARDED}
+        if authorization:
+            headers["Authorization"] = authorization
+        try:
+            path = request.path.removeprefix(PREFIX)
+            connection.request(request.method, path, body=request.body or None, headers=headers)
+            response = connection.getresponse()
+            kept = [(k, v) for k, v in response.getheaders() if k.lower() not in NOT_RETURNED]
+            return Response(response.status, response.read(), kept)
+        finally:
+            connection.close()
+
+
+def _refusal(status: int, message: str) -> Response:
+    return Response(status, json.dumps({"message": message}).encode(), [("Content-Type", "application/json")])
 
 
 class _Server(ThreadingHTTPServer):
@@ -102,7 +128,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no event: nothing is printed."""
+        """Print nothing when a client has gone away."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -112,57 +138,28 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing is printed: the log is ``Gateway.requests``."""
+        """Print nothing: the log is ``Gateway.requests``."""
 
     def _handle(self) -> None:
         if "Transfer-Encoding" in self.headers:
             self.close_connection = True
-            return self._refuse(411, "Length Required")
+            self._send(Request(self.command, self.path, self.headers, b""), _refusal(411, "Length Required"))
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        fault = self.gateway.fault(Request(self.command, self.path, body))
-        time.sleep(fault.delay_s)
-        if fault.drop == "before":
-            return self._drop()
-        if fault.status is not None:
-            return self._answer(fault.status, fault.body, [("Content-Type", fault.content_type), *fault.headers])
-        page = self.gateway.pages.get(self.path.partition("?")[0])
-        if page and self.command in ("GET", "HEAD"):
-            return self._answer(200, page.read(), [("Content-Type", page.content_type), ("Cache-Control", "no-store")])
-        if not self.path.startswith(f"{PREFIX}/"):
-            return self._refuse(404, "no Route matched with those values")
-        key = self.headers.get("apikey")
-        authorization = self.gateway.authorization(key, self.headers.get("Authorization", ""))
-        if self.command == "OPTIONS":
-            authorization = ""  # a browser asks without a key whether a page of another origin may send one
-        if authorization is None:
-            return self._refuse(401, "Invalid API key" if key else "No API key found in request")
+        request = Request(self.command, self.path, self.headers, body)
         try:
-            answer = self._ask_upstream(body, authorization)
-        except (http.client.HTTPException, OSError):
-            return self._refuse(502, "An invalid response was received from the upstream server")
-        return self._drop() if fault.drop == "after" else self._answer(*answer)
+            response = self.gateway.respond(request)
+        except ConnectionError:
+            self.close_connection = True
+            self.gateway.log(request, None)
+        else:
+            self._send(request, response)
 
     do_GET = do_HEAD = do_POST = do_PATCH = do_PUT = do_DELETE = do_OPTIONS = _handle  # noqa: N815
 
-    def _ask_upstream(self, body: bytes, authorization: str) -> tuple[int, bytes, list[tuple[str, str]]]:
-        # A connection a request: a kept one may die under a POST, which must not be sent twice.
-        connection = http.client.HTTPConnection("127.0.0.1", self.gateway.upstream_port, timeout=UPSTREAM_TIMEOUT_S)
-        headers = {k: v for k, v in self.headers.items() if k.lower() not in NOT_FORWARDED}
-        if authorization:
-            headers["Authorization"] = authorization
-        try:
-            connection.request(self.command, self.path.removeprefix(PREFIX), body=body or None, headers=headers)
-            answer = connection.getresponse()
-            kept = [(k, v) for k, v in answer.getheaders() if k.lower() not in NOT_RETURNED]
-            return answer.status, answer.read(), kept
-        finally:
-            connection.close()
-
-    def _refuse(self, status: int, message: str) -> None:
-        self._answer(status, json.dumps({"message": message}).encode(), [("Content-Type", "application/json")])
-
-    def _answer(self, status: int, body: bytes, headers: list[tuple[str, str]]) -> None:
-        self._served(status)
+    def _send(self, request: Request, response: Response) -> None:
+        status, body, headers = response
+        self.gateway.log(request, status)
         self.send_response_only(status)
         for name, value in headers:
             self.send_header(name, value)
@@ -172,13 +169,3 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
         self.wfile.flush()
-
-    def _served(self, status: int | None) -> None:
-        log = self.gateway.requests
-        log.append(Served(self.command, self.path, status))
-        del log[:-KEPT_REQUESTS]
-
-    def _drop(self) -> None:
-        self._served(None)
-        self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)

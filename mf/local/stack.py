@@ -1,8 +1,8 @@
-"""PostgreSQL, PostgREST and the gateway, started and stopped as one."""
+"""An embedded Supabase: PostgreSQL, PostgREST and the gateway, started and stopped together."""
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 
@@ -15,26 +15,30 @@ from mf.local.postgrest import PostgREST
 
 
 class LocalSupabase:
-    """A Supabase project on 127.0.0.1 while the ``with`` block lasts; nothing of it is left running afterwards, however
-    the program ends. Its data stay in ``home``; its keys are new each time.
+    """A Supabase project on 127.0.0.1; a context manager.
+
+    No process is left running after the block, however the program ends. The data stay in ``home``; the keys are new
+    at each start.
 
     Args:
-        home: a folder of its own; several databases share it, one program at a time uses it.
-        database: the project's database, created when it is not there yet; a-z, 0-9 and _.
-        max_rows: the most rows that one API answer holds; Supabase's is 1000.
-        legacy_grants: new tables and functions are open to the API's roles, as in projects made before 2026-10-30.
-        postgres: the running cluster of another one, to open a second database beside it; else one is started.
+        home: folder for this alone; it holds several databases, and one program uses it at a time.
+        database: the project's database, created if it does not exist; a-z, 0-9 and _.
+        max_rows: maximum rows per API response; Supabase's default is 1000.
+        legacy_grants: grant new tables and functions to the API's roles, as projects created before 2026-10-30 do.
+        postgres: the running cluster of another instance, to open a second database in it; default: start one.
 
     Attributes:
         secret_key, publishable_key: ``sb_secret_…`` of the service role, ``sb_publishable_…`` of the role anon.
         service_role_key, anon_key: the legacy JWTs of the same roles.
-        gateway: its ``faults`` and ``requests`` are for tests.
+        gateway: the API's gateway, with a log of its requests.
         postgres: the cluster.
 
     Raises:
-        ConfigError: the database's name cannot be one.
+        ConfigError: the database's name is not allowed.
         SupabaseError: the home is in use, or a server does not start.
     """
+
+    gateway_class: type[Gateway] = Gateway
 
     def __init__(
         self,
@@ -48,7 +52,7 @@ class LocalSupabase:
         self.home, self.database = Path(home), checked_name(database)
         self._max_rows, self._legacy_grants, self._given = max_rows, legacy_grants, postgres
 
-    def __enter__(self) -> "LocalSupabase":
+    def __enter__(self) -> Self:
         self.keys = keys = Keys()
         self.secret_key, self.publishable_key = keys.secret_key, keys.publishable_key
         self.service_role_key, self.anon_key = keys.service_role_key, keys.anon_key
@@ -60,7 +64,7 @@ class LocalSupabase:
             self._rest = stack.enter_context(
                 PostgREST(self.postgres, self.database, jwt_secret=keys.jwt_secret, max_rows=self._max_rows)
             )
-            self.gateway = stack.enter_context(contextlib.closing(Gateway(self._rest.port, keys.tokens())))
+            self.gateway = stack.enter_context(contextlib.closing(self.gateway_class(self._rest.port, keys.tokens())))
             self._stack = stack.pop_all()
         return self
 
@@ -69,28 +73,30 @@ class LocalSupabase:
 
     @property
     def url(self) -> str:
-        """What ``SUPABASE_URL`` is."""
+        """The value for ``SUPABASE_URL``."""
         return f"http://127.0.0.1:{self.gateway.port}"
 
     @property
     def db_url(self) -> str:
-        """What ``SUPABASE_DB_URL`` is: the direct connection of the superuser ``postgres``, password included."""
+        """The value for ``SUPABASE_DB_URL``: the connection of the superuser ``postgres``, with its password."""
         return self.postgres.url(self.database)
 
     def user_token(self, user_id: str, valid_s: int = VALID_S) -> str:
-        """The JWT of a signed-in user: role ``authenticated``, and ``auth.uid()`` is ``user_id`` (a UUID). Sent as the
-        bearer token beside the publishable key, for ``valid_s`` seconds."""
+        """The JWT of a signed-in user: role ``authenticated``, ``auth.uid()`` = ``user_id`` (a UUID).
+
+        It is sent as the bearer token with the publishable key, and is valid for ``valid_s`` seconds.
+        """
         return jwt(self.keys.jwt_secret, "authenticated", valid_s=valid_s, sub=user_id, aud="authenticated")
 
     def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
-        """An autocommit connection of the superuser to the database; use it in a ``with`` block, which closes it."""
+        """An autocommit connection of the superuser to the database; a ``with`` block closes it."""
         return self.postgres.connect(self.database)
 
     def migrate(self, sql: str) -> None:
-        """Runs ``sql`` in one transaction; when this returns the API serves the new schema.
+        """Run ``sql`` in one transaction and wait until the API serves the new schema.
 
         Raises:
-            SupabaseError: PostgreSQL refused it, with its message and code; nothing was changed then.
+            SupabaseError: PostgreSQL refused it, with its message and code; nothing was changed.
         """
         try:
             with self.connect() as connection, connection.transaction():
@@ -103,8 +109,8 @@ class LocalSupabase:
 
 
 def databases(home: Path) -> list[str]:
-    """The databases that ``home`` holds, sorted; none when it is no home yet. It must not be in use (a running one is
-    asked by ``LocalSupabase.postgres.databases()``)."""
+    """The databases in ``home``, sorted; empty if the folder has never been used. It must not be in use (for a running
+    one call ``LocalSupabase.postgres.databases()``)."""
     if not (Path(home) / "pgdata").exists():
         return []
     with Postgres(home) as postgres:
@@ -112,7 +118,7 @@ def databases(home: Path) -> list[str]:
 
 
 def recreate_database(home: Path, database: str) -> None:
-    """Leaves ``database`` of ``home`` new and empty, whatever it held. The home must not be in use."""
+    """Drop ``database`` of ``home`` and create it again, empty. The home must not be in use."""
     checked_name(database)
     with Postgres(home) as postgres:
         postgres.drop(database)

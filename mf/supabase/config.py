@@ -1,4 +1,4 @@
-"""What the database is to look like, and what an export sends there."""
+"""Options of the migration and of the export."""
 
 from typing import Annotated, Literal, Self
 
@@ -7,28 +7,28 @@ from pydantic import AfterValidator, Field, model_validator
 from mf.config import Config
 from mf.ratings.schema import IdType
 
-MAX_NAME_BYTES = 63  # PostgreSQL cuts longer identifiers without an error
+MAX_NAME_BYTES = 63  # PostgreSQL truncates longer identifiers without an error
 
 
 def _identifier(name: str) -> str:
     if not 0 < len(name.encode()) <= MAX_NAME_BYTES:
-        raise ValueError(f"a name of 1 to {MAX_NAME_BYTES} bytes is expected")
-    # Names stand inside dollar-quoted blocks of the migration.
+        raise ValueError(f"expected a name of 1 to {MAX_NAME_BYTES} bytes")
+    # The migration uses names inside dollar-quoted blocks.
     if not name.isprintable() or "$" in name:
-        raise ValueError('a name without control characters and "$" is expected')
+        raise ValueError('expected a name without control characters and "$"')
     return name
 
 
 def _view_name(name: str) -> str:
     if name.startswith("mf_"):
-        raise ValueError("names that start with mf_ belong to the tables behind the views: choose another")
+        raise ValueError("names that start with mf_ are reserved for the tables behind the views: choose another")
     return name
 
 
 Identifier = Annotated[str, AfterValidator(_identifier)]
 ViewName = Annotated[Identifier, AfterValidator(_view_name)]
-MovieView = Annotated[ViewName, Field(description="view of the published movie embeddings, in schema public")]
-UserView = Annotated[ViewName, Field(description="view of the published user embeddings, in schema public")]
+MovieView = Annotated[ViewName, Field(description="view of the published movie embeddings in schema public")]
+UserView = Annotated[ViewName, Field(description="view of the published user embeddings in schema public")]
 
 
 class _Views(Config):
@@ -43,34 +43,35 @@ class _Views(Config):
 
 
 class SchemaConfig(_Views):
-    """What the migration is made for."""
+    """Options of the migration."""
 
     user_id_type: IdType = Field(default="bigint", description="type of user ids in the database")
     movie_id_type: IdType = Field(default="bigint", description="type of movie ids in the database")
     public_read: Literal["none", "movies"] = Field(
         default="none",
-        description="what everybody may read: none, or movies (their view and similar_movies; nothing of users)",
+        description="access without sign-in: none, or movies (the movie view and similar_movies; no user data)",
     )
     ratings_table: Annotated[str, AfterValidator(lambda name: name and _identifier(name))] = Field(
-        default="", description="table of schema public whose ratings recommend_movies can leave out (exclude_rated)"
+        default="",
+        description="ratings table in schema public; lets recommend_movies leave out rated movies (exclude_rated)",
     )
-    user_column: Identifier = Field(default="user_id", description="the ratings table's column of user ids")
-    movie_column: Identifier = Field(default="movie_id", description="the ratings table's column of movie ids")
+    user_column: Identifier = Field(default="user_id", description="column of user ids in the ratings table")
+    movie_column: Identifier = Field(default="movie_id", description="column of movie ids in the ratings table")
 
     @model_validator(mode="after")
-    def _ratings_are_no_view_of_ours(self) -> Self:
+    def _ratings_table_is_no_view(self) -> Self:
         if self.ratings_table in (self.movie_export_table, self.user_export_table):
             raise ValueError(f"ratings_table and an export table are both {self.ratings_table!r}")
         return self
 
 
 class ExportConfig(_Views):
-    """How a model directory goes to Supabase."""
+    """Options of the export to Supabase."""
 
     hnsw_index: bool = Field(
         default=False,
-        description="build an HNSW index of the movies before the run is published: recommendations come sooner, and "
-        "at most one in a hundred is missed",
+        description="build an HNSW index of the movies before publishing: faster recommendations, at most one in a "
+        "hundred missed",
     )
-    rows_per_request: int = Field(default=1000, ge=1, le=20_000, description="rows a request to the API")
-    clients: int = Field(default=4, ge=1, le=32, description="requests to the API at a time")
+    rows_per_request: int = Field(default=1000, ge=1, le=20_000, description="rows per API request")
+    clients: int = Field(default=4, ge=1, le=32, description="concurrent API requests")

@@ -1,4 +1,4 @@
-"""Where Supabase is and the key to it. The key is read at the moment of use and shows nowhere."""
+"""Supabase URL and API key, from arguments, environment variables or Secret Manager; the key is never shown."""
 
 import base64
 import binascii
@@ -14,13 +14,14 @@ from pydantic import SecretStr
 from mf.errors import ConfigError, SupabaseError
 
 KEY_HELP = "set SUPABASE_KEY, or SUPABASE_KEY_SECRET to the name of a Secret Manager secret"
-# A Supabase key would do as NAME; nobody calls a secret by one.
+# (?!sb_) refuses a Supabase key pasted as NAME.
 SECRET_NAME = re.compile(r"projects/[^/\s]+/secrets/(?!sb_)[\w-]+(/versions/[\w-]+)?")
+NAME_FORM = "projects/PROJECT/secrets/NAME/versions/latest"
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """The project's URL and a key to it; ``repr`` hides the key."""
+    """URL and API key of a Supabase project; ``repr`` hides the key."""
 
     url: str
     key: SecretStr
@@ -29,18 +30,18 @@ class Credentials:
     def find(
         cls, url: str | None = None, key: SecretStr | None = None, environ: Mapping[str, str] | None = None
     ) -> "Credentials":
-        """What is given wins over ``SUPABASE_URL``, ``SUPABASE_KEY`` and ``SUPABASE_KEY_SECRET`` of ``environ``
-        (default: the process's own).
+        """``url`` and ``key``, else ``SUPABASE_URL``, ``SUPABASE_KEY`` and ``SUPABASE_KEY_SECRET`` of ``environ``
+        (default: the process's environment).
 
         Raises:
-            ConfigError: the URL or the key is missing or cannot be one.
-            SupabaseError: Secret Manager does not give the secret.
+            ConfigError: the URL or the key is missing or malformed.
+            SupabaseError: Secret Manager does not return the secret.
         """
         url = (url or variable("SUPABASE_URL", environ)).rstrip("/")
         if not url:
             raise ConfigError("no Supabase project: give --supabase_url or set SUPABASE_URL")
         if not is_address(url):
-            # Not shown, nor left for a traceback to show: it may hold a password, or be the key.
+            # Neither shown nor left for a traceback to show: it may hold a password, or be the key.
             del url
             raise ConfigError("the Supabase URL is not of the form https://PROJECT.supabase.co")
         if key is None:
@@ -55,8 +56,8 @@ class Credentials:
 
     @property
     def role(self) -> str:
-        """The database role that the key stands for, as far as the key itself tells: ``service_role``, ``anon``,
-        ``authenticated`` or ``unknown``."""
+        """The database role of the key, read from the key itself: ``service_role``, ``anon``, ``authenticated`` or
+        ``unknown``."""
         key = self.key.get_secret_value()
         if key.startswith("sb_"):
             return {"sb_secret": "service_role", "sb_publishable": "anon"}.get("_".join(key.split("_")[:2]), "unknown")
@@ -69,26 +70,26 @@ class Credentials:
 
 
 def variable(name: str, environ: Mapping[str, str] | None) -> str:
-    """A variable of ``environ`` (default: the process's own), "" without it. A caller that held the whole environment
-    would show it in a traceback with locals."""
+    """A variable of ``environ`` (default: the process's environment), "" if unset. A caller that held the whole
+    environment would show it in a traceback with locals."""
     return (os.environ if environ is None else environ).get(name, "")
 
 
 def secret_name(name: str, environ: Mapping[str, str] | None) -> str:
-    """The Secret Manager secret that a variable of ``environ`` names, "" without it. No local of this function, which a
-    traceback may show, holds what is refused: it may be the secret itself.
+    """The name of a Secret Manager secret in the variable ``name`` of ``environ``, "" if unset. No local variable here,
+    which a traceback may show, holds a refused value: it may be the secret itself.
 
     Raises:
-        ConfigError: it cannot be the name of a secret.
+        ConfigError: the value is not the name of a secret.
     """
-    found = SECRET_NAME.fullmatch(variable(name, environ))
-    if found is None and variable(name, environ):
-        raise ConfigError(f"{name} is not of the form projects/PROJECT/secrets/NAME/versions/latest")
-    return found[0] if found else ""
+    match = SECRET_NAME.fullmatch(variable(name, environ))
+    if match is None and variable(name, environ):
+        raise ConfigError(f"{name} is not of the form {NAME_FORM}")
+    return match[0] if match else ""
 
 
 def is_address(url: str) -> bool:
-    """Whether ``url`` is http(s)://host[:port][/path] and nothing more."""
+    """Whether ``url`` is exactly http(s)://host[:port][/path]."""
     try:
         parts = urlsplit(url)
         (parts.hostname or "").encode("idna")
@@ -104,15 +105,15 @@ def is_address(url: str) -> bool:
 
 
 def from_secret_manager(name: str, variable: str, what: str) -> SecretStr:
-    """The payload of a secret's version, read under the process's own service account.
+    """The payload of a Secret Manager secret, read with the process's service account.
 
     Args:
-        name: as ``secret_name`` gives it; without a version the latest one is read.
-        variable: of the environment, that holds the name; for errors.
-        what: the secret holds; for errors.
+        name: as ``secret_name`` returns it; without a version, the latest one is read.
+        variable: the environment variable that holds the name, for errors.
+        what: description of the payload, for errors.
 
     Raises:
-        SupabaseError: Secret Manager does not give the secret.
+        SupabaseError: Secret Manager does not return the secret.
     """
     from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound
     from google.auth.exceptions import GoogleAuthError
@@ -134,7 +135,7 @@ def from_secret_manager(name: str, variable: str, what: str) -> SecretStr:
     except (GoogleAPIError, GoogleAuthError, RequestException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SupabaseError(f"the secret {name} could not be read: {reason}") from None
-    # What is no text is left to the check of the key's characters: a decoding error would carry the payload.
+    # Invalid UTF-8 is left to the later check of the characters: a decoding error would carry the payload.
     value = payload.decode(errors="replace").strip()
     if not value:
         raise SupabaseError(f"the secret {name} is empty: add a version that holds the {what}")

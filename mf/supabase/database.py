@@ -1,4 +1,4 @@
-"""The direct connection to Supabase's database. Its address holds a password, which shows nowhere."""
+"""The direct connection to Supabase's database; its URL holds a password, which is never shown."""
 
 import re
 from collections.abc import Mapping
@@ -14,27 +14,26 @@ from mf.errors import ConfigError
 from mf.supabase.credentials import from_secret_manager, secret_name, variable
 
 FORM = "postgresql://USER:PASSWORD@HOST:5432/postgres"
-SESSION_POOLER = "take the session pooler's address, port 5432, from the project's Connect dialog"
-# What libpq does unless the address says otherwise: a host that does not answer, or falls silent during a long read, is
-# noticed.
+SESSION_POOLER = "use the session pooler's address, port 5432, from the project's Connect dialog"
+# libpq options unless the URL sets them: detect a host that does not respond, or falls silent during a long read.
 OPTIONS = {"application_name": "mf", "connect_timeout": "15", "keepalives_idle": "30", "keepalives_interval": "10"}
 
 
 @dataclass(frozen=True)
 class Database:
-    """The address of a database; ``repr`` hides it, since it holds the password."""
+    """The connection URL of a database; ``repr`` hides it, since it holds the password."""
 
     url: SecretStr
 
     @classmethod
     def find(cls, environ: Mapping[str, str] | None = None) -> "Database | None":
-        """The database of ``SUPABASE_DB_URL``, else of the Secret Manager secret that ``SUPABASE_DB_URL_SECRET`` names,
-        in ``environ`` (default: the process's own); ``None`` when neither is set, and the API is the way then.
+        """The database of ``SUPABASE_DB_URL``, else of the Secret Manager secret named by ``SUPABASE_DB_URL_SECRET``,
+        in ``environ`` (default: the process's environment); ``None`` when neither is set.
 
         Raises:
-            ConfigError: the address is not of the form ``postgresql://USER:PASSWORD@HOST:5432/postgres``, or is one
-                that cannot serve.
-            SupabaseError: Secret Manager does not give the secret.
+            ConfigError: the URL is not of the form ``postgresql://USER:PASSWORD@HOST:5432/postgres``, or is that of the
+                transaction pooler.
+            SupabaseError: Secret Manager does not return the secret.
         """
         url = SecretStr(variable("SUPABASE_DB_URL", environ).strip())
         if not url and (name := secret_name("SUPABASE_DB_URL_SECRET", environ)):
@@ -43,10 +42,10 @@ class Database:
 
     @property
     def conninfo(self) -> SecretStr:
-        """What libpq, and so psycopg and ADBC, connects with. To Supabase's own hosts always encrypted."""
-        given = _parts(self.url)
-        options = {name: value for name, value in OPTIONS.items() if name not in given}
-        if _is_supabase(self.host) and "sslmode" not in given:
+        """The connection string for libpq (psycopg, ADBC); connections to Supabase's hosts are encrypted."""
+        parts = _parts(self.url)
+        options = {name: value for name, value in OPTIONS.items() if name not in parts}
+        if _is_supabase(self.host) and "sslmode" not in parts:
             options["sslmode"] = "require"
         return SecretStr(make_conninfo(self.url.get_secret_value(), **options))
 
@@ -60,17 +59,17 @@ class Database:
 
     @property
     def project(self) -> str | None:
-        """The reference of the Supabase project, ``None`` when the address does not tell it."""
+        """The reference of the Supabase project, ``None`` when the URL does not contain it."""
         direct = re.fullmatch(r"db\.(\w+)\.supabase\.co", self.host)
         pooled = re.fullmatch(r"\w+\.(\w+)", str(_parts(self.url).get("user", ""))) if _is_supabase(self.host) else None
-        found = direct or pooled
-        return found[1] if found else None
+        match = direct or pooled
+        return match[1] if match else None
 
     def __str__(self) -> str:
         return f"the database {self.host}:{self.port}"
 
     def check_project(self, url: str) -> None:
-        """Whether this can be the database of the Supabase project at ``url``.
+        """Check that this can be the database of the Supabase project at ``url``.
 
         Raises:
             ConfigError: the two are different projects.
@@ -78,28 +77,28 @@ class Database:
         project = re.fullmatch(r"https://(\w+)\.supabase\.co/?", url)
         if project and self.project and project[1] != self.project:
             raise ConfigError(
-                f"--supabase_url is the project {project[1]}, and SUPABASE_DB_URL the project {self.project}: unset "
-                "SUPABASE_DB_URL, or let it name the same project"
+                f"--supabase_url is project {project[1]}, but SUPABASE_DB_URL is project {self.project}: unset "
+                "SUPABASE_DB_URL, or set it to the same project"
             )
 
     def explain(self, error: Exception, doing: str, hints: Mapping[str, str] | None = None) -> str:
-        """One sentence, without the password, of what went wrong and what to do.
+        """One sentence, without the password: what failed, why, and what to do.
 
-        The sentence is to be raised after the handler of ``error``, not in it: frames of a driver hold the address.
+        Raise it after the handler of ``error``, not in it: the driver's frames hold the URL.
 
         Args:
-            error: of psycopg or ADBC.
-            doing: what the caller does: ``read table public.ratings``.
-            hints: what to do, by SQLSTATE, where the caller knows better.
+            error: an exception of psycopg or ADBC.
+            doing: what the caller is doing: ``read table public.ratings``.
+            hints: advice by SQLSTATE, which takes precedence over the built-in advice.
         """
         code = getattr(error, "sqlstate", None)
-        said = self._scrubbed(_message(error))
+        message = self._scrubbed(_message(error))
         hint = dict(hints or {}).get(str(code)) or next(
-            (advice for pattern, advice in _ADVICE if re.search(pattern, said, re.I)), None
+            (advice for pattern, advice in _ADVICE if re.search(pattern, message, re.I)), None
         )
         if not code and hint is None:
-            hint = f"check SUPABASE_DB_URL and the network ({self} was asked)"
-        return f"cannot {doing}: {said}" + (f" ({code})" if code else "") + (f": {hint}" if hint else "")
+            hint = f"check SUPABASE_DB_URL and the network ({self})"
+        return f"cannot {doing}: {message}" + (f" ({code})" if code else "") + (f": {hint}" if hint else "")
 
     def _scrubbed(self, text: str) -> str:
         password = _parts(self.url).get("password")
@@ -109,19 +108,19 @@ class Database:
 
 
 def _checked(url: SecretStr) -> SecretStr:
-    """``url``, never shown in an error: it may be a password alone."""
-    # Raised here, where no local holds a part of the address.
-    if trouble := _trouble(url):
-        raise ConfigError(trouble)
+    """``url`` if it can be used; an error never shows it, since it may be just a password."""
+    # Raised here, where no local variable holds a part of the URL.
+    if problem := _problem(url):
+        raise ConfigError(problem)
     return url
 
 
-def _trouble(url: SecretStr) -> str:
-    """What is wrong with the address, nothing when it can serve."""
+def _problem(url: SecretStr) -> str:
+    """What is wrong with the URL, "" if nothing is."""
     if "[YOUR-PASSWORD]" in url.get_secret_value():
-        return "SUPABASE_DB_URL still holds [YOUR-PASSWORD]: put the database's password there"
+        return "SUPABASE_DB_URL still holds [YOUR-PASSWORD]: replace it with the database's password"
     parts = _parts(url)
-    # One "@" only: what follows the first would else be taken for a host, and shown, though it may be of a password.
+    # Only one "@": the text after the first one would be taken for the host, and shown, but may be part of a password.
     shape = re.fullmatch(r"postgres(ql)?://[^\s/@]+@[^\s/@]+/[^\s@]+", url.get_secret_value())
     host = re.fullmatch(r"[\w.:-]+", str(parts.get("host")))
     port = re.fullmatch("[0-9]{1,5}", str(parts.get("port", 1)))
@@ -132,14 +131,14 @@ def _trouble(url: SecretStr) -> str:
         )
     if parts.get("port") == "6543" and _is_supabase(host[0]):
         return (
-            "SUPABASE_DB_URL is the transaction pooler's, port 6543, which keeps no session settings and no prepared "
-            f"statements: {SESSION_POOLER}"
+            "SUPABASE_DB_URL is the transaction pooler's, port 6543, which supports no session settings and no "
+            f"prepared statements: {SESSION_POOLER}"
         )
     return ""
 
 
 def _parts(url: SecretStr) -> dict[str, Any]:
-    """``host``, ``port``, ``user``, ``password`` and so on, as libpq reads them; nothing when it cannot."""
+    """``host``, ``port``, ``user``, ``password`` etc. as libpq parses them; empty if it cannot."""
     try:
         return dict(conninfo_to_dict(url.get_secret_value()))
     except psycopg.ProgrammingError:
@@ -151,7 +150,7 @@ def _is_supabase(host: str) -> bool:
 
 
 def _message(error: Exception) -> str:
-    """The server's or libpq's own words, on one line, without the statement and the driver's words around it."""
+    """The server's or libpq's message on one line, without the statement and the driver's additions."""
     text = str(error) or type(error).__name__
     text = re.sub(r"\n\s*Query was:.*", "", text, flags=re.S)
     text = re.split(r"\n(?:LINE |CONTEXT:)", text)[0]
@@ -163,22 +162,20 @@ _REFUSED = (
     "check the password in SUPABASE_DB_URL (Project Settings → Database → Reset database password), with its special "
     "characters percent-encoded"
 )
-_UNREACHABLE = (
-    f"a project's direct host db.….supabase.co answers on IPv6 only; from a network without it {SESSION_POOLER}"
-)
-# By what the message says; libpq gives no code for what fails before a session begins.
+_UNREACHABLE = f"a project's direct host db.….supabase.co has IPv6 only; from a network without it {SESSION_POOLER}"
+# By message: libpq gives no code for errors before a session begins.
 _ADVICE = (
     (r"password authentication failed|wrong password", _REFUSED),
-    (r"tenant or user not found|tenant/user .* not found|ENOTFOUND", f"user and host do not fit: {SESSION_POOLER}"),
+    (r"tenant or user not found|tenant/user .* not found|ENOTFOUND", f"user and host do not match: {SESSION_POOLER}"),
     (r"could not translate host name|failed to resolve host|Network is unreachable|No route to host", _UNREACHABLE),
-    (r"timeout expired|Connection timed out", f"the host does not answer: {_UNREACHABLE}"),
+    (r"timeout expired|Connection timed out", f"the host does not respond: {_UNREACHABLE}"),
     (r"Connection refused", "nothing listens there: check host and port in SUPABASE_DB_URL, and that the project runs"),
-    (r"max clients|too many (clients|connections)|connection slots", "all connections are taken: close some, or wait"),
+    (r"max clients|too many (clients|connections)|connection slots", "all connections are in use: close some, or wait"),
     (r"database \".*\" does not exist", "check the name after the last / in SUPABASE_DB_URL: Supabase's is postgres"),
     (r"server does not support SSL", "add ?sslmode=disable to SUPABASE_DB_URL if that server is your own"),
     (r"SSL connection is required", "add ?sslmode=require to SUPABASE_DB_URL"),
     (
         r"server closed the connection|connection .*(lost|terminated|reset)|terminating connection|SSL SYSCALL error",
-        "the connection broke off: run it again",
+        "the connection was lost: run it again",
     ),
 )

@@ -1,4 +1,4 @@
-"""``python -m mf runs``: shows the runs that the database keeps, brings one back, drops old ones."""
+"""``python -m mf runs``: list published runs, roll back, prune."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,35 +12,35 @@ from mf.errors import ConfigError, SupabaseError
 from mf.flags import Parser, add_flags, given
 from mf.supabase.client import call, connect
 from mf.supabase.credentials import Credentials
-from mf.supabase.export import rollback
 
 Row = dict[str, Any]
 
 PROG = "python -m mf runs"
 ACTIONS = {
-    "list": "show the runs, the newest first",
-    "rollback": "let readers see the run before the published one again, or RUN",
-    "prune": "drop all runs but the published one, those before it, and those that began to load within a day",
+    "list": "show all runs, newest first",
+    "rollback": "publish the previous run again, or RUN",
+    "prune": "remove all runs except the published run, the --keep runs published before it, and those that started "
+    "to load within the last day",
 }
 
 
 class RunsConfig(Config):
-    """What ``python -m mf runs`` is given."""
+    """Options of ``python -m mf runs``."""
 
-    keep: int = Field(1, ge=0, description="prune: runs to keep of those published before the present one")
-    supabase_url: str = Field("", description="Supabase project. Else SUPABASE_URL")
-    supabase_key: SecretStr | None = Field(None, description="its secret key; better left to SUPABASE_KEY")
+    keep: int = Field(1, ge=0, description="prune: number of previously published runs to keep")
+    supabase_url: str = Field("", description="URL of the Supabase project; default: SUPABASE_URL")
+    supabase_key: SecretStr | None = Field(None, description="its secret key; SUPABASE_KEY is safer")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the command and prints what came of it.
+    """Run the command and print its result.
 
     Raises:
-        MfError: it cannot be; nothing was changed.
+        MfError: the arguments are wrong or Supabase refused; nothing was changed.
     """
     parser = Parser(PROG, "; ".join(f"{action}: {what}" for action, what in ACTIONS.items()) + ".")
     parser.add_argument("action", choices=ACTIONS, help="what to do")
-    parser.add_argument("run", nargs="?", metavar="RUN", help="rollback: the run to bring back")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="rollback: the run to publish again")
     add_flags(parser, RunsConfig, "options")
     namespace = parser.parse_args(argv)
     options = given(namespace, RunsConfig)
@@ -48,34 +48,36 @@ def main(argv: Sequence[str]) -> None:
     if namespace.run is not None and namespace.action != "rollback":
         raise ConfigError(f"{namespace.action} takes no run (see {PROG} --help)")
     if "keep" in options and namespace.action != "prune":
-        raise ConfigError(f"--keep is for prune, and not for {namespace.action} (see {PROG} --help)")
+        raise ConfigError(f"--keep is for prune, not for {namespace.action} (see {PROG} --help)")
     credentials = Credentials.find(config.supabase_url, config.supabase_key)
     if credentials.role in ("anon", "authenticated"):
         raise SupabaseError(
-            f"the key is of the role {credentials.role}, which may not see runs: use the project's secret key "
+            f"the key has the role {credentials.role}, which may not read runs: use the project's secret key "
             "(sb_secret_… or the service_role JWT)"
         )
     with connect(credentials) as client:
         if namespace.action == "prune":
-            print(prune(client, config.keep))
+            removed = prune(client, config.keep)
+            print(f"removed {', '.join(removed)}" if removed else "there was nothing to remove")
         elif namespace.action == "rollback":
-            print(bring_back(client, namespace.run))
+            restored, replaced = rollback(client, namespace.run)
+            print(f"run {restored} is published again" + (f"; run {replaced} is kept" if replaced else ""))
         else:
             print(table(list_runs(client)))
 
 
 def list_runs(client: Client) -> list[Row]:
-    """The rows of ``mf_runs``: those that were published, the last one first, before those that never were."""
+    """The rows of ``mf_runs``: published runs first, the last published first, then those never published."""
     runs: list[Row] = call(client.rpc("mf_list_runs"), "list the runs")
     return runs
 
 
 def table(runs: Sequence[Row]) -> str:
-    """The runs in columns, for a person; times are UTC."""
+    """The runs as an aligned table; times are UTC."""
     if not runs:
-        return "no run was exported yet"
-    # The newest of a status comes first.
-    marks = {"retired": "rollback brings it back", "published": "readers see it"}
+        return "no run has been exported yet"
+    # Only the first, newest run of a status is marked.
+    marks = {"retired": "rollback publishes it again", "published": "readers see it"}
     lines = [["run", "status", "created", "published", "users", "movies", "factors", ""]]
     lines += [
         [
@@ -85,7 +87,7 @@ def table(runs: Sequence[Row]) -> str:
         for run in runs
     ]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    # Numbers stand to the right.
+    # Numbers are right-aligned.
     aligned = [str.ljust] * 4 + [str.rjust] * 3 + [str.ljust]
     return "\n".join(
         "  ".join(align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True)).rstrip()
@@ -93,31 +95,39 @@ def table(runs: Sequence[Row]) -> str:
     )
 
 
-def bring_back(client: Client, wanted: str | None) -> str:
-    """Makes readers see the run ``wanted`` again, or the one before the published one; says what was done.
+def rollback(client: Client, run: str | None = None) -> tuple[str, str | None]:
+    """Publish an earlier run again; idempotent where ``run`` is named.
+
+    Args:
+        run: a run that the database keeps; ``None``: the one published before the present one.
+
+    Returns:
+        The run that is published now, and the one that was published before.
 
     Raises:
-        SupabaseError: there is no such run, readers see it already, or it was never whole.
+        SupabaseError: there is no such run, it is published already, or it was never published.
     """
-    statuses = {run["run_id"]: run["status"] for run in list_runs(client)}
-    now = next((run for run, status in statuses.items() if status == "published"), None)
-    status = statuses.get(wanted) if wanted is not None else None
-    if wanted is None and "retired" not in statuses.values():
-        raise SupabaseError("there is no earlier run to bring back: the database keeps none but the published one")
-    if wanted is not None and status is None:
-        raise SupabaseError(f"there is no run {wanted}: `{PROG} list` shows those that are there")
-    if status == "published":
-        raise SupabaseError(f"the run {wanted} is published already: nothing was changed")
-    if status == "loading":
-        raise SupabaseError(f"the run {wanted} was never published: export its model again, which publishes it")
-    back = rollback(client, wanted)
-    return f"readers see run {back} again" + (f"; run {now} is kept" if now else "")
+    statuses = {row["run_id"]: row["status"] for row in list_runs(client)}
+    before = next((name for name, status in statuses.items() if status == "published"), None)
+    if run is None:
+        # Named here, not in the database: a call without a name that is retried would go back to where it started.
+        run = next((name for name, status in statuses.items() if status == "retired"), None)
+        if run is None:
+            raise SupabaseError("there is no earlier run to roll back to: the database keeps only the published run")
+    match statuses.get(run):
+        case None:
+            raise SupabaseError(f"there is no run {run}: `{PROG} list` shows all runs")
+        case "published":
+            raise SupabaseError(f"run {run} is published already: nothing was changed")
+        case "loading":
+            raise SupabaseError(f"run {run} was never published: export its model again, which publishes it")
+    restored = call(client.rpc("mf_rollback", {"run": run}), "roll back")["run_id"]
+    return str(restored), before
 
 
-def prune(client: Client, keep: int) -> str:
-    """Drops old runs with their rows; says which."""
-    removed = call(client.rpc("mf_prune", {"keep": keep}), "drop old runs")["removed"]
-    return f"dropped {', '.join(sorted(removed))}" if removed else "there was nothing to drop"
+def prune(client: Client, keep: int = 1) -> list[str]:
+    """Remove old runs with their rows; returns their names."""
+    return sorted(call(client.rpc("mf_prune", {"keep": keep}), "remove old runs")["removed"])
 
 
 def _time(stamp: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Reading over the direct connection: Arrow tables, all of one moment."""
+"""Read-only snapshot transactions over the direct connection, with results as Arrow tables."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ from psycopg import sql
 from mf.errors import SupabaseError
 from mf.supabase.database import Database
 
-# Settings of the transaction. A role's limits are made for short queries, and this one lasts as long as it lasts; names
-# are those of the schemas that they are written with; what is text is written in one way.
+# Settings of the transaction: no time limits, which a role has for short queries; all names qualified with a schema;
+# one text format for dates and times.
 SETTINGS = {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
@@ -24,15 +24,15 @@ SETTINGS = {
 
 @contextmanager
 def snapshot(database: Database, doing: str, hints: Mapping[str, str] | None = None) -> Iterator[Any]:
-    """A cursor in a transaction that sees one snapshot and writes nothing.
+    """A cursor in a read-only transaction with repeatable reads.
 
     Args:
-        database: to read from.
-        doing: what the caller does, for the error: ``read table public.ratings``.
-        hints: what to do, by SQLSTATE.
+        database: database to read from.
+        doing: what the caller is doing, for the error message: ``read table public.ratings``.
+        hints: advice by SQLSTATE.
 
     Raises:
-        SupabaseError: no connection, or whatever the database says in the block.
+        SupabaseError: the connection failed, or a database error in the block.
     """
     try:
         with adbc.connect(database.conninfo.get_secret_value()) as connection, connection.cursor() as cursor:
@@ -43,12 +43,12 @@ def snapshot(database: Database, doing: str, hints: Mapping[str, str] | None = N
             return
     except adbc.Error as error:
         message = database.explain(error, doing, hints)
-    # Raised outside of the handler: the driver's frames hold the address.
+    # Raised outside of the handler: the driver's frames hold the URL.
     raise SupabaseError(message)
 
 
 def select(cursor: Any, query: str, **values: str | int | sql.Composable) -> pa.Table:
-    """What a query gives, with ``values`` in the place of ``{name}``: parts of a query as they are, others quoted."""
+    """The result of ``query`` with each ``{name}`` replaced by its value: SQL parts as they are, others as literals."""
     parts = {name: value if isinstance(value, sql.Composable) else sql.Literal(value) for name, value in values.items()}
     cursor.execute(sql.SQL(query).format(**parts).as_string())
     return cursor.fetch_arrow_table()

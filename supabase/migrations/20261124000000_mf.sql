@@ -1,13 +1,13 @@
--- Embeddings in Supabase: versioned by run, one run published at a time. Who may do what stands at the end.
--- Printed by `python -m mf schema`. One transaction; running it again changes nothing.
+-- Embeddings in Supabase: versioned by run, one run published at a time. Grants and policies are at the end.
+-- Printed by `python -m mf schema`. One idempotent transaction.
 begin;
--- Nothing here depends on the session's search path.
+-- All names are qualified: nothing depends on the session's search path.
 set local search_path = '';
 set local client_min_messages = warning;
 
 create extension if not exists vector with schema extensions;
 
--- Refuse what cannot be brought up to date, before anything is changed.
+-- Before any change, refuse what cannot be upgraded.
 do $mf$
 declare
   found record;
@@ -27,7 +27,7 @@ begin
   loop
     if found.has <> found.type then
       raise exception 'public.%.% is %, and this migration is for %: print it with `python -m mf schema --%_type %`, '
-        'or, to give up the runs that are there, first run: '
+        'or, to delete the existing runs, first run: '
         'drop table public.mf_user_embeddings, public.mf_movie_embeddings, public.mf_runs cascade;',
         found.tab, found.col, found.has, found.type, found.col, found.has;
     end if;
@@ -42,7 +42,7 @@ begin
       and c.relname in ('movie_embeddings', 'user_embeddings')
       and (c.relkind <> 'v' or strpos(pg_get_viewdef(c.oid), 'mf_runs') = 0)
   loop
-    raise exception 'a % of yours bears the name public.% that a view of this migration takes; run: '
+    raise exception 'your % public.% has the name of a view of this migration; run: '
       'alter % public.% rename to %; or choose other names with '
       '`python -m mf schema --movie_export_table … --user_export_table …`',
       found.kind, found.name, found.kind, quote_ident(found.name), quote_ident(left(found.name, 50) || '_old');
@@ -54,7 +54,7 @@ begin
     where p.pronamespace = 'public'::regnamespace and strpos(p.prosrc, 'mf_runs') = 0
       and p.proname in ('recommend_movies', 'similar_movies', 'recommend_from_ratings')
   loop
-    raise exception 'a function of yours bears the name public.% that one of this migration takes; run: '
+    raise exception 'your function public.% has the name of a function of this migration; run: '
       'alter function public.%(%) rename to %_old', found.name, found.name, found.arguments, found.name;
   end loop;
 end
@@ -73,20 +73,20 @@ create table if not exists public.mf_runs (
   created_at timestamptz not null default now(),
   published_at timestamptz
 );
--- Which ratings the model has learned from (source, columns, content_hash, until), so that the next one can be compared
--- with it where both have the same source; runs of earlier migrations tell nothing.
+-- The ratings that the model was trained on (source, columns, content_hash, until), so that the next model can be
+-- compared with it where both have the same source; null for runs of earlier migrations.
 alter table public.mf_runs add column if not exists trained_on jsonb;
 create unique index if not exists mf_runs_one_published on public.mf_runs ((true)) where status = 'published';
 
--- What is known of a new user before the first rating, for recommend_from_ratings: E[w w'] of the run's users,
--- w = [p ; b_u], over the variance of a rating's noise; row after row. A run of an earlier migration has none.
+-- The prior of a new user, for recommend_from_ratings: E[w w'] over the run's users, w = [p ; b_u], divided by the
+-- variance of a rating's noise; row-major. Runs of earlier migrations have none.
 create table if not exists public.mf_priors (
   run_id text primary key references public.mf_runs on delete cascade,
   covariance double precision[] not null
 );
 
--- The vectors have no fixed dimension, so that the next run may have more factors. An index on them is a partial
--- expression index of one run: see mf_index.
+-- The vectors have no fixed dimension, so that the next run may have another number of factors. An index on them is a
+-- partial expression index of one run: see mf_index.
 create table if not exists public.mf_user_embeddings (
   run_id text not null,
   user_id bigint not null,
@@ -105,8 +105,9 @@ create table if not exists public.mf_movie_embeddings (
   primary key (run_id, movie_id)
 );
 
--- A run's rows go with it. No foreign key says so: it would look the run up anew for every row of a load, which takes
--- longer than the load itself (2.1 s instead of 0.8 s for 219,000 rows of 64 factors). Who writes rows locks their run.
+-- Deleting a run deletes its rows. A trigger does so, not a foreign key, which would look up the run for every row of a
+-- load and take longer than the load itself (2.1 s instead of 0.8 s for 219,000 rows of 64 factors). Writers of rows
+-- lock their run.
 alter table public.mf_user_embeddings drop constraint if exists mf_user_embeddings_run_id_fkey;
 alter table public.mf_movie_embeddings drop constraint if exists mf_movie_embeddings_run_id_fkey;
 create or replace function public.mf_drop_rows() returns trigger
@@ -138,7 +139,8 @@ create or replace view public."movie_embeddings" with (security_invoker = true) 
   select e.movie_id, e.bias, e.embedding, e.run_id from public.mf_movie_embeddings e
   where e.run_id = (select r.run_id from public.mf_runs r where r.status = 'published');
 
--- The API cannot choose between overloads, and a result type cannot be replaced: functions of another form go.
+-- PostgREST cannot choose between overloads, and `create or replace` cannot change a result type: drop functions with
+-- another signature.
 do $mf$
 declare
   stale regprocedure;
@@ -149,7 +151,7 @@ begin
       and p.proname in ('recommend_movies', 'similar_movies', 'recommend_for_me', 'recommend_from_ratings', 'mf_nearest',
                         'mf_schema', 'mf_register', 'mf_load_users', 'mf_load_movies', 'mf_index', 'mf_drop_indexes',
                         'mf_publish', 'mf_list_runs', 'mf_rollback', 'mf_prune')
-      -- where user ids are no UUIDs it may be another's
+      -- where user ids are not UUIDs it may be the user's own function
       and (p.proname <> 'recommend_for_me' or strpos(p.prosrc, 'mf_runs') > 0)
       and (p.proname, pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid)) not in (values
         ('recommend_movies', 'for_user bigint, k integer, exclude_rated boolean',
@@ -177,23 +179,23 @@ begin
 end
 $mf$;
 
--- The movies of a run whose vectors are nearest to `target`, nearest first, equally near ones in the order of their ids:
--- `augmented` by inner product (the distance is its negative), `embedding` by cosine (1 - it; 1 for a zero vector).
--- Every vector is looked at, unless the run has an index (mf_index) and at most 500 are asked for and left out. Then the
--- index is asked for twice as many, so that enough remain when those to leave out are gone, and what it finds is put in
--- order again. Should it find too few all the same, every vector is looked at after all.
--- It is the others' own; who else may call it reads with it what its rights and the policies let it read anyway.
+-- The movies of a run whose vectors are nearest to `target`, nearest first, ties by id: `augmented` by inner product
+-- (distance = its negative), `embedding` by cosine (distance = 1 - cosine; 1 for a zero vector).
+-- It scans all vectors, unless the run has an index (mf_index) and k plus the movies to leave out are at most 500. Then
+-- it takes twice as many from the index, so that enough remain after leaving movies out, and sorts them again. If that
+-- gives too few, it scans all vectors after all. Used by the functions below; other callers can read with it only what
+-- their rights and the policies allow anyway.
 create or replace function public.mf_nearest(
   of_run text, vectors text, target extensions.vector, k integer, without bigint[]
 ) returns table (movie_id bigint, distance double precision)
--- enable_sort: what is set here a function has back as it was when it ends
+-- enable_sort: set here so that it is restored when the function ends
 language plpgsql stable security invoker set search_path = '' set jit = off set enable_sort = on as $mf$
 declare
   cosine constant boolean := mf_nearest.vectors = 'embedding';
   wanted constant integer := 2 * (mf_nearest.k + cardinality(mf_nearest.without));
   indexed boolean := wanted between 1 and 1000
     and to_regclass('public.mf_hnsw_' || mf_nearest.vectors || '_' || md5(mf_nearest.of_run)) is not null;
-  -- Only the cast makes it the index's own expression, which the planner knows again when the run is a literal.
+  -- With the cast it is the index's expression, which the planner matches when the run is a literal.
   by_index constant text := format('e.%I::extensions.vector(%s) operator(extensions.%s) $1', mf_nearest.vectors,
     extensions.vector_dims(mf_nearest.target), case when cosine then '<=>' else '<#>' end);
   -- pgvector's distance to a zero vector is NaN
@@ -204,10 +206,10 @@ declare
 begin
   loop
     if indexed then
-      -- until the end of the transaction, which is the call's for the API
+      -- until the end of the transaction, which for the API is this call
       perform set_config('hnsw.ef_search', greatest(wanted, 400)::text, true);
     end if;
-    -- An index is the one way to have them in order without sorting: the statistics of a new run may mislead.
+    -- Only the index gives the order without sorting; without this, statistics of a new run may mislead the planner.
     perform set_config('enable_sort', case when indexed then 'off' else 'on' end, true);
     execute format($q$
       select array_agg(near.movie_id order by near.distance, near.movie_id),
@@ -215,12 +217,12 @@ begin
       from (
         select e.movie_id, %1$s as distance from public.mf_movie_embeddings e
         where e.run_id = %2$L and e.movie_id not in (select unnest($2))
-        -- some more, since an index orders by distances that are rounded otherwise
+        -- some more, since the index orders by distances with other rounding
         order by %1$s, e.movie_id limit $3 + 10
       ) near $q$, case when indexed then by_index else by_all end, mf_nearest.of_run)
     into ids, distances using mf_nearest.target, mf_nearest.without, mf_nearest.k;
     exit when not indexed;
-    -- An index of cosines does not hold the zero vectors.
+    -- A cosine index does not contain zero vectors.
     exit when cardinality(ids) >= mf_nearest.k and (not cosine or distances[mf_nearest.k] < 1);
     indexed := false;
   end loop;
@@ -230,9 +232,9 @@ begin
 end
 $mf$;
 
--- The k movies with the highest mu + b_u + b_m + p.q; an unknown user is one with bias 0 and a zero vector.
--- This function and those below are stable, also where they have several statements: all of them see what the calling
--- statement sees, which is one published run, whole.
+-- The k movies with the highest mu + b_u + b_m + p.q; an unknown user has bias 0 and a zero vector.
+-- This function and those below are stable: all their statements see the snapshot of the calling statement, and so one
+-- complete published run.
 create or replace function public.recommend_movies(
   for_user bigint, k integer default 10, exclude_rated boolean default false
 ) returns table (movie_id bigint, predicted_rating double precision)
@@ -265,7 +267,7 @@ begin
 end
 $mf$;
 
--- The k movies whose vectors have the highest cosine with that of for_movie; with a zero vector it is 0.
+-- The k movies with the highest cosine similarity to for_movie; it is 0 for a zero vector.
 create or replace function public.similar_movies(for_movie bigint, k integer default 10)
 returns table (movie_id bigint, similarity double precision)
 language plpgsql stable security invoker set search_path = '' as $mf$
@@ -287,13 +289,13 @@ begin
 end
 $mf$;
 
--- The k best movies for somebody who gave `ratings`, [{"movie_id": …, "rating": …}, …], without those. Of a movie that
--- stands there twice the last counts; one that the run does not know tells nothing and is passed over.
--- The new user's w = [p ; b_u] is the most probable one when w has the run's prior (mf_priors) and a rating is
--- mu + b_m + w.[q ; 1] + noise: it minimises sum (r - mu - b_m - w.[q ; 1])^2 + w' covariance^-1 w, as mf.fold_in does.
--- The ratings are taken in one after another (a Kalman filter whose state does not move), which needs no inverse.
--- It runs as its owner: signed-in users call it, and are not to read movies, runs and priors for it. It gives them no
--- row of a user, and of the movies what any list of recommendations says.
+-- The k best movies for a new user with `ratings`, [{"movie_id": …, "rating": …}, …], without the rated movies. The
+-- last rating of a repeated movie counts; movies unknown to the run are ignored. The new user's w = [p ; b_u] is the
+-- maximum a posteriori estimate for the run's prior (mf_priors) and ratings mu + b_m + w.[q ; 1] + noise: it minimises
+-- sum (r - mu - b_m - w.[q ; 1])^2 + w' covariance^-1 w, as mf.fold_in does. The ratings are processed one by one (a
+-- Kalman filter with a constant state), which needs no matrix inverse. It is a security definer so that signed-in users
+-- can call it without rights on movies, runs and priors. It reveals no row of a user, and of the movies only what any
+-- list of recommendations does.
 create or replace function public.recommend_from_ratings(ratings jsonb, k integer default 10)
 returns table (movie_id bigint, predicted_rating double precision)
 language plpgsql stable security definer set search_path = '' as $mf$
@@ -384,13 +386,13 @@ begin
 end
 $mf$;
 
--- What this migration was made for, so that an export can tell whether it fits.
+-- The options of this migration, so that an export can check whether it fits.
 create or replace function public.mf_schema() returns jsonb
 language sql stable security invoker set search_path = '' as $mf$
   select '{"movie_export_table":"movie_embeddings","user_export_table":"user_embeddings","user_id_type":"bigint","movie_id_type":"bigint","public_read":"none","ratings_table":"","user_column":"user_id","movie_column":"movie_id"}'::jsonb
 $mf$;
 
--- Makes a run ready to be loaded; sent twice it changes nothing. Rows that another content left under its name go.
+-- Registers a run for loading; idempotent. Rows of another content under the same name are deleted.
 create or replace function public.mf_register(run jsonb) returns jsonb
 language plpgsql security invoker set search_path = '' set statement_timeout = '5min' as $mf$
 declare
@@ -429,8 +431,8 @@ begin
 end
 $mf$;
 
--- Writes user rows of a loading run; sent twice it changes nothing, nor does it when the same content was published
--- meanwhile. An export whose run's name another content has taken writes no row among that one's.
+-- Writes user rows of a loading run; idempotent, and without effect if the same content has been published since.
+-- An export whose run name has been taken by another content writes nothing.
 create or replace function public.mf_load_users(
   run text, content text, ids bigint[], biases real[], embeddings text[]
 ) returns void
@@ -438,7 +440,7 @@ language plpgsql security invoker set search_path = '' as $mf$
 declare
   stands text;
 begin
-  -- Whoever publishes the run waits for nothing; who removes it, or takes its name, waits until these rows stand.
+  -- The lock does not block a publish; removing the run or taking its name waits until these rows are committed.
   select r.status into stands from public.mf_runs r
   where r.run_id = mf_load_users.run and r.content_hash = mf_load_users.content for key share;
   if not found then
@@ -450,14 +452,14 @@ begin
     select mf_load_users.run, given.id, given.bias, given.embedding::extensions.vector
     from unnest(mf_load_users.ids, mf_load_users.biases, mf_load_users.embeddings)
       given (id, bias, embedding)
-    -- A row that is there is the same: those of another content went when this one took the name.
+    -- An existing row is identical: rows of another content were deleted when this one took the name.
     on conflict (run_id, user_id) do nothing;
   end if;
 end
 $mf$;
 
--- Writes movie rows of a loading run; sent twice it changes nothing, nor does it when the same content was published
--- meanwhile. An export whose run's name another content has taken writes no row among that one's.
+-- Writes movie rows of a loading run; idempotent, and without effect if the same content has been published since.
+-- An export whose run name has been taken by another content writes nothing.
 create or replace function public.mf_load_movies(
   run text, content text, ids bigint[], biases real[], embeddings text[]
 ) returns void
@@ -465,7 +467,7 @@ language plpgsql security invoker set search_path = '' as $mf$
 declare
   stands text;
 begin
-  -- Whoever publishes the run waits for nothing; who removes it, or takes its name, waits until these rows stand.
+  -- The lock does not block a publish; removing the run or taking its name waits until these rows are committed.
   select r.status into stands from public.mf_runs r
   where r.run_id = mf_load_movies.run and r.content_hash = mf_load_movies.content for key share;
   if not found then
@@ -477,17 +479,17 @@ begin
     select mf_load_movies.run, given.id, given.bias, given.embedding::extensions.vector
     from unnest(mf_load_movies.ids, mf_load_movies.biases, mf_load_movies.embeddings)
       given (id, bias, embedding)
-    -- A row that is there is the same: those of another content went when this one took the name.
+    -- An existing row is identical: rows of another content were deleted when this one took the name.
     on conflict (run_id, movie_id) do nothing;
   end if;
 end
 $mf$;
 
--- Gives a run that is loaded its two indexes: recommendations and similar movies then come from them. Sent twice, or
--- after a build that was killed, of which nothing is left, it does no harm. Readers of the table are not kept waiting by
--- a build, writers are.
--- It runs as its owner, since only the table's owner may index it, which the service role is not. No name in it comes
--- from outside: the run is a hash in the indexes' names, a literal in their predicates, and a row of mf_runs.
+-- Builds the two indexes of a loaded run, for recommendations and for similar movies. Idempotent; a killed build leaves
+-- nothing behind. A build blocks writers of the table, not readers.
+-- It is a security definer, since only the table's owner may index it, which the service role is not. No identifier in
+-- it comes from the caller: the run is a hash in the indexes' names, a literal in their predicates, and a row of
+-- mf_runs.
 create or replace function public.mf_index(run text) returns jsonb
 language plpgsql security definer
 set search_path = '' set statement_timeout = '15min' set maintenance_work_mem = '256MB' as $mf$
@@ -501,7 +503,7 @@ begin
   perform pg_advisory_xact_lock(hashtext('mf_index'));
   select r.* into asked from public.mf_runs r where r.run_id = mf_index.run for key share;
   if not found then
-    raise exception 'there is no run %: mf_list_runs() shows those that are there', coalesce(mf_index.run, 'null');
+    raise exception 'there is no run %: mf_list_runs() lists all runs', coalesce(mf_index.run, 'null');
   end if;
   select count(*) into movies from public.mf_movie_embeddings e where e.run_id = asked.run_id;
   if movies <> asked.n_movies then
@@ -509,7 +511,7 @@ begin
       asked.run_id, movies, asked.n_movies;
   end if;
   if asked.factors >= 2000 then
-    raise exception 'the run % has % factors, and an index takes 1999 at most: do without one',
+    raise exception 'the run % has % factors, and an index takes at most 1999: export without one',
       asked.run_id, asked.factors;
   end if;
   for side in
@@ -529,9 +531,9 @@ begin
 end
 $mf$;
 
--- Drops the indexes of one run, and those whose run is gone. To drop one keeps readers out for an instant; where that
--- would make them wait it is left for the next time: an index of a run that is gone holds nothing and is asked nothing.
--- It runs as its owner, as mf_index does.
+-- Drops the indexes of one run, and those of deleted runs. A drop needs an exclusive lock for an instant; where it
+-- would have to wait for readers it is left for the next call: the index of a deleted run is empty and unused. A
+-- security definer, as mf_index.
 create or replace function public.mf_drop_indexes(run text default null) returns void
 language plpgsql security definer set search_path = '' set lock_timeout = '200ms' as $mf$
 declare
@@ -550,9 +552,9 @@ exception when lock_not_available then
 end
 $mf$;
 
--- Checks that every row of a loading run is there and, in one step, makes it the one that readers see; the run before it
--- is kept. Sent twice it changes nothing, also when another run was published in between: only mf_rollback brings back.
--- The rows are counted page by page (a bitmap scan): in the order of an index it takes five times as long.
+-- Checks that a loading run is complete and publishes it atomically; the previous run is kept. Idempotent, even if
+-- another run has been published in between: only mf_rollback publishes a run again. The rows are counted with a bitmap
+-- scan: an index scan takes five times as long.
 create or replace function public.mf_publish(run text) returns jsonb
 language plpgsql security invoker set search_path = '' set statement_timeout = '60s'
 set enable_seqscan = off set enable_indexscan = off set enable_indexonlyscan = off as $mf$
@@ -565,7 +567,7 @@ begin
   perform pg_advisory_xact_lock(hashtext('mf_runs'));
   select r.* into asked from public.mf_runs r where r.run_id = mf_publish.run;
   if not found then
-    raise exception 'there is no run %: mf_list_runs() shows those that are there', coalesce(mf_publish.run, 'null');
+    raise exception 'there is no run %: mf_list_runs() lists all runs', coalesce(mf_publish.run, 'null');
   end if;
   if asked.status <> 'loading' then
     return jsonb_build_object('run_id', asked.run_id, 'changed', false,
@@ -578,7 +580,7 @@ begin
       asked.run_id, users, asked.n_users, movies, asked.n_movies;
   end if;
   update public.mf_runs r set status = 'retired' where r.status = 'published' returning r.run_id into previous;
-  -- The order of publishing is that of the lock, and not that in which the transactions began.
+  -- clock_timestamp: the order of publishing is the order of the lock, not that of the transactions' start.
   update public.mf_runs r set status = 'published', published_at = clock_timestamp() where r.run_id = asked.run_id;
   return jsonb_build_object('run_id', asked.run_id, 'changed', true, 'published', asked.run_id, 'previous', previous);
 end
@@ -589,8 +591,8 @@ language sql stable security invoker set search_path = '' as $mf$
   select r.* from public.mf_runs r order by r.published_at desc nulls last, r.created_at desc
 $mf$;
 
--- Publishes a retired run again: the one named, else the one that was published before the present one. Without a name
--- a second call goes forward again.
+-- Publishes a retired run again: the run named, else the one published before the present one. Without a name a second
+-- call returns to the present one.
 create or replace function public.mf_rollback(run text default null) returns jsonb
 language plpgsql security invoker set search_path = '' set statement_timeout = '60s' as $mf$
 declare
@@ -602,9 +604,9 @@ begin
     and case when mf_rollback.run is null then r.status = 'retired' else r.run_id = mf_rollback.run end
   order by r.published_at desc limit 1;
   if target is null and mf_rollback.run is null then
-    raise exception 'there is no earlier run to bring back';
+    raise exception 'there is no earlier run to roll back to';
   elsif target is null then
-    raise exception 'there is no earlier run % to bring back: mf_list_runs() shows those that are there',
+    raise exception 'there is no earlier run % to roll back to: mf_list_runs() lists all runs',
       mf_rollback.run;
   end if;
   update public.mf_runs r set status = 'retired' where r.status = 'published' and r.run_id <> target;
@@ -614,7 +616,8 @@ begin
 end
 $mf$;
 
--- Removes all but the published run, the `keep` runs published before it, and what began to load within a day.
+-- Removes all runs except the published run, the `keep` runs published before it, and those that started to load within
+-- the last day.
 create or replace function public.mf_prune(keep integer default 1) returns jsonb
 language plpgsql security invoker set search_path = '' set statement_timeout = '5min' as $mf$
 declare
@@ -638,7 +641,7 @@ begin
 end
 $mf$;
 
--- Supabase projects of before November 2026 open everything new to everyone, later ones to nobody: both are undone.
+-- Supabase projects from before November 2026 grant new objects to everyone, later ones to nobody: revoke, then grant.
 revoke all on public.mf_runs, public.mf_priors, public.mf_user_embeddings, public.mf_movie_embeddings,
   public."user_embeddings", public."movie_embeddings"
   from public, anon, authenticated;
@@ -657,7 +660,7 @@ grant execute on function public.recommend_movies, public.similar_movies, public
   to service_role;
 grant execute on function public.recommend_from_ratings to authenticated;
 
--- What everybody may read: nothing, unless the migration was asked for it.
+-- Public read access: none by default.
 drop policy if exists mf_public_read on public.mf_runs;
 drop policy if exists mf_public_read on public.mf_movie_embeddings;
 

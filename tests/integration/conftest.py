@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from browser import browser as browser  # a fixture, too
+from faults import FaultySupabase
 from pydantic import SecretStr
 from supabase import Client
 
-from mf.local import LocalSupabase, delete_home
+from mf.local import delete_home
 from mf.supabase.client import connect
 from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
@@ -21,34 +22,34 @@ numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[LocalSupabase]:
+def stack() -> Iterator[FaultySupabase]:
     """Supabase's legacy default grants are on: a migration that forgets to revoke leaves its tables open."""
     home = Path(tempfile.mkdtemp(prefix="mf-test-"))
     home.chmod(0o755)  # so that root's PostgreSQL, which runs as another user, lies in it too
     try:
-        with LocalSupabase(home, legacy_grants=True) as supabase:
+        with FaultySupabase(home, legacy_grants=True) as supabase:
             yield supabase
     finally:
         delete_home(home)
 
 
 @pytest.fixture(scope="module")
-def fresh_stack(stack: LocalSupabase) -> Iterator[Callable[..., LocalSupabase]]:
+def fresh_stack(stack: FaultySupabase) -> Iterator[Callable[..., FaultySupabase]]:
     """``fresh_stack()`` opens a new, empty database with an API, keys and a gateway of its own; takes ``max_rows`` and
     ``legacy_grants`` (on unless told otherwise). All are closed and dropped at the end of the module."""
     with ExitStack() as opened:
 
-        def open_one(*, legacy_grants: bool = True, max_rows: int = 1000) -> LocalSupabase:
+        def open_one(*, legacy_grants: bool = True, max_rows: int = 1000) -> FaultySupabase:
             name = f"test_{next(numbers)}"
             options = {"legacy_grants": legacy_grants, "max_rows": max_rows}
             opened.callback(stack.postgres.drop, name)
-            return opened.enter_context(LocalSupabase(stack.home, name, postgres=stack.postgres, **options))
+            return opened.enter_context(FaultySupabase(stack.home, name, postgres=stack.postgres, **options))
 
         yield open_one
 
 
 @pytest.fixture(scope="module")
-def migrated(fresh_stack: Callable[..., LocalSupabase]) -> LocalSupabase:
+def migrated(fresh_stack: Callable[..., FaultySupabase]) -> FaultySupabase:
     """A database with what ``python -m mf schema`` prints."""
     database = fresh_stack()
     database.migrate(migration(SchemaConfig()))
@@ -56,7 +57,7 @@ def migrated(fresh_stack: Callable[..., LocalSupabase]) -> LocalSupabase:
 
 
 @pytest.fixture
-def database(migrated: LocalSupabase) -> Iterator[LocalSupabase]:
+def database(migrated: FaultySupabase) -> Iterator[FaultySupabase]:
     """The same without a run, a fault or a request of an earlier test."""
     with migrated.connect() as connection:
         connection.execute("truncate public.mf_runs cascade")
@@ -67,7 +68,7 @@ def database(migrated: LocalSupabase) -> Iterator[LocalSupabase]:
 
 
 @pytest.fixture
-def client(database: LocalSupabase) -> Iterator[Client]:
+def client(database: FaultySupabase) -> Iterator[Client]:
     """Of the service role."""
     with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
         yield client

@@ -8,13 +8,11 @@ import httpx
 import numpy as np
 import pytest
 from planted import Planted, planted
-from pydantic import SecretStr
+from targets import api, rest
 
 from mf.fold_in import fold_in, prior
-from mf.supabase.client import call, connect
+from mf.supabase.client import call
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.credentials import Credentials
-from mf.supabase.export import export
 from mf.supabase.schema import migration
 
 RELATIONS = """
@@ -73,9 +71,8 @@ def database(fresh_stack, kind, model, tmp_path_factory):
     read = "movies" if "public movies" in kind else "none"
     config = SchemaConfig(user_id_type="uuid", movie_id_type="uuid", ratings_table="votes", public_read=read)
     database.migrate(migration(config))
-    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
-        for each in (planted("r1", users=20, movies=60, ids="uuid", seed=4), model):
-            export(client, each.write(tmp_path_factory.mktemp("model")), ExportConfig())
+    for each in (planted("r1", users=20, movies=60, ids="uuid", seed=4), model):
+        rest(database).export(each.write(tmp_path_factory.mktemp("model")), ExportConfig())
     return database
 
 
@@ -213,14 +210,14 @@ def test_signed_in_users_see_one_whole_run_in_every_call_while_ten_are_published
                 if len(ratings) != 1 or len(near) != 1:
                     mixed.append((name, ratings))
 
-    with connect(Credentials(stack.url, SecretStr(stack.secret_key))) as client:
-        export(client, constant(1).write(tmp_path / "1"), ExportConfig())
+    with api(stack) as client:
+        rest(stack).export(constant(1).write(tmp_path / "1"), ExportConfig())
         readers = [threading.Thread(target=read) for _ in range(2)]
         for reader in readers:
             reader.start()
         try:
             for i in range(2, 12):
-                export(client, constant(i).write(tmp_path / str(i)), ExportConfig())
+                rest(stack).export(constant(i).write(tmp_path / str(i)), ExportConfig())
                 call(client.rpc("mf_index", {"run": f"r{i}"}), "index")
         finally:
             stop.set()

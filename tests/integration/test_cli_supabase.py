@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from mf.__main__ import main
 from mf.local import LocalSupabase
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 from mf.supabase.client import connect
 from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
@@ -109,7 +109,7 @@ def test_a_file_that_is_named_goes_before_the_table(database: LocalSupabase, run
 def test_a_training_starts_from_what_is_published_once_something_is(database: LocalSupabase, run: Run) -> None:
     again = ["--init_from", "published", "--publish"]
     status, out, _ = run(*again, **environment(database))
-    assert (status, out.splitlines()[0]) == (0, "nothing is published yet: starting from nothing")
+    assert (status, out.splitlines()[0]) == (0, "no run is published yet: training starts from scratch")
     first = TrainedModel.load(Path("output"))
     # A step size of nothing at all leaves the model where it started.
     status, out, _ = run(*again, "--seed", "1", "--lr", "1e-30", **environment(database))
@@ -142,7 +142,7 @@ def test_what_is_published_recommends_as_the_model_does(database: LocalSupabase,
     status, out, err = run("--val_size", "0", *argv, **environ)
     assert (status, err) == (0, "")
     model = TrainedModel.load(Path("output"))
-    assert out.splitlines()[-1] == (f"published run {model.run_id}: 60 users, 40 movies; it is the first one")
+    assert out.splitlines()[-1] == (f"published run {model.run_id}: 60 users, 40 movies; it is the first run")
     row = published(database)
     assert row is not None
     assert row["run_id"] == json.loads(Path("output/model.json").read_text())["run_id"]
@@ -163,7 +163,7 @@ def test_with_the_databases_address_it_is_published_directly_and_no_key_is_asked
     Path("r.csv").write_text("userId,movieId,rating\n" + uuids)
     status, out, err = run("--ratings_csv", "r.csv", "--publish", SUPABASE_DB_URL=database.db_url)
     assert (status, err) == (0, "")
-    assert re.fullmatch(r"published run \S+: 9 users, 9 movies; it is the first one", out.splitlines()[-1])
+    assert re.fullmatch(r"published run \S+: 9 users, 9 movies; it is the first run", out.splitlines()[-1])
     assert database.gateway.requests == []
     assert published(database) is not None
     status, out, err = run("--ratings_csv", "r.csv", "--publish", SUPABASE_DB_URL=wrong_password(database))
@@ -180,8 +180,8 @@ def test_a_project_that_is_not_the_databases_is_refused(run: Run) -> None:
     status, out, err = run(*argv, SUPABASE_DB_URL=url)
     assert (status, out) == (2, "")
     assert err == (
-        "error: --supabase_url is the project reftwo, and SUPABASE_DB_URL the project refone: unset SUPABASE_DB_URL, "
-        "or let it name the same project\n"
+        "error: --supabase_url is project reftwo, but SUPABASE_DB_URL is project refone: unset SUPABASE_DB_URL, "
+        "or set it to the same project\n"
     )
 
 

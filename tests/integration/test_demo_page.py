@@ -17,12 +17,14 @@ import psutil
 import pytest
 import torch
 from browser import watch
+from faults import Fault
 from playwright.sync_api import Browser, Locator, Page, expect
 from pydantic import SecretStr
 from supabase import Client
+from targets import rest
 
 from mf.local import LocalSupabase, delete_home
-from mf.local.gateway import Fault, Request
+from mf.local.gateway import Request
 from mf.local.tools import default_cache, supabase_js
 from mf.ratings.config import IngestConfig
 from mf.ratings.ingest import ingest
@@ -32,7 +34,6 @@ from mf.solvers.adam import AdamConfig
 from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.export import export
 from mf.supabase.recommend import recommend_from_ratings, recommend_movies, similar_movies
 from mf.supabase.schema import migration
 from mf.train import train
@@ -84,9 +85,8 @@ def runs(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 def publish(supabase: LocalSupabase, runs: list[Path]) -> None:
     """As a run of the pipeline on the sample leaves its database."""
     supabase.migrate(migration(SchemaConfig(user_id_type="uuid", movie_id_type="bigint")))
-    with connect(Credentials(supabase.url, SecretStr(supabase.secret_key))) as client:
-        for run in runs:
-            export(client, run, ExportConfig())
+    for run in runs:
+        rest(supabase).export(run, ExportConfig())
 
 
 @pytest.fixture(scope="module")

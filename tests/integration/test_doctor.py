@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from fake_google import ACCOUNT, TOKEN, FakeGoogle, Reply, Request, fake_google, key_file, not_enabled, refusal
+from faults import Fault
 
 from mf.local import LocalSupabase
-from mf.local.gateway import Fault
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
 from pipelines.compiled import definitions
@@ -517,7 +517,7 @@ def test_a_project_without_the_migration_is_told_what_to_apply(
 ) -> None:
     empty = fresh_stack()
     lines = examine({"SUPABASE_KEY": empty.secret_key}, supabase_url=empty.url)
-    assert lines["migration"].startswith("missing  migration: cannot read what the migration was made for: ")
+    assert lines["migration"].startswith("missing  migration: cannot read the options of the migration: ")
     assert lines["migration"].endswith(": apply what `python -m mf schema` prints")
     assert lines["grants"] == "unknown  grants: they need the migration"
     assert lines["table of ratings"].startswith("unknown  table of ratings: there is no table ratings: ")

@@ -9,17 +9,17 @@ import threading
 
 import numpy as np
 import pytest
+from faults import Fault
 from planted import Planted, planted
-from pydantic import SecretStr
+from targets import api, rest
 
 from mf.errors import DataError, SupabaseError
-from mf.local.gateway import Fault
-from mf.supabase.client import call, connect
+from mf.supabase.client import call
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.credentials import Credentials
-from mf.supabase.export import Published, export, rollback
 from mf.supabase.recommend import published_run, recommend_movies
+from mf.supabase.runs import rollback
 from mf.supabase.schema import migration
+from mf.supabase.target import ExportResult
 
 SMALL_BATCHES = ExportConfig(rows_per_request=20)
 COUNTS = """
@@ -54,32 +54,30 @@ def assert_published(client, model):
 def test_an_export_publishes_the_whole_model_and_a_second_one_changes_nothing(database, client, tmp_path):
     model = planted("r1")
     directory = model.write(tmp_path)
-    assert export(client, directory, SMALL_BATCHES) == Published("r1", 120, 300, changed=True, previous=None)
+    assert rest(database).export(directory, SMALL_BATCHES) == ExportResult("r1", 120, 300, changed=True, previous=None)
     assert_published(client, model)
     # xmin is the transaction that wrote a row last.
     state = "select r::text, (select sum(u.xmin::text::bigint) from public.mf_user_embeddings u) from public.mf_runs r"
     before = sql(database, state)
-    assert export(client, directory, SMALL_BATCHES) == Published("r1", 120, 300, changed=False, previous="r1")
+    assert rest(database).export(directory, SMALL_BATCHES) == ExportResult("r1", 120, 300, changed=False, previous="r1")
     assert sql(database, state) == before
 
 
 def test_vectors_arrive_as_the_very_float32_that_they_were(database, client, tmp_path):
     odd = np.array([[1e-42, 3.4e38], [-0.1, 16777217], [1 / 3, -1e-7]], np.float32)
     model = Planted("odd", [1, 2, 3], odd[:, 0], odd, [1, 2, 3], np.zeros(3, np.float32), odd)
-    export(client, model.write(tmp_path), ExportConfig())
+    rest(database).export(model.write(tmp_path), ExportConfig())
     stored = sql(database, "select user_id, bias, embedding::real[] from public.mf_user_embeddings order by user_id")
     assert [(np.float32(bias), *np.float32(vector)) for _, bias, vector in stored] == [(row[0], *row) for row in odd]
 
 
 def test_an_export_killed_halfway_changes_nothing_that_readers_see_and_a_rerun_finishes_it(database, client, tmp_path):
     old, new = planted("old", seed=1), planted("new", seed=2)
-    export(client, old.write(tmp_path / "old"), ExportConfig())
+    rest(database).export(old.write(tmp_path / "old"), ExportConfig())
     program = (
-        "import os, sys; from pathlib import Path; from mf.supabase.client import connect; "
-        "from mf.supabase.config import ExportConfig; from mf.supabase.credentials import Credentials; "
-        "from mf.supabase.export import export\n"
-        "with connect(Credentials.find()) as client:\n"
-        "    export(client, Path(sys.argv[1]), ExportConfig(rows_per_request=10))"
+        "import sys; from pathlib import Path; from mf.supabase.config import ExportConfig; "
+        "from mf.supabase.find import find_target\n"
+        "find_target().export(Path(sys.argv[1]), ExportConfig(rows_per_request=10))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(new.write(tmp_path / "new"))],
@@ -100,7 +98,9 @@ def test_an_export_killed_halfway_changes_nothing_that_readers_see_and_a_rerun_f
     assert_published(client, old)
     with pytest.raises(SupabaseError, match=r"the run new is incomplete: \d+ of 120 users and 300 of 300 movies"):
         call(client.rpc("mf_publish", {"run": "new"}), "publish run new")
-    assert export(client, tmp_path / "new", SMALL_BATCHES) == Published("new", 120, 300, changed=True, previous="old")
+    assert rest(database).export(tmp_path / "new", SMALL_BATCHES) == ExportResult(
+        "new", 120, 300, changed=True, previous="old"
+    )
     assert_published(client, new)
 
 
@@ -110,8 +110,8 @@ def test_an_export_is_whole_when_a_fifth_of_the_requests_fail(database, client, 
     database.gateway.faults.append(lambda request: rng.choice(faults) if rng.random() < 0.2 else None)
     for seed in range(3):
         model = planted(f"r{seed}", seed=seed)
-        done = export(client, model.write(tmp_path / str(seed)), SMALL_BATCHES)
-        assert done == Published(f"r{seed}", 120, 300, changed=True, previous=f"r{seed - 1}" if seed else None)
+        done = rest(database).export(model.write(tmp_path / str(seed)), SMALL_BATCHES)
+        assert done == ExportResult(f"r{seed}", 120, 300, changed=True, previous=f"r{seed - 1}" if seed else None)
     database.gateway.faults.clear()
     outcomes = [request.status for request in database.gateway.requests]
     assert outcomes.count(503) > 3
@@ -123,7 +123,7 @@ def test_an_export_is_whole_when_a_fifth_of_the_requests_fail(database, client, 
 def test_an_answer_lost_after_the_flip_is_still_told_as_a_change(database, client, tmp_path):
     lost = iter([Fault(drop="after")])
     database.gateway.faults.append(lambda request: next(lost, None) if request.path.endswith("/mf_publish") else None)
-    assert export(client, planted("r1").write(tmp_path), ExportConfig()).changed
+    assert rest(database).export(planted("r1").write(tmp_path), ExportConfig()).changed
     assert [r.status for r in database.gateway.requests if r.path.endswith("/mf_publish")] == [None, 200]
 
 
@@ -137,24 +137,20 @@ def test_a_publish_that_is_sent_again_after_another_exports_does_not_undo_that_o
             return Fault(drop="after")
         if "/rpc/mf_publish" in request.path and len(lost) == 1:
             lost.append(request)  # the other export's own, which goes through
-            export(client_of_another, other.write(tmp_path / "other"), SMALL_BATCHES)
+            rest(database).export(other.write(tmp_path / "other"), SMALL_BATCHES)
         return None
 
-    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client_of_another:
-        database.gateway.faults.append(publish_another_and_lose_the_answer)
-        first = export(client, planted("first", seed=1).write(tmp_path / "first"), SMALL_BATCHES)
+    database.gateway.faults.append(publish_another_and_lose_the_answer)
+    first = rest(database).export(planted("first", seed=1).write(tmp_path / "first"), SMALL_BATCHES)
     assert (first.changed, first.superseded_by) == (True, "other")
-    assert first.summary() == "run first was published, and run other of another export after it"
+    assert first.summary() == "published run first; another export has published run other since"
     assert_published(client, other)
 
 
 def test_a_wrong_key_is_refused_in_one_line_that_does_not_hold_it(database, tmp_path):
     wrong = "sb_secret_wrongwrongwrong"
-    with (
-        connect(Credentials(database.url, SecretStr(wrong))) as client,
-        pytest.raises(SupabaseError, match="check SUPABASE_KEY") as error,
-    ):
-        export(client, planted("r1").write(tmp_path), ExportConfig())
+    with pytest.raises(SupabaseError, match="check SUPABASE_KEY") as error:
+        rest(database, wrong).export(planted("r1").write(tmp_path), ExportConfig())
     assert wrong not in str(error.value)
     assert "\n" not in str(error.value)
     assert sql(database, COUNTS) == []
@@ -162,11 +158,10 @@ def test_a_wrong_key_is_refused_in_one_line_that_does_not_hold_it(database, tmp_
 
 @pytest.mark.parametrize("key", ["publishable_key", "anon_key"])
 def test_a_key_of_the_public_is_refused_before_anything_is_written(database, tmp_path, key):
-    with (
-        connect(Credentials(database.url, SecretStr(getattr(database, key)))) as client,
-        pytest.raises(SupabaseError, match=r"permission denied for function mf_schema \(42501\): the key's role lacks"),
+    with pytest.raises(
+        SupabaseError, match=r"permission denied for function mf_schema \(42501\): the key's role lacks"
     ):
-        export(client, planted("r1").write(tmp_path), ExportConfig())
+        rest(database, getattr(database, key)).export(planted("r1").write(tmp_path), ExportConfig())
     assert writes(database) == []
 
 
@@ -174,15 +169,15 @@ def test_a_model_with_a_nan_is_refused_and_nothing_is_sent(database, client, tmp
     model = planted("r1")
     model.p[17, 3] = np.nan
     with pytest.raises(DataError, match=r"user_embeddings\.parquet row 17: embedding holds a value that is not finite"):
-        export(client, model.write(tmp_path), ExportConfig())
+        rest(database).export(model.write(tmp_path), ExportConfig())
     assert database.gateway.requests == []
 
 
 @pytest.mark.parametrize("ids", ["text", "uuid"])
 def test_ids_that_do_not_fit_the_databases_are_refused_with_the_command(database, client, tmp_path, ids):
-    said = rf"user_id_type is '{ids}', and its migration was made for 'bigint': apply what "
+    said = rf"user_id_type is '{ids}', but its migration was made for 'bigint': apply what "
     with pytest.raises(SupabaseError, match=rf"{said}`python -m mf schema --user_id_type {ids} --movie_id_type {ids}`"):
-        export(client, planted("r1", ids=ids).write(tmp_path), ExportConfig())
+        rest(database).export(planted("r1", ids=ids).write(tmp_path), ExportConfig())
     assert writes(database) == []
 
 
@@ -190,8 +185,8 @@ def test_integer_ids_go_into_a_database_of_text_ids(fresh_stack, tmp_path):
     database = fresh_stack()
     database.migrate(migration(SchemaConfig(user_id_type="text", movie_id_type="text")))
     model = planted("r1", users=4, movies=30)
-    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
-        export(client, model.write(tmp_path), ExportConfig())
+    rest(database).export(model.write(tmp_path), ExportConfig())
+    with api(database) as client:
         answer = recommend_movies(client, str(model.user_ids[3]), 5)
     assert [movie for movie, _ in answer] == [str(movie) for movie, _ in model.best(3, 5)]
 
@@ -199,33 +194,30 @@ def test_integer_ids_go_into_a_database_of_text_ids(fresh_stack, tmp_path):
 def test_a_view_that_the_migration_did_not_make_is_refused(database, client, tmp_path):
     config = ExportConfig(movie_export_table="films")
     with pytest.raises(SupabaseError, match=r"made for 'movie_embeddings': .* schema --movie_export_table films`"):
-        export(client, planted("r1").write(tmp_path), config)
+        rest(database).export(planted("r1").write(tmp_path), config)
     assert writes(database) == []
 
 
 def test_without_the_migration_the_command_that_prints_it_is_told(fresh_stack, tmp_path):
     database = fresh_stack()
-    with (
-        connect(Credentials(database.url, SecretStr(database.secret_key))) as client,
-        pytest.raises(SupabaseError, match=r"is the migration applied\? `python -m mf schema` prints it$"),
-    ):
-        export(client, planted("r1").write(tmp_path), ExportConfig())
+    with pytest.raises(SupabaseError, match=r"is the migration applied\? `python -m mf schema` prints it$"):
+        rest(database).export(planted("r1").write(tmp_path), ExportConfig())
 
 
 def test_what_another_content_left_half_loaded_under_the_same_run_goes(database, client, tmp_path):
     first, second = planted("r1", users=200, seed=1), planted("r1", users=100, seed=2)
     database.gateway.faults.append(lambda request: Fault(status=403) if request.path.endswith("/mf_publish") else None)
     with pytest.raises(SupabaseError, match="cannot publish run r1"):
-        export(client, first.write(tmp_path / "first"), ExportConfig())
+        rest(database).export(first.write(tmp_path / "first"), ExportConfig())
     database.gateway.faults.clear()
     assert sql(database, COUNTS) == [("r1", 200, 300)]
-    export(client, second.write(tmp_path / "second"), ExportConfig())
+    rest(database).export(second.write(tmp_path / "second"), ExportConfig())
     assert sql(database, COUNTS) == [("r1", 100, 300)]
     assert_published(client, second)
     with pytest.raises(
         SupabaseError, match=r"the run r1 is already in the database \(published\) with another content"
     ):
-        export(client, tmp_path / "first", ExportConfig())
+        rest(database).export(tmp_path / "first", ExportConfig())
     assert_published(client, second)
 
 
@@ -238,13 +230,15 @@ def test_surplus_rows_keep_a_run_from_being_published(database, client, tmp_path
 
     database.gateway.faults.append(add_a_row)
     with pytest.raises(SupabaseError, match=r"120 of 120 users and 301 of 300 movies are there; run its export again"):
-        export(client, model.write(tmp_path), ExportConfig())
+        rest(database).export(model.write(tmp_path), ExportConfig())
     assert published_run(client) is None
 
 
 def test_pruning_keeps_the_published_run_the_one_before_it_and_what_loads(database, client, tmp_path):
     for seed in range(4):
-        export(client, planted(f"r{seed}", users=5, movies=5, seed=seed).write(tmp_path / str(seed)), ExportConfig())
+        rest(database).export(
+            planted(f"r{seed}", users=5, movies=5, seed=seed).write(tmp_path / str(seed)), ExportConfig()
+        )
     assert statuses(client) == {"r3": "published", "r2": "retired"}
     new = "insert into public.mf_runs (run_id, content_hash, factors, mu, rating_min, rating_max, n_users, n_movies, "
     new += "created_at) values (%s, 'h', 1, 0, 0, 1, 1, 1, now() - %s::interval) returning 1"
@@ -260,26 +254,28 @@ def test_pruning_keeps_the_published_run_the_one_before_it_and_what_loads(databa
 
 def test_the_previous_run_is_brought_back_and_a_lost_answer_does_not_undo_it(database, client, tmp_path):
     old, new = planted("old", seed=1), planted("new", seed=2)
-    with pytest.raises(SupabaseError, match="there is no earlier run to bring back"):
+    with pytest.raises(SupabaseError, match="there is no earlier run to roll back to"):
         rollback(client)
     for model in (old, new):
-        export(client, model.write(tmp_path / model.run_id), ExportConfig())
+        rest(database).export(model.write(tmp_path / model.run_id), ExportConfig())
     lost = iter([Fault(drop="after")])
     database.gateway.faults.append(lambda request: next(lost, None) if request.path.endswith("/mf_rollback") else None)
-    assert rollback(client) == "old"
+    assert rollback(client) == ("old", "new")
     assert_published(client, old)
     assert statuses(client) == {"old": "published", "new": "retired"}
-    assert rollback(client, "new") == "new"
+    assert rollback(client, "new") == ("new", "old")
     assert_published(client, new)
-    with pytest.raises(SupabaseError, match="there is no earlier run nope to bring back"):
+    with pytest.raises(SupabaseError, match="there is no run nope: "):
         rollback(client, "nope")
 
 
 def test_a_retired_model_that_is_exported_again_is_published_without_being_sent_again(database, client, tmp_path):
     for seed in (1, 2):
-        export(client, planted(f"r{seed}", seed=seed).write(tmp_path / str(seed)), ExportConfig())
+        rest(database).export(planted(f"r{seed}", seed=seed).write(tmp_path / str(seed)), ExportConfig())
     database.gateway.requests.clear()
-    assert export(client, tmp_path / "1", ExportConfig()) == Published("r1", 120, 300, changed=True, previous="r2")
+    assert rest(database).export(tmp_path / "1", ExportConfig()) == ExportResult(
+        "r1", 120, 300, changed=True, previous="r2"
+    )
     assert [r.path.rsplit("/", 1)[1] for r in writes(database)] == ["mf_register", "mf_rollback", "mf_prune"]
     assert_published(client, planted("r1", seed=1))
 
@@ -290,8 +286,7 @@ def test_two_runs_published_at_once_leave_one_published(database, client, tmp_pa
         planted(name, users=20, movies=20, seed=ord(name)).write(tmp_path / name)
 
     def send(name):
-        with connect(Credentials(database.url, SecretStr(database.secret_key))) as own:
-            export(own, tmp_path / name, SMALL_BATCHES)
+        rest(database).export(tmp_path / name, SMALL_BATCHES)
 
     threads = [threading.Thread(target=send, args=(name,)) for name in names]
     for thread in threads:

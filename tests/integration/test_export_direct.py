@@ -13,20 +13,19 @@ from contextlib import contextmanager
 import numpy as np
 import pyarrow as pa
 import pytest
+from faults import Fault
 from planted import Planted, planted
 from pydantic import SecretStr
+from targets import api, direct, rest
 
 from mf.errors import DataError, SupabaseError
-from mf.local.gateway import Fault
-from mf.supabase import direct
-from mf.supabase.client import connect
+from mf.supabase import direct_target
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
-from mf.supabase.direct import check_migration_directly, export_directly
-from mf.supabase.export import Published, export
+from mf.supabase.direct_target import DirectTarget
 from mf.supabase.recommend import published_run, recommend_movies
 from mf.supabase.schema import migration
+from mf.supabase.target import ExportResult
 
 CONFIG = ExportConfig()
 COUNTS = """
@@ -34,14 +33,6 @@ select r.run_id, r.status, (select count(*) from public.mf_user_embeddings u whe
   (select count(*) from public.mf_movie_embeddings m where m.run_id = r.run_id)
 from public.mf_runs r order by 1
 """
-
-
-def address(database):
-    return Database(SecretStr(database.db_url))
-
-
-def api(database):
-    return connect(Credentials(database.url, SecretStr(database.secret_key)))
 
 
 def sql(database, text, *values):
@@ -52,7 +43,7 @@ def sql(database, text, *values):
 def refused(database, model_dir, url=None):
     """The sentence of an export that cannot be; the password stands neither in it nor in what a traceback shows."""
     with pytest.raises(SupabaseError) as caught:
-        export_directly(Database(SecretStr(url)) if url else address(database), model_dir, CONFIG)
+        (DirectTarget(Database(SecretStr(url))) if url else direct(database)).export(model_dir, CONFIG)
     said = str(caught.value)
     password = re.search(":([^:@]+)@", url or database.db_url)[1]
     assert "\n" not in said
@@ -65,7 +56,7 @@ def test_what_is_exported_directly_is_what_the_api_gives_back(fresh_stack, tmp_p
     database = fresh_stack()
     database.migrate(migration(SchemaConfig(user_id_type=ids, movie_id_type=ids)))
     model = planted("r é1", ids=ids)
-    assert export_directly(address(database), model.write(tmp_path), CONFIG) == Published(
+    assert direct(database).export(model.write(tmp_path), CONFIG) == ExportResult(
         "r é1", 120, 300, changed=True, previous=None
     )
     vectors = "select movie_id::text, bias, embedding::real[], augmented::real[] from public.mf_movie_embeddings"
@@ -80,8 +71,8 @@ def test_what_is_exported_directly_is_what_the_api_gives_back(fresh_stack, tmp_p
         for user in (3, 77):
             answer = recommend_movies(client, model.user_ids[user], 20)
             assert [movie for movie, _ in answer] == [movie for movie, _ in model.best(user, 20)]
-        # The other way knows the run again.
-        assert not export(client, tmp_path, CONFIG).changed
+    # The other connection recognises the run.
+    assert not rest(database).export(tmp_path, CONFIG).changed
 
 
 def test_integer_ids_go_into_a_database_of_text_ids_and_every_float32_stays_itself(fresh_stack, tmp_path):
@@ -89,7 +80,7 @@ def test_integer_ids_go_into_a_database_of_text_ids_and_every_float32_stays_itse
     database.migrate(migration(SchemaConfig(user_id_type="text", movie_id_type="text")))
     odd = np.array([[1e-42, 3.4e38], [-0.1, 16777217], [1 / 3, -1e-7]], np.float32)
     model = Planted("odd", [1, -22, 333], odd[:, 0], odd, [1, 2, 3], np.zeros(3, np.float32), odd)
-    export_directly(address(database), model.write(tmp_path), CONFIG)
+    direct(database).export(model.write(tmp_path), CONFIG)
     stored = sql(database, "select user_id, bias, embedding::real[] from public.mf_user_embeddings order by bias")
     expected = sorted(zip(["1", "-22", "333"], odd, strict=True), key=lambda row: row[1][0])
     assert [(id_, np.float32(bias), *np.float32(vector)) for id_, bias, vector in stored] == [
@@ -99,14 +90,12 @@ def test_integer_ids_go_into_a_database_of_text_ids_and_every_float32_stays_itse
 
 def test_a_second_export_changes_nothing_and_a_retired_run_is_published_again(database, tmp_path):
     for seed in (1, 2):
-        export_directly(address(database), planted(f"r{seed}", seed=seed).write(tmp_path / str(seed)), CONFIG)
+        direct(database).export(planted(f"r{seed}", seed=seed).write(tmp_path / str(seed)), CONFIG)
     rows = "select sum(u.xmin::text::bigint) from public.mf_user_embeddings u"
     before = sql(database, rows)
-    again = export_directly(address(database), tmp_path / "2", CONFIG)
-    assert again == Published("r2", 120, 300, changed=False, previous="r2")
-    assert export_directly(address(database), tmp_path / "1", CONFIG) == Published(
-        "r1", 120, 300, changed=True, previous="r2"
-    )
+    again = direct(database).export(tmp_path / "2", CONFIG)
+    assert again == ExportResult("r2", 120, 300, changed=False, previous="r2")
+    assert direct(database).export(tmp_path / "1", CONFIG) == ExportResult("r1", 120, 300, changed=True, previous="r2")
     assert sql(database, COUNTS) == [("r1", "published", 120, 300), ("r2", "retired", 120, 300)]
     assert sql(database, rows) == before
 
@@ -115,12 +104,12 @@ def test_what_an_export_through_the_api_left_half_loaded_is_finished(database, t
     model = planted("r1")
     lost = iter([Fault(status=403)])
     database.gateway.faults.append(lambda request: next(lost, None) if "/mf_load_users" in request.path else None)
-    with api(database) as client, pytest.raises(SupabaseError, match="write users 0 to 119 of run r1"):
-        export(client, model.write(tmp_path), CONFIG)
+    with pytest.raises(SupabaseError, match="write users 0 to 119 of run r1"):
+        rest(database).export(model.write(tmp_path), CONFIG)
     # One that the model does not hold, and an export through the API would leave there.
     sql(database, "insert into public.mf_user_embeddings values ('r1', 5, 0, '[1]') returning 1")
     assert sql(database, COUNTS) == [("r1", "loading", 1, 300)]
-    assert export_directly(address(database), tmp_path, CONFIG).changed
+    assert direct(database).export(tmp_path, CONFIG).changed
     assert sql(database, COUNTS) == [("r1", "published", 120, 300)]
 
 
@@ -131,16 +120,15 @@ def test_an_index_that_is_asked_for_stands_before_the_publish_and_goes_with_its_
     for seed in range(3):
         model = planted(f"r{seed}", seed=seed)
         if way == "direct":
-            export_directly(address(database), model.write(tmp_path / str(seed)), config)
+            direct(database).export(model.write(tmp_path / str(seed)), config)
         else:
             database.gateway.requests.clear()
-            with api(database) as client:
-                export(client, model.write(tmp_path / str(seed)), config)
+            rest(database).export(model.write(tmp_path / str(seed)), config)
             called = [request.path.rsplit("/", 1)[1] for request in database.gateway.requests]
             assert called.index("mf_index") < called.index("mf_publish")
     # Two of each run that is kept: for recommend_movies and for similar_movies.
     assert sql(database, indexes) == [(4,)]
-    export_directly(address(database), planted("r3", seed=3).write(tmp_path / "3"), CONFIG)
+    direct(database).export(planted("r3", seed=3).write(tmp_path / "3"), CONFIG)
     assert sql(database, indexes) == [(2,)]
     with api(database) as client:
         answer = recommend_movies(client, planted("r3", seed=3).user_ids[3], 20)
@@ -150,9 +138,9 @@ def test_an_index_that_is_asked_for_stands_before_the_publish_and_goes_with_its_
 def test_a_model_with_a_nan_is_refused_and_no_connection_is_made(tmp_path):
     model = planted("r1")
     model.p[17, 3] = np.nan
-    nowhere = Database(SecretStr("postgresql://u:p@127.0.0.1:1/postgres"))
+    nowhere = DirectTarget(Database(SecretStr("postgresql://u:p@127.0.0.1:1/postgres")))
     with pytest.raises(DataError, match=r"user_embeddings\.parquet row 17: embedding holds a value that is not finite"):
-        export_directly(nowhere, model.write(tmp_path), CONFIG)
+        nowhere.export(model.write(tmp_path), CONFIG)
 
 
 def test_other_ids_other_views_and_a_missing_migration_are_told_as_through_the_api(database, fresh_stack, tmp_path):
@@ -161,7 +149,7 @@ def test_other_ids_other_views_and_a_missing_migration_are_told_as_through_the_a
     films = ExportConfig(movie_export_table="films")
     ids = planted("r1").movie_ids
     with pytest.raises(SupabaseError, match=r"made for 'movie_embeddings': .* schema --movie_export_table films`"):
-        check_migration_directly(address(database), pa.chunked_array([ids]), pa.chunked_array([ids]), films)
+        direct(database).check(pa.chunked_array([ids]), pa.chunked_array([ids]), films)
     said = refused(fresh_stack(), planted("r1").write(tmp_path / "r1"))
     assert re.search(r"\(42883\): is the migration applied\? `python -m mf schema` prints it$", said)
 
@@ -187,10 +175,10 @@ def stranger(database):
 
 def test_a_user_without_grants_or_below_row_level_security_is_told_whom_to_be(database, stranger, tmp_path):
     model = planted("r1").write(tmp_path)
-    advice = "let SUPABASE_DB_URL name the user who applied the migration, Supabase's is postgres"
+    advice = "let SUPABASE_DB_URL name the user who applied the migration; Supabase's is postgres"
     said = refused(database, model, stranger)
     assert said == (
-        "cannot read what the migration was made for: permission denied for function mf_schema (42501): " + advice
+        "cannot read the options of the migration: permission denied for function mf_schema (42501): " + advice
     )
     with database.connect() as connection:
         connection.execute("grant all on all tables in schema public to stranger")
@@ -200,7 +188,7 @@ def test_a_user_without_grants_or_below_row_level_security_is_told_whom_to_be(da
 
 
 def test_a_full_disk_is_told_and_readers_see_what_they_saw(database, tmp_path):
-    export_directly(address(database), planted("old").write(tmp_path / "old"), CONFIG)
+    direct(database).export(planted("old").write(tmp_path / "old"), CONFIG)
     fill = """
     create function public.no_space() returns trigger language plpgsql as
       $$ begin raise exception 'could not extend file: No space left on device' using errcode = '53100'; end $$;
@@ -223,8 +211,8 @@ def test_a_full_disk_is_told_and_readers_see_what_they_saw(database, tmp_path):
 
 PROGRAM = (
     "import sys; from pathlib import Path; from mf.supabase.config import ExportConfig; "
-    "from mf.supabase.database import Database; from mf.supabase.direct import export_directly\n"
-    "export_directly(Database.find(), Path(sys.argv[1]), ExportConfig())"
+    "from mf.supabase.find import find_target\n"
+    "find_target().export(Path(sys.argv[1]), ExportConfig())"
 )
 
 
@@ -250,12 +238,12 @@ def held_up(database):
 def exporting(database):
     """Exports in a thread of its own, and gives what is to come of it."""
     with ThreadPoolExecutor() as pool:
-        yield lambda model_dir: pool.submit(export_directly, address(database), model_dir, CONFIG)
+        yield lambda model_dir: pool.submit(direct(database).export, model_dir, CONFIG)
 
 
 def test_an_exporter_that_is_killed_leaves_nothing_and_does_not_hold_up_the_next(database, tmp_path):
     old, new = planted("old", seed=1).write(tmp_path / "old"), planted("new", seed=2).write(tmp_path / "new")
-    export_directly(address(database), old, CONFIG)
+    direct(database).export(old, CONFIG)
     environment = os.environ | {"SUPABASE_DB_URL": database.db_url}
     with held_up(database) as backend:
         process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(new)], env=environment)
@@ -268,7 +256,7 @@ def test_an_exporter_that_is_killed_leaves_nothing_and_does_not_hold_up_the_next
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert sql(database, COUNTS) == [("old", "published", 120, 300)]
-    assert export_directly(address(database), new, CONFIG).previous == "old"
+    assert direct(database).export(new, CONFIG).previous == "old"
 
 
 def test_an_exporter_whose_connection_is_ended_says_so_and_can_be_run_again(database, exporting, tmp_path):
@@ -278,9 +266,9 @@ def test_an_exporter_whose_connection_is_ended_says_so_and_can_be_run_again(data
         sql(database, "select pg_terminate_backend(%s)", backend())
         said = str(ended.exception(30))
     assert "cannot write the users of run new: terminating connection due to administrator command" in said
-    assert said.endswith("the connection broke off: run it again")
+    assert said.endswith("the connection was lost: run it again")
     assert sql(database, COUNTS) == []
-    assert export_directly(address(database), new, CONFIG).changed
+    assert direct(database).export(new, CONFIG).changed
 
 
 @pytest.mark.parametrize("other", ["direct", "api"])
@@ -289,20 +277,16 @@ def test_of_two_exporters_at_once_both_end_whole_and_one_is_published(database, 
     first = planted("first", seed=1).write(tmp_path / "first")
     second = first if same else planted("second", seed=2).write(tmp_path / "second")
 
-    def through_the_api():
-        with api(database) as client:
-            return export(client, second, CONFIG)
-
     with ThreadPoolExecutor() as pool:
         with held_up(database) as backend:
             one = exporting(first)
             backend()
-            two = exporting(second) if other == "direct" else pool.submit(through_the_api)
+            two = exporting(second) if other == "direct" else pool.submit(rest(database).export, second, CONFIG)
             with pytest.raises(TimeoutError):
                 two.result(0.3)
-        assert one.result(30) == Published("first", 120, 300, changed=True, previous=None)
-        found = Published("first", 120, 300, changed=False, previous="first")
-        after = Published("second", 120, 300, changed=True, previous="first")
+        assert one.result(30) == ExportResult("first", 120, 300, changed=True, previous=None)
+        found = ExportResult("first", 120, 300, changed=False, previous="first")
+        after = ExportResult("second", 120, 300, changed=True, previous="first")
         assert two.result(30) == (found if same else after)
     alone = [("first", "published", 120, 300)]
     both = [("first", "retired", 120, 300), ("second", "published", 120, 300)]
@@ -313,12 +297,12 @@ def test_an_exporter_that_waits_in_vain_says_that_another_is_at_work(database, e
     with held_up(database) as backend:
         first = exporting(planted("first").write(tmp_path / "first"))
         backend()
-        monkeypatch.setitem(direct.SETTINGS, "lock_timeout", "100ms")
+        monkeypatch.setitem(direct_target.SETTINGS, "lock_timeout", "100ms")
         said = refused(database, planted("second", seed=2).write(tmp_path / "second"))
     assert first.result(30).changed
     assert said == (
-        "cannot register run second: canceling statement due to lock timeout (55P03): another export is at work, and "
-        "this one changed nothing: run it again when that one has ended"
+        "cannot register run second: canceling statement due to lock timeout (55P03): another export is running, and "
+        "this one changed nothing: run it again when the other one has finished"
     )
     assert sql(database, COUNTS) == [("first", "published", 120, 300)]
 
@@ -330,13 +314,12 @@ def test_who_loads_the_same_run_through_the_api_meanwhile_finds_it_published(dat
 
     def export_directly_in_between(request):
         if "/mf_load_users" in request.path and not done:
-            done.append(export_directly(address(database), model, CONFIG))
+            done.append(direct(database).export(model, CONFIG))
 
     database.gateway.faults.append(export_directly_in_between)
-    with api(database) as client:
-        export(client, model, small)
-        assert done == [Published("r1", 120, 300, changed=True, previous=None)]
-        assert sql(database, COUNTS) == [("r1", "published", 120, 300)]
+    rest(database).export(model, small)
+    assert done == [ExportResult("r1", 120, 300, changed=True, previous=None)]
+    assert sql(database, COUNTS) == [("r1", "published", 120, 300)]
 
 
 def test_an_export_whose_runs_name_another_content_takes_writes_nothing_among_its_rows(database, tmp_path):
@@ -345,11 +328,11 @@ def test_an_export_whose_runs_name_another_content_takes_writes_nothing_among_it
 
     def take_the_name(request):
         if "/mf_load_users" in request.path and not taken:
-            taken.append(export_directly(address(database), second, CONFIG))
+            taken.append(direct(database).export(second, CONFIG))
 
     database.gateway.faults.append(take_the_name)
+    with pytest.raises(SupabaseError, match="write users 0 to 19 of run r1: the run r1 is no longer this export's"):
+        rest(database).export(first, ExportConfig(rows_per_request=20, clients=1))
     with api(database) as client:
-        with pytest.raises(SupabaseError, match="write users 0 to 19 of run r1: the run r1 is no longer this export's"):
-            export(client, first, ExportConfig(rows_per_request=20, clients=1))
         answer = recommend_movies(client, planted("r1", seed=2).user_ids[3], 20)
     assert [movie for movie, _ in answer] == [movie for movie, _ in planted("r1", seed=2).best(3, 20)]

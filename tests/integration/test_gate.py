@@ -170,7 +170,7 @@ def test_a_model_of_too_few_ratings_is_refused_and_the_database_stays_empty(stor
     found = story["too few"]
     assert found.reasons == ["1,200 training ratings, min_rows is 5,000"]
     assert (sorted(found.steps), found.runs, found.recommended) == (sorted(PARTS), {}, [])
-    assert "ingest    nothing is published yet: starting from nothing\n" in found.printed
+    assert "ingest    no run is published yet: training starts from scratch\n" in found.printed
 
 
 def test_the_first_run_is_compared_with_the_baselines_alone_and_published(story: dict[str, Outcome]) -> None:
@@ -269,7 +269,7 @@ def test_a_supabase_that_does_not_answer_fails_the_step_and_does_not_count_as_ha
     project: Project, monkeypatch: pytest.MonkeyPatch, story: dict[str, Outcome]
 ) -> None:
     monkeypatch.setattr("mf.supabase.client.TRIES", 1)
-    with pytest.raises(MfError, match=r"^the step evaluate failed: cannot read the published run: no answer from "):
+    with pytest.raises(MfError, match=r"^the step evaluate failed: cannot read the published run: no response from "):
         project.run("unreachable", project.folder / "ratings.csv", **ONE_FACTOR, supabase_url="http://127.0.0.1:9")
 
 

@@ -197,7 +197,7 @@ def test_a_missing_grant_names_the_statement_that_mends_it(database, read):
         ((f":{PASSWORD}@", f":{PASSWORD}x@"), 'failed for user "import_reader": check the password in SUPABASE_DB_URL'),
         (("/test_", "/no_"), 'database "no_.*" does not exist: check the name after the last /'),
         ((r":\d+/", ":1/"), "Connection refused.*nothing listens there: check host and port"),
-        (("127.0.0.1", "nowhere.invalid"), "IPv6 only; from a network without it take the session pooler's address"),
+        (("127.0.0.1", "nowhere.invalid"), "IPv6 only; from a network without it use the session pooler's address"),
         (("sslmode=disable", "sslmode=require"), "does not support SSL.*add .sslmode=disable"),
     ],
 )
@@ -225,7 +225,7 @@ def test_a_connection_that_breaks_halfway_ends_in_one_line_and_leaves_what_was_t
         return usable(raw)
 
     monkeypatch.setattr(postgres, "usable", end_backend)
-    with pytest.raises(SupabaseError, match=r"^cannot read table public\.many: .* broke off: run it again$"):
+    with pytest.raises(SupabaseError, match=r"^cannot read table public\.many: .* was lost: run it again$"):
         read("many")
     assert ended == [[(True,)]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ratings.parquet", "rejects.csv"]

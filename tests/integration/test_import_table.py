@@ -6,10 +6,10 @@ from urllib.parse import unquote_plus
 
 import numpy as np
 import pytest
+from faults import Fault
 from pydantic import SecretStr
 
 from mf.errors import ConfigError, DataError, SupabaseError
-from mf.local.gateway import Fault
 from mf.ratings import page, pages, postgres, rest
 from mf.ratings.config import IngestConfig
 from mf.ratings.ingest import ingest
@@ -346,7 +346,7 @@ def test_a_fault_that_lasts_ends_in_one_line(database, read_api, tmp_path, monke
         lambda request: Fault(status=522) if '"user_id".gte."4' in unquote_plus(request.path) else None
     )
     with pytest.raises(
-        SupabaseError, match=r"^cannot read table public.by_integer: the server still answers 522.*later$"
+        SupabaseError, match=r"^cannot read table public.by_integer: the server still responds 522.*later$"
     ):
         read_api("by_integer")
     assert (tmp_path / "ratings.parquet").read_bytes() == written

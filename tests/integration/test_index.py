@@ -7,13 +7,11 @@ import numpy as np
 import psycopg
 import pytest
 from planted import Planted, planted
-from pydantic import SecretStr
+from targets import api, rest
 
 from mf.errors import SupabaseError
-from mf.supabase.client import call, connect
+from mf.supabase.client import call
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.credentials import Credentials
-from mf.supabase.export import export
 from mf.supabase.recommend import recommend_from_ratings, recommend_movies, similar_movies
 from mf.supabase.schema import migration
 
@@ -34,16 +32,16 @@ def database(fresh_stack):
 
 @pytest.fixture(scope="module")
 def client(database):
-    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
+    with api(database) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def model(client, tmp_path_factory) -> Planted:
+def model(database, client, tmp_path_factory) -> Planted:
     """Published, with an index; a hundred of its movies have zero vectors."""
     model = planted("indexed", users=USERS, movies=MOVIES, factors=16, seed=3)
     model.q[:100] = 0
-    export(client, model.write(tmp_path_factory.mktemp("model")), ExportConfig())
+    rest(database).export(model.write(tmp_path_factory.mktemp("model")), ExportConfig())
     built = call(client.rpc("mf_index", {"run": "indexed"}), "index")
     assert built["changed"]
     assert built["seconds"] > 0
@@ -133,7 +131,7 @@ def test_more_factors_than_an_index_takes_are_refused(database, client, model):
     run = {"run_id": "wide", "content_hash": "h", "factors": 2000, "mu": 0, "rating_min": 0, "rating_max": 1}
     call(client.rpc("mf_register", {"run": run | {"n_users": 1, "n_movies": 1}}), "register")
     sql(database, "insert into public.mf_movie_embeddings values ('wide', 1, 0, array_fill(1, array[2000])::vector)")
-    with pytest.raises(SupabaseError, match="has 2000 factors, and an index takes 1999 at most"):
+    with pytest.raises(SupabaseError, match="has 2000 factors, and an index takes at most 1999"):
         call(client.rpc("mf_index", {"run": "wide"}), "index")
 
 
@@ -166,7 +164,7 @@ def test_an_index_goes_with_its_run_without_making_readers_wait(database, client
         reader.execute("begin")
         reader.execute("select count(*) from public.mf_movie_embeddings")  # and holds the table's lock
         for each in others:
-            export(client, each.write(tmp_path / each.run_id), ExportConfig())
+            rest(database).export(each.write(tmp_path / each.run_id), ExportConfig())
         assert sql(database, "select count(*) from public.mf_movie_embeddings where run_id = 'indexed'") == [(0,)]
         assert len(sql(database, INDEXES)) == 2
         waited = []

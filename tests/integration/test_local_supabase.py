@@ -8,11 +8,12 @@ from uuid import uuid4
 import httpx
 import psycopg
 import pytest
+from faults import Fault
 from supabase import ClientOptions, create_client
 
 from mf.errors import SupabaseError
 from mf.local import LocalSupabase
-from mf.local.gateway import Fault, Page, Request, Served
+from mf.local.gateway import LogEntry, Page, Request
 from mf.local.tools import postgrest_binary
 
 PROJECT = """
@@ -139,7 +140,7 @@ def test_a_connection_dropped_before_the_server_changes_nothing_and_after_it_eve
         with pytest.raises(httpx.RemoteProtocolError):
             ask(sb, "movies", sb.secret_key, method="POST", json={"movie_id": movie})
         assert count(sb) == before + inserted
-    assert sb.gateway.requests[-2:] == [Served("POST", "/rest/v1/movies", None)] * 2
+    assert sb.gateway.requests[-2:] == [LogEntry("POST", "/rest/v1/movies", None)] * 2
     with sb.connect() as connection:
         connection.execute("delete from movies where movie_id = 102")
 

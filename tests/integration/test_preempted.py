@@ -17,7 +17,7 @@ from kfp.dsl.executor import Executor
 from steps import executor_input, output, started
 
 import components
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.ingest import ingest
 from mf.ratings.schema import read_ratings, write_ratings

@@ -2,15 +2,11 @@
 
 import pytest
 from planted import planted
-from pydantic import SecretStr
+from targets import api, direct, rest
 
 from benchmarks.publish import disturbed
-from mf.supabase.client import call, connect
+from mf.supabase.client import call
 from mf.supabase.config import ExportConfig
-from mf.supabase.credentials import Credentials
-from mf.supabase.database import Database
-from mf.supabase.direct import export_directly
-from mf.supabase.export import export
 from mf.supabase.recommend import published_run
 
 
@@ -28,22 +24,21 @@ def test_readers_see_whole_runs_through_fifty_publishes_kills_and_lost_connectio
     assert runs == [("r49", "retired"), ("r50", "published")]
 
 
-@pytest.mark.parametrize("way", ["direct", "api"])
-def test_a_reader_of_many_pages_names_its_run_and_has_it_until_the_publish_after_the_next(database, tmp_path, way):
+@pytest.mark.parametrize("connection", [direct, rest])
+def test_a_reader_of_many_pages_names_its_run_and_has_it_until_the_publish_after_the_next(
+    database, tmp_path, connection
+):
     models = [planted(f"r{seed}", seed=seed) for seed in range(3)]
 
     def publish(model):
         directory = model.write(tmp_path / model.run_id)
-        if way == "direct":
-            export_directly(Database(SecretStr(database.db_url)), directory, ExportConfig())
-        else:
-            export(client, directory, ExportConfig())
+        connection(database).export(directory, ExportConfig())
 
     def page(after):
         rows = client.table("mf_user_embeddings").select("user_id,bias").eq("run_id", run).order("user_id").limit(25)
         return call(rows.gt("user_id", after), "read a page")
 
-    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
+    with api(database) as client:
         publish(models[0])
         run = published_run(client)["run_id"]
         read = page(0)

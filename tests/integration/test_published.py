@@ -7,44 +7,44 @@ import numpy as np
 import pytest
 from planted import Planted, planted
 from pydantic import SecretStr
+from targets import direct, rest
 
 from mf.errors import SupabaseError
 from mf.local import LocalSupabase
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
-from mf.supabase.destination import Destination
+from mf.supabase.direct_target import DirectTarget
+from mf.supabase.rest_target import RestTarget
 from mf.supabase.schema import migration
+from mf.supabase.target import Target
 
 TRAINED_ON = {"source": "r.csv", "columns": {"rating": "stars"}, "content_hash": "0a", "until": None}
 
 
-def ways(stack: LocalSupabase) -> list[Destination]:
-    return [
-        Destination(Database(SecretStr(stack.db_url))),
-        Destination(Credentials(stack.url, SecretStr(stack.secret_key))),
-    ]
+def targets(stack: LocalSupabase) -> list[Target]:
+    return [direct(stack), rest(stack)]
 
 
-def export(way: Destination, model: Planted, folder: Path, **noted: object) -> None:
+def export(target: Target, model: Planted, folder: Path, **fields: object) -> None:
     card = model.write(folder / model.run_id) / "model.json"
-    card.write_text(json.dumps(json.loads(card.read_text()) | noted))
-    way.export(card.parent, ExportConfig())
+    card.write_text(json.dumps(json.loads(card.read_text()) | fields))
+    target.export(card.parent, ExportConfig())
 
 
 @pytest.mark.parametrize("ids", ["bigint", "text", "uuid"])
-def test_a_run_is_read_back_to_the_bit_over_both_ways(fresh_stack, tmp_path, ids) -> None:
+def test_a_run_is_read_back_to_the_bit_over_both_connections(fresh_stack, tmp_path, ids) -> None:
     stack = fresh_stack(max_rows=50)
     stack.migrate(migration(SchemaConfig(user_id_type=ids, movie_id_type=ids)))
     model = planted("r1", ids=ids)
-    export(ways(stack)[0], model, tmp_path, trained_on=TRAINED_ON)
-    for way in ways(stack):
-        run = way.published_run()
+    export(targets(stack)[0], model, tmp_path, trained_on=TRAINED_ON)
+    for target in targets(stack):
+        run = target.published_run()
         assert (run.header.run_id, run.header.factors, run.header.mu) == ("r1", 8, 3.5)
         assert (run.header.rating_min, run.header.rating_max) == (0.5, 5.0)
         assert (run.users, run.movies, run.trained_on.source, run.trained_on.until) == (120, 300, "r.csv", None)
         sides = zip(
-            way.embeddings(run),
+            target.embeddings(run),
             ((model.user_ids, model.user_bias, model.p), (model.movie_ids, model.movie_bias, model.q)),
             strict=True,
         )
@@ -59,9 +59,9 @@ def test_a_run_is_read_back_to_the_bit_over_both_ways(fresh_stack, tmp_path, ids
 
 def test_a_project_without_the_migration_or_without_a_run_has_none(fresh_stack) -> None:
     stack = fresh_stack()
-    assert [way.published_run() for way in ways(stack)] == [None, None]
+    assert [target.published_run() for target in targets(stack)] == [None, None]
     stack.migrate(migration(SchemaConfig()))
-    assert [way.published_run() for way in ways(stack)] == [None, None]
+    assert [target.published_run() for target in targets(stack)] == [None, None]
 
 
 def test_the_run_that_was_asked_for_is_read_whatever_is_published_meanwhile_and_a_removed_one_is_an_error(
@@ -69,18 +69,18 @@ def test_the_run_that_was_asked_for_is_read_whatever_is_published_meanwhile_and_
 ) -> None:
     stack = fresh_stack()
     stack.migrate(migration(SchemaConfig()))
-    direct, rest = ways(stack)
+    over_database, over_api = targets(stack)
     models = [planted(f"r{seed}", seed=seed) for seed in range(3)]
-    export(direct, models[0], tmp_path)
-    first = direct.published_run()
+    export(over_database, models[0], tmp_path)
+    first = over_database.published_run()
     assert first.trained_on is None
-    export(direct, models[1], tmp_path)
-    for way in (direct, rest):
-        assert sorted(way.embeddings(first)[0].ids.to_pylist()) == sorted(models[0].user_ids)
-    export(direct, models[2], tmp_path)
-    for way in (direct, rest):
-        with pytest.raises(SupabaseError, match=r"^run r0 is .*no longer.* whole in the database: begin anew"):
-            way.embeddings(first)
+    export(over_database, models[1], tmp_path)
+    for target in (over_database, over_api):
+        assert sorted(target.embeddings(first)[0].ids.to_pylist()) == sorted(models[0].user_ids)
+    export(over_database, models[2], tmp_path)
+    for target in (over_database, over_api):
+        with pytest.raises(SupabaseError, match=r"^run r0 is not, or no longer, complete in the database: start again"):
+            target.embeddings(first)
 
 
 def test_a_database_that_does_not_answer_or_refuses_is_an_error_and_not_the_absence_of_a_run(
@@ -89,9 +89,9 @@ def test_a_database_that_does_not_answer_or_refuses_is_an_error_and_not_the_abse
     monkeypatch.setattr("mf.supabase.client.TRIES", 1)
     stack = fresh_stack()
     stack.migrate(migration(SchemaConfig()))
-    elsewhere = Destination(Credentials("http://127.0.0.1:9", SecretStr(stack.secret_key)))
-    nobody = Destination(Database(SecretStr("postgresql://postgres:x@127.0.0.1:9/postgres")))
-    anonymous = Destination(Credentials(stack.url, SecretStr(stack.publishable_key)))
-    for way in (elsewhere, nobody, anonymous):
+    elsewhere = RestTarget(Credentials("http://127.0.0.1:9", SecretStr(stack.secret_key)))
+    nobody = DirectTarget(Database(SecretStr("postgresql://postgres:x@127.0.0.1:9/postgres")))
+    anonymous = RestTarget(Credentials(stack.url, SecretStr(stack.publishable_key)))
+    for target in (elsewhere, nobody, anonymous):
         with pytest.raises(SupabaseError):
-            way.published_run()
+            target.published_run()

@@ -8,14 +8,12 @@ import numpy as np
 import psycopg
 import pytest
 from planted import Planted, planted
-from pydantic import SecretStr
+from targets import api, rest
 
 from mf.errors import SupabaseError
 from mf.fold_in import fold_in, prior
 from mf.supabase.client import call, connect
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.credentials import Credentials
-from mf.supabase.export import export
 from mf.supabase.recommend import (
     pages,
     published_run,
@@ -48,17 +46,17 @@ def database(fresh_stack, kind):
 
 @pytest.fixture(scope="module")
 def client(database):
-    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
+    with api(database) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def model(client, kind, tmp_path_factory) -> Planted:
+def model(database, client, kind, tmp_path_factory) -> Planted:
     model = planted(f"planted {kind}", ids=kind, seed=7)
     assert published_run(client) is None
     assert recommend_movies(client, model.user_ids[0]) == []
     assert similar_movies(client, model.movie_ids[0]) == []
-    export(client, model.write(tmp_path_factory.mktemp("model")), ExportConfig(rows_per_request=100))
+    rest(database).export(model.write(tmp_path_factory.mktemp("model")), ExportConfig(rows_per_request=100))
     return model
 
 
@@ -149,19 +147,26 @@ def test_a_missing_id_is_refused_and_k_0_gives_nothing(client, model):
 
 
 @pytest.fixture(scope="module")
-def plain(fresh_stack):
-    """A database of the default migration, and no limit on the rows of an answer but the functions' own."""
+def plain_database(fresh_stack):
+    """A database of the default migration, without the API's limit of rows: only the functions' own limit applies."""
     stack = fresh_stack(max_rows=5000)
     stack.migrate(migration(SchemaConfig()))
-    with connect(Credentials(stack.url, SecretStr(stack.service_role_key))) as client:
+    return stack
+
+
+@pytest.fixture(scope="module")
+def plain(plain_database):
+    """A client of the service role, by its legacy key."""
+    with connect(rest(plain_database, plain_database.service_role_key).credentials) as client:
         yield client
 
 
-def test_equal_scores_come_in_the_order_of_the_ids_and_a_thousand_at_most(plain, tmp_path):
+def test_equal_scores_come_in_the_order_of_the_ids_and_a_thousand_at_most(plain_database, plain, tmp_path):
     ids = random.Random(1).sample(range(10_000), 1200)
     zeros, ones = np.zeros((1200, 2), np.float32), np.ones((1, 2), np.float32)
     model = Planted("ties", [1], np.zeros(1), ones, ids, np.repeat(np.float32([9, 0, -9]), 400), zeros)
-    export(plain, model.write(tmp_path), ExportConfig())
+    legacy_key = plain_database.service_role_key
+    rest(plain_database, legacy_key).export(model.write(tmp_path), ExportConfig())
     expected = [(movie, 5.0) for movie in sorted(ids[:400])] + [(movie, 3.5) for movie in sorted(ids[400:800])]
     expected += [(movie, 0.5) for movie in sorted(ids[800:])]
     assert recommend_movies(plain, 1, 2000) == expected[:1000]
@@ -258,17 +263,17 @@ def test_a_reader_of_many_pages_reads_the_run_that_it_names_across_a_publish(fre
     stack = fresh_stack(max_rows=50)
     stack.migrate(migration(SchemaConfig(user_id_type=kind, movie_id_type=kind)))
     runs = [planted(f"r{i}", ids=kind, seed=i) for i in range(4)]
-    with connect(Credentials(stack.url, SecretStr(stack.secret_key))) as client:
-        export(client, runs[0].write(tmp_path / "0"), ExportConfig())
+    with api(stack) as client:
+        rest(stack).export(runs[0].write(tmp_path / "0"), ExportConfig())
         reading, late = (pages(client, side, "r0") for _ in range(2))
         rows = [*next(reading), *next(late)][:50]
-        export(client, runs[1].write(tmp_path / "1"), ExportConfig())
+        rest(stack).export(runs[1].write(tmp_path / "1"), ExportConfig())
         rows += [row for page in reading for row in page]
         ids, vectors = (runs[0].user_ids, runs[0].p) if side == "user" else (runs[0].movie_ids, runs[0].q)
         assert len(rows) == len(ids)
         found = {row[f"{side}_id"]: np.float32(json.loads(row["embedding"])) for row in rows}
         for id_, vector in zip(ids, vectors, strict=True):
             np.testing.assert_array_equal(found[id_], vector)
-        export(client, runs[2].write(tmp_path / "2"), ExportConfig())
-        with pytest.raises(SupabaseError, match="run r0 is not, or no longer, whole in the database: begin anew"):
+        rest(stack).export(runs[2].write(tmp_path / "2"), ExportConfig())
+        with pytest.raises(SupabaseError, match="run r0 is not, or no longer, complete in the database: start again"):
             list(late)

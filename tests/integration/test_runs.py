@@ -5,10 +5,10 @@ import re
 
 import pytest
 from planted import planted
+from targets import rest
 
 from mf.__main__ import main
 from mf.supabase.config import ExportConfig
-from mf.supabase.export import export
 from mf.supabase.recommend import published_run
 
 
@@ -32,10 +32,10 @@ def runs(database, monkeypatch, capsys):
 
 
 @pytest.fixture
-def three(client, tmp_path):
+def three(database, client, tmp_path):
     """One run after another published, the first of them dropped by the third's export, and one that only began."""
     for seed, run in enumerate(("first", "second", "third")):
-        export(client, planted(run, users=1200, movies=5, seed=seed).write(tmp_path / run), ExportConfig())
+        rest(database).export(planted(run, users=1200, movies=5, seed=seed).write(tmp_path / run), ExportConfig())
     header = {"content_hash": "h", "factors": 4, "mu": 3, "rating_min": 0, "rating_max": 5}
     client.rpc("mf_register", {"run": header | {"run_id": "begun", "n_users": 7, "n_movies": 8}}).execute()
 
@@ -50,7 +50,7 @@ def test_the_list_shows_what_readers_see_and_what_a_rollback_brings_back(runs, t
     assert [re.split(" {2,}", line) for line in lines] == [
         ["run", "status", "created", "published", "users", "movies", "factors"],
         ["third", "published", "TIME", "TIME", "1,200", "5", "8", "readers see it"],
-        ["second", "retired", "TIME", "TIME", "1,200", "5", "8", "rollback brings it back"],
+        ["second", "retired", "TIME", "TIME", "1,200", "5", "8", "rollback publishes it again"],
         ["begun", "loading", "TIME", "never", "7", "8", "4"],
     ]
     assert (
@@ -60,22 +60,22 @@ def test_the_list_shows_what_readers_see_and_what_a_rollback_brings_back(runs, t
 
 
 def test_without_a_run_the_list_says_so(runs):
-    assert runs("list") == (0, "no run was exported yet\n", "")
+    assert runs("list") == (0, "no run has been exported yet\n", "")
 
 
 def test_a_rollback_goes_back_and_comes_again_and_takes_a_name(runs, three, client):
     for argv, back, kept in (([], "second", "third"), ([], "third", "second"), (["second"], "second", "third")):
-        assert runs("rollback", *argv) == (0, f"readers see run {back} again; run {kept} is kept\n", "")
+        assert runs("rollback", *argv) == (0, f"run {back} is published again; run {kept} is kept\n", "")
         assert published_run(client)["run_id"] == back
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["rollback", "third"], "the run third is published already: nothing was changed"),
-        (["rollback", "first"], "there is no run first: `python -m mf runs list` shows those that are there"),
-        (["rollback", "begun"], "the run begun was never published: export its model again, which publishes it"),
-        (["rollback", ""], "there is no run : `python -m mf runs list` shows those that are there"),
+        (["rollback", "third"], "run third is published already: nothing was changed"),
+        (["rollback", "first"], "there is no run first: `python -m mf runs list` shows all runs"),
+        (["rollback", "begun"], "run begun was never published: export its model again, which publishes it"),
+        (["rollback", ""], "there is no run : `python -m mf runs list` shows all runs"),
     ],
 )
 def test_a_run_that_cannot_be_brought_back_is_told_in_one_line_and_nothing_changes(runs, three, client, argv, said):
@@ -87,7 +87,7 @@ def test_a_run_that_cannot_be_brought_back_is_told_in_one_line_and_nothing_chang
     ("argv", "said"),
     [
         (["list", "third"], "list takes no run (see python -m mf runs --help)"),
-        (["rollback", "--keep", "2"], "--keep is for prune, and not for rollback (see python -m mf runs --help)"),
+        (["rollback", "--keep", "2"], "--keep is for prune, not for rollback (see python -m mf runs --help)"),
         (["prune", "--keep", "-1"], "keep: Input should be greater than or equal to 0 (given: -1)"),
         (["publish"], "argument action: invalid choice: 'publish' (choose from 'list', 'rollback', 'prune') (see"),
         ([], "the following arguments are required: action (see python -m mf runs --help)"),
@@ -101,16 +101,16 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_asked(runs, database, argv
     assert database.gateway.requests == []
 
 
-def test_a_rollback_with_nothing_to_go_back_to_is_told(runs, client, tmp_path):
-    said = "error: there is no earlier run to bring back: the database keeps none but the published one\n"
-    export(client, planted("only", users=5, movies=5).write(tmp_path), ExportConfig())
+def test_a_rollback_with_nothing_to_go_back_to_is_told(runs, database, client, tmp_path):
+    said = "error: there is no earlier run to roll back to: the database keeps only the published run\n"
+    rest(database).export(planted("only", users=5, movies=5).write(tmp_path), ExportConfig())
     assert runs("rollback") == (2, "", said)
     assert published_run(client)["run_id"] == "only"
 
 
 def test_prune_drops_what_is_not_to_be_kept_and_the_published_run_stays(runs, three, client):
-    assert runs("prune") == (0, "there was nothing to drop\n", "")
-    assert runs("prune", "--keep", "0") == (0, "dropped second\n", "")
+    assert runs("prune") == (0, "there was nothing to remove\n", "")
+    assert runs("prune", "--keep", "0") == (0, "removed second\n", "")
     assert published_run(client)["run_id"] == "third"
     assert runs("rollback")[0] == 2
 
@@ -135,5 +135,5 @@ def test_the_help_of_the_trainer_names_the_command_and_its_own_help_the_actions(
     assert "python -m mf runs list|rollback|prune" in " ".join(capsys.readouterr().out.split())
     status, out, _ = runs("--help")
     assert status == 0
-    for word in ("list: show", "rollback: let readers see", "prune: drop", "--keep N", "--supabase_key KEY"):
+    for word in ("list: show", "rollback: publish the previous run", "prune: remove", "--keep N", "--supabase_key KEY"):
         assert word in " ".join(out.split())

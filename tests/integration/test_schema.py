@@ -6,15 +6,14 @@ from pathlib import Path
 import httpx
 import pytest
 from planted import planted
-from pydantic import SecretStr
+from targets import api, rest
 
 from mf.errors import SupabaseError
-from mf.supabase.client import call, connect
+from mf.model_directory import read_model
+from mf.supabase.client import call
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.credentials import Credentials
-from mf.supabase.export import export, rollback
-from mf.supabase.model_directory import read_model
 from mf.supabase.recommend import recommend_from_ratings, recommend_movies
+from mf.supabase.runs import rollback
 from mf.supabase.schema import migration
 
 # Nothing but what the migration made: what belongs to an extension lies in another schema.
@@ -123,7 +122,7 @@ def test_a_table_or_a_view_of_the_users_with_a_views_name_is_refused_with_the_co
     run(empty, "create view public.user_embeddings as select 1 as user_id, 0.0::real as bias")
     sql = migration(SchemaConfig(movie_export_table="Movie embeddings"))
     for kind, name in (("table", '"Movie embeddings"'), ("view", "user_embeddings")):
-        with pytest.raises(SupabaseError, match=rf"a {kind} of yours bears the name public\.") as error:
+        with pytest.raises(SupabaseError, match=rf"your {kind} public\..+ has the name of a view") as error:
             empty.migrate(sql)
         command = str(error.value).split("; run: ")[1].split(";")[0]
         assert command.startswith(f"alter {kind} public.{name} rename to ")
@@ -166,9 +165,9 @@ def test_in_a_project_without_default_grants_the_service_role_can_export_and_rec
     )  # fmt: skip
     stack.migrate(migration(config))
     model = planted("r1", users=5, movies=8)
-    with connect(Credentials(stack.url, SecretStr(stack.secret_key))) as client:
+    with api(stack) as client:
         views = {"movie_export_table": config.movie_export_table, "user_export_table": config.user_export_table}
-        assert export(client, model.write(tmp_path), ExportConfig(**views)).changed
+        assert rest(stack).export(model.write(tmp_path), ExportConfig(**views)).changed
         assert len(recommend_movies(client, model.user_ids[0], 3, exclude_rated=True)) == 3
         assert len(client.table(config.movie_export_table).select("movie_id,bias,embedding,run_id").execute().data) == 8
 
@@ -212,14 +211,14 @@ def test_a_project_of_the_first_migration_is_brought_up_to_date_with_its_runs_in
     # What is new in a run's row tells nothing of a run of before.
     assert rows(database, "select * from public.mf_runs order by 1") == [(*row, None) for row in before]
     ratings = {models[1].movie_ids[0]: 5.0}
-    with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
+    with api(database) as client:
         best = [movie for movie, _ in models[1].best(0, 5)]
         assert [movie for movie, _ in recommend_movies(client, models[1].user_ids[0], 5)] == best
         with pytest.raises(SupabaseError, match=r"the run r1 was exported without .*: export it again"):
             recommend_from_ratings(client, ratings)
-        assert not export(client, tmp_path / "r1", ExportConfig()).changed
+        assert not rest(database).export(tmp_path / "r1", ExportConfig()).changed
         assert len(recommend_from_ratings(client, ratings, 5)) == 5
-        assert rollback(client) == "r0"
+        assert rollback(client) == ("r0", "r1")
 
 
 def test_an_owner_who_is_no_superuser_as_supabases_can_do_all_of_it(fresh_stack, tmp_path):
@@ -240,8 +239,8 @@ def test_an_owner_who_is_no_superuser_as_supabases_can_do_all_of_it(fresh_stack,
         database.migrate("select 1")  # the API reads the schema
         model = planted("r1", users=5, movies=1200, ids="bigint")
         model.user_ids = [str(uuid.uuid4()) for _ in model.user_ids]
-        with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
-            export(client, model.write(tmp_path), ExportConfig())
+        with api(database) as client:
+            rest(database).export(model.write(tmp_path), ExportConfig())
             assert call(client.rpc("mf_index", {"run": "r1"}), "index")["changed"]
             answer = recommend_movies(client, model.user_ids[0], 10, exclude_rated=True)
             assert [movie for movie, _ in answer] == [movie for movie, _ in model.best(0, 10)]

@@ -23,7 +23,8 @@ from test_secret_manager import ANSWERS, NAME, asked, server
 import components
 from mf.evaluation.config import GateConfig
 from mf.local import LocalSupabase
-from mf.model import MatrixFactorization, TrainedModel
+from mf.model import MatrixFactorization
+from mf.model_directory import TrainedModel
 from mf.ratings.schema import Provenance, write_ratings
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.config import SchemaConfig

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 
 from mf.evaluation.champion import LEAST_USERS, Comparison, compare, predict
-from mf.model import MatrixFactorization, TrainedModel
+from mf.model import MatrixFactorization
+from mf.model_directory import Embeddings, Header, TrainedModel
 from mf.ratings.schema import RATED_AT, TIMESTAMP, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
-from mf.supabase.model_directory import Embeddings, Header
-from mf.supabase.published import PublishedRun
+from mf.supabase.target import PublishedRun
 
 THEIRS = TrainedOn("table public.ratings", {"rating": "stars"}, "0a", "2026-01-31T00:00:00+00:00")
 RUN = PublishedRun(Header("r1", 2, 3.0, 1.0, 5.0), 2, 2, "2026-02-01T03:00:00+00:00", THEIRS)

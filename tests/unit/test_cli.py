@@ -21,7 +21,7 @@ import mf
 from mf.__main__ import main
 from mf.checkpoint import CheckpointFile
 from mf.flags import choices, plain_type, shared_fields
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 from mf.solvers import SOLVERS, AdamConfig
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
@@ -389,7 +389,7 @@ def test_ratings_that_cannot_be_used_are_told_in_one_line(run: Run, content: str
         ),
         (["--schedule", "odd"], "argument --schedule: invalid choice: 'odd' (choose from 'constant', 'one_cycle')"),
         (["--epochs"], "argument --epochs: expected one argument (see python -m mf --help)"),
-        (["--movie_export_table", "mf_x"], "movie_export_table: names that start with mf_ belong to the tables"),
+        (["--movie_export_table", "mf_x"], "movie_export_table: names that start with mf_ are reserved for the tables"),
         (["--user_export_table", "movie_embeddings"], "movie_export_table and user_export_table are both"),
         (["--output_dir", "r.csv"], "--output_dir r.csv: r.csv is a file, expected a directory"),
         (["--output_dir", "r.csv/model"], "r.csv is a file, expected a directory"),

@@ -83,8 +83,8 @@ def test_the_transaction_pooler_and_a_placeholder_are_refused_with_what_to_take(
             'connection to server at "::1", port 5432 failed: Network is unreachable\n\tIs it',
             "session pooler's address",
         ),
-        ("FATAL:  Tenant or user not found", "user and host do not fit: take the session pooler's address"),
-        ("FATAL:  MaxClientsInSessionMode: max clients reached", "all connections are taken"),
+        ("FATAL:  Tenant or user not found", "user and host do not match: use the session pooler's address"),
+        ("FATAL:  MaxClientsInSessionMode: max clients reached", "all connections are in use"),
         ("something else", "cannot read: something else: check SUPABASE_DB_URL and the network (the database db.abc"),
     ],
 )
@@ -104,7 +104,7 @@ def test_no_statement_and_no_password_stand_in_what_is_said() -> None:
 
 
 def test_the_database_of_another_project_than_the_one_that_was_named_is_refused() -> None:
-    with pytest.raises(ConfigError, match="project other, and SUPABASE_DB_URL the project abcdef: unset"):
+    with pytest.raises(ConfigError, match="project other, but SUPABASE_DB_URL is project abcdef: unset"):
         find(POOLED).check_project("https://other.supabase.co")
     for url in ("", "https://abcdef.supabase.co/", "http://127.0.0.1:8000", "https://db.example.org"):
         find(DIRECT).check_project(url)

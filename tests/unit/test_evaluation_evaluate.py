@@ -14,7 +14,8 @@ from mf.evaluation.bootstrap import Interval, paired_difference
 from mf.evaluation.config import EvaluateConfig
 from mf.evaluation.evaluate import Evaluation, evaluate
 from mf.evaluation.metrics import MAE, RMSE, Scores
-from mf.model import MatrixFactorization, TrainedModel
+from mf.model import MatrixFactorization
+from mf.model_directory import TrainedModel
 from mf.ratings.vocabulary import Vocabulary
 
 

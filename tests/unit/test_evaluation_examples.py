@@ -4,7 +4,8 @@ import pyarrow as pa
 import torch
 
 from mf.evaluation.examples import Movie, examples
-from mf.model import MatrixFactorization, TrainedModel
+from mf.model import MatrixFactorization
+from mf.model_directory import TrainedModel
 from mf.ratings.vocabulary import Vocabulary
 
 

@@ -14,11 +14,11 @@ from mf.evaluation import judge as judge_module
 from mf.evaluation.config import EvaluateConfig, GateConfig
 from mf.evaluation.judge import Judgement, judge
 from mf.evaluation.metrics import RatingMetric
-from mf.model import MatrixFactorization, TrainedModel
+from mf.model import MatrixFactorization
+from mf.model_directory import Embeddings, Header, TrainedModel
 from mf.ratings.schema import TrainedOn
 from mf.ratings.vocabulary import Vocabulary
-from mf.supabase.model_directory import Embeddings, Header
-from mf.supabase.published import PublishedRun
+from mf.supabase.target import PublishedRun
 
 TRAINED_ON = TrainedOn("ratings.csv", {}, "0a", None)
 NO_LIMITS = {"min_rows": 0, "min_users": 0, "min_movies": 0}

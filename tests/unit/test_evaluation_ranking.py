@@ -19,7 +19,8 @@ from mf.evaluation.evaluate import Evaluation, evaluate
 from mf.evaluation.metrics import Scores, plain
 from mf.evaluation.ranking import ExposureBin, exposure, find_hits, score_users
 from mf.evaluation.topk import top_k_by_product
-from mf.model import MatrixFactorization, TrainedModel
+from mf.model import MatrixFactorization
+from mf.model_directory import TrainedModel
 from mf.ratings.vocabulary import Vocabulary
 
 Row = tuple[Any, Any, float]

@@ -12,7 +12,8 @@ from mf.evaluation.config import EvaluateConfig, GateConfig
 from mf.evaluation.evaluate import Evaluation, evaluate
 from mf.evaluation.gate import Check, Decision, decide
 from mf.evaluation.metrics import Scores
-from mf.model import MatrixFactorization, TrainedModel
+from mf.model import MatrixFactorization
+from mf.model_directory import TrainedModel
 from mf.ratings.vocabulary import Vocabulary
 
 NO_LIMITS = {"min_rows": 0, "min_users": 0, "min_movies": 0}

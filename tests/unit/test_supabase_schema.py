@@ -34,10 +34,10 @@ def test_what_is_for_signed_in_users_and_for_everybody_is_there_only_where_it_is
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"movie_export_table": "m" * 64}, "movie_export_table: a name of 1 to 63 bytes is expected"),
-        ({"user_export_table": "é" * 32}, "user_export_table: a name of 1 to 63 bytes is expected"),
-        ({"user_export_table": ""}, "user_export_table: a name of 1 to 63 bytes is expected"),
-        ({"user_export_table": "mf_runs"}, "names that start with mf_ belong to the tables behind the views"),
+        ({"movie_export_table": "m" * 64}, "movie_export_table: expected a name of 1 to 63 bytes"),
+        ({"user_export_table": "é" * 32}, "user_export_table: expected a name of 1 to 63 bytes"),
+        ({"user_export_table": ""}, "user_export_table: expected a name of 1 to 63 bytes"),
+        ({"user_export_table": "mf_runs"}, "names that start with mf_ are reserved for the tables behind the views"),
         ({"ratings_table": "a$mf$b"}, "without control characters"),
         ({"user_column": "a\nb"}, "without control characters"),
         ({"movie_export_table": "user_embeddings"}, "are both 'user_embeddings'"),

@@ -14,7 +14,7 @@ import components
 from mf import version
 from mf.config import Config
 from mf.errors import ConfigError, DataError
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 from mf.ratings.schema import Provenance, ratings_schema, write_ratings
 from mf.solvers import SOLVERS, AdamConfig, EpochReport, configure
 from mf.solvers.vb import VBConfig

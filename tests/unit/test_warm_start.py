@@ -11,7 +11,7 @@ import torch
 
 from mf.checkpoint import CheckpointFile
 from mf.errors import ConfigError, DataError
-from mf.model import TrainedModel
+from mf.model_directory import TrainedModel
 from mf.ratings.schema import MOVIE, RATING, USER
 from mf.solvers import configure
 from mf.solvers.base import InitialSide
@@ -50,7 +50,7 @@ def fitted(solver: str, ratings: pa.Table, earlier: EarlierModel | None = None, 
 
 def saved(model: TrainedModel, directory: Path) -> EarlierModel:
     model.save(directory)
-    earlier = EarlierModel.asked_for(str(directory), pytest.fail)
+    earlier = EarlierModel.find(str(directory), pytest.fail)
     assert earlier is not None
     return earlier
 
@@ -125,7 +125,7 @@ def test_ids_of_another_type_are_refused(tmp_path: Path) -> None:
 
 def test_no_directory_and_a_solver_that_cannot_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"model\.json: cannot be read"):
-        EarlierModel.asked_for(str(tmp_path), pytest.fail)
+        EarlierModel.find(str(tmp_path), pytest.fail)
     earlier = saved(yesterdays("sgd"), tmp_path)
     for solver in ("vb", "gibbs"):
         with pytest.raises(ConfigError, match=f"init_from: solver {solver} does not use it.*adam and sgd do"):

@@ -105,7 +105,7 @@ def migrated(project: Project) -> Finding:
         raise HaltError("they need a project that takes the key")
     answer = _ask(project, "/rpc/mf_schema")
     if answer.status_code != 200:
-        return missing(_refusal(answer, "read what the migration was made for"), f"apply what `{command({})}` prints")
+        return missing(_refusal(answer, "read the options of the migration"), f"apply what `{command({})}` prints")
     made = _json(answer)
     try:
         project.made = SchemaConfig.of(**made)

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mf.errors import DataError
-from mf.supabase.model_directory import read_model
+from mf.model_directory import read_model
 
 HEADER = {"run_id": "r1", "factors": 2, "mu": 3.5, "rating_min": 0.5, "rating_max": 5, "solver": "adam"}
 VECTORS = [[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]
@@ -46,8 +46,8 @@ def test_the_content_hash_follows_the_published_content_and_nothing_else(tmp_pat
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ({"run_id": 5}, "model.json: run_id is 5, expected a text"),
-        ({"run_id": " "}, "model.json: run_id is ' ', expected a text"),
+        ({"run_id": 5}, "model.json: run_id is 5, expected a non-empty text"),
+        ({"run_id": " "}, "model.json: run_id is ' ', expected a non-empty text"),
         ({"factors": 2.0}, "model.json: factors is 2.0, expected an integer of 1 or more"),
         ({"factors": True}, "model.json: factors is True, expected an integer of 1 or more"),
         ({"mu": float("nan")}, "model.json: mu is nan, expected a finite number"),
@@ -77,8 +77,8 @@ def float_lists(rows):
         ({"bias": pa.array([0, float("nan"), 0], pa.float32())}, "row 1: bias is not finite"),
         ({"bias": pa.array([0, None, 0], pa.float32())}, "bias is float with 1 nulls"),
         ({"bias": None}, "no column bias: expected movie_id, bias and embedding"),
-        ({"movie_id": pa.array([1, 2, 1])}, "movie_id 1 stands in more than one row"),
-        ({"movie_id": pa.array(["a", "b", "b"])}, "movie_id 'b' stands in more than one row"),
+        ({"movie_id": pa.array([1, 2, 1])}, "movie_id 1 occurs in more than one row"),
+        ({"movie_id": pa.array(["a", "b", "b"])}, "movie_id 'b' occurs in more than one row"),
         ({"movie_id": pa.array(["a", "", "b"])}, "row 1: movie_id is empty"),
         ({"movie_id": pa.array([1, None, 2])}, "row 1: movie_id is null"),
         ({"movie_id": pa.array([1.0, 2.0, 3.0])}, "movie_id is of type double, expected int64 or string"),

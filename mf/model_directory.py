@@ -1,0 +1,329 @@
+"""Reading and writing model directories: model.pt, model.json and embeddings in Parquet.
+
+r̂ = clip(mu + b_u + b_m + p_u·q_m, rating_min, rating_max); an unknown user or movie has bias 0 and a zero vector.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from mf.errors import DataError
+from mf.files import directory_written_aside
+from mf.model import MatrixFactorization
+from mf.ratings.schema import MOVIE, USER, IdType, TrainedOn, id_type
+from mf.ratings.vocabulary import Vocabulary
+
+FORMAT = 1
+WEIGHTS = "model.pt"
+CARD = "model.json"
+PARQUET = {USER: "user_embeddings.parquet", MOVIE: "movie_embeddings.parquet"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """The fields of ``model.json`` that prediction needs."""
+
+    run_id: str
+    factors: int
+    mu: float  # stars
+    rating_min: float
+    rating_max: float
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The users or the movies of a model: ``ids`` (int64 or string) [n], ``bias`` float32 [n], ``vectors`` float32
+    [n, factors]."""
+
+    ids: pa.Array
+    bias: npt.NDArray[np.float32]
+    vectors: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, ids: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+        """Row numbers int64[len(ids)] of ``ids``; -1 for an unknown id. Where the stored ids are text (a database may
+        store integers as text), ``ids`` are compared as text.
+
+        Raises:
+            DataError: the stored ids are integers and ``ids`` are not.
+        """
+        return Vocabulary(self.ids).rows(ids if pa.types.is_integer(self.ids.type) else ids.cast(pa.string()))
+
+    @property
+    def id_type(self) -> IdType:
+        return id_type(self.ids)
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """The part of a model directory that an export publishes."""
+
+    header: Header
+    users: Embeddings
+    movies: Embeddings
+    content_hash: str  # distinguishes two contents under one run id
+    noise_variance: float  # of a rating around its prediction, in squared stars
+    trained_on: TrainedOn | None  # None: not recorded
+
+
+@dataclass
+class TrainedModel:
+    """A trained model with its ids and its training record."""
+
+    module: MatrixFactorization
+    users: Vocabulary
+    movies: Vocabulary
+    run_id: str  # identifies this training, also once published
+    solver: str
+    config: dict[str, Any]  # the solver's configuration
+    rows: dict[str, int]  # number of ratings for training and for validation
+    metrics: dict[str, Any] = field(default_factory=dict)  # validation and test RMSE, the training curve
+    git_sha: str = "unknown"
+    trained_on: TrainedOn | None = None  # None: not recorded
+
+    def summary(self) -> str:
+        """One line for a person: size, initial model, validation RMSE."""
+        size = f"{len(self.users):,} users, {len(self.movies):,} movies, {self.module.factors} factors"
+        rmse = self.metrics.get("validation_rmse")
+        kept = f", epoch {self.metrics['best_epoch']} kept with validation RMSE {rmse:.4f}" if rmse is not None else ""
+        start = f", started from {earlier}" if (earlier := self.metrics.get("init_from")) else ""
+        return f"model {self.run_id}: {size}{start}{kept}"
+
+    def predict(
+        self, user_ids: pa.ChunkedArray | pa.Array, movie_ids: pa.ChunkedArray | pa.Array
+    ) -> npt.NDArray[np.float32]:
+        """Predicted ratings float32[N], clipped, for N pairs of ids; unknown ids have bias 0 and a zero vector."""
+        device = self.module.mu.device
+        users, movies = (
+            torch.from_numpy(v.rows(i)).to(device) for v, i in ((self.users, user_ids), (self.movies, movie_ids))
+        )
+        predictions: npt.NDArray[np.float32] = self.module.predict(users, movies).cpu().numpy()
+        return predictions
+
+    def save(self, directory: Path, also: Sequence[Path] = ()) -> None:
+        """Write the model directory (``model.json`` last) with copies of the files ``also``."""
+        m = self.module.cpu()
+        users, movies = (
+            Embeddings(vocabulary.ids, bias.weight.detach().numpy().ravel(), factors.weight.detach().numpy())
+            for vocabulary, bias, factors in (
+                (self.users, m.user_bias, m.user_factors),
+                (self.movies, m.movie_bias, m.movie_factors),
+            )
+        )
+        _write(directory, self.card(), users, movies, m.state_dict(), also)
+
+    def card(self) -> dict[str, Any]:
+        """The content of ``model.json``."""
+        m = self.module
+        return {
+            "format": FORMAT,
+            "run_id": self.run_id,
+            "solver": self.solver,
+            "config": self.config,
+            "mu": m.mu.item(),
+            "factors": m.factors,
+            "rating_min": m.rating_min.item(),
+            "rating_max": m.rating_max.item(),
+            "rows": self.rows,
+            "users": len(self.users),
+            "movies": len(self.movies),
+            "git_sha": self.git_sha,
+            "trained_on": asdict(self.trained_on) if self.trained_on else None,
+            "metrics": self.metrics,
+        }
+
+    @classmethod
+    def load(cls, directory: Path) -> "TrainedModel":
+        """Read a directory written by ``save``.
+
+        Raises:
+            DataError: a file is missing or does not match the others.
+        """
+        try:
+            card = json.loads((directory / CARD).read_text())
+            if card["format"] != FORMAT:
+                raise ValueError(f"{CARD} has format {card['format']}, expected {FORMAT}")
+            users, movies = (
+                Vocabulary(pq.read_table(directory / file, columns=[key])[key].combine_chunks())
+                for key, file in PARQUET.items()
+            )
+            module = MatrixFactorization(
+                len(users), len(movies), card["factors"], rating_min=card["rating_min"], rating_max=card["rating_max"]
+            )
+            module.load_state_dict(torch.load(directory / WEIGHTS, weights_only=True))
+            record = {name: card[name] for name in ("run_id", "solver", "config", "rows", "metrics", "git_sha")}
+        except KeyError as error:
+            raise DataError(f"{directory} is not a complete model directory: {error} is missing") from None
+        except Exception as error:  # on a corrupt file torch.load raises whatever its parser runs into
+            raise DataError(f"{directory} is not a model directory: {' '.join(str(error).split())[:300]}") from None
+        return cls(module, users, movies, **record, trained_on=TrainedOn.read(card.get("trained_on")))
+
+
+def write_published(
+    directory: Path, header: Header, users: Embeddings, movies: Embeddings, trained_on: TrainedOn | None
+) -> None:
+    """Write the files that ``read_model`` reads; without ``model.pt`` it is no whole model directory."""
+    card = asdict(header) | {"trained_on": trained_on and asdict(trained_on)}
+    _write(directory, card, users, movies)
+
+
+def _write(
+    directory: Path,
+    card: Mapping[str, Any],
+    users: Embeddings,
+    movies: Embeddings,
+    state: Mapping[str, Tensor] | None = None,
+    also: Sequence[Path] = (),
+) -> None:
+    with directory_written_aside(directory, seal=CARD) as aside:
+        if state is not None:
+            torch.save(state, aside / WEIGHTS)
+        for key, rows in ((USER, users), (MOVIE, movies)):
+            _write_embeddings(aside / PARQUET[key], key, rows)
+        for file in also:
+            shutil.copy(file, aside)
+        (aside / CARD).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _write_embeddings(path: Path, key: str, rows: Embeddings) -> None:
+    """Columns ``key`` (the ids), ``bias`` float32 and ``embedding`` list<float32>[factors]."""
+    offsets = pa.array(np.arange(0, rows.vectors.size + 1, rows.vectors.shape[1], dtype=np.int64))
+    embedding = pa.LargeListArray.from_arrays(offsets, pa.array(rows.vectors.ravel())).cast(pa.list_(pa.float32()))
+    pq.write_table(pa.table({key: rows.ids, "bias": rows.bias, "embedding": embedding}), path, compression="zstd")
+
+
+def read_model(directory: Path) -> PublishedModel:
+    """Read and check ``model.json``, ``user_embeddings.parquet`` and ``movie_embeddings.parquet``.
+
+    Raises:
+        DataError: a file is missing or malformed; a value is not finite, an embedding does not have ``factors``
+            values, an id is missing or occurs twice. The message names file, row and column.
+    """
+    directory = Path(directory)
+    header, noise_variance, trained_on = _read_header(directory / CARD)
+    files = {key: directory / name for key, name in PARQUET.items()}
+    # In parallel: a database can load a model in the time that one core needs to read it.
+    with ThreadPoolExecutor(2) as pool:
+        users, movies = (pool.submit(_read_embeddings, file, key, header.factors) for key, file in files.items())
+        content = pool.submit(_content_hash, header, [*files.values()])
+        return PublishedModel(header, users.result(), movies.result(), content.result(), noise_variance, trained_on)
+
+
+def _content_hash(header: Header, files: list[Path]) -> str:
+    content = hashlib.sha256(json.dumps(asdict(header), sort_keys=True).encode())
+    for path in files:
+        content.update(path.read_bytes())
+    return content.hexdigest()[:16]
+
+
+def _read_header(path: Path) -> tuple[Header, float, TrainedOn | None]:
+    try:
+        model: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}): is this a model directory?") from None
+    fields = model if isinstance(model, dict) else {}
+    if not isinstance(fields.get("run_id"), str) or not fields["run_id"].strip():
+        raise DataError(f"{path}: run_id is {fields.get('run_id')!r}, expected a non-empty text")
+    factors = fields.get("factors")
+    if type(factors) is not int or factors < 1:
+        raise DataError(f"{path}: factors is {factors!r}, expected an integer of 1 or more")
+    for name in ("mu", "rating_min", "rating_max"):
+        value = fields.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise DataError(f"{path}: {name} is {value!r}, expected a finite number")
+    header = Header(fields["run_id"], factors, *(float(fields[name]) for name in ("mu", "rating_min", "rating_max")))
+    return header, _noise_variance(fields.get("metrics"), header), TrainedOn.read(fields.get("trained_on"))
+
+
+def _noise_variance(metrics: Any, header: Header) -> float:
+    """The model's squared RMSE on held-out ratings; without one, (range / 5)², as models of one to five stars have."""
+    held_out = metrics if isinstance(metrics, dict) else {}
+    for name in ("validation_rmse", "test_rmse"):
+        rmse = held_out.get(name)
+        if isinstance(rmse, int | float) and math.isfinite(rmse) and rmse > 0:
+            return float(rmse) ** 2
+    return ((header.rating_max - header.rating_min) / 5 or 1.0) ** 2
+
+
+def _read_embeddings(path: Path, key: str, factors: int) -> Embeddings:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+    if missing := {key, "bias", "embedding"} - set(table.column_names):
+        raise DataError(f"{path}: no column {', '.join(sorted(missing))}: expected {key}, bias and embedding")
+    if not len(table):
+        raise DataError(f"{path}: no rows: there is nothing to publish")
+    ids, bias, embedding = (table[name].combine_chunks() for name in (key, "bias", "embedding"))
+    return Embeddings(
+        _checked_ids(ids, path, key), _checked_bias(bias, path), _checked_vectors(embedding, path, factors)
+    )
+
+
+def _checked_ids(ids: pa.Array, path: Path, key: str) -> pa.Array:
+    if not (pa.types.is_integer(ids.type) or pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
+        raise DataError(f"{path}: {key} is of type {ids.type}, expected int64 or string")
+    if ids.null_count:
+        raise DataError(f"{path} row {_first_row(ids.is_null())}: {key} is null")
+    if pa.types.is_integer(ids.type):
+        try:
+            ids = ids.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path}: {key} does not fit bigint ({error})") from None
+    elif pc.any(empty := pc.equal(pc.binary_length(ids), 0)).as_py():
+        raise DataError(f"{path} row {_first_row(empty)}: {key} is empty")
+    counts = pc.value_counts(ids)
+    if len(counts) < len(ids):
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]
+        raise DataError(f"{path}: {key} {twice.as_py()!r} occurs in more than one row, expected once")
+    return ids
+
+
+def _checked_bias(bias: pa.Array, path: Path) -> npt.NDArray[np.float32]:
+    if bias.type != pa.float32() or bias.null_count:
+        raise DataError(f"{path}: bias is {bias.type} with {bias.null_count} nulls, expected float without nulls")
+    values: npt.NDArray[np.float32] = bias.to_numpy()
+    if not (finite := np.isfinite(values)).all():
+        raise DataError(f"{path} row {_first_row(~finite)}: bias is not finite")
+    return values
+
+
+def _checked_vectors(embedding: pa.Array, path: Path, factors: int) -> npt.NDArray[np.float32]:
+    """float32[n, factors], a view of the column's memory."""
+    kind = embedding.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) or (
+        kind.value_type != pa.float32()
+    ):
+        raise DataError(f"{path}: embedding is of type {kind}, expected list<float>")
+    lengths = pc.fill_null(pc.list_value_length(embedding), 0)
+    if not pc.all(matching := pc.equal(lengths, factors)).as_py():
+        row = _first_row(pc.invert(matching))
+        raise DataError(f"{path} row {row}: embedding has {lengths[row]} values, model.json says factors {factors}")
+    values = embedding.flatten()
+    if values.null_count:
+        raise DataError(f"{path} row {_first_row(values.is_null()) // factors}: embedding holds a null")
+    vectors: npt.NDArray[np.float32] = values.to_numpy().reshape(-1, factors)
+    if not (finite := np.isfinite(vectors).all(axis=1)).all():
+        raise DataError(f"{path} row {_first_row(~finite)}: embedding holds a value that is not finite")
+    return vectors
+
+
+def _first_row(mask: Any) -> int:
+    """Row number, from 0, of the first true value."""
+    return int(np.argmax(np.asarray(mask)))

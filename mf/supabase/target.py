@@ -1,0 +1,191 @@
+"""A Supabase project that models are published to, over either connection.
+
+``RestTarget`` uses the REST API, ``DirectTarget`` the database connection; ``mf.supabase.find`` chooses one of them.
+"""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from mf.errors import SupabaseError
+from mf.fold_in import prior
+from mf.model_directory import Embeddings, Header, PublishedModel, read_model
+from mf.ratings.schema import TrainedOn, id_type
+from mf.supabase.config import ExportConfig
+from mf.supabase.schema import command
+
+# The options that the database's migration was printed with, as mf_schema() returns them: fields of SchemaConfig.
+MigrationOptions = dict[str, Any]
+
+READ_ONLY = "Supabase makes a project read-only when its disk is nearly full: enlarge the disk, then export again"
+DISK_FULL = "the database's disk is full: enlarge it, or drop runs with `python -m mf runs prune`, then export again"
+HINTS = {"25006": READ_ONLY, "53100": DISK_FULL}
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The result of an export."""
+
+    run_id: str
+    users: int
+    movies: int
+    changed: bool  # False: the run was published before
+    previous: str | None  # the run published before this export
+    superseded_by: str | None = None  # the run that another export has published since
+
+    def summary(self) -> str:
+        """One line for a person."""
+        if self.superseded_by:
+            return f"published run {self.run_id}; another export has published run {self.superseded_by} since"
+        if not self.changed:
+            return f"run {self.run_id} was already published"
+        before = f"the previous run, {self.previous}, is kept" if self.previous else "it is the first run"
+        return f"published run {self.run_id}: {self.users:,} users, {self.movies:,} movies; {before}"
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """The published run as its row of ``mf_runs`` describes it."""
+
+    header: Header
+    users: int
+    movies: int
+    published_at: str  # ISO 8601
+    trained_on: TrainedOn | None  # None: not recorded
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "PublishedRun":
+        """From a row of ``mf_runs``, of this migration or of an earlier one."""
+        # JSON has no way to tell 5.0 from 5.
+        stars = {name: float(row[name]) for name in ("mu", "rating_min", "rating_max")}
+        header = Header(row["run_id"], row["factors"], **stars)
+        trained_on = TrainedOn.read(row.get("trained_on"))
+        return cls(header, row["n_users"], row["n_movies"], row["published_at"], trained_on)
+
+
+class Session(Protocol):
+    """An open connection to a target."""
+
+    def call(self, function: str, doing: str, **arguments: Any) -> Any:
+        """Call a function of the migration and return its result; ``doing`` goes into the error message."""
+
+    def load(self, model: PublishedModel, options: MigrationOptions, config: ExportConfig) -> None:
+        """Write the rows of a registered run."""
+
+    def commit(self, doing: str) -> None:
+        """Commit the transaction, where calls do not commit by themselves."""
+
+
+class Target(ABC):
+    """A Supabase project to publish to and to read the published run from."""
+
+    @abstractmethod
+    def session(self) -> AbstractContextManager[Session]:
+        """Connect; closed at the end of the block, and rolled back unless committed.
+
+        Raises:
+            SupabaseError: the database cannot be reached.
+        """
+
+    @abstractmethod
+    def published_run(self) -> PublishedRun | None:
+        """The published run; ``None`` when no run is published or the migration is not applied.
+
+        Raises:
+            SupabaseError: the database cannot be reached, or refused.
+        """
+
+    @abstractmethod
+    def embeddings(self, run: PublishedRun) -> tuple[Embeddings, Embeddings]:
+        """All users and all movies of ``run``, even if another run has been published since.
+
+        Raises:
+            SupabaseError: the run has been removed since; or as ``published_run``.
+        """
+
+    def check(
+        self, user_ids: pa.Array | pa.ChunkedArray, movie_ids: pa.Array | pa.ChunkedArray, config: ExportConfig
+    ) -> None:
+        """Check that the migration is applied and fits these ids and views.
+
+        Raises:
+            SupabaseError: it is not or does not; the message names the command that prints the right migration.
+        """
+        with self.session() as session:
+            _check_migration(session, user_ids, movie_ids, config)
+
+    def export(self, model_dir: Path, config: ExportConfig) -> ExportResult:
+        """Publish the model of ``model_dir``; atomic for readers and idempotent.
+
+        Readers see the previous run until the last step. An interrupted export is finished by running it again. The
+        previous run is kept for a rollback; older runs are removed.
+
+        Raises:
+            DataError: the model directory is malformed; nothing was sent.
+            SupabaseError: the database cannot be reached or refused, the migration is missing or does not fit, or
+                another export holds the lock; readers still see the previous run.
+        """
+        return self.publish(read_model(model_dir), config)
+
+    def publish(self, model: PublishedModel, config: ExportConfig) -> ExportResult:
+        """Publish a model that has been read; otherwise as ``export``."""
+        run_id = model.header.run_id
+        with self.session() as session:
+            options = _check_migration(session, model.users.ids, model.movies.ids, config)
+            registered = session.call("mf_register", f"register run {run_id}", run=_registration(model))
+            if registered["status"] == "loading":
+                session.load(model, options, config)
+            if config.hnsw_index:
+                session.call("mf_index", f"index the movies of run {run_id}", run=run_id)
+            if registered["status"] == "loading":
+                session.call("mf_publish", f"publish run {run_id}", run=run_id)
+            elif registered["status"] == "retired":
+                session.call("mf_rollback", f"publish run {run_id} again", run=run_id)
+            session.commit(f"publish run {run_id}")
+            prune = f"remove old runs (run {run_id} is published)"
+            session.call("mf_prune", prune)
+            session.commit(prune)
+        return ExportResult(
+            run_id,
+            len(model.users),
+            len(model.movies),
+            changed=registered["status"] != "published",
+            previous=registered["published"],
+        )
+
+
+def _check_migration(
+    session: Session,
+    user_ids: pa.Array | pa.ChunkedArray,
+    movie_ids: pa.Array | pa.ChunkedArray,
+    config: ExportConfig,
+) -> MigrationOptions:
+    options: MigrationOptions = session.call("mf_schema", "read the options of the migration")
+    types = {"user_id_type": id_type(user_ids), "movie_id_type": id_type(movie_ids)}
+    # A text column holds ids of every type.
+    required = options | {name: options[name] if options[name] == "text" else kind for name, kind in types.items()}
+    required |= {name: getattr(config, name) for name in ("user_export_table", "movie_export_table")}
+    for name, value in required.items():
+        if value != options[name]:
+            raise SupabaseError(
+                f"this export needs a database whose {name} is {value!r}, but its migration was made for "
+                f"{options[name]!r}: apply what `{command(required)}` prints"
+            )
+    return options
+
+
+def _registration(model: PublishedModel) -> dict[str, Any]:
+    """The argument of ``mf_register``."""
+    # recommend_from_ratings needs the prior for new users.
+    covariance = prior(model.users.vectors, model.users.bias, model.noise_variance).ravel().tolist()
+    return asdict(model.header) | {
+        "n_users": len(model.users),
+        "n_movies": len(model.movies),
+        "content_hash": model.content_hash,
+        "trained_on": model.trained_on and asdict(model.trained_on),
+        "prior": covariance,
+    }

@@ -1,0 +1,183 @@
+"""Model directories, read back by other means than the code that wrote them."""
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from mf.errors import DataError
+from mf.model import MatrixFactorization
+from mf.model_directory import TrainedModel
+from mf.ratings.schema import TrainedOn
+from mf.ratings.vocabulary import Vocabulary
+
+TRAINED_ON = TrainedOn("r.csv", {"rating": "stars"}, "0a", None)
+FILES = {"model.pt", "model.json", "user_embeddings.parquet", "movie_embeddings.parquet"}
+IDS: dict[str, tuple[list[Any], list[Any]]] = {
+    "integers": ([-7, 3, 2**53 + 1], [10, 20, 2**62]),
+    "text": (["Zoë", "a,b", "o'x"], ['"q"', "007", "x y"]),
+    "uuids": tuple(sorted(str(uuid.uuid5(uuid.NAMESPACE_URL, f"{kind}{i}")) for i in range(3)) for kind in "um"),
+}
+
+
+def random_model(users: int, movies: int, factors: int = 4) -> MatrixFactorization:
+    generator = torch.Generator().manual_seed(0)
+    model = MatrixFactorization(users, movies, factors, rating_min=0.5, rating_max=5.0, mu=3.25)
+    with torch.no_grad():
+        for table in (model.user_factors, model.movie_factors, model.user_bias, model.movie_bias):
+            table.weight.copy_(torch.randn(table.weight.shape, generator=generator) + 0.3)
+    return model.eval()
+
+
+def trained(ids: str = "integers") -> TrainedModel:
+    users, movies = (Vocabulary.of(pa.array(values)) for values in IDS[ids])
+    return TrainedModel(
+        random_model(3, 3), users, movies, "run-1", "adam", {"factors": 4}, {"train": 9}, {"test_rmse": 0.9}, "abc",
+        TRAINED_ON,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("ids", IDS)
+def test_a_model_directory_gives_back_the_model(tmp_path: Path, ids: str) -> None:
+    model = trained(ids)
+    model.save(tmp_path / "deep" / "model")
+    assert {path.name for path in (tmp_path / "deep" / "model").iterdir()} == FILES
+    loaded = TrainedModel.load(tmp_path / "deep" / "model")
+    assert loaded.users.ids.equals(model.users.ids)
+    assert loaded.movies.ids.equals(model.movies.ids)
+    assert loaded.card() == model.card()
+    for name, value in model.module.state_dict().items():
+        assert torch.equal(loaded.module.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("ids", IDS)
+def test_predictions_can_be_recomputed_from_the_parquet_files_and_the_card_alone(tmp_path: Path, ids: str) -> None:
+    model = trained(ids)
+    model.save(tmp_path)
+    card = json.loads((tmp_path / "model.json").read_text())
+    sides = []
+    for kind in ("user", "movie"):
+        table = pq.read_table(tmp_path / f"{kind}_embeddings.parquet")
+        text = pa.int64() if ids == "integers" else pa.string()
+        assert [(f.name, f.type) for f in table.schema] == [
+            (f"{kind}_id", text), ("bias", pa.float32()), ("embedding", pa.list_(pa.float32()))
+        ]  # fmt: skip
+        sides.append({row[f"{kind}_id"]: (row["bias"], np.array(row["embedding"])) for row in table.to_pylist()})
+    nobody: Any = -1 if ids == "integers" else "nobody"
+    pairs = [(u, m) for u in [*IDS[ids][0], nobody] for m in [*IDS[ids][1], nobody]]
+    unseen = (0.0, np.zeros(card["factors"]))
+    expected = []
+    for user, movie in pairs:
+        (b_u, p), (b_m, q) = sides[0].get(user, unseen), sides[1].get(movie, unseen)
+        expected.append(np.clip(card["mu"] + b_u + b_m + p @ q, card["rating_min"], card["rating_max"]))
+    predicted = model.predict(pa.array([u for u, _ in pairs]), pa.array([m for _, m in pairs]))
+    assert predicted.dtype == np.float32
+    np.testing.assert_allclose(predicted, expected, rtol=0, atol=2e-6)
+    assert len(set(expected)) > 8
+
+
+def test_the_state_dict_loads_without_pickle_and_the_card_says_what_it_must(tmp_path: Path) -> None:
+    trained().save(tmp_path)
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    assert shapes == {
+        "mu": (), "rating_min": (), "rating_max": (), "user_factors.weight": (3, 4), "movie_factors.weight": (3, 4),
+        "user_bias.weight": (3, 1), "movie_bias.weight": (3, 1),
+    }  # fmt: skip
+    assert json.loads((tmp_path / "model.json").read_text()) == {
+        "format": 1, "run_id": "run-1", "solver": "adam", "config": {"factors": 4}, "mu": 3.25, "factors": 4,
+        "rating_min": 0.5, "rating_max": 5.0, "rows": {"train": 9}, "users": 3, "movies": 3, "git_sha": "abc",
+        "trained_on": {"source": "r.csv", "columns": {"rating": "stars"}, "content_hash": "0a", "until": None},
+        "metrics": {"test_rmse": 0.9},
+    }  # fmt: skip
+
+
+def test_what_it_was_trained_on_is_read_back_and_none_for_a_model_without_a_record(tmp_path: Path) -> None:
+    trained().save(tmp_path)
+    assert TrainedModel.load(tmp_path).trained_on == TRAINED_ON
+    card = json.loads((tmp_path / "model.json").read_text())
+    del card["trained_on"]
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    assert TrainedModel.load(tmp_path).trained_on is None
+
+
+def test_other_files_of_the_directory_are_kept_and_an_older_model_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    trained("text").save(tmp_path)
+    (tmp_path / "rejects.csv").write_text("of the reading")
+    trained("uuids").save(tmp_path / "copy", also=[tmp_path / "rejects.csv"])
+    trained("integers").save(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "copy" / "rejects.csv").read_text() == "of the reading"
+    assert TrainedModel.load(tmp_path).users.ids.to_pylist() == IDS["integers"][0]
+
+
+def test_a_save_that_fails_while_writing_leaves_the_older_model_whole(tmp_path: Path) -> None:
+    trained("text").save(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        trained("integers").save(tmp_path, also=[tmp_path / "is not there"])
+    assert TrainedModel.load(tmp_path).users.ids.to_pylist() == IDS["text"][0]
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_a_save_that_fails_halfway_leaves_no_model_that_loads(tmp_path: Path) -> None:
+    trained("text").save(tmp_path)
+    (tmp_path / "model.pt").unlink()
+    (tmp_path / "model.pt").mkdir()  # no file can take its place
+    with pytest.raises(OSError, match=r"model\.pt"):
+        trained("integers").save(tmp_path)
+    with pytest.raises(DataError, match="is not a model directory"):
+        TrainedModel.load(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"model.json"}
+
+
+def spoilt(directory: Path, how: str) -> None:
+    card = directory / "model.json"
+    if how.endswith("is gone"):
+        (directory / how.split()[0]).unlink()
+    elif how.endswith("is garbage"):
+        (directory / how.split()[0]).write_bytes(b"\xffgarbage")
+    elif how == "model.pt is empty":
+        (directory / "model.pt").write_bytes(b"")
+    elif how == "model.json is a list":
+        card.write_text("[]")
+    elif how == "a user is missing":
+        table = pq.read_table(directory / "user_embeddings.parquet")
+        pq.write_table(table.slice(1), directory / "user_embeddings.parquet")
+    else:
+        values = json.loads(card.read_text())
+        values |= {"format of tomorrow": {"format": 2}, "factors are text": {"factors": "4"}}.get(how, {})
+        values.pop(how.removeprefix("no "), None)
+        card.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("model.json is gone", "No such file or directory"),
+        ("model.pt is gone", "No such file or directory"),
+        ("user_embeddings.parquet is gone", "user_embeddings.parquet"),
+        ("model.json is garbage", "decode byte"),
+        ("model.pt is garbage", "is not a model directory: "),
+        ("model.pt is empty", "is not a model directory: "),
+        ("movie_embeddings.parquet is garbage", "[Pp]arquet"),
+        ("model.json is a list", "list"),
+        ("a user is missing", r"user_factors.weight: copying a param with shape torch.Size\(\[3, 4\]\)"),
+        ("format of tomorrow", "model.json has format 2, expected 1"),
+        ("factors are text", "is not a model directory: "),
+        ("no run_id", "'run_id' is missing"),
+    ],
+)
+def test_what_is_not_a_model_directory_is_named_in_one_line(tmp_path: Path, how: str, said: str) -> None:
+    trained().save(tmp_path)
+    spoilt(tmp_path, how)
+    with pytest.raises(DataError, match=said) as error:
+        TrainedModel.load(tmp_path)
+    assert str(error.value).startswith(str(tmp_path))
+    assert "\n" not in str(error.value)
