@@ -18,11 +18,11 @@ from benchmarks.planted import generate
 from benchmarks.report import failures, number, ratio, table
 from mf.local import LocalSupabase, delete_home
 from mf.local.gateway import Fault
-from mf.ratings import postgres, rest
 from mf.ratings.config import IngestConfig
 from mf.supabase.client import connect
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
+from mf.supabase.tables import direct, rest
 
 COLUMNS = "(user_id bigint not null, movie_id bigint not null, rating real not null)"
 BARE = "select user_id::int8, movie_id::int8, rating::float4 from public.ratings"
@@ -172,7 +172,7 @@ def ours(name: str) -> Result:
     """This project's direct import."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        made = postgres.read_table(
+        made = direct.read_table(
             _database(), IngestConfig(import_table=name), Path(folder, "ratings.parquet"), Path(folder, "rejects.csv")
         )
     return {"seconds": time.perf_counter() - started, "rows": made.rows_kept}

@@ -28,10 +28,10 @@ def ingest(
     from pathlib import Path
 
     from mf.errors import reported
+    from mf.ingest import ingest
     from mf.ratings.config import IngestConfig
-    from mf.ratings.ingest import ingest
-    from mf.ratings.table import reader
     from mf.supabase.destination import Destination
+    from mf.supabase.tables.reader import reader
     from mf.warm_start import EarlierModel
 
     ratings.path += ".parquet"

@@ -17,16 +17,16 @@ from mf.checkpoint import CheckpointFile, reporter
 from mf.config import Config
 from mf.errors import ConfigError, DataError, reported
 from mf.flags import Parser, add_flags, add_shared_flags, given
+from mf.ingest import ingest
 from mf.ratings.config import IngestConfig, SplitConfig
-from mf.ratings.ingest import ingest
 from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
 from mf.ratings.split import split
-from mf.ratings.table import reader
 from mf.solvers import SOLVERS, check_warm, configure
 from mf.supabase import runs
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.destination import Destination
 from mf.supabase.schema import migration
+from mf.supabase.tables.reader import reader
 from mf.train import DEFAULT_SOLVER, SOLVER_HELP, pick_device, train
 from mf.warm_start import INIT_FROM, EarlierModel
 

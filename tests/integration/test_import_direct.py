@@ -11,12 +11,12 @@ import pytest
 from pydantic import SecretStr
 
 from mf.errors import DataError, SupabaseError
-from mf.ratings import postgres
+from mf.ingest import ingest
 from mf.ratings.config import IngestConfig
-from mf.ratings.ingest import ingest
 from mf.ratings.schema import read_ratings
-from mf.ratings.table import reader
 from mf.supabase.database import Database
+from mf.supabase.tables import direct
+from mf.supabase.tables.reader import reader
 
 PASSWORD = "hunter2secret"
 SETUP = f"""
@@ -74,7 +74,7 @@ def read(database, tmp_path):
 
     def read(table, url=database.db_url, **options):
         config = IngestConfig.of(import_table=table, **options)
-        read_table = functools.partial(postgres.read_table, Database(SecretStr(url)))
+        read_table = functools.partial(direct.read_table, Database(SecretStr(url)))
         provenance = ingest(config, tmp_path / "ratings.parquet", tmp_path / "rejects.csv", read_table=read_table)
         return read_ratings(tmp_path / "ratings.parquet")[0].to_pylist(), provenance
 
@@ -95,7 +95,7 @@ def test_with_an_address_in_the_environment_the_database_is_read_and_no_key_is_n
 
 
 def test_what_is_written_during_the_import_is_not_seen(database, read, monkeypatch):
-    describe = postgres._describe
+    describe = direct._describe
 
     def describe_and_write(*arguments):
         source = describe(*arguments)
@@ -104,7 +104,7 @@ def test_what_is_written_during_the_import_is_not_seen(database, read, monkeypat
             connection.execute("delete from ratings where user_id = 1")
         return source
 
-    monkeypatch.setattr(postgres, "_describe", describe_and_write)
+    monkeypatch.setattr(direct, "_describe", describe_and_write)
     rows, _ = read("ratings")
     assert len(rows) == 1000
     assert {row["user_id"] for row in rows} == set(range(1, 51))
@@ -140,7 +140,7 @@ def test_the_latest_of_a_pair_is_found_wherever_the_stream_is_cut(seed):
             latest[pair] = row
     cuts = sorted({0, 60, *chance.integers(61, size=int(chance.integers(30))).tolist()})
     parts = [table.slice(a, b - a) for a, b in pairwise(cuts)]
-    assert [row for part in postgres._latest(iter(parts)) for row in part.to_pylist()] == list(latest.values())
+    assert [row for part in direct._latest(iter(parts)) for row in part.to_pylist()] == list(latest.values())
 
 
 def test_numbers_and_times_that_no_type_of_ours_holds_are_rejected_and_end_nothing(read, tmp_path):
@@ -215,7 +215,7 @@ def test_a_connection_that_breaks_halfway_ends_in_one_line_and_leaves_what_was_t
     database, read, tmp_path, monkeypatch
 ):
     before = read("ratings")
-    usable, ended = postgres.usable, []
+    usable, ended = direct.usable, []
 
     def end_backend(raw):
         if not ended:
@@ -224,7 +224,7 @@ def test_a_connection_that_breaks_halfway_ends_in_one_line_and_leaves_what_was_t
                 ended.append(connection.execute(query).fetchall())
         return usable(raw)
 
-    monkeypatch.setattr(postgres, "usable", end_backend)
+    monkeypatch.setattr(direct, "usable", end_backend)
     with pytest.raises(SupabaseError, match=r"^cannot read table public\.many: .* broke off: run it again$"):
         read("many")
     assert ended == [[(True,)]]

@@ -9,15 +9,15 @@ import pytest
 from pydantic import SecretStr
 
 from mf.errors import ConfigError, DataError, SupabaseError
+from mf.ingest import ingest
 from mf.local.gateway import Fault
-from mf.ratings import page, pages, postgres, rest
 from mf.ratings.config import IngestConfig
-from mf.ratings.ingest import ingest
 from mf.ratings.schema import read_ratings
 from mf.supabase import client
 from mf.supabase.client import connect
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
+from mf.supabase.tables import direct, page, pages, rest
 
 USERS = 600
 INTEGERS = "select user_id, movie_id, rating::float8 from by_integer order by 1, 2"
@@ -146,7 +146,7 @@ def read(request, database, read_api, tmp_path):
     def read_directly(table, **options):
         url = Database(SecretStr(database.db_url))
         rows, provenance = result(
-            tmp_path, IngestConfig.of(import_table=table, **options), functools.partial(postgres.read_table, url)
+            tmp_path, IngestConfig.of(import_table=table, **options), functools.partial(direct.read_table, url)
         )
         return sorted(rows, key=lambda row: (row["user_id"], row["movie_id"])), provenance
 

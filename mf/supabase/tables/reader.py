@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 from pydantic import SecretStr
 
-from mf.ratings import postgres, rest
+from mf.ingest import ReadTable
 from mf.ratings.config import IngestConfig
-from mf.ratings.ingest import ReadTable
 from mf.supabase.client import connect
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
+from mf.supabase.tables import direct, rest
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def reader(config: IngestConfig, url: str = "", key: SecretStr | None = None) ->
         yield None
     elif database := Database.find():
         database.check_project(url)
-        yield functools.partial(postgres.read_table, database)
+        yield functools.partial(direct.read_table, database)
     else:
         credentials = Credentials.find(url, key)
         with connect(credentials) as client:

@@ -19,7 +19,7 @@ def ingest(config: IngestConfig, output: Path, rejects: Path, *, read_table: Rea
     ``rejects`` (CSV: where, reason, row).
 
     Args:
-        read_table: does the same for ``config.import_table``; see ``mf.ratings.table.reader``.
+        read_table: does the same for ``config.import_table``; see ``mf.supabase.tables.reader.reader``.
 
     Raises:
         ConfigError: not exactly one source is given, or a table without a way to read it.

@@ -12,14 +12,14 @@ from supabase import Client
 
 from mf.errors import DataError, SupabaseError
 from mf.progress import Progress
-from mf.ratings.checks import SCHEMA, Table, grant, missing, reject, table_name, usable
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
-from mf.ratings.page import Page
-from mf.ratings.pages import Pages, quoted
 from mf.ratings.schema import RATED_AT, RATING, Provenance
 from mf.supabase.client import call, call_response
 from mf.supabase.credentials import Credentials
+from mf.supabase.tables.description import SCHEMA, Table, grant, missing, reject, table_name, usable
+from mf.supabase.tables.page import Page
+from mf.supabase.tables.pages import Pages, quoted
 
 PAGE_SIZE = 10_000  # rows; Supabase gives 1000 unless told otherwise
 WORKERS = 8  # enough to keep a client busy at 20 ms away, and what a small project serves beside its own readers
@@ -43,7 +43,7 @@ def read_table(
     workers: int = WORKERS,
 ) -> Provenance:
     """Reads the table or view ``config.import_table`` of the schema public and writes ``output`` (Parquet) and
-    ``rejects`` (CSV), as ``mf.ratings.ingest.ingest`` does.
+    ``rejects`` (CSV), as ``mf.ingest.ingest`` does.
 
     Pages follow a unique key, ``config.key_columns`` or else the primary key. The whole is not one snapshot: a row that
     stands throughout the reading comes exactly once; one that is inserted, deleted or given another key meanwhile may

@@ -15,9 +15,9 @@ import pyarrow as pa
 from supabase import Client
 
 from mf.errors import DataError
-from mf.ratings.checks import Table
-from mf.ratings.page import Key, Page, read_page
 from mf.supabase.client import call_read
+from mf.supabase.tables.description import Table
+from mf.supabase.tables.page import Key, Page, read_page
 
 # Pages of one range, at least and at most: many, so that finding where one ends, which takes a request, costs little;
 # fewer the less there is left to read, so that the workers end together.

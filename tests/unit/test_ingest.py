@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mf.errors import ConfigError, DataError
+from mf.ingest import ingest
 from mf.ratings.config import IngestConfig, SplitConfig
-from mf.ratings.ingest import ingest
 from mf.ratings.schema import USER, Provenance, read_ratings
 
 
@@ -70,7 +70,7 @@ def test_an_import_that_is_killed_leaves_earlier_results_as_they_were(tmp_path: 
         import os, signal, sys, threading, time
         from pathlib import Path
         from mf.ratings.config import IngestConfig
-        from mf.ratings.ingest import ingest
+        from mf.ingest import ingest
         folder = Path(sys.argv[1])
         def kill():
             while not any(part.stat().st_size for part in folder.glob(".out.parquet.*.part")):

@@ -9,7 +9,7 @@ from pyarrow import json
 from pydantic_core import from_json
 
 from mf.errors import SupabaseError
-from mf.ratings.checks import Row, Table, as_float
+from mf.supabase.tables.description import Row, Table, as_float
 
 # By the type that the API's description gives a column.
 ARROW = {"integer": pa.int64(), "number": pa.float64(), "string": pa.string(), "boolean": pa.bool_()}

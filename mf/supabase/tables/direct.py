@@ -16,12 +16,12 @@ from psycopg import sql
 from mf.errors import SupabaseError
 from mf.files import written_aside
 from mf.progress import Progress
-from mf.ratings.checks import KEY, SCHEMA, Table, grant, missing, reject, table_name, usable
 from mf.ratings.config import IngestConfig
 from mf.ratings.rejects import Rejects
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, Provenance, ratings_schema, times, write_parts
 from mf.supabase.database import Database
 from mf.supabase.snapshot import select, snapshot
+from mf.supabase.tables.description import KEY, SCHEMA, Table, grant, missing, reject, table_name, usable
 
 INFINITE = 9.2e18  # microseconds
 
@@ -40,7 +40,7 @@ class _Source:
 
 def read_table(database: Database, config: IngestConfig, output: Path, rejects: Path) -> Provenance:
     """Reads the table or view ``config.import_table`` of the schema public and writes ``output`` (Parquet) and
-    ``rejects`` (CSV), as ``mf.ratings.ingest.ingest`` does.
+    ``rejects`` (CSV), as ``mf.ingest.ingest`` does.
 
     All rows are of one moment. They are never held in memory together: where a unique index over user and movie says
     that a pair occurs once, they go to the file as they come, in the database's own order; else the database sorts

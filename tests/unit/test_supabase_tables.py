@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 
 from mf.errors import DataError, SupabaseError
-from mf.ratings.checks import Table, usable
 from mf.ratings.collect import Collector
-from mf.ratings.page import read_page
-from mf.ratings.pages import _ascend, bound, check_keys
-from mf.ratings.rest import _turned
 from mf.ratings.schema import read_ratings
+from mf.supabase.tables.description import Table, usable
+from mf.supabase.tables.page import read_page
+from mf.supabase.tables.pages import _ascend, bound, check_keys
+from mf.supabase.tables.rest import _turned
 
 MOMENT = datetime(2024, 2, 29, 12, 30, 0, 250_000, UTC)
 COLUMNS = {"user_id": "userId", "movie_id": "movieId", "rating": "stars"}
