@@ -31,7 +31,6 @@ def ingest(
     from mf.ingest import ingest
     from mf.ratings.config import IngestConfig
     from mf.supabase.destination import Destination
-    from mf.supabase.tables.reader import reader
     from mf.warm_start import EarlierModel
 
     ratings.path += ".parquet"
@@ -54,8 +53,7 @@ def ingest(
         if earlier:
             earlier.save(Path(initial_model.path))
             initial_model.metadata["run_id"] = earlier.header.run_id
-        with reader(config, supabase_url) as read_table:
-            provenance = ingest(config, Path(ratings.path), Path(rejects.path), read_table=read_table)
+        provenance = ingest(config, Path(ratings.path), Path(rejects.path), url=supabase_url)
     print(provenance.summary())
     ratings.metadata.update(asdict(provenance))
     rejects.metadata["rows"] = provenance.rows_rejected

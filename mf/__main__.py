@@ -26,7 +26,6 @@ from mf.supabase import runs
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.destination import Destination
 from mf.supabase.schema import migration
-from mf.supabase.tables.reader import reader
 from mf.train import DEFAULT_SOLVER, SOLVER_HELP, pick_device, train
 from mf.warm_start import INIT_FROM, EarlierModel
 
@@ -108,8 +107,9 @@ def train_once(argv: Sequence[str]) -> None:
 
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         work = Path(scratch)
-        with reader(source, trainer.supabase_url, trainer.supabase_key) as read_table:
-            provenance = ingest(source, work / "ratings.parquet", work / "rejects.csv", read_table=read_table)
+        provenance = ingest(
+            source, work / "ratings.parquet", work / "rejects.csv", url=trainer.supabase_url, key=trainer.supabase_key
+        )
         print(provenance.summary())
         parts = split(read_ratings(work / "ratings.parquet")[0], division)
         if destination:

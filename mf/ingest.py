@@ -1,38 +1,63 @@
-"""From a source of ratings to one Parquet file of checked rows."""
+"""Ingest: ratings from a file or a Supabase table to one Parquet file of checked rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from mf.errors import ConfigError
-from mf.progress import Progress
+from mf.ratings import csv
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
-from mf.ratings.csv import read_csv
-from mf.ratings.fetch import local_copy
 from mf.ratings.schema import Provenance
+from mf.supabase.client import connect
+from mf.supabase.credentials import Credentials
+from mf.supabase.database import Database
+from mf.supabase.tables import direct, rest
+from mf.supabase.tables.description import source_name
 
-ReadTable = Callable[[IngestConfig, Path, Path], Provenance]
+# A source's reader: reads what the configuration names into the sink; returns which column was read as what.
+Read = Callable[[IngestConfig, Collector], dict[str, str]]
 
 
-def ingest(config: IngestConfig, output: Path, rejects: Path, *, read_table: ReadTable | None = None) -> Provenance:
-    """Reads ratings from a file or a table and writes the good rows to ``output`` (Parquet) and the bad ones to
-    ``rejects`` (CSV: where, reason, row).
+def ingest(
+    config: IngestConfig, output: Path, rejects: Path, *, url: str = "", key: SecretStr | None = None
+) -> Provenance:
+    """Read ratings from a file or a table; write the good rows to ``output`` (Parquet, see ``Collector.finish``) and
+    the bad ones to ``rejects`` (CSV: where, reason, row).
 
     Args:
-        read_table: does the same for ``config.import_table``; see ``mf.supabase.tables.reader.reader``.
+        url, key: of the Supabase project of ``config.import_table``; by default those of the environment. With
+            ``SUPABASE_DB_URL`` the table is read over the direct connection, and no key is needed.
 
     Raises:
-        ConfigError: not exactly one source is given, or a table without a way to read it.
-        DataError: the source cannot be read, has no ratings or too many bad rows; nothing is written then.
+        ConfigError: not exactly one source is given, or the table's project and its credentials are missing, malformed
+            or of two projects.
+        SupabaseError: the table cannot be read.
+        DataError: the source cannot be read, has no ratings or too many bad rows. Nothing is written after any error.
     """
+    with _source(config, url, key) as (name, read):
+        sink = Collector(name, config.max_reject_fraction)
+        columns = read(config, sink)
+        return sink.finish(output, rejects, columns)
+
+
+@contextmanager
+def _source(config: IngestConfig, url: str, key: SecretStr | None) -> Iterator[tuple[str, Read]]:
+    """The name of the configured source and its reader; the list of all sources."""
     if bool(config.ratings_csv) == bool(config.import_table):
         found = "both" if config.ratings_csv else "neither"
         raise ConfigError(f"expected a file (--ratings_csv) or a table (--import_table) to read, found {found}")
-    if config.import_table:
-        if read_table is None:
-            raise ConfigError(f"the table {config.import_table} needs Supabase; set SUPABASE_URL and SUPABASE_KEY")
-        return read_table(config, output, rejects)
-    collector = Collector(config.ratings_csv, config.max_reject_fraction)
-    with local_copy(config.ratings_csv) as path, Progress(f"read {config.ratings_csv}") as progress:
-        columns = read_csv(path, config.ratings_csv, config, collector, progress)
-    return collector.finish(output, rejects, columns)
+    if config.ratings_csv:
+        yield config.ratings_csv, csv.read
+        return
+    name = source_name(config.import_table)
+    if database := Database.find():
+        database.check_project(url)
+        yield name, partial(direct.read, database)
+    else:
+        credentials = Credentials.find(url, key)
+        with connect(credentials) as client:
+            yield name, partial(rest.read, client, credentials)

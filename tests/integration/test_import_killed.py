@@ -13,7 +13,6 @@ from mf.ingest import ingest
 from mf.local.gateway import Request
 from mf.ratings.config import IngestConfig
 from mf.ratings.schema import Provenance, read_ratings
-from mf.supabase.tables.reader import reader
 
 ROOT = Path(__file__).parents[2]
 ROWS = 1_200_000  # of the larger table: the database gives it in several parts
@@ -32,12 +31,10 @@ PROGRAM = """if True:
     from mf.supabase.tables import pages
     from mf.ratings.config import IngestConfig
     from mf.ingest import ingest
-    from mf.supabase.tables.reader import reader
     pages.PAGES, spill.IN_MEMORY = 2, 1
     table, folder = sys.argv[1], Path(sys.argv[2])
     config = IngestConfig.of(import_table=table)
-    with reader(config) as read_table:
-        ingest(config, folder / "ratings.parquet", folder / "rejects.csv", read_table=read_table)
+    ingest(config, folder / "ratings.parquet", folder / "rejects.csv")
 """
 
 
@@ -59,8 +56,7 @@ def folder(tmp_path):
 
 
 def into(folder: Path, config: IngestConfig) -> Provenance:
-    with reader(config) as read_table:
-        return ingest(config, folder / "ratings.parquet", folder / "rejects.csv", read_table=read_table)
+    return ingest(config, folder / "ratings.parquet", folder / "rejects.csv")
 
 
 def started(table: str, folder: Path, temporary: Path, **environ: str) -> "subprocess.Popen[bytes]":

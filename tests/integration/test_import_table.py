@@ -1,4 +1,3 @@
-import functools
 import re
 import uuid
 from datetime import UTC, datetime
@@ -11,13 +10,14 @@ from pydantic import SecretStr
 from mf.errors import ConfigError, DataError, SupabaseError
 from mf.ingest import ingest
 from mf.local.gateway import Fault
+from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
 from mf.ratings.schema import read_ratings
 from mf.supabase import client
 from mf.supabase.client import connect
 from mf.supabase.credentials import Credentials
-from mf.supabase.database import Database
-from mf.supabase.tables import direct, page, pages, rest
+from mf.supabase.tables import page, pages, rest
+from mf.supabase.tables.description import source_name
 
 USERS = 600
 INTEGERS = "select user_id, movie_id, rating::float8 from by_integer order by 1, 2"
@@ -119,36 +119,37 @@ def no_faults(database):
     database.gateway.requests.clear()
 
 
-def result(folder, config, read_table):
+def ratings_of(folder):
     """The ratings, as rows, and where they came from."""
-    provenance = ingest(config, folder / "ratings.parquet", folder / "rejects.csv", read_table=read_table)
-    return read_ratings(folder / "ratings.parquet")[0].to_pylist(), provenance
+    table, provenance = read_ratings(folder / "ratings.parquet")
+    return table.to_pylist(), provenance
 
 
 @pytest.fixture
 def read_api(database, tmp_path, monkeypatch):
-    """Imports a table through the API, as a user does, in ranges of two pages."""
+    """Imports a table through the API in ranges of two pages."""
     monkeypatch.setattr(pages, "PAGES", 2)
 
     def read(table, *, source=database, key=None, page_size=1000, workers=3, **options):
         credentials = Credentials(source.url, SecretStr(key or source.secret_key))
+        config = IngestConfig.of(import_table=table, **options)
+        sink = Collector(source_name(table), config.max_reject_fraction)
         with connect(credentials) as client:
-            read_table = functools.partial(rest.read_table, client, credentials, page_size=page_size, workers=workers)
-            return result(tmp_path, IngestConfig.of(import_table=table, **options), read_table)
+            columns = rest.read(client, credentials, config, sink, page_size=page_size, workers=workers)
+        sink.finish(tmp_path / "ratings.parquet", tmp_path / "rejects.csv", columns)
+        return ratings_of(tmp_path)
 
     return read
 
 
 @pytest.fixture(params=["API", "direct"])
-def read(request, database, read_api, tmp_path):
-    """Imports a table either way; rows are in the order of users and movies."""
+def read(request, database, read_api, tmp_path, monkeypatch):
+    """Imports a table either way."""
 
     def read_directly(table, **options):
-        url = Database(SecretStr(database.db_url))
-        rows, provenance = result(
-            tmp_path, IngestConfig.of(import_table=table, **options), functools.partial(direct.read_table, url)
-        )
-        return sorted(rows, key=lambda row: (row["user_id"], row["movie_id"])), provenance
+        monkeypatch.setenv("SUPABASE_DB_URL", database.db_url)
+        ingest(IngestConfig.of(import_table=table, **options), tmp_path / "ratings.parquet", tmp_path / "rejects.csv")
+        return ratings_of(tmp_path)
 
     return read_api if request.param == "API" else read_directly
 

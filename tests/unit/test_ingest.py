@@ -10,7 +10,7 @@ import pytest
 from mf.errors import ConfigError, DataError
 from mf.ingest import ingest
 from mf.ratings.config import IngestConfig, SplitConfig
-from mf.ratings.schema import USER, Provenance, read_ratings
+from mf.ratings.schema import USER, read_ratings
 
 
 def test_a_csv_file_becomes_parquet_and_a_file_of_rejects(tmp_path: Path) -> None:
@@ -25,25 +25,20 @@ def test_a_csv_file_becomes_parquet_and_a_file_of_rejects(tmp_path: Path) -> Non
         assert list(csv.reader(file))[1] == ["line 101", 'rating "bad" is not a number', "5,1,bad"]
 
 
-def test_a_table_is_read_by_what_the_caller_hands_in(tmp_path: Path) -> None:
-    def read_table(config: IngestConfig, output: Path, rejects: Path) -> Provenance:
-        assert (config.import_table, output, rejects) == ("ratings", tmp_path / "out.parquet", tmp_path / "rejects.csv")
-        return expected
-
-    expected = Provenance("table public.ratings", 1, 0, 0, 1)
-    config = IngestConfig.of(import_table="ratings")
-    assert ingest(config, tmp_path / "out.parquet", tmp_path / "rejects.csv", read_table=read_table) is expected
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({}, "found neither"),
         ({"ratings_csv": "a", "import_table": "b"}, "found both"),
-        ({"import_table": "b"}, "Supabase"),
+        ({"import_table": "b"}, "no Supabase project: give --supabase_url or set SUPABASE_URL"),
+        ({"import_table": "auth.users"}, "--import_table auth.users: expected a table of the schema public"),
     ],
 )
-def test_not_exactly_one_readable_source_is_refused(tmp_path: Path, config: dict[str, str], message: str) -> None:
+def test_not_exactly_one_readable_source_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, str], message: str
+) -> None:
+    for name in ("SUPABASE_URL", "SUPABASE_DB_URL", "SUPABASE_DB_URL_SECRET"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match=message):
         ingest(IngestConfig.of(**config), tmp_path / "out.parquet", tmp_path / "rejects.csv")
     assert list(tmp_path.iterdir()) == []

@@ -1,76 +1,65 @@
-"""Ratings from a table of Supabase's database, over a direct connection: one snapshot, streamed to Parquet."""
+"""Read a table of Supabase's database over the direct connection: one snapshot, streamed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import adbc_driver_postgresql.dbapi as adbc
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from adbc_driver_manager import AdbcStatusCode
 from psycopg import sql
 
 from mf.errors import SupabaseError
-from mf.files import written_aside
 from mf.progress import Progress
+from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
-from mf.ratings.rejects import Rejects
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, Provenance, ratings_schema, times, write_parts
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER
 from mf.supabase.database import Database
 from mf.supabase.snapshot import select, snapshot
-from mf.supabase.tables.description import KEY, SCHEMA, Table, grant, missing, reject, table_name, usable
-
-INFINITE = 9.2e18  # microseconds
+from mf.supabase.tables.description import KEY, SCHEMA, Table, check_rows, grant, no_such_table, table_name
 
 
 @dataclass(frozen=True)
 class _Source:
-    """The table as it is found, and what is read of it."""
+    """The table and what is read of it."""
 
     table: Table
     columns: dict[str, str]
-    key: list[str]  # what a rejected row is called by
-    types: dict[str, tuple[str, int]]  # of every column: its base type's name, and its modifier
-    order: list[sql.Composable]  # that puts the rows of a pair beside one another; none where each pair occurs once
-    rows: int | None  # as the planner thinks
+    key: list[str]  # the columns that identify a rejected row
+    types: dict[str, str]  # the base type's name of every column
+    order: list[sql.Composable]  # in which the last row of a pair is its latest; empty where each pair occurs once
+    rows: int | None  # the planner's estimate
 
 
-def read_table(database: Database, config: IngestConfig, output: Path, rejects: Path) -> Provenance:
-    """Reads the table or view ``config.import_table`` of the schema public and writes ``output`` (Parquet) and
-    ``rejects`` (CSV), as ``mf.ingest.ingest`` does.
+def read(database: Database, config: IngestConfig, sink: Collector) -> dict[str, str]:
+    """Read the table or view ``config.import_table`` of the schema public into ``sink``.
 
-    All rows are of one moment. They are never held in memory together: where a unique index over user and movie says
-    that a pair occurs once, they go to the file as they come, in the database's own order; else the database sorts
-    them, which takes room on its disk.
+    All rows are of one snapshot. Where no unique index over user and movie guarantees that a pair occurs once, the
+    database sorts them by key, or as they are stored, which takes room on its disk.
+
+    Returns:
+        Which column was read as what, ``{"user_id": "userId", …}``.
 
     Raises:
         ConfigError: the table is of another schema.
-        SupabaseError: no connection, no table, no right to read it or to see all its rows, no row to be seen, or the
-            connection broke off.
-        DataError: a column is missing or of a type that does not serve, or too many rows are bad. Nothing is written
-            then.
+        SupabaseError: no connection, no table, no right to read it or to see all its rows, no row can be seen, or the
+            connection broke.
+        DataError: a column is missing or has a type that cannot be used; or as ``sink.add`` raises.
     """
     name = table_name(config.import_table)
     hints = {"42501": grant(name, "ROLE") + ", with the role of SUPABASE_DB_URL"}
     with snapshot(database, f"read table {SCHEMA}.{name}", hints) as cursor:
         source = _describe(cursor, name, config)
-        bad = Rejects(str(source.table), config.max_reject_fraction)
-        with written_aside(rejects) as aside, Progress(f"import {SCHEMA}.{name}", source.rows) as progress:
-            parts = _ratings(_raw(cursor, source, config, progress), source, bad)
-
-            def provenance(kept: int) -> Provenance:
-                if not progress.done:
-                    raise source.table.nothing(config)
-                good = progress.done - bad.count
-                bad.check(good)
-                bad.write(aside)
-                counts = (progress.done, bad.count, good - kept, kept)
-                return Provenance(str(source.table), *counts, columns=source.columns)
-
-            return write_parts(parts, _schema(source), output, provenance)
+        with Progress(f"import {SCHEMA}.{name}", source.rows) as progress:
+            for cells in _cells(cursor, source, config):
+                progress.advance(len(cells))
+                batch = check_rows(cells, source.columns, source.key)
+                for row in batch.bad:
+                    sink.reject(*row)
+                sink.add(batch.ratings, batch.time_forms)
+    if not sink.rows_read:
+        raise source.table.no_rows(config)
+    return source.columns
 
 
 _TABLE = """
@@ -83,10 +72,10 @@ from pg_catalog.pg_class c where c.relnamespace = {schema}::pg_catalog.regnamesp
 _TABLES = """
 select c.relname::text as name from pg_catalog.pg_class c
 where c.relnamespace = {schema}::pg_catalog.regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f')"""
-# A domain is what it is made of; "type" is what PostgREST calls a column.
+# A domain counts as its base type; "type" is PostgREST's name for a column's type.
 _COLUMNS = """
 select a.attname::text as name, pg_catalog.format_type(a.atttypid, null) as format, a.attnotnull as not_null,
-  b.typname::text as base, coalesce(nullif(t.typtypmod, -1), a.atttypmod)::int8 as modifier,
+  b.typname::text as base,
   case when b.typcategory = 'A' then 'array' when b.typname in ('int2', 'int4', 'int8') then 'integer'
     when b.typname in ('float4', 'float8', 'numeric') then 'number' when b.typname = 'bool' then 'boolean'
     when b.typname in ('json', 'jsonb') then 'json' else 'string' end as type
@@ -104,81 +93,78 @@ from pg_catalog.pg_index i where i.indrelid = {oid}::pg_catalog.oid and i.indisu
 def _describe(cursor: Any, name: str, config: IngestConfig) -> _Source:
     found = select(cursor, _TABLE, schema=SCHEMA, name=name).to_pylist()
     if not found:
-        there = [row["name"] for row in select(cursor, _TABLES, schema=SCHEMA).to_pylist()]
-        raise SupabaseError(f"cannot read table {SCHEMA}.{name}: relation does not exist (42P01): {missing(there)}")
-    (it,) = found
-    if not it["readable"]:
-        say = f"permission denied for table {name} (42501): {grant(name, it['role'])}"
-        raise SupabaseError(f"cannot read table {SCHEMA}.{name}: {say}")
-    if it["filtered"]:
+        tables = [row["name"] for row in select(cursor, _TABLES, schema=SCHEMA).to_pylist()]
         raise SupabaseError(
-            f"cannot read table {SCHEMA}.{name}: row level security may hide rows from the role {it['role']}: connect "
-            "as postgres, or as a role with bypassrls"
+            f"cannot read table {SCHEMA}.{name}: relation does not exist (42P01): {no_such_table(tables)}"
         )
-    unique = select(cursor, _UNIQUE, oid=it["oid"]).to_pylist()
-    described = select(cursor, _COLUMNS, oid=it["oid"]).to_pylist()
+    (about,) = found
+    if not about["readable"]:
+        denied = f"permission denied for table {name} (42501): {grant(name, about['role'])}"
+        raise SupabaseError(f"cannot read table {SCHEMA}.{name}: {denied}")
+    if about["filtered"]:
+        raise SupabaseError(
+            f"cannot read table {SCHEMA}.{name}: row level security may hide rows from the role {about['role']}: "
+            "connect as postgres, or as a role with bypassrls"
+        )
+    unique = select(cursor, _UNIQUE, oid=about["oid"]).to_pylist()
+    described = select(cursor, _COLUMNS, oid=about["oid"]).to_pylist()
     table = Table(
         name,
-        it["role"],
+        about["role"],
         {column["name"]: column for column in described},
         next((index["columns"] for index in unique if index["is_primary"]), []),
         frozenset(column["name"] for column in described if column["not_null"]),
     )
     columns = table.find_columns(config)
     pair = [columns[USER], columns[MOVIE]]
-    types = {column["name"]: (column["base"], column["modifier"]) for column in described}
+    types = {column["name"]: column["base"] for column in described}
     key = table.key(config.key_columns)
-    # A row whose user or movie is null is not bound by the index, and no rating either. A table's index says nothing
-    # of the tables that inherit from it.
-    is_once = not it["has_children"] and any(sorted(index["columns"]) == sorted(pair) for index in unique)
-    order = [] if is_once else [*(_grouped_by(name, table) for name in pair), *map(sql.Identifier, key)]
-    if order and not key and it["kind"] == "r":
-        order.append(sql.SQL("ctid"))  # as they are stored
-    filtered = config.rated_since or config.rated_before or it["rows"] < 1
-    return _Source(table, columns, key or pair, types, order, None if filtered else it["rows"])
+    # The index allows several rows with a null user or movie, but those are bad rows. A table's index does not hold for
+    # the tables that inherit from it.
+    is_once = not about["has_children"] and any(sorted(index["columns"]) == sorted(pair) for index in unique)
+    order: list[sql.Composable] = [] if is_once else [sql.Identifier(name) for name in key]
+    if not is_once and not key and about["kind"] == "r":
+        order = [sql.SQL("ctid")]  # as they are stored
+    is_unknown = config.rated_since or config.rated_before or about["rows"] < 1
+    return _Source(table, columns, key or pair, types, order, None if is_unknown else about["rows"])
 
 
-def _grouped_by(column: str, table: Table) -> sql.Composable:
-    """Text is sorted by its bytes: a collation may mix different texts as if they were one."""
-    described = table.columns[column]
-    is_text = described["type"] == "string" and described["format"] != "uuid"
-    return sql.SQL('{}::text collate pg_catalog."C"' if is_text else "{}").format(sql.Identifier(column))
-
-
-def _raw(cursor: Any, source: _Source, config: IngestConfig, progress: Progress) -> Iterator[pa.Table]:
-    """What the database gives, piece by piece: the columns by their role, then the key's others by their name."""
-    read = {role: _cast(source, name, role) for role, name in source.columns.items()}
-    read |= {f"{KEY} {name}": _cast(source, name, KEY) for name in source.key if name not in source.columns.values()}
-    fields = [sql.SQL("{} as {}").format(what, sql.Identifier(name)) for name, what in read.items()]
+def _cells(cursor: Any, source: _Source, config: IngestConfig) -> Iterator[pa.Table]:
+    """The rows, batch by batch: the columns of the roles and of the key, by the table's names."""
+    roles = dict.fromkeys(source.key, KEY) | {name: role for role, name in source.columns.items()}
+    fields = [
+        sql.SQL("{} as {}").format(_cast(source.types[name], name, role), sql.Identifier(name))
+        for name, role in roles.items()
+    ]
     query: list[sql.Composable] = [
         sql.SQL("select"),
         sql.SQL(", ").join(fields),
-        sql.SQL("from {}").format(sql.Identifier(SCHEMA, source.table.name)),
+        sql.SQL("from {} t").format(sql.Identifier(SCHEMA, source.table.name)),
     ]
     if bounds := _bounds(source, config):
         query += [sql.SQL("where"), sql.SQL(" and ").join(bounds)]
     if source.order:
-        query += [sql.SQL("order by"), sql.SQL(", ").join(source.order)]
+        # Qualified: the bare name would mean the selected text.
+        query += [sql.SQL("order by"), sql.SQL(", ").join(sql.SQL("t.{}").format(column) for column in source.order)]
     cursor.execute(sql.SQL(" ").join(query).as_string())
     batches = cursor.fetch_record_batch()
     while (batch := _next(batches)) is not None:
-        progress.advance(len(batch))
         yield pa.Table.from_batches([batch])
 
 
 def _next(batches: pa.RecordBatchReader) -> pa.RecordBatch | None:
     try:
         return next(batches, None)
-    except (OSError, pa.ArrowException) as error:  # Arrow's own, for what the driver meets between two batches
+    except (OSError, pa.ArrowException) as error:  # Arrow's error for a fault of the driver between two batches
         raise adbc.OperationalError(str(error), status_code=AdbcStatusCode.IO) from None
 
 
 def _bounds(source: _Source, config: IngestConfig) -> list[sql.Composable]:
-    """The conditions of ``rated_since`` and ``rated_before``, which a time that is unknown does not fulfil."""
+    """The conditions of ``rated_since`` and ``rated_before``; an unknown time fulfils neither."""
     if not (config.since or config.before):
         return []
     column = sql.Identifier(source.columns[RATED_AT])
-    is_zoned = source.types[source.columns[RATED_AT]][0] == "timestamptz"
+    is_zoned = source.types[source.columns[RATED_AT]] == "timestamptz"
     moments = {">=": config.since, "<": config.before}
     return [
         sql.SQL(f"{{}} {comparison} {{}}").format(
@@ -189,94 +175,17 @@ def _bounds(source: _Source, config: IngestConfig) -> list[sql.Composable]:
     ]
 
 
-def _cast(source: _Source, column: str, role: str) -> sql.Composable:
-    """What is selected for a column, of a type that Arrow has. A number that float8 cannot hold becomes infinite, where
-    a cast would end the query."""
-    base, modifier = source.types[column]
+def _cast(base: str, column: str, role: str) -> sql.Composable:
+    """The expression to select for a column, of a type that Arrow has. A numeric is selected as text: it may be beyond
+    float8, where a cast would end the query."""
     if role == RATED_AT and base in ("timestamp", "date"):
-        form = "{}::timestamp at time zone 'UTC'"
+        form = "t.{}::timestamp at time zone 'UTC'"
     elif base in ("float4", "timestamptz") and role in (RATING, RATED_AT):
-        form = "{}"
-    elif base == "numeric" and modifier == -1:
-        form = (
-            "case when {0} between -1e300 and 1e300 then {0}::float8 when {0} = 'NaN' then 'NaN' when {0} > 0 then "
-            "'Infinity' when {0} < 0 then '-Infinity' end"
-        )
-    elif base in ("float8", "numeric") or (role == RATING and base in ("int4", "int8")):
-        form = "{}::float8"
+        form = "t.{}"
+    elif base == "float8" or (role == RATING and base in ("int4", "int8")):
+        form = "t.{}::float8"
     elif base in ("int2", "int4", "int8"):
-        form = "{}::float4" if role == RATING else "{}::int8"
+        form = "t.{}::float4" if role == RATING else "t.{}::int8"
     else:
-        form = "{}::text"
+        form = "t.{}::text"
     return sql.SQL(form).format(sql.Identifier(column))
-
-
-def _schema(source: _Source) -> pa.Schema:
-    is_integer = [source.table.columns[source.columns[role]]["type"] == "integer" for role in (USER, MOVIE)]
-    ids = [pa.int64() if integer else pa.string() for integer in is_integer]
-    return ratings_schema(*ids, timestamps=RATED_AT in source.columns)
-
-
-def _ratings(parts: Iterator[pa.Table], source: _Source, bad: Rejects) -> Iterator[pa.Table]:
-    """The usable rows, each pair once."""
-    rows = _usable(parts, source, bad)
-    return _latest(rows) if source.order else rows
-
-
-def _usable(parts: Iterator[pa.Table], source: _Source, bad: Rejects) -> Iterator[pa.Table]:
-    for raw in parts:
-        table, good = usable(raw.select(list(source.columns)))
-        if not good.all():
-            reject(_records(raw.filter(pa.array(~good)), source), source.columns, source.key, bad.add)
-        yield table
-
-
-def _records(raw: pa.Table, source: _Source) -> list[dict[str, Any]]:
-    """Rows by the table's own columns."""
-    if RATED_AT in raw.column_names and pa.types.is_timestamp(raw[RATED_AT].type):
-        micros = raw[RATED_AT].cast(pa.int64()).to_pylist()
-        raw = raw.set_column(
-            raw.column_names.index(RATED_AT), RATED_AT, pa.array(map(_shown_time, micros), pa.string())
-        )
-    names = {f"{KEY} {name}": name for name in source.key} | source.columns
-    return [{names[field]: value for field, value in row.items()} for row in raw.to_pylist()]
-
-
-def _shown_time(micros: int | None) -> str | None:
-    """A time as a text, which may be none that Python has: PostgreSQL's infinity comes as the last that Arrow has."""
-    if micros is None:
-        return None
-    return "infinity" if abs(micros) > INFINITE else str(np.datetime64(micros, "us"))
-
-
-def _latest(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Of parts in which the rows of a pair stand beside one another, the latest row of each: by ``rated_at``, and among
-    equals the last. The rows of a part's last pair wait for the next part."""
-    held: pa.Table | None = None
-    for part in parts:
-        rows = (pa.concat_tables([held, part]) if held is not None else part).combine_chunks()
-        if len(rows):
-            begins = _begins(rows)
-            last = int(np.flatnonzero(begins)[-1])
-            held = rows.slice(last)
-            yield _last_of_each(rows.slice(0, last), begins[:last])
-    if held is not None:
-        yield _last_of_each(held, _begins(held))
-
-
-def _begins(rows: pa.Table) -> npt.NDArray[np.bool_]:
-    """Which rows are the first of their pair."""
-    begins = np.ones(len(rows), bool)
-    differ = [
-        pc.not_equal(rows[name].slice(1), rows[name].slice(0, len(rows) - 1)).to_numpy() for name in (USER, MOVIE)
-    ]
-    begins[1:] = differ[0] | differ[1]
-    return begins
-
-
-def _last_of_each(rows: pa.Table, begins: npt.NDArray[np.bool_]) -> pa.Table:
-    if begins.all():
-        return rows
-    pair = np.cumsum(begins)
-    order = np.lexsort((times(rows), pair)) if RATED_AT in rows.column_names else np.arange(len(rows))
-    return rows.take(pa.array(order[np.append(pair[1:] != pair[:-1], True)]))
