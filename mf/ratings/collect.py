@@ -25,7 +25,7 @@ from mf.ratings.schema import (
     times,
     write_parts,
 )
-from mf.ratings.spill import ROW, TIMED_ROW, Rows, Spill, sorted_once
+from mf.ratings.spill import ROW, TIMED_ROW, RowArray, Spill, sorted_once
 
 CHUNK = 1 << 20  # rows per chunk of string ids: a string array holds at most 2 GiB of text
 BATCH = 1 << 20  # rows per write to the temporary file
@@ -145,7 +145,7 @@ def _counted(parts: Iterable[pa.Table], progress: Progress) -> Iterator[pa.Table
         progress.advance(len(part))
 
 
-def _table(user_ids: pa.Array, movie_ids: pa.Array, rows: Rows) -> pa.Table:
+def _table(user_ids: pa.Array, movie_ids: pa.Array, rows: RowArray) -> pa.Table:
     """Rows with ranks in place of ids as ratings, sorted, each pair once."""
     rows = sorted_once(rows, len(movie_ids))
     columns = {

@@ -103,8 +103,8 @@ def test_sizes_that_leave_nothing_and_unknown_splits_are_refused(values: dict[st
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"rated_since": "yesterday"}, "^rated_since: a time in ISO 8601 is expected.*given: 'yesterday'"),
-        ({"rated_before": "0001-01-01T00:00:00+01:00"}, "^rated_before: a time in ISO 8601"),
+        ({"rated_since": "yesterday"}, "^rated_since: expected a time in ISO 8601.*given: 'yesterday'"),
+        ({"rated_before": "0001-01-01T00:00:00+01:00"}, "^rated_before: expected a time in ISO 8601"),
         ({"rated_since": "2024-01-01", "rated_before": "2024-01-01T01:00+01:00"}, "is not before rated_before"),
         ({"import_table": "", "ratings_csv": "a.csv", "rated_since": "2024-01-01"}, "a file is read whole"),
     ],

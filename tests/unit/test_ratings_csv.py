@@ -224,7 +224,7 @@ def test_a_rejected_row_does_not_decide_the_type_of_the_ids(tmp_path: Path) -> N
             {},
             '2 columns fit movie_id, "movieId, itemId", expected one; name it with',
         ),
-        (b"userId,movieId,rating\n", {"rating_column": "movieId"}, "one column is asked for in two roles"),
+        (b"userId,movieId,rating\n", {"rating_column": "movieId"}, "one column has two roles"),
         (
             b"\n1,2,3.5\n",
             {},

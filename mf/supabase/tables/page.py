@@ -37,11 +37,11 @@ class Page:
         return len(self.columns)
 
     def key(self, names: Sequence[str], row: int) -> Key:
-        """The values of the columns ``names`` in a row, -1: the last."""
+        """The values of the columns ``names`` in a row (-1: the last)."""
         return tuple(self.columns[name][row].as_py() for name in names)
 
     def without(self, first: bool = False, last: bool = False) -> "Page":
-        """All rows but the first, the last, or both."""
+        """The page without its first row, its last, or both."""
         return Page(self.body, self.columns.slice(first, max(0, len(self) - first - last)), self.start + first)
 
     def rows(self) -> list[Row]:
