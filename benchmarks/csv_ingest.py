@@ -16,8 +16,8 @@ from benchmarks.apart import Result, apart, cores, run
 from benchmarks.bars import Bar, bars, quotient
 from benchmarks.data import CACHE, load
 from benchmarks.report import failures, number, ratio, table
+from mf.ingest import ingest
 from mf.ratings.config import IngestConfig
-from mf.ratings.ingest import ingest
 
 REPEATS = 3  # in turns; the fastest counts, as others may be at work on the machine
 CHUNK = 1 << 20  # rows written at once

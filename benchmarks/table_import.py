@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import adbc_driver_postgresql.dbapi as adbc
@@ -16,13 +17,16 @@ from benchmarks.apart import Result, cores, run
 from benchmarks.bars import Bar, bars, quotient
 from benchmarks.planted import generate
 from benchmarks.report import failures, number, ratio, table
+from mf.ingest import Read
 from mf.local import LocalSupabase, delete_home
 from mf.local.gateway import Gateway, Request, Response
-from mf.ratings import postgres, rest
+from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
 from mf.supabase.client import connect
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
+from mf.supabase.tables import direct, rest
+from mf.supabase.tables.description import source_name
 
 COLUMNS = "(user_id bigint not null, movie_id bigint not null, rating real not null)"
 BARE = "select user_id::int8, movie_id::int8, rating::float4 from public.ratings"
@@ -185,28 +189,23 @@ def bare() -> Result:
 
 def ours(name: str) -> Result:
     """This project's direct import."""
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        made = postgres.read_table(
-            _database(), IngestConfig(import_table=name), Path(folder, "ratings.parquet"), Path(folder, "rejects.csv")
-        )
-    return {"seconds": time.perf_counter() - started, "rows": made.rows_kept}
+    return _imported(name, partial(direct.read, _database()))
 
 
 def api(rows: int, workers: int = rest.WORKERS) -> Result:
     """This project's import through the API."""
-    credentials, config = Credentials.find(), IngestConfig(import_table=f"ratings_{rows}")
+    credentials = Credentials.find()
+    with connect(credentials) as client:
+        return _imported(f"ratings_{rows}", partial(rest.read, client, credentials, workers=workers))
+
+
+def _imported(name: str, read: Read) -> Result:
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, connect(credentials) as client:
-        made = rest.read_table(
-            client,
-            credentials,
-            config,
-            Path(folder, "ratings.parquet"),
-            Path(folder, "rejects.csv"),
-            workers=workers,
-        )
-    return {"seconds": time.perf_counter() - started, "rows": made.rows_kept}
+    with tempfile.TemporaryDirectory() as folder:
+        sink = Collector(source_name(name), 0)
+        columns = read(IngestConfig(import_table=name), sink)
+        provenance = sink.finish(Path(folder, "ratings.parquet"), Path(folder, "rejects.csv"), columns)
+    return {"seconds": time.perf_counter() - started, "rows": provenance.rows_kept}
 
 
 def _database() -> Database:

@@ -28,9 +28,8 @@ def ingest(
     from pathlib import Path
 
     from mf.errors import reported
+    from mf.ingest import ingest
     from mf.ratings.config import IngestConfig
-    from mf.ratings.ingest import ingest
-    from mf.ratings.table import reader
     from mf.supabase.find import find_target
     from mf.warm_start import EarlierModel
 
@@ -54,8 +53,7 @@ def ingest(
         if earlier:
             earlier.save(Path(initial_model.path))
             initial_model.metadata["run_id"] = earlier.header.run_id
-        with reader(config, supabase_url) as read_table:
-            provenance = ingest(config, Path(ratings.path), Path(rejects.path), read_table=read_table)
+        provenance = ingest(config, Path(ratings.path), Path(rejects.path), url=supabase_url)
     print(provenance.summary())
     ratings.metadata.update(asdict(provenance))
     rejects.metadata["rows"] = provenance.rows_rejected

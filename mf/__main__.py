@@ -17,11 +17,10 @@ from mf.checkpoint import CheckpointFile, reporter
 from mf.config import Config
 from mf.errors import ConfigError, DataError, reported
 from mf.flags import Parser, add_flags, add_shared_flags, given
+from mf.ingest import ingest
 from mf.ratings.config import IngestConfig, SplitConfig
-from mf.ratings.ingest import ingest
 from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
 from mf.ratings.split import split
-from mf.ratings.table import reader
 from mf.solvers import SOLVERS, check_warm, configure
 from mf.supabase import runs
 from mf.supabase.config import ExportConfig, SchemaConfig
@@ -106,8 +105,9 @@ def train_once(argv: Sequence[str]) -> None:
 
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         work = Path(scratch)
-        with reader(source, trainer.supabase_url, trainer.supabase_key) as read_table:
-            provenance = ingest(source, work / "ratings.parquet", work / "rejects.csv", read_table=read_table)
+        provenance = ingest(
+            source, work / "ratings.parquet", work / "rejects.csv", url=trainer.supabase_url, key=trainer.supabase_key
+        )
         print(provenance.summary())
         parts = split(read_ratings(work / "ratings.parquet")[0], division)
         if target:

@@ -1,6 +1,6 @@
-"""Every source of ratings ends here: one table, each (user, movie) once, and an account of what was left out."""
+"""Collect rows of any source: deduplicate, sort, count, write Parquet and rejects."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mf.errors import DataError
 from mf.files import written_aside
 from mf.parallel import in_order
 from mf.progress import Progress
@@ -24,21 +25,20 @@ from mf.ratings.schema import (
     times,
     write_parts,
 )
-from mf.ratings.spill import ROW, TIMED_ROW, Rows, Spill, sorted_once
+from mf.ratings.spill import ROW, TIMED_ROW, RowArray, Spill, sorted_once
 
-# Rows a chunk of string ids: a string array holds at most 2 GiB of text.
-CHUNK = 1 << 20
-BATCH = 1 << 20  # rows that are put into the temporary file at once
+CHUNK = 1 << 20  # rows per chunk of string ids: a string array holds at most 2 GiB of text
+BATCH = 1 << 20  # rows per write to the temporary file
 
 
 class Collector:
-    """Gathers the good and the bad rows of a source and writes both when the source has ended.
+    """The sink of every source: gathers good and bad rows, writes Parquet and rejects when the source has ended.
 
-    The rows wait in a temporary file, in 12 bytes each or with times 20, whatever their ids are. In memory are the
-    distinct ids and some of the rows.
+    The rows wait in a temporary file, 12 bytes per row or, with times, 20, whatever their ids are. In memory are the
+    distinct ids and a part of the rows.
 
     Args:
-        source: the source as its reader knows it; opens every error.
+        source: the source as the user knows it; begins every error.
         max_reject_fraction: the share of bad rows, 0 to 1, above which ``finish`` refuses.
     """
 
@@ -48,35 +48,54 @@ class Collector:
         self._users, self._movies = _Ids(), _Ids()
         self._spill = Spill(ROW)
         self._rejects = Rejects(source, max_reject_fraction)
+        self._time_forms: dict[str, str] = {}
 
-    def add(self, batch: pa.Table) -> None:
-        """Takes good rows, in source order: user_id and movie_id (int64 or string, as they are or dictionary-encoded),
-        rating (float32) and, for all batches or for none, rated_at (timestamp us, UTC); no nulls but in rated_at."""
-        if not len(batch):
+    @property
+    def source(self) -> str:
+        return self._rejects.source
+
+    @property
+    def rows_read(self) -> int:
+        """Good and bad rows so far."""
+        return self._good + self._rejects.count
+
+    def add(self, ratings: pa.Table, time_forms: Mapping[str, str] | None = None) -> None:
+        """Add good rows, in source order.
+
+        Args:
+            ratings: user_id and movie_id (int64 or string, plain or dictionary-encoded), rating (float32) and, in all
+                calls or in none, rated_at (timestamp us, UTC); nulls in rated_at only.
+            time_forms: ``Checked.time_forms`` of these rows: where each form first occurs, ``line 7: 20150102``.
+
+        Raises:
+            DataError: the source has times of two forms that exclude each other.
+        """
+        self._check_time_forms(time_forms or {})
+        if not len(ratings):
             return
-        if not self._good and RATED_AT in batch.column_names:
+        if not self._good and RATED_AT in ratings.column_names:
             self._spill = Spill(TIMED_ROW)
-        self._batches.append(batch)
-        self._good += len(batch)
-        self._waiting += len(batch)
+        self._batches.append(ratings)
+        self._good += len(ratings)
+        self._waiting += len(ratings)
         if self._waiting >= BATCH:
-            self._put_by()
+            self._flush()
 
     def reject(self, where: str, reason: str, row: str) -> None:
-        """Takes one bad row: where it stands (``line 8123``), what is wrong with it, and the row as it was."""
+        """Add one bad row: its place (``line 8123``), what is wrong with it, and the row as the source has it."""
         self._rejects.add(where, reason, row)
 
     def finish(self, output: Path, rejects: Path, columns: dict[str, str]) -> Provenance:
-        """Writes the ratings to ``output`` (Parquet, sorted by user and movie, see ``ratings_schema``) and the bad rows
-        to ``rejects`` (CSV: where, reason, row). Of a (user, movie) pair that occurs twice the latest rating is kept:
-        by ``rated_at`` when there is one, and among equals the last of the source. Ids are int64 when every batch's
-        are, else strings.
+        """Write the ratings to ``output`` (Parquet, sorted by user and movie, see ``ratings_schema``) and the bad rows
+        to ``rejects`` (CSV: where, reason, row). A (user, movie) pair that occurs twice keeps its latest rating: by
+        ``rated_at`` when there is one, and among equals the last of the source. Ids are int64 when they are in every
+        batch, else strings.
 
         Raises:
             DataError: there is no row, no good row, or too many bad ones; nothing is written then.
         """
         self._rejects.check(self._good)
-        self._put_by()
+        self._flush()
 
         def provenance_of(kept: int) -> Provenance:
             bad = self._rejects
@@ -85,10 +104,20 @@ class Collector:
         with written_aside(rejects) as aside, Progress(f"write {output}", self._good) as progress:
             self._rejects.write(aside)
             schema, parts = self._parts()
-            return write_parts(_watched(parts, progress), schema, output, provenance_of)
+            return write_parts(_counted(parts, progress), schema, output, provenance_of)
 
-    def _put_by(self) -> None:
-        """Moves the batches to the temporary file."""
+    def _check_time_forms(self, time_forms: Mapping[str, str]) -> None:
+        # A number of eight digits may be a date or epoch seconds of 1970; the other numbers of the source would decide.
+        self._time_forms = {**time_forms, **self._time_forms}
+        if len(self._time_forms) > 1:
+            found = " and ".join(f"{form} ({where})" for form, where in sorted(self._time_forms.items()))
+            raise DataError(
+                f"{self.source}: the column of times has both {found}, expected one of them: correct it, name another "
+                "column with --timestamp_column, or read the ratings without times with --timestamp_column none"
+            )
+
+    def _flush(self) -> None:
+        """Move the batches to the temporary file."""
         if not self._batches:
             return
         rows = np.empty(self._waiting, self._spill.dtype)
@@ -103,21 +132,21 @@ class Collector:
         self._waiting = 0
 
     def _parts(self) -> tuple[pa.Schema, Iterator[pa.Table]]:
-        """The table that is to be written, in parts."""
+        """The schema and the parts of the table to write."""
         user_ids, user_rank = self._users.ranked()
         movie_ids, movie_rank = self._movies.ranked()
         schema = ratings_schema(user_ids.type, movie_ids.type, timestamps=self._spill.dtype == TIMED_ROW)
         return schema, in_order(partial(_table, user_ids, movie_ids), self._spill.by_user(user_rank, movie_rank))
 
 
-def _watched(parts: Iterable[pa.Table], progress: Progress) -> Iterator[pa.Table]:
+def _counted(parts: Iterable[pa.Table], progress: Progress) -> Iterator[pa.Table]:
     for part in parts:
         yield part
         progress.advance(len(part))
 
 
-def _table(user_ids: pa.Array, movie_ids: pa.Array, rows: Rows) -> pa.Table:
-    """Rows of ranks as ratings, sorted and each pair once."""
+def _table(user_ids: pa.Array, movie_ids: pa.Array, rows: RowArray) -> pa.Table:
+    """Rows with ranks in place of ids as ratings, sorted, each pair once."""
     rows = sorted_once(rows, len(movie_ids))
     columns = {
         USER: _decoded(user_ids, rows[USER]),
@@ -130,7 +159,7 @@ def _table(user_ids: pa.Array, movie_ids: pa.Array, rows: Rows) -> pa.Table:
 
 
 class _Ids:
-    """The distinct ids of one side, int64, or strings as soon as one is a string; an id's code is its place."""
+    """Distinct ids of users or of movies: int64, all strings once one is a string. An id's code is its position."""
 
     def __init__(self) -> None:
         self._ids = pa.array([], pa.int64())
@@ -140,7 +169,7 @@ class _Ids:
         encoded = [_encoded(column) for column in columns]
         chunks = [chunk for column in encoded for chunk in column.chunks]
         if len(self._ids):
-            # No row of theirs, but the first codes.
+            # An array without rows, so that the earlier ids keep their codes.
             chunks.insert(0, pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), self._ids))
         if len({chunk.dictionary.type for chunk in chunks}) > 1:
             chunks = [pa.DictionaryArray.from_arrays(c.indices, c.dictionary.cast(pa.string())) for c in chunks]
@@ -149,7 +178,7 @@ class _Ids:
         return np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
 
     def ranked(self) -> tuple[pa.Array, npt.NDArray[np.int32]]:
-        """The ids, sorted, and by code the rank of each among them (int32)."""
+        """The sorted ids, and the rank of each id by its code (int32)."""
         order = pc.array_sort_indices(self._ids).to_numpy()
         rank = np.empty(len(order), np.int32)
         rank[order] = np.arange(len(order), dtype=np.int32)
@@ -166,7 +195,7 @@ def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
     low, high = int(numbers.min()), int(numbers.max())
     if high - low > 4 * len(numbers):
         return column.dictionary_encode()
-    # A table of the range takes a fifth of the time of a hash table.
+    # A table of the range takes a fifth of a hash table's time.
     places = numbers - low
     occurs = np.zeros(high - low + 1, np.bool_)
     occurs[places] = True
@@ -175,7 +204,7 @@ def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def ranked(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:
-    """For every id (int64 or string) its rank among those of the column, int32."""
+    """The rank of every id (int64 or string) among the distinct ids of the column, int32."""
     ids = _Ids()
     codes = ids.codes([column])
     return ids.ranked()[1][codes]

@@ -1,4 +1,4 @@
-"""What can be chosen about where ratings come from and how they are divided."""
+"""Options of ingest and split."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,20 +10,20 @@ from mf.config import Config
 from mf.errors import DataError
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER
 
-# Column names understood without asking, compared in lower case and without "_", "-" and spaces.
+# Recognised column names, compared in lower case and without "_", "-" and spaces.
 RECOGNISED = {
     USER: ("userid", "user"),
     MOVIE: ("movieid", "movie", "itemid", "item"),
     RATING: ("rating",),
-    RATED_AT: ("ratedat", "timestamp", "createdat"),  # of several the first: a table may say both when it was made
+    RATED_AT: ("ratedat", "timestamp", "createdat"),  # of several columns the first of these
 }
 
 
 def utc(text: str) -> datetime:
-    """A time in ISO 8601, which without a zone is UTC.
+    """Parse a time in ISO 8601; UTC unless it has a zone.
 
     Raises:
-        ValueError, OverflowError: it is none.
+        ValueError, OverflowError: ``text`` is not such a time.
     """
     moment = datetime.fromisoformat(text)
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -34,7 +34,7 @@ def _checked_moment(text: str) -> str:
         if text:
             utc(text)
     except (ValueError, OverflowError):
-        raise ValueError("a time in ISO 8601 is expected, such as 2026-01-31 or 2026-01-31T12:00:00+02:00") from None
+        raise ValueError("expected a time in ISO 8601, such as 2026-01-31 or 2026-01-31T12:00:00+02:00") from None
     return text
 
 
@@ -42,35 +42,37 @@ Moment = Annotated[str, AfterValidator(_checked_moment)]
 
 
 class IngestConfig(Config):
-    """Where ratings come from and which of their columns is which."""
+    """The source of the ratings and its columns."""
 
     ratings_csv: str = Field("", description="file of ratings, plain or gzip: a path or gs://bucket/object")
-    import_table: str = Field("", description="supabase table of ratings, read instead of a file")
+    import_table: str = Field("", description="Supabase table of ratings, read instead of a file")
     columns: str = Field(
         "",
-        description="column names of a file without a header, in their order and separated by commas, "
-        "for example userId,movieId,rating,timestamp",
+        description="all column names of a file without a header, in order, separated by commas, for example "
+        "userId,movieId,rating,timestamp",
     )
-    user_column: str = Field("", description="column of the user id; found by its name (userId, user_id) when empty")
+    user_column: str = Field("", description="column of the user id; when empty, recognised by name (userId, user_id)")
     movie_column: str = Field(
-        "", description="column of the movie id; found by its name (movieId, movie_id, item_id) when empty"
+        "", description="column of the movie id; when empty, recognised by name (movieId, movie_id, item_id)"
     )
-    rating_column: str = Field("", description="column of the rating; found by its name (rating) when empty")
+    rating_column: str = Field("", description="column of the rating; when empty, recognised by name (rating)")
     timestamp_column: str = Field(
         "",
-        description="column of the time of the rating, in epoch seconds, epoch milliseconds or ISO 8601; found by its "
-        "name (rated_at, timestamp or created_at, in this order) when empty, and optional; none: do without",
+        description="column of the time of the rating: epoch seconds, epoch milliseconds or ISO 8601, also YYYYMMDD; "
+        "when empty, recognised by name, if there is one (rated_at, timestamp or created_at, in this order); none: "
+        "ignore times",
     )
     max_reject_fraction: float = Field(
-        0.01, ge=0, le=1, description="share of rows, 0 to 1, that may be malformed before the import fails"
+        0.01, ge=0, le=1, description="largest share of bad rows, 0 to 1; with more the import fails"
     )
     key_columns: str = Field(
-        "", description="unique key of the Supabase table, separated by commas; its primary key when empty"
+        "",
+        description="columns of a unique key of the Supabase table, separated by commas; when empty, its primary key",
     )
     rated_since: Moment = Field(
-        "", description="read only the table's rows of this time or later, ISO 8601, which without a zone is UTC"
+        "", description="import only the table's ratings at or after this time, ISO 8601, UTC unless it has a zone"
     )
-    rated_before: Moment = Field("", description="read only the table's rows before this time")
+    rated_before: Moment = Field("", description="import only the table's ratings before this time")
 
     @model_validator(mode="after")
     def _times_fit(self) -> Self:
@@ -78,7 +80,7 @@ class IngestConfig(Config):
         if since and before and since >= before:
             raise ValueError(f"rated_since {self.rated_since} is not before rated_before {self.rated_before}")
         if self.ratings_csv and (since or before):
-            raise ValueError("rated_since and rated_before choose rows of a table; a file is read whole")
+            raise ValueError("rated_since and rated_before select rows of a table; a file is read whole")
         return self
 
     @property
@@ -91,40 +93,46 @@ class IngestConfig(Config):
         """``rated_before`` in UTC."""
         return utc(self.rated_before) if self.rated_before else None
 
-    def find_columns(self, found: Sequence[str], where: str) -> dict[str, str]:
-        """Which of the columns ``found`` in ``where`` (a file or a table) is the user, the movie, the rating and, when
-        there is one, the time of the rating: the asked-for name where one is given, else a recognised one.
+    def find_columns(self, names: Sequence[str], where: str) -> dict[str, str]:
+        """Find the columns of the user, the movie, the rating and, optionally, its time: by the configured name, by
+        default by a recognised one.
+
+        Args:
+            names: the columns of the source.
+            where: the file or table, for errors.
 
         Returns:
             ``{"user_id": "userId", "movie_id": "movieId", "rating": "rating"[, "rated_at": "timestamp"]}``.
 
         Raises:
-            DataError: a column is missing, stands there twice, or is asked for in two roles.
+            DataError: a column is missing or ambiguous, or has two roles.
         """
-        asked = {
+        configured = {
             USER: (self.user_column, "--user_column"),
             MOVIE: (self.movie_column, "--movie_column"),
             RATING: (self.rating_column, "--rating_column"),
             RATED_AT: (self.timestamp_column, "--timestamp_column"),
         }
         columns: dict[str, str] = {}
-        for role, (name, flag) in asked.items():
+        for role, (name, flag) in configured.items():
             if role == RATED_AT and name == "none":
                 continue
-            fits = [column for column in found if (column == name if name else _plain(column) in RECOGNISED[role])]
+            fits = [column for column in names if (column == name if name else _plain(column) in RECOGNISED[role])]
             if role == RATED_AT and not name and len({_plain(column) for column in fits}) > 1:
                 fits = [min(fits, key=lambda column: RECOGNISED[RATED_AT].index(_plain(column)))]
             if len(fits) > 1:
-                names = shown(", ".join(fits), 200)
-                raise DataError(f"{where}: {len(fits)} columns fit {role}, {names}, expected one; name it with {flag}")
+                several = shown(", ".join(fits), 200)
+                raise DataError(
+                    f"{where}: {len(fits)} columns fit {role}, {several}, expected one; name it with {flag}"
+                )
             if not fits and (name or role != RATED_AT):
                 what = f"no column {name}" if name else f"no column recognised as {role}"
-                raise DataError(f"{where}: {what}, found {shown(', '.join(found), 200)}; name it with {flag}")
+                raise DataError(f"{where}: {what}, found {shown(', '.join(names), 200)}; name it with {flag}")
             if fits:
                 columns[role] = fits[0]
         if len(set(columns.values())) < len(columns):
             uses = ", ".join(f"{role} from {column}" for role, column in columns.items())
-            raise DataError(f"{where}: one column is asked for in two roles ({uses}); name each of them once")
+            raise DataError(f"{where}: one column has two roles ({uses}); give each role a column of its own")
         return columns
 
 
@@ -138,20 +146,20 @@ def _plain(name: str) -> str:
 
 
 class SplitConfig(Config):
-    """How ratings are divided into training, validation and test parts."""
+    """The split into training, validation and test part."""
 
     split: Literal["random", "time", "leave_last"] = Field(
         "random",
-        description="random: any rows are held out; time: the newest of all; leave_last: each user's newest rating",
+        description="held-out rows. random: at random; time: the newest; leave_last: each user's newest rating",
     )
     val_size: float = Field(
         0.1,
         ge=0,
         lt=1,
-        description="share of all rows held out to steer training; leave_last: 0 or not",
+        description="share of all rows held out for validation; leave_last: only whether it is 0 counts",
     )
     test_size: float = Field(
-        0.1, ge=0, lt=1, description="share of all rows held out to score once; leave_last: 0 or not"
+        0.1, ge=0, lt=1, description="share of all rows held out for the test; leave_last: only whether it is 0 counts"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the random split")
 

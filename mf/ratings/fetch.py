@@ -1,4 +1,4 @@
-"""A file that may lie in Google Cloud Storage, as a local path."""
+"""Download from Google Cloud Storage: a gs:// address as a local path."""
 
 import re
 import tempfile
@@ -8,20 +8,20 @@ from pathlib import Path
 
 from mf.errors import DataError
 
-# How long a server that answers with passing faults is asked for an object that is still to be found; a transfer that
-# breaks off is taken up again for as long as the library thinks right.
+# Retry limit for looking up the object while the server has transient errors. A broken transfer is resumed with the
+# library's own limit.
 RETRY_S = 20.0
 
 
 @contextmanager
 def local_copy(address: str) -> Iterator[Path]:
-    """A path to read ``address`` from: a local path as it is, ``gs://bucket/object`` as a temporary copy that goes when
-    the block ends.
+    """The path to read ``address`` from: a local path unchanged, ``gs://bucket/object`` as a temporary copy, deleted
+    when the block ends.
 
-    Credentials are Google's application default; with ``STORAGE_EMULATOR_HOST`` set, that server is asked without any.
+    Credentials are Google's application default; the server of ``STORAGE_EMULATOR_HOST`` is used without any.
 
     Raises:
-        DataError: the address is malformed, the bucket or the object is not there, or may not be read.
+        DataError: the address is malformed, or the bucket or object is missing or not readable.
     """
     if not address.startswith("gs://"):
         yield Path(address)
@@ -36,7 +36,7 @@ def local_copy(address: str) -> Iterator[Path]:
 
 
 def _download(bucket: str, name: str, path: Path, address: str) -> None:
-    # Imported here: who reads local files only does not pay the second it takes.
+    # Imported here: it takes a second, which reading local files should not.
     from google.api_core import exceptions
     from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
     from google.cloud import storage  # type: ignore[attr-defined]
@@ -44,7 +44,7 @@ def _download(bucket: str, name: str, path: Path, address: str) -> None:
     from requests import RequestException
 
     try:
-        # Reading an object needs no project; left out, the library refuses credentials that name none.
+        # Reading an object needs no project; without this argument the library refuses credentials without one.
         blob = storage.Client(project=None).bucket(bucket).blob(name)
         blob.reload(retry=DEFAULT_RETRY.with_timeout(RETRY_S))
         blob.download_to_filename(str(path))

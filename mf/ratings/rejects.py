@@ -1,4 +1,4 @@
-"""The rows of a source that cannot be used: counted, kept for a file of their own, and too many of them an error."""
+"""Bad rows: count, limit, and the file rejects.csv."""
 
 import csv
 import shutil
@@ -8,15 +8,15 @@ from pathlib import Path
 from mf.errors import DataError
 
 HEADER = ("where", "reason", "row")
-# Rejects beyond this many bytes go to a temporary file, so that a source of bad rows only does not fill the memory.
+# Bytes before the rows go to a temporary file, so that a source of bad rows alone does not fill the memory.
 IN_MEMORY = 16 << 20
 
 
 class Rejects:
-    """Gathers bad rows.
+    """Collects bad rows.
 
     Args:
-        source: the source as its reader knows it; opens every error.
+        source: the source as the user knows it; begins every error.
         max_fraction: the share of bad rows, 0 to 1, above which ``check`` refuses.
 
     Attributes:
@@ -32,14 +32,14 @@ class Rejects:
         self._writer = csv.writer(self._file)
 
     def add(self, where: str, reason: str, row: str) -> None:
-        """Takes one row: where it stands (``line 8123``), what is wrong with it, and the row as it was."""
+        """Add one row: its place (``line 8123``), what is wrong with it, and the row as the source has it."""
         self.count += 1
         if len(self._first) < 3:
             self._first.append(f"{where}: {reason}")
         self._writer.writerow((where, reason, row))
 
     def check(self, good: int) -> None:
-        """Whether ``good`` rows beside these are enough.
+        """Check the share of bad rows, with ``good`` good ones.
 
         Raises:
             DataError: there is no row, no good row, or too many bad ones.
@@ -51,11 +51,11 @@ class Rejects:
             raise DataError(
                 f"{self.source}: {self.count:,} of {read:,} rows are bad ({self.count / read:.2%}, at most "
                 f"{self.max_fraction:.2%} may be): {'; '.join(self._first)}{' …' if self.count > 3 else ''}"
-                " - mend them" + (", or allow more with --max_reject_fraction" if good else "")
+                " - correct them" + (", or allow more with --max_reject_fraction" if good else "")
             )
 
     def write(self, path: Path) -> None:
-        """Writes them to ``path`` (CSV: where, reason, row); once."""
+        """Write the rows to ``path`` (CSV: where, reason, row); can be called once."""
         self._file.seek(0)
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(HEADER)

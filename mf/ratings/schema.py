@@ -1,4 +1,4 @@
-"""What a table of ratings is, and how it lies on disk as Parquet."""
+"""Schema of ratings; reading and writing them as Parquet, with provenance and content hash."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ from mf.files import written_aside
 USER, MOVIE, RATING, RATED_AT = "user_id", "movie_id", "rating", "rated_at"
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 METADATA_KEY = b"mf"
-ROW_GROUP = 1 << 21  # rows of the Parquet file that are laid down together, at most
-UNKNOWN_TIME = int(np.iinfo(np.int64).min)  # where a time must be a number; no time is so early
+ROW_GROUP = 1 << 21  # rows per Parquet row group, at most
+UNKNOWN_TIME = int(np.iinfo(np.int64).min)  # an unknown time as a number; earlier than any time
 
 IdType = Literal["bigint", "text", "uuid"]
 _UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
@@ -29,18 +29,18 @@ _UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where ratings came from and what became of them; kept in the Parquet file's schema metadata under ``mf``."""
+    """Source and row counts of ratings; in the Parquet file's schema metadata under ``mf``."""
 
     source: str  # a path, a gs:// address or "table public.ratings"; never a URL with a secret
     rows_read: int  # data rows of the source, good or bad
-    rows_rejected: int  # rows that could not be used; each stands in rejects.csv
-    rows_replaced: int  # ratings of a (user, movie) pair that gave way to a later one
+    rows_rejected: int  # bad rows; each is listed in rejects.csv
+    rows_replaced: int  # ratings replaced by a later one of the same (user, movie) pair
     rows_kept: int  # rows_read - rows_rejected - rows_replaced
     content_hash: str = ""  # of the kept rows in the order of the file; filled in by write_ratings
     columns: dict[str, str] = field(default_factory=dict)  # which source column was read as what
 
     def summary(self) -> str:
-        """One line for a person."""
+        """One line for the log."""
         return (
             f"{self.source}: {self.rows_read:,} rows read, {self.rows_rejected:,} rejected, "
             f"{self.rows_replaced:,} replaced by a later rating of the same pair, {self.rows_kept:,} kept"
@@ -49,38 +49,38 @@ class Provenance:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """Which ratings a model has learned from; noted with the model, and with the run that is published of it."""
+    """The ratings that a model was trained on; stored with the model and with its published run."""
 
     source: str  # as in ``Provenance``
     columns: dict[str, str]  # as in ``Provenance``
-    content_hash: str  # of the training part, and of what a model that it started from was trained on
-    until: str | None  # time of the newest rating that it has seen, ISO 8601; None where that is not known
+    content_hash: str  # of the training part, combined with that of the model it was warm-started from
+    until: str | None  # time of the newest rating used in training, ISO 8601; None if unknown
 
     @classmethod
     def of(cls, provenance: Provenance, train: pa.Table, validation: pa.Table) -> "TrainedOn":
-        """What a training on ``train``, steered by ``validation``, sees of the ratings of ``provenance``."""
+        """The record of a training on ``train``, validated on ``validation``, of the ratings of ``provenance``."""
         times = [pc.max(part[RATED_AT]).as_py() for part in (train, validation) if RATED_AT in part.column_names]
         newest = max(filter(None, times), default=None)
         until = newest.isoformat() if newest else None
         return cls(provenance.source, provenance.columns, content_hash(train), until)
 
     def after(self, earlier: "TrainedOn | None") -> "TrainedOn":
-        """The same for a training that started from a model, which was trained on ``earlier``; None: nobody knows."""
-        seen = (self.until, earlier.until) if earlier else (None,)
-        until = None if None in seen else max(filter(None, seen), key=datetime.fromisoformat)
-        both = f"{self.content_hash} after {earlier.content_hash if earlier else 'what nobody knows'}"
-        return replace(self, content_hash=hashlib.sha256(both.encode()).hexdigest()[:16], until=until)
+        """The same record for a warm start from a model trained on ``earlier`` (None: unknown)."""
+        both = (self.until, earlier.until) if earlier else (None,)
+        until = None if None in both else max(filter(None, both), key=datetime.fromisoformat)
+        hashes = f"{self.content_hash} after {earlier.content_hash if earlier else 'what nobody knows'}"
+        return replace(self, content_hash=hashlib.sha256(hashes.encode()).hexdigest()[:16], until=until)
 
     @classmethod
-    def read(cls, noted: Any) -> "TrainedOn | None":
-        """What was noted, as JSON has it; None where nothing was, or something else."""
+    def read(cls, record: Any) -> "TrainedOn | None":
+        """The record from its JSON object; None where it is missing or something else."""
         try:
-            return cls(**noted)
+            return cls(**record)
         except TypeError:
             return None
 
     def is_same_source(self, other: "TrainedOn") -> bool:
-        """Whether both are of one file or table and of the same columns of it, whatever rows it has had since."""
+        """Whether both are of the same file or table and of the same columns, whatever rows it had."""
         return (self.source, self.columns) == (other.source, other.columns)
 
 
@@ -92,17 +92,17 @@ def ratings_schema(user: pa.DataType, movie: pa.DataType, *, timestamps: bool) -
 
 
 def write_ratings(table: pa.Table, path: Path, provenance: Provenance) -> Provenance:
-    """Writes ``table`` (a ``ratings_schema`` table, sorted by user and movie) to ``path`` as zstd Parquet, aside and
-    then renamed. Returns the provenance with the content hash filled in."""
+    """Write ``table`` (a ``ratings_schema`` table, sorted by user and movie) to ``path`` as zstd Parquet, atomically.
+    Returns the provenance with the content hash."""
     return write_parts([table], table.schema, path, lambda _: provenance)
 
 
 def write_parts(
     parts: Iterable[pa.Table], schema: pa.Schema, path: Path, provenance_of: Callable[[int], Provenance]
 ) -> Provenance:
-    """As ``write_ratings``, for a table that comes in parts and whose provenance depends on how many rows it has."""
+    """As ``write_ratings``, for a table in parts; ``provenance_of`` gives the provenance for its number of rows."""
     rows, content = 0, _ContentHash(schema)
-    # Arrow's own copy of the schema is written first; with it in the file, nothing that is noted later would be read.
+    # With Arrow's own copy of the schema in the file, metadata added at the end would not be read.
     options = {"compression": "zstd", "store_schema": False}
     with written_aside(path) as aside, pq.ParquetWriter(aside, schema, **options) as writer:
         for part in parts:
@@ -115,17 +115,17 @@ def write_parts(
 
 
 def read_ratings(path: Path) -> tuple[pa.Table, Provenance]:
-    """Reads what ``write_ratings`` wrote.
+    """Read a file of ``write_ratings``.
 
     Raises:
-        DataError: the file is missing, is no Parquet file, or is not a table of ratings.
+        DataError: the file is missing, not Parquet, or not a table of ratings.
     """
     provenance = read_provenance(path)
     return pq.read_table(path, partitioning=None).replace_schema_metadata(None), provenance
 
 
 def read_provenance(path: Path) -> Provenance:
-    """What ``write_ratings`` noted of where the ratings came from, without reading them.
+    """The provenance in a file of ``write_ratings``, without reading the ratings.
 
     Raises:
         DataError: as ``read_ratings``.
@@ -134,24 +134,24 @@ def read_provenance(path: Path) -> Provenance:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not a Parquet file of ratings ({str(error).splitlines()[0]})") from None
-    noted = (schema.metadata or {}).get(METADATA_KEY)
-    if schema.names[:3] != [USER, MOVIE, RATING] or noted is None:
+    provenance = (schema.metadata or {}).get(METADATA_KEY)
+    if schema.names[:3] != [USER, MOVIE, RATING] or provenance is None:
         raise DataError(
             f"{path}: expected a file of ratings as ingest writes it ({USER}, {MOVIE}, {RATING} and their source), "
             f"found the columns {', '.join(schema.names)}"
         )
-    return Provenance(**json.loads(noted))
+    return Provenance(**json.loads(provenance))
 
 
 def content_hash(table: pa.Table) -> str:
-    """16 hexadecimal digits that depend on the rows' values and their order, and not on how their memory is cut."""
+    """16 hexadecimal digits of the rows' values and their order; the same however the columns are chunked."""
     content = _ContentHash(table.schema)
     content.update(table)
     return content.digits()
 
 
 class _ContentHash:
-    """The ``content_hash`` of a table that comes in parts: a digest of each column's bytes, and one of those."""
+    """The ``content_hash`` of a table in parts: the digest of one digest per column."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._types = ",".join(map(str, schema.types))
@@ -168,9 +168,9 @@ class _ContentHash:
 
 
 def _bytes(values: pa.Array) -> Any:
-    """A buffer that no other values of this type have, at least one; those of two arrays make that of both together."""
+    """A buffer that identifies at least one value; the buffers of two arrays join to that of both together."""
     if pa.types.is_string(values.type):
-        # A byte that UTF-8 never has ends each text.
+        # Each text ends with a byte that UTF-8 never has.
         ended = pc.binary_join_element_wise(values.cast(pa.binary()), pa.scalar(b"", pa.binary()), b"\xff")
         return ended.buffers()[2]
     if pa.types.is_timestamp(values.type):
@@ -179,7 +179,7 @@ def _bytes(values: pa.Array) -> Any:
 
 
 def times(ratings: pa.Table) -> npt.NDArray[np.int64]:
-    """``rated_at`` in microseconds, int64, for putting ratings in order: an unknown time is older than any."""
+    """``rated_at`` in microseconds, int64, for sorting: an unknown time is older than any."""
     micros: npt.NDArray[np.int64] = _micros(ratings[RATED_AT]).to_numpy()
     return micros
 
@@ -194,11 +194,11 @@ def _micros(rated_at: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 
 def id_type(ids: pa.Array | pa.ChunkedArray) -> IdType:
-    """The database type that holds these ids as they are: ``bigint`` for integers, ``uuid`` when every one is a UUID in
-    its canonical form (so that PostgreSQL gives back the same letters), else ``text``."""
+    """The database type for these ids: ``bigint`` for integers, ``uuid`` when all are UUIDs in canonical form (so that
+    PostgreSQL gives back the same letters), else ``text``."""
     if pa.types.is_integer(ids.type):
         return "bigint"
-    # pc.all of nothing is true; ids of nothing are text.
+    # pc.all of no values is true.
     if len(ids) and pc.all(pc.match_substring_regex(ids, _UUID)).as_py():
         return "uuid"
     return "text"

@@ -1,4 +1,4 @@
-"""What movies are called, where a file says so."""
+"""Movie titles from MovieLens' movies.csv."""
 
 import csv
 
@@ -7,10 +7,10 @@ from mf.ratings.fetch import local_copy
 
 
 def titles_beside(ratings: str) -> dict[str, str]:
-    """Titles by movie id, from the file of movies beside a file of ratings, as MovieLens has it: ``movies.csv``
-    (movieId, title) beside ``ratings.csv`` or ``ratings.csv.gz``, a path or gs://bucket/object.
+    """Titles by movie id, from the ``movies.csv`` (movieId, title) beside ``ratings.csv`` or ``ratings.csv.gz``, a path
+    or gs://bucket/object.
 
-    Empty where no such file is, or none that can be read: titles are an ornament, the ids do as well.
+    Empty where there is no such file or it cannot be read: without titles, ids are shown.
     """
     folder, slash, name = ratings.rpartition("/")
     if "ratings" not in name:

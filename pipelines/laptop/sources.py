@@ -13,9 +13,9 @@ import psycopg
 from psycopg import sql
 
 from mf.errors import ConfigError
+from mf.ingest import ingest
 from mf.local import LocalSupabase, databases, recreate_database
 from mf.ratings.config import IngestConfig
-from mf.ratings.ingest import ingest
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, id_type, read_ratings
 from mf.ratings.titles import titles_beside
 from mf.sample import write_sample

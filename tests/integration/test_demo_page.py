@@ -23,11 +23,11 @@ from pydantic import SecretStr
 from supabase import Client
 from targets import rest
 
+from mf.ingest import ingest
 from mf.local import LocalSupabase, delete_home
 from mf.local.gateway import Request
 from mf.local.tools import default_cache, supabase_js
 from mf.ratings.config import IngestConfig
-from mf.ratings.ingest import ingest
 from mf.ratings.schema import read_ratings
 from mf.sample import Sample, write_sample
 from mf.solvers.adam import AdamConfig

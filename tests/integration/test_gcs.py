@@ -11,10 +11,10 @@ from fake_gcs import fake_gcs
 from google.cloud import storage
 
 from mf.errors import DataError
+from mf.ingest import ingest
 from mf.ratings import fetch
 from mf.ratings.config import IngestConfig
 from mf.ratings.fetch import local_copy
-from mf.ratings.ingest import ingest
 from mf.ratings.schema import USER, read_ratings
 from mf.ratings.titles import titles_beside
 

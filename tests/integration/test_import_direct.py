@@ -1,22 +1,15 @@
 """What only the direct connection has: one snapshot, streamed; roles, limits and connections that break."""
 
-import functools
 import re
 import traceback
-from itertools import pairwise
 
-import numpy as np
-import pyarrow as pa
 import pytest
-from pydantic import SecretStr
 
 from mf.errors import DataError, SupabaseError
-from mf.ratings import postgres
+from mf.ingest import ingest
 from mf.ratings.config import IngestConfig
-from mf.ratings.ingest import ingest
 from mf.ratings.schema import read_ratings
-from mf.ratings.table import reader
-from mf.supabase.database import Database
+from mf.supabase.tables import direct
 
 PASSWORD = "hunter2secret"
 SETUP = f"""
@@ -69,13 +62,13 @@ def database(fresh_stack):
 
 
 @pytest.fixture
-def read(database, tmp_path):
+def read(database, tmp_path, monkeypatch):
     """Imports a table as a user does; gives the ratings, as rows, and where they came from."""
 
     def read(table, url=database.db_url, **options):
         config = IngestConfig.of(import_table=table, **options)
-        read_table = functools.partial(postgres.read_table, Database(SecretStr(url)))
-        provenance = ingest(config, tmp_path / "ratings.parquet", tmp_path / "rejects.csv", read_table=read_table)
+        monkeypatch.setenv("SUPABASE_DB_URL", url)
+        provenance = ingest(config, tmp_path / "ratings.parquet", tmp_path / "rejects.csv")
         return read_ratings(tmp_path / "ratings.parquet")[0].to_pylist(), provenance
 
     return read
@@ -89,13 +82,12 @@ def test_with_an_address_in_the_environment_the_database_is_read_and_no_key_is_n
     monkeypatch.delenv("SUPABASE_KEY", raising=False)
     monkeypatch.setenv("SUPABASE_DB_URL", database.db_url)
     config = IngestConfig.of(import_table="ratings")
-    with reader(config) as read_table:
-        assert ingest(config, tmp_path / "r", tmp_path / "b", read_table=read_table).rows_kept == 1000
+    assert ingest(config, tmp_path / "r", tmp_path / "b").rows_kept == 1000
     assert not database.gateway.requests
 
 
 def test_what_is_written_during_the_import_is_not_seen(database, read, monkeypatch):
-    describe = postgres._describe
+    describe = direct._describe
 
     def describe_and_write(*arguments):
         source = describe(*arguments)
@@ -104,7 +96,7 @@ def test_what_is_written_during_the_import_is_not_seen(database, read, monkeypat
             connection.execute("delete from ratings where user_id = 1")
         return source
 
-    monkeypatch.setattr(postgres, "_describe", describe_and_write)
+    monkeypatch.setattr(direct, "_describe", describe_and_write)
     rows, _ = read("ratings")
     assert len(rows) == 1000
     assert {row["user_id"] for row in rows} == set(range(1, 51))
@@ -124,35 +116,16 @@ def test_only_a_unique_index_over_user_and_movie_alone_spares_the_search_for_pai
     assert read("parent")[0] == [{"user_id": 1, "movie_id": 1, "rating": 2.0}]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_latest_of_a_pair_is_found_wherever_the_stream_is_cut(seed):
-    chance = np.random.default_rng(seed)
-    rows = sorted((int(u), int(m)) for u, m in chance.integers(4, size=(60, 2)))
-    at = pa.array(chance.integers(5, size=60)).cast(pa.timestamp("us", "UTC"))
-    users, movies = zip(*rows, strict=True)
-    table = pa.table(
-        {"user_id": users, "movie_id": movies, "rating": pa.array(range(60), pa.float32()), "rated_at": at}
-    )
-    latest = {}
-    for row in table.to_pylist():
-        pair = row["user_id"], row["movie_id"]
-        if pair not in latest or row["rated_at"] >= latest[pair]["rated_at"]:
-            latest[pair] = row
-    cuts = sorted({0, 60, *chance.integers(61, size=int(chance.integers(30))).tolist()})
-    parts = [table.slice(a, b - a) for a, b in pairwise(cuts)]
-    assert [row for part in postgres._latest(iter(parts)) for row in part.to_pylist()] == list(latest.values())
-
-
 def test_numbers_and_times_that_no_type_of_ours_holds_are_rejected_and_end_nothing(read, tmp_path):
     rows, provenance = read("kinds", timestamp_column="seen", max_reject_fraction=1)
     assert [(row["user_id"], row["movie_id"], row["rating"]) for row in rows] == [("film", 1, 4.5)]
     rejects = (tmp_path / "rejects.csv").read_text()
     for where, reason in {
-        "user_id=film, movie_id=2": "rating nan is not finite",
-        "user_id=series, movie_id=1": "rating 1e+200 is larger than float32 can hold",
+        "user_id=film, movie_id=2": 'rating ""NaN"" is not finite',
+        "user_id=series, movie_id=1": f'rating ""1{"0" * 59}…"" is larger than float32 can hold',
         "user_id=series, movie_id=2": 'timestamp ""infinity"" is neither',
-        "user_id=series, movie_id=3": "rating -inf is not finite",
-        "user_id=film, movie_id=3": "rating inf is not finite",
+        "user_id=series, movie_id=3": 'rating ""-Infinity"" is not finite',
+        "user_id=film, movie_id=3": f'rating ""1{"0" * 59}…"" is larger than float32 can hold',
     }.items():
         assert re.search(f'"row {where}","?{re.escape(reason)}', rejects)
     assert provenance.rows_rejected == 5
@@ -215,16 +188,16 @@ def test_a_connection_that_breaks_halfway_ends_in_one_line_and_leaves_what_was_t
     database, read, tmp_path, monkeypatch
 ):
     before = read("ratings")
-    usable, ended = postgres.usable, []
+    check_rows, ended = direct.check_rows, []
 
-    def end_backend(raw):
+    def end_backend(*rows):
         if not ended:
             with database.connect() as connection:
                 query = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'mf'"
                 ended.append(connection.execute(query).fetchall())
-        return usable(raw)
+        return check_rows(*rows)
 
-    monkeypatch.setattr(postgres, "usable", end_backend)
+    monkeypatch.setattr(direct, "check_rows", end_backend)
     with pytest.raises(SupabaseError, match=r"^cannot read table public\.many: .* was lost: run it again$"):
         read("many")
     assert ended == [[(True,)]]

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from mf.ingest import ingest
 from mf.local.gateway import Request
 from mf.ratings.config import IngestConfig
-from mf.ratings.ingest import ingest
 from mf.ratings.schema import Provenance, read_ratings
-from mf.ratings.table import reader
 
 ROOT = Path(__file__).parents[2]
 ROWS = 1_200_000  # of the larger table: the database gives it in several parts
@@ -28,15 +27,14 @@ grant select on ratings to service_role;
 PROGRAM = """if True:
     import sys
     from pathlib import Path
-    from mf.ratings import pages, spill
+    from mf.ratings import spill
+    from mf.supabase.tables import pages
     from mf.ratings.config import IngestConfig
-    from mf.ratings.ingest import ingest
-    from mf.ratings.table import reader
+    from mf.ingest import ingest
     pages.PAGES, spill.IN_MEMORY = 2, 1
     table, folder = sys.argv[1], Path(sys.argv[2])
     config = IngestConfig.of(import_table=table)
-    with reader(config) as read_table:
-        ingest(config, folder / "ratings.parquet", folder / "rejects.csv", read_table=read_table)
+    ingest(config, folder / "ratings.parquet", folder / "rejects.csv")
 """
 
 
@@ -58,8 +56,7 @@ def folder(tmp_path):
 
 
 def into(folder: Path, config: IngestConfig) -> Provenance:
-    with reader(config) as read_table:
-        return ingest(config, folder / "ratings.parquet", folder / "rejects.csv", read_table=read_table)
+    return ingest(config, folder / "ratings.parquet", folder / "rejects.csv")
 
 
 def started(table: str, folder: Path, temporary: Path, **environ: str) -> "subprocess.Popen[bytes]":

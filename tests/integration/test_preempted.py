@@ -17,9 +17,9 @@ from kfp.dsl.executor import Executor
 from steps import executor_input, output, started
 
 import components
+from mf.ingest import ingest
 from mf.model_directory import TrainedModel
 from mf.ratings.config import IngestConfig, SplitConfig
-from mf.ratings.ingest import ingest
 from mf.ratings.schema import read_ratings, write_ratings
 from mf.ratings.split import split
 from mf.sample import write_sample

@@ -12,8 +12,8 @@ from steps import executor_input, output
 import components
 from mf import registry
 from mf.errors import MfError
+from mf.ingest import ingest
 from mf.ratings.config import IngestConfig
-from mf.ratings.ingest import ingest
 from mf.registry import label
 
 PLACE = "projects/123/locations/europe-west4"

@@ -18,8 +18,8 @@ from mf.evaluation.examples import examples
 from mf.evaluation.gate import decide
 from mf.evaluation.plots import BASELINE, DARK, MODEL
 from mf.evaluation.report import Report, write_report
+from mf.ingest import ingest
 from mf.ratings.config import IngestConfig, SplitConfig
-from mf.ratings.ingest import ingest
 from mf.ratings.schema import read_ratings
 from mf.ratings.split import split
 from mf.ratings.titles import titles_beside

@@ -36,7 +36,7 @@ def test_every_option_of_a_step_is_a_parameter(defined: Definitions, config: typ
 
 def test_a_description_is_the_options_own_unless_the_pipeline_has_another() -> None:
     assert describe.description("max_reject_fraction") == (
-        "Share of rows, 0 to 1, that may be malformed before the import fails"
+        "Largest share of bad rows, 0 to 1; with more the import fails"
     )
     assert describe.description("factors") == "Length of the user and movie vectors"
     assert describe.description("solver").startswith("How the model is fitted: adam, ")

@@ -95,7 +95,7 @@ def test_more_bad_rows_than_allowed_are_an_error_that_shows_the_first_three(tmp_
         finish(collector, tmp_path)
     assert str(caught.value) == (
         "r.csv: 4 of 100 rows are bad (4.00%, at most 3.00% may be): line 5: empty user id; line 7: empty user id; "
-        "line 9: empty user id … - mend them, or allow more with --max_reject_fraction"
+        "line 9: empty user id … - correct them, or allow more with --max_reject_fraction"
     )
     assert list(tmp_path.iterdir()) == []
 

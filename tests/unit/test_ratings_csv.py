@@ -9,12 +9,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mf.errors import DataError
-from mf.progress import Progress
 from mf.ratings import csv
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
-from mf.ratings.csv import Layout, read_csv
+from mf.ratings.csv import Layout
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, read_ratings
+from mf.ratings.values import check, reason
 
 LAYOUT = Layout(",", 4, {USER: 0, MOVIE: 1, RATING: 2, RATED_AT: 3})
 
@@ -29,8 +29,7 @@ class Read:
         self.rejects: list[tuple[str, str, str]] = []
         reject = collector.reject
         collector.reject = lambda *bad: (self.rejects.append(bad), reject(*bad))[1]  # type: ignore[method-assign]
-        with Progress("read") as progress:
-            self.columns = read_csv(path, "ratings.csv", IngestConfig.of(**config), collector, progress)
+        self.columns = csv.read(IngestConfig.of(ratings_csv=str(path), **config), collector)
         collector.finish(folder / "out.parquet", folder / "rejects.csv", self.columns)
         self.table, self.provenance = read_ratings(folder / "out.parquet")
         self.rows = [tuple(row.values()) for row in self.table.to_pylist()]
@@ -225,7 +224,7 @@ def test_a_rejected_row_does_not_decide_the_type_of_the_ids(tmp_path: Path) -> N
             {},
             '2 columns fit movie_id, "movieId, itemId", expected one; name it with',
         ),
-        (b"userId,movieId,rating\n", {"rating_column": "movieId"}, "one column is asked for in two roles"),
+        (b"userId,movieId,rating\n", {"rating_column": "movieId"}, "one column has two roles"),
         (
             b"\n1,2,3.5\n",
             {},
@@ -258,8 +257,8 @@ def test_a_file_that_cannot_be_used_is_one_line_that_says_why(
 
 def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
     for path, message in ((tmp_path / "none.csv", "no such file"), (tmp_path, "a directory, expected a file")):
-        with Progress("read") as progress, pytest.raises(DataError, match=f"r.csv: {message}"):
-            read_csv(path, "r.csv", IngestConfig(), Collector("r.csv", 0), progress)
+        with pytest.raises(DataError, match=f"r.csv: {message}"):
+            csv.read(IngestConfig.of(ratings_csv=str(path)), Collector("r.csv", 0))
 
 
 def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(
@@ -267,16 +266,16 @@ def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(
 ) -> None:
     monkeypatch.setattr(csv, "BLOCK", 64)
     message = error_of(tmp_path, b"userId,movieId,rating\n1,2,3\n" + b"x" * 1000)
-    assert message == "ratings.csv: a line is longer than 64 bytes, expected one rating a line"
+    assert message == "ratings.csv: a line is longer than 64 bytes, expected one rating per line"
 
 
 def rows_of(split: tuple[pa.Table, np.ndarray, dict[int, str]]) -> object:
     """Everything that the collector would be given."""
     texts, lines, bad = split
-    batch, good = csv._typed(texts)
-    rejected = texts.filter(pa.array(~good)).to_pylist()
-    reasons = bad | dict(zip(lines[~good].tolist(), map(csv._reason, rejected), strict=True))
-    return batch.schema, batch.to_pydict(), lines[good].tolist(), reasons
+    ratings, usable, _ = check(texts, is_file=True)
+    rejected = texts.filter(pa.array(~usable)).to_pylist()
+    reasons = bad | dict(zip(lines[~usable].tolist(), map(reason, rejected), strict=True))
+    return ratings.schema, ratings.to_pydict(), lines[usable].tolist(), reasons
 
 
 FIELD = st.one_of(

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mf.errors import ConfigError, DataError
+from mf.ingest import ingest
 from mf.ratings import csv as ratings_csv
 from mf.ratings.config import IngestConfig
-from mf.ratings.ingest import ingest
 from mf.ratings.schema import Provenance, read_ratings
 
 HEADER = b"userId,movieId,rating,timestamp"

@@ -5,10 +5,10 @@ import pytest
 
 from mf.ratings import spill
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER
-from mf.ratings.spill import ROW, TIMED_ROW, Rows, Spill, sorted_once
+from mf.ratings.spill import ROW, TIMED_ROW, RowArray, Spill, sorted_once
 
 
-def random_rows(n: int, users: int, movies: int, seed: int = 0) -> Rows:
+def random_rows(n: int, users: int, movies: int, seed: int = 0) -> RowArray:
     rng = np.random.default_rng(seed)
     rows = np.empty(n, TIMED_ROW)
     rows[USER], rows[MOVIE] = rng.integers(users, size=n), rng.integers(movies, size=n)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mf import sample
+from mf.ingest import ingest
 from mf.ratings.config import IngestConfig
-from mf.ratings.ingest import ingest
 from mf.sample import Sample, write_sample
 
 

@@ -99,7 +99,7 @@ def test_a_part_of_size_0_is_empty_and_has_the_same_columns(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["time", "leave_last"])
 def test_a_split_by_time_without_timestamps_is_an_error(kind: str) -> None:
     with pytest.raises(
-        DataError, match=f"^split {kind}: the ratings have no timestamps, expected some; split at random$"
+        DataError, match=f"^split {kind}: the ratings have no times; use split random, or name a column of times$"
     ):
         split(planted().drop_columns([RATED_AT]), SplitConfig.of(split=kind))
 

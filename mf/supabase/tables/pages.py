@@ -1,4 +1,4 @@
-"""The rows of a table through the REST API: page after page along a unique key, several ranges of it at a time."""
+"""Keyset pagination over the REST API: several key ranges at a time."""
 
 import threading
 from collections import deque
@@ -15,12 +15,12 @@ import pyarrow as pa
 from supabase import Client
 
 from mf.errors import DataError
-from mf.ratings.checks import Table
-from mf.ratings.page import Key, Page, read_page
 from mf.supabase.client import call_read
+from mf.supabase.tables.description import Table
+from mf.supabase.tables.page import Key, Page, read_page
 
-# Pages of one range, at least and at most: many, so that finding where one ends, which takes a request, costs little;
-# fewer the less there is left to read, so that the workers end together.
+# Pages per range, at least and at most: many, since finding a range's end takes a request; fewer towards the end of the
+# table, so that the workers end together.
 PAGES, MOST_PAGES = 8, 32
 
 Bounds = tuple[Key | None, Key | None]  # from the first, and before the second
@@ -28,20 +28,20 @@ Result = TypeVar("Result")
 
 
 class _StoppedError(Exception):
-    """Another range failed, and this one is not wanted any more."""
+    """Another range failed; this one is not needed any more."""
 
 
 @dataclass
 class Pages:
-    """A table, and how it is read.
+    """The pages of a table.
 
     Args:
-        client: to the project to read from.
+        client: of the project to read from.
         table: the table.
         selected: the columns to read, those of the key among them.
         key: the columns of a unique key; each page is fast when an index has them in this order.
-        conditions: what else a row must fulfil, in PostgREST's syntax.
-        page_size: rows to ask for at once; the server may give fewer.
+        conditions: further filters, in PostgREST's syntax.
+        page_size: rows per request; the server may give fewer.
     """
 
     client: Client
@@ -54,24 +54,27 @@ class Pages:
     def __post_init__(self) -> None:
         self._stopped = threading.Event()
 
-    def read(self, turn: Callable[[Page], Result], workers: int, expected: int | None) -> Iterator[Result]:
-        """What ``turn`` makes of the rows, of which about so many are ``expected``, some at a time, in the order of the
-        key; by ``workers`` threads, each with a range of keys of its own.
+    def read(self, convert: Callable[[Page], Result], workers: int, expected: int | None) -> Iterator[Result]:
+        """Apply ``convert`` to every page, in the order of the key, with ``workers`` threads, one key range each.
 
-        Whatever is written meanwhile, every key is of one range, so that a row that stands throughout comes once.
+        Every key belongs to one range, so that a row that exists throughout is read once, whatever is written
+        meanwhile.
+
+        Args:
+            expected: about how many rows there are.
         """
         if workers == 1:
-            yield from map(turn, self.between(None, None))
+            yield from map(convert, self.between(None, None))
             return
-        self.page_size = max(1, len(self._page([], self.key)))  # what the server gives at once
+        self.page_size = max(1, len(self._page([], self.key)))  # the server's own limit
         ranges = self._ranges(workers, expected or 0)
         waiting: deque[Future[list[Result]]] = deque()
         pool = ThreadPoolExecutor(workers)
         try:
             while True:
-                # Twice as many as there are workers, so that none of them waits for the one whose turn it is.
+                # Two ranges per worker, so that no worker waits for the range whose results are due.
                 while len(waiting) < 2 * workers and (bounds := next(ranges, None)):
-                    waiting.append(pool.submit(self._turned, turn, bounds))
+                    waiting.append(pool.submit(self._converted, convert, bounds))
                 if not waiting:
                     return
                 yield from waiting.popleft().result()
@@ -80,12 +83,12 @@ class Pages:
             pool.shutdown(cancel_futures=True)
 
     def between(self, start: Key | None, end: Key | None) -> Iterator[Page]:
-        """The pages of the rows from ``start`` on and before ``end``, ``None``: without a bound. A page begins with the
-        row that ended the one before, and the last one with that of ``end``: were there a second row of that key, it
-        would show.
+        """The pages of the rows from ``start`` (inclusive) to ``end`` (exclusive); None: without a bound. Each request
+        begins with the last row of the page before and includes the row of ``end``, so that a second row with the same
+        key is noticed.
 
-        The end is the row of ``end``, or a page that is empty when asked for keys *above* the last one; a short page
-        says nothing, since the server cuts pages (db-max-rows) without a word.
+        The end is the row of ``end``, or an empty page of keys *above* the last one. A short page does not mean the
+        end, since the server cuts pages (db-max-rows) without saying so.
         """
         last, operator = start, "gte"
         before: list[Key] = []
@@ -106,7 +109,7 @@ class Pages:
         raise _StoppedError
 
     def _checked(self, before: list[Key], page: Page) -> list[Key]:
-        """Checks the keys of a page; gives those that the next page's have to be checked with."""
+        """Check the keys of a page; returns those to check the next page with."""
         columns = [page.columns[name] for name in self.key]
         if all(pa.types.is_integer(column.type) and not column.null_count for column in columns):
             follows = not before or before[-1] < page.key(self.key, 0)
@@ -116,20 +119,19 @@ class Pages:
         check_keys(self.table, self.key, before, keys)
         return keys
 
-    def _turned(self, turn: Callable[[Page], Result], bounds: Bounds) -> list[Result]:
-        return [turn(page) for page in self.between(*bounds)]
+    def _converted(self, convert: Callable[[Page], Result], bounds: Bounds) -> list[Result]:
+        return [convert(page) for page in self.between(*bounds)]
 
     def _ranges(self, workers: int, left: int) -> Iterator[Bounds]:
-        """Divides all keys, in their order, into ranges of a few pages, from each to before the next; about so many
-        rows are ``left``."""
+        """Divide all keys into ascending ranges of a few pages; about so many rows are ``left``."""
         start: Key | None = None
         while True:
             pages = max(PAGES, min(MOST_PAGES, left // (2 * workers * self.page_size)))
             rows = pages * max(1, self.page_size - 1)
             left -= rows
             bounds = [bound(self.key, "gte", start)] if start is not None else []
-            found = self._page(bounds, self.key, skip=rows)
-            end = found.key(self.key, 0) if found else None
+            page = self._page(bounds, self.key, skip=rows)
+            end = page.key(self.key, 0) if page else None
             if end is None:
                 yield start, None
                 return
@@ -138,7 +140,7 @@ class Pages:
             start = end
 
     def _page(self, bounds: Sequence[str], selected: Sequence[str], skip: int = 0) -> Page:
-        """A page of rows in the order of the key; the one row after ``skip`` of them, if asked to skip any."""
+        """Request a page of rows in the order of the key; with ``skip``, only the row after so many."""
         request = self.client.table(self.table.name).select(",".join(map(quoted, selected)))
         for name in self.key:
             request = request.order(quoted(name))
@@ -150,7 +152,7 @@ class Pages:
 
 
 def _ascend(columns: Sequence[npt.NDArray[np.int64]]) -> bool:
-    """Whether every row, ordered by the first column, within it by the second, and so on, is above the one before."""
+    """Whether the rows ascend strictly, compared by the first column, then the second, and so on."""
     rises, ties = np.zeros(len(columns[0]) - 1, bool), np.ones(len(columns[0]) - 1, bool)
     for values in columns:
         rises |= ties & (values[1:] > values[:-1])
@@ -159,11 +161,10 @@ def _ascend(columns: Sequence[npt.NDArray[np.int64]]) -> bool:
 
 
 def check_keys(table: Table, key: Sequence[str], before: list[Key], keys: list[Key]) -> None:
-    """Checks that a page's keys ascend from the last one's; where the database's collation orders text, only that none
-    comes twice.
+    """Check that a page's keys ascend from those ``before``; text, which a collation orders, only that no key repeats.
 
     Raises:
-        DataError: they do not: the key is not unique, or null.
+        DataError: a key is null, or the key is not unique.
     """
     if None in chain.from_iterable(keys):
         raise DataError(f"{table}: a key ({', '.join(key)}) is null: fill it, or name others with --key_columns")
@@ -183,7 +184,7 @@ def check_keys(table: Table, key: Sequence[str], before: list[Key], keys: list[K
 
 def bound(key: Sequence[str], operator: str, last: Key) -> str:
     """The filter for the keys on one side of ``last``, with ``operator`` gt, gte, lt or lte, in PostgREST's syntax. The
-    first condition follows from the others; without it the database would not bound its walk along the index."""
+    first condition follows from the others; without it the database would not limit its index scan."""
     names, values = [quoted(name) for name in key], [quoted(str(value)) for value in last]
     beyond = operator[:2]
     steps = []
@@ -195,5 +196,5 @@ def bound(key: Sequence[str], operator: str, last: Key) -> str:
 
 
 def quoted(text: str) -> str:
-    """Quoted as PostgREST reads names and values: https://docs.postgrest.org/en/v12/references/api/url_grammar.html."""
+    """Quote a name or value for PostgREST: https://docs.postgrest.org/en/v12/references/api/url_grammar.html."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

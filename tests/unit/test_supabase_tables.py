@@ -1,3 +1,4 @@
+import csv
 import json
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -7,12 +8,13 @@ import pyarrow as pa
 import pytest
 
 from mf.errors import DataError, SupabaseError
-from mf.ratings.checks import Table, usable
 from mf.ratings.collect import Collector
-from mf.ratings.page import read_page
-from mf.ratings.pages import _ascend, bound, check_keys
-from mf.ratings.rest import _turned
 from mf.ratings.schema import read_ratings
+from mf.ratings.values import check
+from mf.supabase.tables.description import Table
+from mf.supabase.tables.page import read_page
+from mf.supabase.tables.pages import _ascend, bound, check_keys
+from mf.supabase.tables.rest import _check
 
 MOMENT = datetime(2024, 2, 29, 12, 30, 0, 250_000, UTC)
 COLUMNS = {"user_id": "userId", "movie_id": "movieId", "rating": "stars"}
@@ -28,10 +30,10 @@ def page_of(rows, table):
 
 
 def collect(rows, table, columns, key, collector):
-    ratings, bad = _turned(page_of(rows, table), columns, key)
-    for row in bad:
+    batch = _check(page_of(rows, table), table, columns, key)
+    for row in batch.bad:
         collector.reject(*row)
-    collector.add(ratings)
+    collector.add(batch.ratings)
 
 
 def test_the_filter_of_a_three_column_key_compares_the_columns_in_turn_and_bounds_the_first():
@@ -49,7 +51,7 @@ def test_quotes_and_backslashes_of_names_and_values_are_escaped_in_a_filter():
 def times(values):
     """The times that are made of ``values``, and which rows can be used."""
     raw = {"user_id": [1] * len(values), "movie_id": [1] * len(values), "rating": [3.0] * len(values)}
-    table, good = usable(pa.table(raw | {"rated_at": values}))
+    table, good, _ = check(pa.table(raw | {"rated_at": values}), is_file=False)
     return table["rated_at"].to_pylist(), good.tolist()
 
 
@@ -87,9 +89,9 @@ def test_rows_that_cannot_be_used_are_rejected_with_their_key_and_reason_and_the
     good = {"id": 1, "userId": 7, "movieId": "m", "stars": 4.5}
     bad = [
         ({"stars": None}, "empty rating"),
-        ({"stars": "NaN"}, "rating nan is not finite"),
-        ({"stars": "-Infinity"}, "rating -inf is not finite"),
-        ({"stars": 1e39}, "rating 1e+39 is larger than float32 can hold"),
+        ({"stars": "NaN"}, 'rating "NaN" is not finite'),
+        ({"stars": "-Infinity"}, 'rating "-Infinity" is not finite'),
+        ({"stars": 1e39}, 'rating "1e+39" is larger than float32 can hold'),
         ({"userId": None}, "empty user id"),
         ({"movieId": ""}, "empty movie id"),
     ]
@@ -99,8 +101,9 @@ def test_rows_that_cannot_be_used_are_rejected_with_their_key_and_reason_and_the
     collect(rows, table, COLUMNS, ["id"], collector)
     collector.finish(tmp_path / "ratings.parquet", tmp_path / "rejects.csv", COLUMNS)
     assert read_ratings(tmp_path / "ratings.parquet")[0].to_pylist() == [{"user_id": 7, "movie_id": "m", "rating": 4.5}]
-    lines = (tmp_path / "rejects.csv").read_text().splitlines()[1:]
-    assert [line.split(",")[:2] for line in lines] == [[f"row id={2 + i}", reason] for i, (_, reason) in enumerate(bad)]
+    with (tmp_path / "rejects.csv").open(newline="") as file:
+        rejected = [row[:2] for row in list(csv.reader(file))[1:]]
+    assert rejected == [[f"row id={2 + i}", reason] for i, (_, reason) in enumerate(bad)]
 
 
 @pytest.mark.parametrize("number", [2, 0.1, None, "NaN", 10**400, 2**60 + 1])
@@ -142,7 +145,7 @@ def test_a_page_that_is_no_json_is_a_value_error(body):
     ],
 )
 def test_an_answer_without_the_columns_that_were_described_says_so(body):
-    with pytest.raises(SupabaseError, match=r"cannot read table public\.ratings: the answer is no list of rows"):
+    with pytest.raises(SupabaseError, match=r"cannot read table public\.ratings: the response is not a list of rows"):
         read_page(body, table_of(a="integer"), ["a"])
 
 

@@ -1,0 +1,63 @@
+"""Ingest: ratings from a file or a Supabase table to one Parquet file of checked rows."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from mf.errors import ConfigError
+from mf.ratings import csv
+from mf.ratings.collect import Collector
+from mf.ratings.config import IngestConfig
+from mf.ratings.schema import Provenance
+from mf.supabase.client import connect
+from mf.supabase.credentials import Credentials
+from mf.supabase.database import Database
+from mf.supabase.tables import direct, rest
+from mf.supabase.tables.description import source_name
+
+# A source's reader: reads what the configuration names into the sink; returns which column was read as what.
+Read = Callable[[IngestConfig, Collector], dict[str, str]]
+
+
+def ingest(
+    config: IngestConfig, output: Path, rejects: Path, *, url: str = "", key: SecretStr | None = None
+) -> Provenance:
+    """Read ratings from a file or a table; write the good rows to ``output`` (Parquet, see ``Collector.finish``) and
+    the bad ones to ``rejects`` (CSV: where, reason, row).
+
+    Args:
+        url, key: of the Supabase project of ``config.import_table``; by default those of the environment. With
+            ``SUPABASE_DB_URL`` the table is read over the direct connection, and no key is needed.
+
+    Raises:
+        ConfigError: not exactly one source is given, or the table's project and its credentials are missing, malformed
+            or of two projects.
+        SupabaseError: the table cannot be read.
+        DataError: the source cannot be read, has no ratings or too many bad rows. Nothing is written after any error.
+    """
+    with _source(config, url, key) as (name, read):
+        sink = Collector(name, config.max_reject_fraction)
+        columns = read(config, sink)
+        return sink.finish(output, rejects, columns)
+
+
+@contextmanager
+def _source(config: IngestConfig, url: str, key: SecretStr | None) -> Iterator[tuple[str, Read]]:
+    """The name of the configured source and its reader; the list of all sources."""
+    if bool(config.ratings_csv) == bool(config.import_table):
+        found = "both" if config.ratings_csv else "neither"
+        raise ConfigError(f"expected a file (--ratings_csv) or a table (--import_table) to read, found {found}")
+    if config.ratings_csv:
+        yield config.ratings_csv, csv.read
+        return
+    name = source_name(config.import_table)
+    if database := Database.find():
+        database.check_project(url)
+        yield name, partial(direct.read, database)
+    else:
+        credentials = Credentials.find(url, key)
+        with connect(credentials) as client:
+            yield name, partial(rest.read, client, credentials)
