@@ -17,7 +17,7 @@ from mf.files import written_aside
 from mf.supabase.credentials import is_address
 from mf.version import git_sha
 from pipelines import leaks
-from pipelines.vertex.machines import REGIONS
+from pipelines.vertex.machines import all_regions, is_region
 
 RESOURCE = r"^(projects/[^/\s]+/secrets/[\w-]+(/versions/[\w-]+)?)?$"
 DIGEST = r"^([^\s@]+@sha256:[0-9a-f]{64})?$"
@@ -38,8 +38,8 @@ def _address(url: str) -> str:
 
 
 def _region(name: str) -> str:
-    if name and name not in REGIONS:
-        raise PydanticCustomError("region", "expected one of " + ", ".join(sorted(REGIONS)))
+    if name and not is_region(name):
+        raise PydanticCustomError("region", "expected one of " + ", ".join(all_regions()))
     return name
 
 
