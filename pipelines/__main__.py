@@ -134,7 +134,7 @@ def demo_command(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def images_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Builds and pushes the images of the steps, and writes their digests into the settings."""
+    """Builds and pushes the images of the steps, and writes their digests to a file beside the settings."""
     _settings_flag(parser)
     parser.add_argument("--cpu_only", action="store_true", help="one image for all steps: the train step has no GPU")
     parser.add_argument("--base_image", default="", help="image to start from; the Dockerfile's own without it")
@@ -143,14 +143,13 @@ def images_command(parser: Parser, argv: Sequence[str]) -> None:
     from pipelines import settings
     from pipelines.vertex.images import make_images
 
-    made = make_images(
+    images = make_images(
         _settings(options),
         cpu_only=options.cpu_only,
         base_image=options.base_image,
         torch_index=options.torch_index,
     )
-    settings.write(options.settings, **made)
-    print(f"\nwrote cpu_image and gpu_image into {options.settings}")
+    print(f"\nwrote {settings.write_images(options.settings, images)}")
 
 
 def parameters_command(parser: Parser, argv: Sequence[str]) -> None:
