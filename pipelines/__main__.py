@@ -107,11 +107,11 @@ def run_command(parser: Parser, argv: Sequence[str]) -> None:
 
     parameters = _local_parameters(options.param)
     if options.import_table:
-        source = sources.table(options.import_table, parameters, options.home)
+        source = sources.table_source(options.import_table, parameters, options.home)
     elif options.ratings:
-        source = sources.file(options.ratings, parameters)
+        source = sources.file_source(options.ratings, parameters)
     else:
-        source = sources.sample(options.home)
+        source = sources.sample_source(options.home)
     run(source, parameters, options.home)
 
 
@@ -119,9 +119,9 @@ def seed_command(parser: Parser, argv: Sequence[str]) -> None:
     """Fills a table of the embedded Supabase from a file of ratings, or from the sample."""
     _source_flags(parser, "the table to make anew", default="ratings")
     options = parser.parse_args(argv)
-    from pipelines.laptop import sources
+    from pipelines.laptop.seed import seed_table
 
-    print(sources.seed(options.import_table, options.ratings, _local_parameters(options.param), options.home))
+    print(seed_table(options.import_table, options.ratings, _local_parameters(options.param), options.home))
 
 
 def demo_command(parser: Parser, argv: Sequence[str]) -> None:
