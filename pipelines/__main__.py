@@ -107,11 +107,11 @@ def run_command(parser: Parser, argv: Sequence[str]) -> None:
 
     parameters = _local_parameters(options.param)
     if options.import_table:
-        source = sources.table(options.import_table, parameters, options.home)
+        source = sources.table_source(options.import_table, parameters, options.home)
     elif options.ratings:
-        source = sources.file(options.ratings, parameters)
+        source = sources.file_source(options.ratings, parameters)
     else:
-        source = sources.sample(options.home)
+        source = sources.sample_source(options.home)
     run(source, parameters, options.home)
 
 
@@ -119,9 +119,9 @@ def seed_command(parser: Parser, argv: Sequence[str]) -> None:
     """Fills a table of the embedded Supabase from a file of ratings, or from the sample."""
     _source_flags(parser, "the table to make anew", default="ratings")
     options = parser.parse_args(argv)
-    from pipelines.laptop import sources
+    from pipelines.laptop.seed import seed_table
 
-    print(sources.seed(options.import_table, options.ratings, _local_parameters(options.param), options.home))
+    print(seed_table(options.import_table, options.ratings, _local_parameters(options.param), options.home))
 
 
 def demo_command(parser: Parser, argv: Sequence[str]) -> None:
@@ -134,7 +134,7 @@ def demo_command(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def images_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Builds and pushes the images of the steps, and writes their digests into the settings."""
+    """Builds and pushes the images of the steps, and writes their digests to a file beside the settings."""
     _settings_flag(parser)
     parser.add_argument("--cpu_only", action="store_true", help="one image for all steps: the train step has no GPU")
     parser.add_argument("--base_image", default="", help="image to start from; the Dockerfile's own without it")
@@ -143,14 +143,13 @@ def images_command(parser: Parser, argv: Sequence[str]) -> None:
     from pipelines import settings
     from pipelines.vertex.images import make_images
 
-    made = make_images(
+    images = make_images(
         _settings(options),
         cpu_only=options.cpu_only,
         base_image=options.base_image,
         torch_index=options.torch_index,
     )
-    settings.write(options.settings, **made)
-    print(f"\nwrote cpu_image and gpu_image into {options.settings}")
+    print(f"\nwrote {settings.write_images(options.settings, images)}")
 
 
 def parameters_command(parser: Parser, argv: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from mf.files import written_aside
 from mf.supabase.credentials import NAME_FORM, SECRET_NAME, is_address
 from mf.version import git_sha
 from pipelines import leaks
-from pipelines.vertex.machines import REGIONS
+from pipelines.vertex.machines import all_regions, is_region
 
 DIGEST = r"^([^\s@]+@sha256:[0-9a-f]{64})?$"
 DEFAULT_FILE = Path(__file__).with_name("settings.toml")
@@ -46,8 +45,8 @@ SecretName = Annotated[str, AfterValidator(_secret_name)]
 
 
 def _region(name: str) -> str:
-    if name and name not in REGIONS:
-        raise PydanticCustomError("region", "expected one of " + ", ".join(sorted(REGIONS)))
+    if name and not is_region(name):
+        raise PydanticCustomError("region", "expected one of " + ", ".join(all_regions()))
     return name
 
 
@@ -110,14 +109,18 @@ class Settings(Config):
 
     @classmethod
     def load(cls, file: Path = DEFAULT_FILE, environ: Mapping[str, str] | None = None) -> "Settings":
-        """Reads a settings file; the ``MF_…`` variables of ``environ`` (default: the process's own) stand above it.
+        """Reads a settings file; its ``images_file`` overrides it, and the ``MF_…`` variables of ``environ`` (default:
+        the process's environment) override both.
 
         Raises:
-            ConfigError: the file is missing or is no TOML, or it or the environment holds an unknown key, an impossible
-                value or what looks like a secret.
+            ConfigError: the file is missing or is not TOML; or one of the three has an unknown key, an invalid value or
+                one that looks like a secret.
         """
         values = _read(file)
         settings = _checked(cls, values, str(file))
+        if (images := images_file(file)).exists():
+            values |= _read_images(images)
+            settings = _checked(cls, values, str(images))
         if not (given := overrides(os.environ if environ is None else environ)):
             return settings
         for name, value in given.items():
@@ -160,26 +163,25 @@ def overrides(environ: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def write(file: Path, **values: str) -> None:
-    """Sets settings that are texts in a settings file, in place: its comments and everything else stay.
+def images_file(file: Path) -> Path:
+    """The generated file beside a settings file that holds the images' digests: ``settings.images.toml``."""
+    return file.with_suffix(".images.toml")
+
+
+def write_images(file: Path, images: Mapping[str, str]) -> Path:
+    """Writes ``cpu_image`` and ``gpu_image`` to the ``images_file`` of the settings ``file``, and returns its path.
 
     Raises:
-        ConfigError: there is no such file or setting, the value cannot be, or the file is written in a way that only a
-            person can edit.
+        ConfigError: a value is not an image by digest.
     """
-    before = _read(file)
-    _checked(Settings, before | values, str(file))
-    text = file.read_text()
-    for name, value in values.items():
-        line = f"{name} = {json.dumps(value)}"
-        value_now = rf'^{name}[ \t]*=[ \t]*("[^"\n]*"|\'[^\'\n]*\')'
-        text, found = re.subn(value_now, line.replace("\\", r"\\"), text, count=1, flags=re.MULTILINE)
-        text = text if found else f"{line}\n{text}"
-    # A line that looks like the setting may stand in another table, or within a text.
-    if tomllib.loads(text) != before | values:
-        raise ConfigError(f"{file}: set {', '.join(values)} by hand: " + ", ".join(values.values()))
-    with written_aside(file) as aside:
-        aside.write_text(text)
+    target = images_file(file)
+    _checked(Settings, images, str(target))
+    with written_aside(target) as aside:
+        lines = [f"{name} = {json.dumps(image)}\n" for name, image in images.items()]
+        aside.write_text(
+            "# Written by `make images`. Without this file the images are named by their tag.\n" + "".join(lines)
+        )
+    return target
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -189,6 +191,15 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: {error.strerror}, expected a settings file") from None
     except ValueError as error:
         raise ConfigError(f"{file} is no TOML: {error}") from None
+
+
+def _read_images(file: Path) -> dict[str, Any]:
+    images = _read(file)
+    if {*images} != {"cpu_image", "gpu_image"}:
+        raise ConfigError(
+            f"{file}: found {', '.join(images) or 'nothing'}, expected cpu_image and gpu_image: run `make images`"
+        )
+    return images
 
 
 def _checked(settings: type[Settings], values: Mapping[str, Any], where: str) -> Settings:

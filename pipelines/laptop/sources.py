@@ -1,144 +1,121 @@
-"""What the pipeline can run on here: the sample, a file, a table of the embedded Supabase. Each has a local database of
-its own, so that ids and their types never collide."""
+"""Sources of ratings for a local run: the sample, a file, or a table of the embedded Supabase.
+
+Each source has its own local database, so that ids and their types never collide.
+"""
 
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg
-from psycopg import sql
-
 from mf.errors import ConfigError
 from mf.ingest import ingest
-from mf.local import LocalSupabase, databases, recreate_database
+from mf.local import LocalSupabase, databases
 from mf.ratings.config import IngestConfig
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, id_type, read_ratings
+from mf.ratings.schema import MOVIE, USER, id_type, read_ratings
 from mf.ratings.titles import titles_beside
 from mf.sample import write_sample
 from mf.supabase.config import SchemaConfig
 
-# What PostgreSQL calls the types that ids come in, and what the migration calls them.
+# PostgreSQL type of an id column to the migration's id type; any other is text.
 ID_TYPES = {"smallint": "bigint", "integer": "bigint", "bigint": "bigint", "uuid": "uuid"}
-
-Schema = Callable[[LocalSupabase], SchemaConfig]
-Titles = Callable[[LocalSupabase], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
-class Source:
-    """Ratings, and the local database that is theirs alone."""
+class LocalSource:
+    """A source of ratings for a local run.
+
+    Attributes:
+        database: name of the local database that only this source uses.
+        parameters: the pipeline's parameters that select the source.
+        schema: options of the database's migration.
+        titles: movie titles by movie id, as text.
+        noise_floor: the lowest RMSE that any model can reach, if known.
+    """
 
     database: str
-    parameters: dict[str, Any]  # of the pipeline
-    schema: Schema  # what the database's migration is to be made for
-    titles: Titles  # movie id, as text, to title
-    noise_floor: float | None = None  # the best RMSE that anything can reach, where that is known
+    parameters: dict[str, Any]
+    schema: Callable[[LocalSupabase], SchemaConfig]
+    titles: Callable[[LocalSupabase], Mapping[str, str]]
+    noise_floor: float | None = None
 
 
-def sample(home: Path) -> Source:
-    """The project's own sample, made anew."""
-    made = write_sample(home / "sample")
-    return Source(
+def sample_source(home: Path) -> LocalSource:
+    """The synthetic sample, which is written to ``home``."""
+    sample = write_sample(home / "sample")
+    return LocalSource(
         "sample",
-        {"ratings_csv": str(made.ratings_csv)},
+        {"ratings_csv": str(sample.ratings_csv)},
         lambda _: SchemaConfig(user_id_type="uuid", movie_id_type="bigint"),
-        lambda _: titles_beside(str(made.ratings_csv)),
-        made.noise_floor,
+        lambda _: titles_beside(str(sample.ratings_csv)),
+        sample.noise_floor,
     )
 
 
-def file(path: Path, parameters: Mapping[str, Any]) -> Source:
-    """A file of ratings; the same content read in the same way has the same database."""
+def file_source(path: Path, parameters: Mapping[str, Any]) -> LocalSource:
+    """A file of ratings. Its database depends on its content and on how it is read, not on its name.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
     if str(path).startswith("gs:/"):
-        raise ConfigError(f"{path}: a run on this machine reads a file of its own; fetch it first: gcloud storage cp")
+        raise ConfigError(f"{path}: a local run reads a local file; download it first: gcloud storage cp")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file, expected a file of ratings")
-    reading = _reading(parameters)
-    with path.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256")
+    reading = ingest_parameters(parameters)
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
     digest.update(repr(sorted(reading.items())).encode())
     config = IngestConfig.of(**reading, ratings_csv=str(path))
-    return Source(
+    return LocalSource(
         f"csv_{digest.hexdigest()[:12]}",
         {"ratings_csv": str(path)},
-        lambda supabase: _made_before(supabase) or _schema_of_file(config),
+        lambda supabase: _applied_schema(supabase) or _schema_of_file(config),
         lambda _: titles_beside(str(path)),
     )
 
 
-def table(name: str, parameters: Mapping[str, Any], home: Path) -> Source:
-    """A table of the embedded Supabase, filled by ``seed``."""
-    name = _table_name(name)
+def table_source(name: str, parameters: Mapping[str, Any], home: Path) -> LocalSource:
+    """A table of the embedded Supabase that ``seed_table`` filled.
+
+    Raises:
+        ConfigError: there is no such table.
+    """
+    name = check_table_name(name)
     database = f"table_{name}"
     if database not in databases(home / "supabase"):
-        raise ConfigError(f"the embedded Supabase has no table {name}: make one with `make seed-table`")
-    config = IngestConfig.of(**_reading(parameters), import_table=name)
-    return Source(database, {"import_table": name}, lambda supabase: _schema_of_table(supabase, config), _titles_in)
+        raise ConfigError(f"the embedded Supabase has no table {name}: create it with `make seed-table`")
+    config = IngestConfig.of(**ingest_parameters(parameters), import_table=name)
+    return LocalSource(
+        database, {"import_table": name}, lambda supabase: _schema_of_table(supabase, config), _titles_in
+    )
 
 
-def seed(name: str, path: Path | None, parameters: Mapping[str, Any], home: Path) -> str:
-    """Makes the table ``name`` of the embedded Supabase anew, from a file or from the sample; says what it did."""
-    path = path or write_sample(home / "sample").ratings_csv
-    name = _table_name(name)
-    config = IngestConfig.of(**_reading(parameters), ratings_csv=str(path))
-    with tempfile.TemporaryDirectory() as work:
-        provenance = ingest(config, Path(work) / "ratings.parquet", Path(work) / "rejects.csv")
-        ratings, _ = read_ratings(Path(work) / "ratings.parquet")
-    types = {USER: id_type(ratings[USER]), MOVIE: id_type(ratings[MOVIE]), RATING: "real", RATED_AT: "timestamptz"}
-    columns = [sql.SQL("{} {}").format(sql.Identifier(c), sql.SQL(types[c])) for c in ratings.column_names]
-    titles = titles_beside(str(path))
-    database = f"table_{name}"
-    recreate_database(home / "supabase", database)
-    with (
-        LocalSupabase(home / "supabase", database) as supabase,
-        supabase.connect() as connection,
-        connection.transaction(),
-    ):
-        make = sql.SQL(
-            "create table public.{table} ({columns}, primary key (user_id, movie_id));"
-            "alter table public.{table} enable row level security;"
-            "grant select on public.{table} to service_role;"
-            "create table public.movies (movie_id text primary key, title text not null);"
-            "alter table public.movies enable row level security"
-        )
-        connection.execute(make.format(table=sql.Identifier(name), columns=sql.SQL(", ").join(columns)))
-        rows = (row.values() for batch in ratings.to_batches(max_chunksize=10_000) for row in batch.to_pylist())
-        _copy(connection, name, ratings.column_names, rows)
-        _copy(connection, "movies", ["movie_id", "title"], titles.items())
-    return f"{provenance.summary()}\nthey are the rows of the table {name} now: make run IMPORT_TABLE={name}"
-
-
-def _copy(
-    connection: psycopg.Connection[Any], table: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]
-) -> None:
-    names = sql.SQL(", ").join(map(sql.Identifier, columns))
-    into = sql.SQL("copy public.{} ({}) from stdin").format(sql.Identifier(table), names)
-    with connection.cursor().copy(into) as copy:
-        for row in rows:
-            copy.write_row(list(row))
-
-
-def _reading(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the pipeline's parameters that say how ratings are read."""
+def ingest_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The pipeline's parameters that belong to ingest."""
     return {name: value for name, value in parameters.items() if name in IngestConfig.model_fields}
 
 
-def _table_name(name: str) -> str:
+def check_table_name(name: str) -> str:
+    """The name of a table in the embedded Supabase, without its schema.
+
+    Raises:
+        ConfigError: a table cannot have this name.
+    """
     name = name.removeprefix("public.")
     if not re.fullmatch("[a-z][a-z0-9_]{0,39}", name) or name == "movies" or name.startswith("mf_"):
         raise ConfigError(
-            f"a table of the embedded Supabase cannot be called {name!r}: expected a-z, 0-9 and _, 40 letters at most; "
-            "movies and mf_… are taken"
+            f"a table of the embedded Supabase cannot be called {name!r}: expected a-z, 0-9 and _, at most 40; "
+            "movies and mf_… are reserved"
         )
     return name
 
 
-def _made_before(supabase: LocalSupabase) -> SchemaConfig | None:
-    """For which ids the database's migration was made, when it has one."""
+def _applied_schema(supabase: LocalSupabase) -> SchemaConfig | None:
+    """The id types of the migration that the database already has."""
     with supabase.connect() as connection:
         if connection.execute("select to_regproc('public.mf_schema')").fetchone() == (None,):
             return None
@@ -147,7 +124,7 @@ def _made_before(supabase: LocalSupabase) -> SchemaConfig | None:
 
 
 def _schema_of_file(config: IngestConfig) -> SchemaConfig:
-    """The types of its ids, which the whole file decides: it is read once more, before the pipeline does."""
+    """The id types of a file. They depend on every row, so the file is read once before the pipeline reads it."""
     with tempfile.TemporaryDirectory() as work:
         ingest(config, Path(work) / "ratings.parquet", Path(work) / "rejects.csv")
         ratings, _ = read_ratings(Path(work) / "ratings.parquet")

@@ -1,20 +1,21 @@
-"""What a run through ``kfp.local`` prints, without the runner's own chatter."""
+"""Filters the output of ``kfp.local``: steps' lines on the terminal, everything in a file."""
 
 import re
 from pathlib import Path
 from typing import TextIO
 
-STARTS = re.compile(r"Executing task \S*?'([\w-]+)'")
-RUNNER = re.compile(r"\[KFP Executor [^]]*\]: ")
+STEP_STARTED = re.compile(r"Executing task \S*?'([\w-]+)'")
+KFP_LINE = re.compile(r"\[KFP Executor [^]]*\]: ")
 
 
 class StepLog:
-    """Stands in for ``sys.stdout``: every line goes to a file, the steps' own lines go to ``terminal`` too, behind the
-    step's name.
+    """Replacement for ``sys.stdout`` during a run.
+
+    Writes every line to a file, and the steps' own lines to ``terminal`` as well, prefixed with the step's name.
 
     Attributes:
-        step: the last one that was started.
-        error: what the step that failed said of it, when it said so in one line.
+        step: the step that was started last.
+        error: text of the failed step's ``error: …`` line, if it printed one.
     """
 
     def __init__(self, file: Path, terminal: TextIO) -> None:
@@ -40,18 +41,18 @@ class StepLog:
         return False
 
     def _show(self, line: str) -> None:
-        if started := STARTS.search(line):
-            self.step, self._running = started[1], True
+        if match := STEP_STARTED.search(line):
+            self.step, self._running = match[1], True
         elif "finished with status" in line:
             self._running = False
-        elif RUNNER.search(line):
+        elif KFP_LINE.search(line):
             self._in_json = line.endswith("executor_input:")
         elif self._in_json:
-            # The runner prints its input over many lines; the closing brace alone on a line ends it.
+            # KFP prints the step's input as indented JSON, up to a line with only a brace.
             self._in_json = line.rstrip() != "    }"
         elif line.startswith("    error: "):
             self.error = line.strip().removeprefix("error: ")
         elif line.startswith("    ") and line.strip() and self._running:
-            # Not print(): kfp.local puts its own in that one's place while a step runs.
+            # Not print(), which kfp.local replaces while a step runs.
             self._terminal.write(f"{self.step:<9} {line[4:]}\n")
             self._terminal.flush()

@@ -1,4 +1,4 @@
-"""What a run ends with: figures beside the baselines, and recommendations as an app would get them."""
+"""Summary at the end of a local run: RMSE, gate decision and recommendations from the API."""
 
 import json
 from collections.abc import Mapping
@@ -17,75 +17,90 @@ from mf.supabase.client import connect
 from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.recommend import published_run, recommend_movies, similar_movies
-from pipelines.laptop.sources import Source
+from pipelines.laptop.sources import LocalSource
 
-SHOWN = 5
-LABELS = {"global_mean": "global mean", "user_movie_bias": "user + movie biases", "model": "this model"}
+SHOWN = 5  # movies per list
+MODELS = {"global_mean": "global mean", "user_movie_bias": "user + movie biases", "model": "this model"}
 
 
-def summarise(source: Source, schema: SchemaConfig, supabase: LocalSupabase, outputs: Path) -> None:
-    """Prints the figures of the run whose steps wrote ``outputs``, why it was not published where it was not, and what
-    the API recommends out of what is."""
+def print_summary(source: LocalSource, schema: SchemaConfig, supabase: LocalSupabase, outputs: Path) -> None:
+    """Prints the RMSE of a run, why it was not published if it was not, and recommendations of the published run.
+
+    Args:
+        source: the ratings of the run.
+        schema: the options of the database's migration.
+        supabase: the embedded Supabase, running.
+        outputs: the folder that the run's steps wrote to.
+    """
     ratings, provenance = read_ratings(outputs / "ingest" / "ratings.parquet")
-    scores = json.loads((outputs / "evaluate" / "evaluation.json").read_text())
+    evaluation = json.loads((outputs / "evaluate" / "evaluation.json").read_text())
     print(
         f"\nratings   {provenance.rows_read:,} rows read, {provenance.rows_rejected:,} rejected, "
-        f"{provenance.rows_kept:,} kept\n\nRMSE on {scores['test_rows']:,} test ratings"
+        f"{provenance.rows_kept:,} kept\n\nRMSE on {evaluation['test_rows']:,} test ratings"
     )
-    for name, label in LABELS.items():
-        print(f"  {label:<20} {scores[name]['rmse']:.4f}")
+    for name, label in MODELS.items():
+        print(f"  {label:<20} {evaluation[name]['rmse']:.4f}")
     if source.noise_floor is not None:
         print(f"  {'noise floor':<20} {source.noise_floor:.4f}  (nothing can do better on this sample)")
 
     with connect(Credentials(supabase.url, SecretStr(supabase.secret_key))) as client:
-        run = published_run(client)
-        tell(scores["decision"], run["run_id"] if run else None)
-        if run:
-            recommend(client, schema, ratings, source.titles(supabase))
-    print(f"\nreport    {_short(outputs / 'evaluate' / 'report.html')}")
+        published = published_run(client)
+        print_decision(evaluation["decision"], published["run_id"] if published else None)
+        if published:
+            print_recommendations(client, schema, ratings, source.titles(supabase))
+    print(f"\nreport    {_relative(outputs / 'evaluate' / 'report.html')}")
     print("your own  make run RATINGS=path/to/ratings.csv")
 
 
-def tell(decision: Mapping[str, Any], readers_see: str | None) -> None:
-    """Why a run was not published, or only by force; nothing of one that passed the gate."""
+def print_decision(decision: Mapping[str, Any], published: str | None) -> None:
+    """Prints why the gate refused a run; nothing when the run passed.
+
+    Args:
+        decision: the gate's decision, as evaluate wrote it.
+        published: id of the run that is published now.
+    """
     if not decision["reasons"]:
         return
     print("\npublished by force, although" if decision["forced"] else "\nnot published, since")
     for reason in decision["reasons"]:
         print(f"  {reason}")
     if not decision["publish"]:
-        print(f"readers see run {readers_see}" if readers_see else "no run is published, so nothing is recommended")
-        print('publish it all the same: PARAMS="force_publish=true"')
+        print(f"readers see run {published}" if published else "no run is published, so nothing is recommended")
+        print('publish it anyway: PARAMS="force_publish=true"')
 
 
-def recommend(client: Client, schema: SchemaConfig, ratings: pa.Table, titles: Mapping[str, str]) -> None:
-    """Prints what the published run recommends to one user, and what is similar to one of this user's movies."""
-    user, liked = example(ratings)
+def print_recommendations(client: Client, schema: SchemaConfig, ratings: pa.Table, titles: Mapping[str, str]) -> None:
+    """Prints the published run's recommendations for one user, and movies similar to one that the user likes."""
+    user, liked = example_user(ratings)
     print(f"\nrecommended to user {user}")
-    for movie, rating in unseen(client, schema, ratings, user):
+    for movie, rating in recommend_unrated(client, schema, ratings, user):
         print(f"  {rating:.2f}  {titles.get(str(movie), movie)}")
     print(f"\nsimilar to {titles.get(str(liked), liked)}")
     for movie, similarity in similar_movies(client, liked, SHOWN):
         print(f"  {similarity:.2f}  {titles.get(str(movie), movie)}")
 
 
-def example(ratings: pa.Table) -> tuple[Any, Any]:
-    """The user with the most ratings, but for those who have rated nearly everything, and of the movies that this user
-    likes best the one that most have rated."""
+def example_user(ratings: pa.Table) -> tuple[Any, Any]:
+    """A user with many ratings, and the best known of the user's favourite movies.
+
+    Users who have rated nearly every movie are left out if possible: there would be little to recommend.
+    """
     users, movies = (pc.value_counts(ratings[name].combine_chunks()) for name in (USER, MOVIE))
     counts = users.field("counts").to_numpy()
-    # recommend_movies gives 1000 at most, and those that the user has rated are taken out of them.
-    fits = counts <= min(900, len(movies) - SHOWN)
-    user = users.field("values")[int(np.argmax(np.where(fits, counts, 0) if fits.any() else -counts))]
+    # recommend_movies returns at most 1000 movies, rated ones included.
+    suitable = counts <= min(900, len(movies) - SHOWN)
+    user = users.field("values")[int(np.argmax(np.where(suitable, counts, 0) if suitable.any() else -counts))]
     own = ratings.filter(pc.equal(ratings[USER], user))
-    best = own.filter(pc.equal(own[RATING], pc.max(own[RATING])))[MOVIE].to_pylist()
+    favourites = own.filter(pc.equal(own[RATING], pc.max(own[RATING])))[MOVIE].to_pylist()
     popularity = dict(zip(movies.field("values").to_pylist(), movies.field("counts").to_pylist(), strict=True))
-    return user.as_py(), max(best, key=lambda movie: (popularity[movie], str(movie)))
+    return user.as_py(), max(favourites, key=lambda movie: (popularity[movie], str(movie)))
 
 
-def unseen(client: Client, schema: SchemaConfig, ratings: pa.Table, user: Any) -> list[tuple[Any, float]]:
-    """The user's best movies among those the user has not rated: left out by the database where it holds the ratings,
-    else here."""
+def recommend_unrated(client: Client, schema: SchemaConfig, ratings: pa.Table, user: Any) -> list[tuple[Any, float]]:
+    """Recommended movies that the user has not rated, with predicted ratings.
+
+    The database leaves out the rated ones if it has a table of ratings; otherwise this function does.
+    """
     if schema.ratings_table:
         return recommend_movies(client, user, SHOWN, exclude_rated=True)
     rated = set(ratings.filter(pc.equal(ratings[USER], pa.scalar(user)))[MOVIE].to_pylist())
@@ -93,5 +108,5 @@ def unseen(client: Client, schema: SchemaConfig, ratings: pa.Table, user: Any) -
     return [(movie, rating) for movie, rating in best if movie not in rated][:SHOWN]
 
 
-def _short(path: Path) -> Path:
+def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

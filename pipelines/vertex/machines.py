@@ -1,9 +1,9 @@
-"""What Vertex AI offers to train on: its regions, its GPUs, and the machines that these come with.
+"""GPUs, machine types and regions of Vertex AI.
 
-The tables are those of Google's documentation: Compute Engine's GPU machine types, Vertex AI's limits of a pipeline
-step. Where a GPU is was compared in November 2026 with Compute Engine's zones of it, as a public catalogue lists them
-(SkyPilot's, version 8): a region stands here when either has it, since Vertex AI has no GPU where Compute Engine has
-none. What Google has added since is to be added here.
+The tables come from Google's documentation: Compute Engine's GPU machine types and Vertex AI's limits of a pipeline
+step. The regions of a GPU were compared in November 2026 with a public catalogue of Compute Engine's zones (SkyPilot's,
+version 8). A region is listed when either source has it, since Vertex AI has no GPU where Compute Engine has none. Add
+what Google has added since. A test compares the names with the SDK's.
 """
 
 import re
@@ -14,7 +14,7 @@ from mf.errors import ConfigError
 
 STEPS = ("ingest", "split", "train", "evaluate", "export")
 TRAIN = ("train_accelerator_type", "train_accelerator_count", "train_cpu", "train_memory")
-# What any step of a pipeline may ask for, in vCPUs and in GB.
+# Limits of a pipeline step: vCPUs, and GB of memory.
 MOST_CPU, MOST_MEMORY = 96, 624
 _BYTES = {"M": 1e6, "G": 1e9, "T": 1e12, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -23,20 +23,21 @@ def _regions(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
-REGIONS = _regions(
-    """
-    africa-south1 asia-east1 asia-east2 asia-northeast1 asia-northeast2 asia-northeast3 asia-south1 asia-south2
-    asia-southeast1 asia-southeast2 australia-southeast1 australia-southeast2 europe-central2 europe-north1
-    europe-north2 europe-southwest1 europe-west1 europe-west2 europe-west3 europe-west4 europe-west6 europe-west8
-    europe-west9 europe-west12 me-central1 me-central2 me-west1 northamerica-northeast1 northamerica-northeast2
-    southamerica-east1 southamerica-west1 us-central1 us-east1 us-east4 us-east5 us-east7 us-south1 us-west1 us-west2
-    us-west3 us-west4 us-west8
-    """
-)
+def is_region(name: str) -> bool:
+    """Whether Vertex AI has a region of this name."""
+    # The SDK's list comes second: importing the SDK takes two seconds.
+    return any(name in gpu.regions for gpu in GPUS.values()) or name in all_regions()
+
+
+def all_regions() -> list[str]:
+    """The regions of Vertex AI, as its SDK lists them."""
+    from google.cloud.aiplatform.constants.base import SUPPORTED_REGIONS
+
+    return sorted(SUPPORTED_REGIONS - {"global"})
 
 
 class Machine(NamedTuple):
-    """A machine type with its vCPUs and its memory, in GB."""
+    """A machine type: vCPUs, and memory in GB (2**30 bytes)."""
 
     name: str
     cpu: int
@@ -44,7 +45,7 @@ class Machine(NamedTuple):
 
 
 class Gpu(NamedTuple):
-    """The machines that have so many of a GPU, the smallest first, and where they are; no regions: not known."""
+    """A GPU: machine types by number of GPUs, the smallest first, and regions (empty: not known)."""
 
     machines: Mapping[int, tuple[Machine, ...]]
     regions: frozenset[str] = frozenset()

@@ -78,7 +78,7 @@ def main(compiled: Path) -> None:
         home.chmod(0o755)
         containers = Containers(compiled, home)
         SubprocessTaskHandler.run = lambda step: containers.run(step)
-        laptop.run(sources.sample(home), {}, home)
+        laptop.run(sources.sample_source(home), {}, home)
     (image, *_) = containers.images.values()
     left = unused(image, containers.modules)
     print(f"\n{len(containers.modules):,} modules imported by the steps; in the image and imported by none:")

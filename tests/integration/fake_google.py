@@ -1,5 +1,7 @@
-"""As much of Google Cloud's REST APIs as the doctor asks, under one address: http://127.0.0.1:PORT/HOST/path. All that
-is asked for is there, until a test takes it away."""
+"""Fake of the Google Cloud REST APIs that the doctor calls, under one address: http://127.0.0.1:PORT/HOST/path.
+
+Its project passes all checks until a test changes it.
+"""
 
 import base64
 import functools
@@ -27,7 +29,7 @@ class Request(NamedTuple):
     path: str
     query: dict[str, list[str]]
     body: Any
-    counted_for: str | None = None  # the project, as a person's own credentials have to say
+    quota_project: str | None = None
 
 
 def refusal(code: int, message: str, **info: Any) -> Reply:
@@ -45,12 +47,13 @@ def _bindings(role: str) -> list[dict[str, Any]]:
 
 @dataclass
 class FakeGoogle:
-    """A project that lacks nothing.
+    """A project that passes all checks.
 
     Attributes:
-        url: of all APIs; a host's name is the first part of a path.
-        faults: asked first, in turn, for every request; the first reply that one gives is the answer.
-        requests: what was asked, in its order.
+        url: of all APIs; the host's name is the first part of a path.
+        parent: the folder or organisation above the project, as the API returns it.
+        faults: called in turn with every request; the first reply that one returns is the response.
+        requests: all requests so far.
     """
 
     url: str = ""
@@ -63,6 +66,7 @@ class FakeGoogle:
         }
     )
     disabled: set[str] = field(default_factory=set)
+    parent: dict[str, str] | None = None
     bucket: dict[str, Any] | None = field(default_factory=lambda: {"location": "EUROPE-WEST4"})
     accounts: set[str] = field(default_factory=lambda: {ACCOUNT})
     policies: dict[str, list[dict[str, Any]]] = field(
@@ -82,13 +86,13 @@ class FakeGoogle:
 
     def reply(self, call: Call) -> Reply:
         _, host, path = call.url.path.split("/", 2)
-        counted_for = call.headers.get("x-goog-user-project")
-        code, said = self.answer(
-            Request(call.method, host, f"/{path}", parse_qs(call.url.query), call.body, counted_for)
+        quota_project = call.headers.get("x-goog-user-project")
+        code, body = self.answer(
+            Request(call.method, host, f"/{path}", parse_qs(call.url.query), call.body, quota_project)
         )
         if host != "oauth2" and call.headers.get("authorization") != f"Bearer {TOKEN}":
             return refusal(401, "Request had invalid authentication credentials.")
-        return code, said
+        return code, body
 
     def answer(self, request: Request) -> Reply:
         self.requests.append(request)
@@ -107,6 +111,10 @@ def _token(fake: FakeGoogle, request: Request) -> Reply:
 
 def _permissions(fake: FakeGoogle, request: Request, *_: str) -> Reply:
     return 200, {"permissions": [name for name in request.body["permissions"] if name in fake.permissions]}
+
+
+def _project(fake: FakeGoogle, request: Request) -> Reply:
+    return 200, {"projectId": "p1", **({"parent": fake.parent} if fake.parent else {})}
 
 
 def _services(fake: FakeGoogle, request: Request) -> Reply:
@@ -139,7 +147,7 @@ def _manifest(fake: FakeGoogle, request: Request, host: str, path: str, referenc
     revision = next((r for name, r in fake.images.items() if re.fullmatch(f"{host}/{path}[:@]{reference}", name)), None)
     if revision is None:
         return 404, {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "no such manifest"}]}
-    # What builders of several platforms push: an index, with an entry that is no image.
+    # Builders of several platforms push an index, with an entry that is not an image.
     of = [("unknown", "unknown", "sha256:attestation"), ("linux", "amd64", f"sha256:of-sha256:{revision}")]
     return 200, {"manifests": [{"digest": d, "platform": {"os": o, "architecture": a}} for o, a, d in of]}
 
@@ -159,6 +167,7 @@ def _quota(fake: FakeGoogle, request: Request, metric: str) -> Reply:
 
 ROUTES: list[tuple[str, Callable[..., Reply]]] = [
     ("oauth2/token", _token),
+    (r"cloudresourcemanager\.googleapis\.com/v1/projects/p1", _project),
     (r"cloudresourcemanager\.googleapis\.com/v1/(projects/p1):testIamPermissions", _permissions),
     (r"cloudresourcemanager\.googleapis\.com/v1/(projects/p1):getIamPolicy", _policy),
     (r"serviceusage\.googleapis\.com/v1/projects/p1/services:batchGet", _services),
@@ -178,7 +187,7 @@ ROUTES: list[tuple[str, Callable[..., Reply]]] = [
 
 @contextmanager
 def fake_google() -> Iterator[FakeGoogle]:
-    """Serves on 127.0.0.1 while the block lasts."""
+    """Serves on 127.0.0.1 within the block."""
     fake = FakeGoogle()
     with serving(fake.reply) as fake.url:
         yield fake
@@ -191,7 +200,7 @@ def _private_key() -> str:
 
 
 def key_file(folder: Path, url: str) -> Path:
-    """A service account's key, which ``google.auth`` trades for a token at the fake."""
+    """A service account's key file; ``google.auth`` gets a token for it from the fake."""
     file = folder / "key.json"
     file.write_text(json.dumps({
         "type": "service_account", "project_id": "p1", "private_key_id": "1", "private_key": _private_key(),

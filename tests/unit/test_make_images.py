@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import yaml
 
 from mf.errors import ConfigError, MfError
 from pipelines.__main__ import main
-from pipelines.settings import DEFAULT_FILE, Settings
+from pipelines.settings import Settings
 from pipelines.vertex import images
 
 SETTINGS = Settings(image_repository="registry.example/team/mf", project="films")
@@ -252,15 +253,16 @@ def test_the_file_of_cloud_build_takes_the_substitutions_that_it_is_given(machin
     assert build["images"] == ["${_IMAGE}"]
 
 
-def test_the_command_writes_the_digests_into_the_settings_and_keeps_the_rest(machine, tmp_path):
+def test_the_command_writes_the_digests_to_their_own_file_and_leaves_the_settings(machine, tmp_path, capsys):
     machine(docker=ENGINE)
     settings = tmp_path / "settings.toml"
-    before = DEFAULT_FILE.read_text()
-    before = before.replace('image_repository = "mf"', 'image_repository = "registry.example/team/mf"')
-    settings.write_text(before)
+    text = 'image_repository = "registry.example/team/mf"\n'
+    settings.write_text(text)
     main(["images", "--settings", str(settings)])
-    added = set(settings.read_text().splitlines()) - set(before.splitlines())
-    assert added == {
-        f'cpu_image = "registry.example/team/mf/mf-python-cpu@{CPU_DIGEST}"',
-        f'gpu_image = "registry.example/team/mf/mf-python-gpu@{GPU_DIGEST}"',
+    images = tmp_path / "settings.images.toml"
+    assert tomllib.loads(images.read_text()) == {
+        "cpu_image": f"registry.example/team/mf/mf-python-cpu@{CPU_DIGEST}",
+        "gpu_image": f"registry.example/team/mf/mf-python-gpu@{GPU_DIGEST}",
     }
+    assert settings.read_text() == text
+    assert capsys.readouterr().out.endswith(f"\nwrote {images}\n")

@@ -8,7 +8,7 @@ from mf.errors import ConfigError
 from pipelines import settings
 from pipelines.compiled import definitions
 from pipelines.parameters import parse
-from pipelines.settings import DEFAULT_FILE, Settings, write
+from pipelines.settings import DEFAULT_FILE, Settings, images_file, write_images
 
 DIGEST = f"@sha256:{'0123456789abcdef' * 4}"
 CPU, GPU = f"r/mf/mf-python-cpu{DIGEST}", f"r/mf/mf-python-gpu{DIGEST}"
@@ -33,7 +33,9 @@ def refusal(file: Path, text: str = "", **environ: str) -> str:
 
 def test_the_settings_that_come_with_the_code_can_be_read_and_show_every_field() -> None:
     Settings.load(environ={})
-    assert [*tomllib.loads(DEFAULT_FILE.read_text())] == [*Settings.model_fields]
+    generated = {"cpu_image", "gpu_image"}
+    shown = [name for name in Settings.model_fields if name not in generated]
+    assert [*tomllib.loads(DEFAULT_FILE.read_text())] == shown
 
 
 def test_the_parameters_that_it_shows_are_the_pipelines_own_defaults() -> None:
@@ -136,35 +138,35 @@ def test_an_image_is_named_by_its_digest_else_by_the_tag_of_the_settings_else_by
     assert (pinned.image("cpu"), pinned.image("gpu"), pinned.pinned) == (CPU, GPU, True)
 
 
-def test_writing_changes_the_lines_that_it_is_about_and_no_other(file: Path) -> None:
-    before = DEFAULT_FILE.read_text()
-    file.write_text(before)
-    write(file, cpu_image=CPU, gpu_image=GPU)
-    assert Settings.load(file, {}).image("gpu") == GPU
-    changed = {
-        old: new for old, new in zip(before.splitlines(), file.read_text().splitlines(), strict=True) if old != new
-    }
-    assert changed == {'cpu_image = ""': f'cpu_image = "{CPU}"', 'gpu_image = ""': f'gpu_image = "{GPU}"'}
-    write(file, cpu_image="", gpu_image="")
-    assert file.read_text() == before
+def test_the_images_that_make_images_built_override_the_settings_and_not_the_environment(file: Path) -> None:
+    file.write_text(f'project = "p"\ncpu_image = "{CPU}"\ngpu_image = "{GPU}"\n')
+    other = {"cpu_image": CPU.replace("0", "1"), "gpu_image": GPU.replace("0", "1")}
+    assert write_images(file, other) == file.with_name("settings.images.toml")
+    assert [Settings.load(file, {}).image(kind) for kind in ("cpu", "gpu")] == [*other.values()]
+    given = {"MF_CPU_IMAGE": CPU, "MF_GPU_IMAGE": GPU}
+    assert [Settings.load(file, given).image(kind) for kind in ("cpu", "gpu")] == [CPU, GPU]
+    images_file(file).unlink()
+    assert Settings.load(file, {}).image("cpu") == CPU
 
 
-def test_writing_keeps_what_stands_behind_a_value_and_adds_a_line_that_is_not_there(file: Path) -> None:
-    file.write_text("cpu_image='' # by hand\n[labels]\nteam = 'a'\n")
-    write(file, cpu_image=CPU, gpu_image=GPU)
-    assert file.read_text() == (f'gpu_image = "{GPU}"\ncpu_image = "{CPU}" # by hand\n[labels]\nteam = \'a\'\n')
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", ": found nothing, expected cpu_image and gpu_image: run `make images`"),
+        (f'cpu_image = "{CPU}"', ": found cpu_image, expected cpu_image and gpu_image: run `make images`"),
+        (f'cpu_image = "{CPU}"\ngpu_image = "v1"', ": gpu_image: String should match pattern"),
+        ("cpu_image = ", " is no TOML: "),
+    ],
+)
+def test_a_generated_file_that_was_edited_is_one_line_with_its_own_name(file: Path, text: str, said: str) -> None:
+    file.write_text('project = "p"\n')
+    images_file(file).write_text(text)
+    with pytest.raises(ConfigError) as error:
+        Settings.load(file, {})
+    assert str(error.value).startswith(f"{images_file(file)}{said}")
 
 
-@pytest.mark.parametrize("text", ['[labels]\ncpu_image = "a"\n', 'image_repository = """\ncpu_image = "a"\n"""\n'])
-def test_a_file_that_only_a_person_can_edit_is_left_alone(file: Path, text: str) -> None:
-    file.write_text(text)
-    with pytest.raises(ConfigError, match=f"set cpu_image, gpu_image by hand: {CPU}, {GPU}$"):
-        write(file, cpu_image=CPU, gpu_image=GPU)
-    assert file.read_text() == text
-
-
-def test_what_cannot_be_is_not_written(file: Path) -> None:
-    file.write_text("")
-    with pytest.raises(ConfigError, match=r"settings\.toml: cpu_image: String should match pattern"):
-        write(file, cpu_image="r/mf/mf-python-cpu:v1", gpu_image=GPU)
-    assert file.read_text() == ""
+def test_an_image_that_is_not_named_by_digest_is_not_written(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"settings\.images\.toml: cpu_image: String should match pattern"):
+        write_images(file, {"cpu_image": "r/mf/mf-python-cpu:v1", "gpu_image": GPU})
+    assert not images_file(file).exists()

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.laptop.step_log import StepLog
 
-# What kfp.local printed of a run, shortened; the colours are its own.
+# Output of kfp.local for a run, shortened, with its colours.
 STARTED = """\
 08:01:34.965 - INFO - Running pipeline: \033[95m'mf-training'\033[0m
 --------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ CRASHED = """\
 
 
 def shown(transcript: str, file: Path, piece: int) -> tuple[StepLog, list[str]]:
-    """What comes to the terminal of a transcript that is written ``piece`` characters at a time."""
+    """The log and the terminal's lines after writing ``transcript`` in pieces of ``piece`` characters."""
     terminal = io.StringIO()
     with closing(StepLog(file, terminal)) as log:
         for start in range(0, len(transcript), piece):
@@ -65,25 +65,25 @@ def shown(transcript: str, file: Path, piece: int) -> tuple[StepLog, list[str]]:
 
 
 @pytest.mark.parametrize("piece", [1, 7, 100_000])
-def test_the_steps_own_lines_are_shown_behind_their_names_and_nothing_else(tmp_path: Path, piece: int) -> None:
+def test_only_the_steps_own_lines_are_shown_with_the_steps_name(tmp_path: Path, piece: int) -> None:
     log, lines = shown(STARTED + SUCCEEDED, tmp_path / "log.txt", piece)
     assert lines == ["ingest    ratings.csv: 14,000 rows read", "split     random split: 11,200 train"]
     assert (log.step, log.error) == ("split", "")
 
 
-def test_all_that_the_runner_prints_is_kept_in_the_file(tmp_path: Path) -> None:
+def test_everything_is_written_to_the_file(tmp_path: Path) -> None:
     shown(STARTED + SUCCEEDED, tmp_path / "log.txt", 50)
     assert (tmp_path / "log.txt").read_text() == STARTED + SUCCEEDED
 
 
-def test_the_error_line_of_a_step_is_kept_for_the_one_line_at_the_end(tmp_path: Path) -> None:
+def test_the_error_line_of_a_step_is_kept_and_not_shown(tmp_path: Path) -> None:
     log, lines = shown(STARTED + REFUSED, tmp_path / "log.txt", 50)
     assert lines == []
     assert log.step == "ingest"
     assert log.error == 'ratings.csv: 1 of 2 rows are bad: line 2: rating "five" is not a number'
 
 
-def test_the_traceback_of_a_step_that_crashed_is_shown(tmp_path: Path) -> None:
+def test_the_traceback_of_a_crashed_step_is_shown(tmp_path: Path) -> None:
     log, lines = shown(STARTED + CRASHED, tmp_path / "log.txt", 50)
     assert lines == [
         "ingest    Traceback (most recent call last):",

@@ -1,4 +1,4 @@
-"""A page to play with: the sample's recommendations in a browser, on the embedded Supabase."""
+"""``make demo``: a web page with the sample's recommendations, on the embedded Supabase."""
 
 import json
 import threading
@@ -15,55 +15,55 @@ from mf.local.tools import default_cache, supabase_js
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
 from pipelines.laptop import run as laptop
-from pipelines.laptop import sources
+from pipelines.laptop.signals import terminating_steps
+from pipelines.laptop.sources import sample_source
 
 FOLDER = Path(__file__).parent
 SCHEMA = SchemaConfig(user_id_type="uuid", movie_id_type="bigint", ratings_table="ratings", public_read="movies")
-NAMES = ("Ada", "Ben", "Chloe", "Deniz", "Emre")  # of some users of the sample, from the busiest on
+NAMES = ("Ada", "Ben", "Chloe", "Deniz", "Emre")  # of five users of the sample, from most to fewest ratings
 NEWCOMER = "Somebody new"
-SIGNED_IN_S = 3600  # as Supabase Auth has it
+TOKEN_VALID_S = 3600  # as in Supabase Auth
 
-STAGED = """
+CREATE_STAGED = """
 create temporary table staged (user_id uuid, movie_id bigint, rating real, seconds bigint) on commit drop
 """
 
 
 def demo(home: Path) -> None:
-    """Serves the page until Ctrl-C. When no run of the sample is published yet, one is trained and published first.
+    """Serves the page until Ctrl-C. Trains and publishes a run of the sample first if none is published.
 
     Args:
-        home: folder of the local databases and of what the steps write.
+        home: folder of the local databases and of the steps' outputs.
 
     Raises:
-        MfError: something that it needs cannot be had, a step of the training failed, or its run was not published.
+        MfError: a download or a step of the training failed, or the run was not published.
     """
-    bundle = supabase_js(default_cache())  # what needs the network comes before what takes time
-    source = sources.sample(home)
+    bundle = supabase_js(default_cache())  # first, because it needs the network and training takes time
+    source = sample_source(home)
     if not _published(home, source.database):
-        print("no run of the sample is published yet: one is trained first\n", flush=True)
+        print("no run of the sample is published yet: training one first\n", flush=True)
         laptop.run(source, {}, home)
         if not _published(home, source.database):
-            raise SupabaseError("the run that was trained is not published: what is above says why")
-    with laptop.stopping(), LocalSupabase(home / "supabase", source.database) as supabase:
+            raise SupabaseError("the new run was not published: the lines above say why")
+    with terminating_steps(), LocalSupabase(home / "supabase", source.database) as supabase:
         prepare(supabase, Path(source.parameters["ratings_csv"]).parent)
         supabase.gateway.pages.update(pages(supabase, bundle))
-        print(f"\nthe demo  {supabase.url}/\n          Ctrl-C ends it; the data stay", flush=True)
+        print(f"\nthe demo  {supabase.url}/\n          Ctrl-C stops it; the data stay", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
 
 
 def prepare(supabase: LocalSupabase, folder: Path) -> None:
-    """Makes the database what the page asks: the app's tables with the sample in ``folder``, and the migration that
-    knows of them.
+    """Fills the app's tables with the sample in ``folder``, and applies the migration for them.
 
     Raises:
-        SupabaseError: the database holds runs of users whose ids are no UUIDs.
+        SupabaseError: the database holds runs whose user ids are not UUIDs.
     """
     supabase.migrate((FOLDER / "tables.sql").read_text())
     with supabase.connect() as connection, connection.transaction(), connection.cursor() as cursor:
         with cursor.copy("copy public.movies (movie_id, title) from stdin (format csv, header)") as copy:
             copy.write((folder / "movies.csv").read_bytes())
-        cursor.execute(STAGED)
+        cursor.execute(CREATE_STAGED)
         with cursor.copy("copy staged from stdin (format csv, header)") as copy:
             copy.write((folder / "ratings.csv").read_bytes())
         cursor.execute("insert into public.ratings select user_id, movie_id, rating, to_timestamp(seconds) from staged")
@@ -71,14 +71,16 @@ def prepare(supabase: LocalSupabase, folder: Path) -> None:
 
 
 def pages(supabase: LocalSupabase, bundle: Path) -> dict[str, Page]:
-    """What the gateway serves beside the API, by path. A file is read anew each time, for who changes one; the tokens
-    are new each time, for who loads the page again when they have expired.
+    """The page's files by path, for the gateway.
+
+    Files are read on every request, so that edits show at once; tokens are signed on every request, so that loading
+    the page again renews them.
 
     Args:
-        supabase: as ``prepare`` left it.
+        supabase: after ``prepare``.
         bundle: supabase-js for the browser.
     """
-    users = _some_users(supabase)
+    users = _example_users(supabase)
     return {
         "/": Page("text/html; charset=utf-8", (FOLDER / "index.html").read_bytes),
         "/style.css": Page("text/css; charset=utf-8", (FOLDER / "style.css").read_bytes),
@@ -89,8 +91,10 @@ def pages(supabase: LocalSupabase, bundle: Path) -> dict[str, Page]:
 
 
 def config(supabase: LocalSupabase, users: Sequence[str]) -> dict[str, Any]:
-    """What the page is told: the project, its publishable key, and who may sign in, each with the token that Supabase
-    Auth would give after a sign-in. Such a token opens one user's own rows, and no more."""
+    """The page's configuration: project, publishable key, and the users with their tokens.
+
+    The tokens are like those of Supabase Auth after a sign-in: each gives access to one user's own rows.
+    """
     people = [*zip(NAMES, users, strict=False), (NEWCOMER, str(uuid.uuid4()))]
     return {
         "url": supabase.url,
@@ -99,7 +103,7 @@ def config(supabase: LocalSupabase, users: Sequence[str]) -> dict[str, Any]:
             {
                 "name": name,
                 "user_id": user,
-                "token": supabase.user_token(user, valid_s=SIGNED_IN_S),
+                "token": supabase.user_token(user, valid_s=TOKEN_VALID_S),
                 "is_new": name == NEWCOMER,
             }
             for name, user in people
@@ -107,8 +111,8 @@ def config(supabase: LocalSupabase, users: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _some_users(supabase: LocalSupabase) -> list[str]:
-    """As many as there are names, from the one with the most ratings on, evenly spread."""
+def _example_users(supabase: LocalSupabase) -> list[str]:
+    """Ids of one user per name, evenly spread from the most ratings to the fewest."""
     by_ratings = "select user_id::text from public.ratings group by user_id order by count(*) desc, user_id"
     with supabase.connect() as connection:
         users = [user for (user,) in connection.execute(by_ratings)]

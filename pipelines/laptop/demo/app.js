@@ -1,5 +1,5 @@
-// Recommendations in a browser, with Supabase's publishable key and the signed-in user's own token: nothing else.
-// "Asking Supabase" is what to copy into a product; "The page" shows what came back.
+// Recommendations in a browser, with only Supabase's publishable key and the signed-in user's token.
+// Copy the first part, the calls to Supabase, into a product; the second part is this page.
 
 // With a bundler: import { createClient } from '@supabase/supabase-js'
 const { createClient } = window.supabase
@@ -7,78 +7,78 @@ const { createClient } = window.supabase
 const RECOMMENDED = 10 // movies
 const SHOWN = 8 // movies of a history, or to rate, before "show more"
 
-// In a product these are two constants, your project's address and its publishable key, which is no secret.
+// In a product these are two constants: your project's URL and its publishable key, which is not a secret.
 const config = await (await fetch('config.json')).json()
-let user = config.users[0] // who is signed in: { name, user_id, token, is_new }
+let user = config.users[0] // the signed-in user: { name, user_id, token, is_new }
 
-// ---- Asking Supabase ----
+// Part 1: calls to Supabase.
 
-// The database takes from the token who asks. In a product Supabase Auth keeps the token: leave `accessToken` out and
+// The database reads the user from the token. In a product Supabase Auth keeps the token: leave out `accessToken` and
 // sign in with `await supabase.auth.signInWithPassword({ email, password })`.
 const supabase = createClient(config.url, config.key, { accessToken: async () => user.token })
 
-// A supabase-js call gives { data, error } and throws nothing: an error that is not looked at looks like no rows.
-async function answer(call) {
+// A supabase-js call returns { data, error } and never throws: without this check an error looks like no rows.
+async function rowsOf(call) {
   const { data, error } = await call
   if (error) throw new Error(error.message)
   return data
 }
 
-// The policy on the table leaves only the user's own rows, so that no filter is needed here. The API gives 1000 at most.
+// The table's policy returns only the user's own rows, so no filter is needed here. The API returns at most 1000 rows.
 async function myRatings() {
-  const rows = await answer(
+  const rows = await rowsOf(
     supabase
       .from('ratings')
-      .select('movie_id, rating, movies(title)') // the title comes along the foreign key
+      .select('movie_id, rating, movies(title)') // the title comes through the foreign key
       .order('rating', { ascending: false })
       .order('rated_at', { ascending: false })
   )
   return rows.map(({ movie_id, rating, movies }) => ({ movie_id, rating, title: movies.title }))
 }
 
-// For a user whom the published model knows.
+// For a user that the published model knows.
 const recommendForMe = async () =>
-  withTitles(await answer(supabase.rpc('recommend_for_me', { k: RECOMMENDED, exclude_rated: true })))
+  withTitles(await rowsOf(supabase.rpc('recommend_for_me', { k: RECOMMENDED, exclude_rated: true })))
 
-// For somebody whom it does not know yet: ratings is [{ movie_id, rating }, …], and [] gets what suits most people.
+// For a user that the model does not know: ratings is [{ movie_id, rating }, …]; [] returns what most people like.
 const recommendFromRatings = async (ratings) =>
-  withTitles(await answer(supabase.rpc('recommend_from_ratings', { ratings, k: RECOMMENDED })))
+  withTitles(await rowsOf(supabase.rpc('recommend_from_ratings', { ratings, k: RECOMMENDED })))
 
 const similarMovies = async (movie) =>
-  withTitles(await answer(supabase.rpc('similar_movies', { for_movie: movie.movie_id, k: 6 })))
+  withTitles(await rowsOf(supabase.rpc('similar_movies', { for_movie: movie.movie_id, k: 6 })))
 
 const movies = (from, count) =>
-  answer(supabase.from('movies').select('movie_id, title').order('movie_id').range(from, from + count - 1))
+  rowsOf(supabase.from('movies').select('movie_id, title').order('movie_id').range(from, from + count - 1))
 
-// Recommendations are ids; their titles are the app's own.
+// Recommendations are movie ids; the titles come from the app's own table.
 async function withTitles(rows) {
   const ids = rows.map((row) => row.movie_id)
-  const found = await answer(supabase.from('movies').select('movie_id, title').in('movie_id', ids))
+  const found = await rowsOf(supabase.from('movies').select('movie_id, title').in('movie_id', ids))
   const titles = new Map(found.map((movie) => [movie.movie_id, movie.title]))
   return rows.map((row) => ({ ...row, title: titles.get(row.movie_id) ?? `Movie ${row.movie_id}` }))
 }
 
-// ---- The page ----
+// Part 2: the page.
 
 const byId = (id) => document.getElementById(id)
-const given = new Map() // the new user's ratings, by movie id
-const asked = new Map() // how often each list was asked for; an answer to an earlier question comes too late
+const newRatings = new Map() // the new user's ratings, by movie id
+const requests = new Map() // number of the latest request of each list, so that an earlier response is ignored
 
-// Runs `work` and hands its answer to `show`, unless somebody else signed in or the list was asked for again meanwhile.
-// An error becomes a sentence.
-async function ask(list, work, show) {
-  const turn = (asked.get(list) ?? 0) + 1
-  const asking = user
-  const isLate = () => asked.get(list) !== turn || user !== asking
-  asked.set(list, turn)
+// Runs `request` and passes its result to `show`, unless the list was requested again or another user signed in
+// meanwhile. An error is shown as a sentence.
+async function load(list, request, show) {
+  const turn = (requests.get(list) ?? 0) + 1
+  const requestedBy = user
+  const isLate = () => requests.get(list) !== turn || user !== requestedBy
+  requests.set(list, turn)
   list.setAttribute('aria-busy', 'true')
   try {
-    const found = await work()
-    if (!isLate()) say(show(found))
+    const result = await request()
+    if (!isLate()) say(show(result))
   } catch (error) {
     if (!isLate()) sayError(error)
   } finally {
-    if (asked.get(list) === turn) list.removeAttribute('aria-busy')
+    if (requests.get(list) === turn) list.removeAttribute('aria-busy')
   }
 }
 
@@ -88,13 +88,13 @@ function say(sentence, isError = false) {
 }
 
 function sayError({ message }) {
-  byId('similar').close() // it would cover the sentence
+  byId('similar').close() // the dialog would cover the sentence
   say(message.includes('JWT expired') ? 'The sign-in has expired: load the page again.' : `Sorry: ${message}`, true)
 }
 
-function signIn(someone) {
-  user = someone
-  given.clear()
+function signIn(newUser) {
+  user = newUser
+  newRatings.clear()
   say('Loading …')
   for (const id of ['recommended', 'history', 'rate']) byId(id).replaceChildren()
   byId('history-section').hidden = user.is_new
@@ -108,15 +108,15 @@ function signIn(someone) {
 }
 
 function showKnownUser() {
-  byId('recommended-note').textContent = `With the rating that ${user.name} is predicted to give.`
-  ask(
+  byId('recommended-note').textContent = `With the predicted rating by ${user.name}.`
+  load(
     byId('recommended'),
     () => Promise.all([recommendForMe(), myRatings()]),
     ([best, rated]) => {
       showRecommended(best)
       byId('history-note').textContent = `By user ${user.user_id}, best first.`
       const rows = rated.map((movie) => row(movie, ...stars(movie.rating)))
-      rows.slice(SHOWN).forEach((one) => (one.hidden = true))
+      rows.slice(SHOWN).forEach((line) => (line.hidden = true))
       byId('history').replaceChildren(...rows)
       byId('history-more').hidden = rows.length <= SHOWN
       byId('history-more').textContent = `Show all ${rows.length}`
@@ -130,9 +130,9 @@ function showRecommended(best) {
 }
 
 function recommendToNewUser() {
-  const ratings = [...given].map(([movie_id, rating]) => ({ movie_id, rating }))
-  byId('recommended-note').textContent = ratings.length ? 'From your ratings alone.' : 'What suits most people.'
-  ask(
+  const ratings = [...newRatings].map(([movie_id, rating]) => ({ movie_id, rating }))
+  byId('recommended-note').textContent = ratings.length ? 'From your ratings alone.' : 'What most people like.'
+  load(
     byId('recommended'),
     () => recommendFromRatings(ratings),
     (best) => {
@@ -144,7 +144,7 @@ function recommendToNewUser() {
 
 function showMoviesToRate() {
   const list = byId('rate')
-  ask(
+  load(
     list,
     () => movies(list.children.length, SHOWN),
     (more) => {
@@ -155,12 +155,12 @@ function showMoviesToRate() {
   )
 }
 
-// Five stars are five radio buttons: arrow keys choose, a screen reader says "3 stars".
+// Five stars are five radio buttons, so that arrow keys work and a screen reader says "3 stars".
 function rateable(movie) {
   const choices = [1, 2, 3, 4, 5].map((n) => {
     const input = element('input', { type: 'radio', name: `movie-${movie.movie_id}`, value: n })
     input.addEventListener('change', () => {
-      given.set(movie.movie_id, n)
+      newRatings.set(movie.movie_id, n)
       recommendToNewUser()
     })
     const name = element('span', { className: 'hidden-text' }, n === 1 ? '1 star' : `${n} stars`)
@@ -175,7 +175,7 @@ function showSimilar(movie) {
   byId('similar-list').replaceChildren()
   if (!dialog.open) dialog.showModal()
   byId('similar-heading').focus()
-  ask(
+  load(
     byId('similar-list'),
     () => similarMovies(movie),
     (found) => {
@@ -185,7 +185,7 @@ function showSimilar(movie) {
   )
 }
 
-// A line of a list: the title, which shows similar movies, and figures.
+// A row of a list: the title, a button that shows similar movies, and figures.
 function row(movie, ...figures) {
   const title = element('button', { type: 'button', className: 'title' }, movie.title)
   title.addEventListener('click', () => showSimilar(movie))
@@ -203,14 +203,14 @@ function number(value, unit, digits = 2) {
   return element('span', { className: 'number' }, value.toFixed(digits), unitText)
 }
 
-// Text goes in as text, never as HTML: a title may hold anything.
+// Text is added as text and never as HTML, because a title may hold markup.
 function element(tag, properties, ...children) {
-  const made = Object.assign(document.createElement(tag), properties)
-  made.append(...children)
-  return made
+  const node = Object.assign(document.createElement(tag), properties)
+  node.append(...children)
+  return node
 }
 
-byId('user').append(...config.users.map((someone, i) => element('option', { value: i }, someone.name)))
+byId('user').append(...config.users.map(({ name }, i) => element('option', { value: i }, name)))
 byId('user').addEventListener('change', (event) => signIn(config.users[event.target.value]))
 byId('history-more').addEventListener('click', (event) => {
   const first = byId('history').querySelector('[hidden]')

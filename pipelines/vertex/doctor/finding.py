@@ -1,4 +1,4 @@
-"""What a check found, and the run of a group of checks."""
+"""The result of a check, and running a group of checks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,54 +7,57 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        state: ok; missing: something is needed and is not there; unknown: it could not be found out.
-        said: what was found.
-        todo: what to run or to do.
+        state: ok; missing: something that a run needs is not there; unknown: the check could not decide.
+        message: the facts.
+        fix: a command to run, or what else to do.
     """
 
     state: Literal["ok", "missing", "unknown"]
-    said: str
-    todo: str = ""
+    message: str
+    fix: str = ""
 
     def line(self, name: str) -> str:
-        """One line for a person."""
-        said = f"{name}: {self.said}" + (f": {self.todo}" if self.todo else "")
-        # What a server said may hold line ends.
-        return f"{self.state:<8} {' '.join(said.split())}"
+        """The finding as one line of output."""
+        text = f"{name}: {self.message}" + (f": {self.fix}" if self.fix else "")
+        # A server's message may hold line breaks.
+        return f"{self.state:<8} {' '.join(text.split())}"
 
 
-def ok(said: str) -> Finding:
-    return Finding("ok", said)
+def ok(message: str) -> Finding:
+    return Finding("ok", message)
 
 
-def missing(said: str, todo: str) -> Finding:
-    return Finding("missing", said, todo)
+def missing(message: str, fix: str) -> Finding:
+    return Finding("missing", message, fix)
 
 
-def unknown(said: str, todo: str = "") -> Finding:
-    return Finding("unknown", said, todo)
+def unknown(message: str, fix: str = "") -> Finding:
+    return Finding("unknown", message, fix)
 
 
 class HaltError(Exception):
-    """What this check and all behind it in its group need is not there; ``str()`` says what."""
+    """Something is missing that this check and all later ones of its group need; ``str()`` says what."""
 
 
-# A name for the line, and what looks.
+# The name to print, and the function that checks.
 Check = tuple[str, Callable[[], Finding]]
 
 
-def run(checks: Sequence[Check]) -> bool:
-    """Prints a line a check as it goes; what a ``HaltError`` leaves out shares one. True when nothing is missing."""
-    whole = True
-    for position, (name, look) in enumerate(checks):
+def run_checks(checks: Sequence[Check]) -> bool:
+    """Runs a group of checks and prints one line per check; true when nothing is missing.
+
+    The checks that a ``HaltError`` skips share one line.
+    """
+    complete = True
+    for position, (name, check) in enumerate(checks):
         try:
-            finding = look()
+            finding = check()
         except HaltError as halt:
-            print(unknown(str(halt)).line(", ".join(rest for rest, _ in checks[position:])), flush=True)
+            print(unknown(str(halt)).line(", ".join(name for name, _ in checks[position:])), flush=True)
             break
         print(finding.line(name), flush=True)
-        whole &= finding.state != "missing"
-    return whole
+        complete &= finding.state != "missing"
+    return complete

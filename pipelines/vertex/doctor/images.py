@@ -1,11 +1,13 @@
-"""Whether a step's image is in its registry and holds this code: asked of the registry itself, over the API of the
-OCI's distribution specification, which Artifact Registry speaks."""
+"""Checks of the steps' images in their registry.
+
+The registry is asked over the API of the OCI distribution specification, which Artifact Registry implements.
+"""
 
 import re
 import subprocess
 
 from pipelines.vertex.doctor.finding import Finding, missing, ok, unknown
-from pipelines.vertex.doctor.google import Answer, Google
+from pipelines.vertex.doctor.google import Google, Response
 from pipelines.vertex.images import ROOT, SOURCES
 
 LABEL = "org.opencontainers.image.revision"
@@ -17,37 +19,39 @@ MAKE = "make images"
 
 
 def image(google: Google, name: str) -> Finding:
-    """The image ``name`` is there, and was built from the code of this checkout."""
+    """The image ``name`` exists and was built from the code of this checkout."""
     parts = re.fullmatch(r"([\w.-]+\.pkg\.dev|(?:\w+\.)?gcr\.io)/(.+?)(?:@|:)([\w.:-]+)", name)
     if not parts:
-        return missing(f"{name} is in no registry of Google's", "set image_repository in the settings (docs/vertex.md)")
+        return missing(
+            f"{name} is not in a registry of Google's", "set image_repository in the settings (docs/vertex.md)"
+        )
     host, path, reference = parts.groups()
     config = _config(google, host, path, reference)
     if config.status == 404:
         return missing(f"there is no {name}", MAKE)
     if config.status != 200:
-        return google.refused(config)
+        return google.error(config)
     revision = (config.body.get("config", {}).get("Labels") or {}).get(LABEL, "")
     if not revision:
-        return unknown(f"{name} has no label that says from which commit it is", MAKE)
-    if not _same(revision):
-        return missing(f"{name} is of commit {revision}, and the code here differs", f"commit it, and {MAKE}")
-    return ok(f"{name} holds this code")
+        return unknown(f"{name} has no label with its commit", MAKE)
+    if not _is_same_code(revision):
+        return missing(f"{name} was built from commit {revision}, and the code here differs", f"commit it, and {MAKE}")
+    return ok(f"{name} was built from this code")
 
 
-def _config(google: Google, host: str, path: str, reference: str) -> Answer:
-    """The configuration of an image for Linux on x86, which holds its labels."""
-    found = google.ask("GET", host, f"/v2/{path}/manifests/{reference}", headers={"Accept": MANIFESTS})
-    for one in found.body.get("manifests", []):
+def _config(google: Google, host: str, path: str, reference: str) -> Response:
+    """The image's configuration for linux/amd64, which holds its labels."""
+    manifest = google.request("GET", host, f"/v2/{path}/manifests/{reference}", headers={"Accept": MANIFESTS})
+    for one in manifest.body.get("manifests", []):
         if one.get("platform", {}).get("os") == "linux" and one["platform"].get("architecture") == "amd64":
             return _config(google, host, path, one["digest"])
-    if found.status != 200:
-        return found
-    return google.ask("GET", host, f"/v2/{path}/blobs/{found.body.get('config', {}).get('digest')}")
+    if manifest.status != 200:
+        return manifest
+    return google.request("GET", host, f"/v2/{path}/blobs/{manifest.body.get('config', {}).get('digest')}")
 
 
-def _same(revision: str) -> bool:
-    """Whether what images are made from is here as it was in the commit."""
+def _is_same_code(revision: str) -> bool:
+    """Whether the images' source files are the same here as in the commit."""
     command = ["git", "-C", str(ROOT), "diff", "--quiet", revision, "--", *SOURCES]
     return (
         re.fullmatch("[0-9a-f]+", revision) is not None and subprocess.run(command, capture_output=True).returncode == 0

@@ -1,4 +1,4 @@
-"""What is needed in the Supabase project, asked through its API with the key that the steps use."""
+"""Checks of the Supabase project, through its API with the steps' key."""
 
 import functools
 import re
@@ -27,42 +27,42 @@ KEY = "set SUPABASE_KEY to the project's secret key (sb_secret_…), or correct 
 
 @dataclass
 class Project:
-    """The Supabase project under examination.
+    """The Supabase project that is checked.
 
     Attributes:
-        url: the settings' or the environment's; empty when neither names one.
-        key: to it; none when there is neither one in the environment nor a secret that could be read.
-        database: its address, likewise.
-        http: sends the requests.
-        ratings: the table that the runs read; empty when they read a file.
-        online: whether others answer.
-        answers: it takes the key.
-        made: what the migration was made for.
-        listed: what the API offers the key's role, by path.
+        url: from the settings or the environment; empty when neither has one.
+        key: from the environment or Secret Manager; ``None`` when neither gave one.
+        database: address of the direct connection, from the same places.
+        http: client that sends the requests.
+        ratings_table: the table that the runs read; empty when they read a file.
+        online: other servers have answered.
+        accepts_key: the API accepts the key.
+        migration: the options of the applied migration.
+        paths: the API's OpenAPI paths for the key's role; empty when it does not list them.
     """
 
     url: str
     key: SecretStr | None
     database: SecretStr | None
     http: httpx.Client
-    ratings: str
+    ratings_table: str
     online: bool
-    answers: bool = False
-    made: SchemaConfig | None = None
-    listed: Mapping[str, Any] = field(default_factory=dict)
+    accepts_key: bool = False
+    migration: SchemaConfig | None = None
+    paths: Mapping[str, Any] = field(default_factory=dict)
 
 
 def checks(project: Project) -> list[Check]:
-    """The checks of the project, in their order."""
-    on = [("Supabase", reachable), ("migration", migrated), ("grants", grants)]
-    on += [("table of ratings", ratings)] if project.ratings else []
-    return [(name, functools.partial(look, project)) for name, look in on]
+    """The checks of the project, in order."""
+    named = [("Supabase", reachable), ("migration", migrated), ("grants", grants)]
+    named += [("table of ratings", ratings)] if project.ratings_table else []
+    return [(name, functools.partial(check, project)) for name, check in named]
 
 
 def reachable(project: Project) -> Finding:
-    """It answers, and the key is one of the service role."""
+    """The project answers, and the key belongs to the service role."""
     if not project.url:
-        raise HaltError("neither the settings nor SUPABASE_URL names a project")
+        raise HaltError("neither the settings nor SUPABASE_URL has the URL of a project")
     if project.key is None:
         raise HaltError("there is no key: SUPABASE_KEY is not set, and no secret was read")
     try:
@@ -70,131 +70,134 @@ def reachable(project: Project) -> Finding:
     except ConfigError as error:
         return missing(str(error), KEY)
     if role in ("anon", "authenticated"):
-        return missing(f"the key for {project.url} is of the role {role}", KEY)
+        return missing(f"the key for {project.url} belongs to the role {role}", KEY)
     try:
-        answer = _ask(project, "/")
+        response = _get(project, "/")
     except HaltError as halt:
         if not project.online:
             raise
         return missing(str(halt), "correct supabase_url, or look at the project's dashboard: is it paused?")
-    return _listed(project, answer)
+    return _read_paths(project, response)
 
 
-def _listed(project: Project, answer: httpx.Response) -> Finding:
-    """What the root of the API says: what it offers the key's role."""
-    if answer.status_code == 401:
-        return missing(f"{project.url} does not know the key", KEY)
-    if answer.status_code == 404:
-        project.answers = True
-        return unknown(f"{project.url} answers, but does not list what it offers")
-    if answer.status_code != 200:
+def _read_paths(project: Project, response: httpx.Response) -> Finding:
+    """Reads the API's description, which its root returns."""
+    if response.status_code == 401:
+        return missing(f"{project.url} does not accept the key", KEY)
+    if response.status_code == 404:
+        project.accepts_key = True
+        return unknown(f"{project.url} answers, but does not list its tables and functions")
+    if response.status_code != 200:
         return missing(
-            f"{project.url} answers {answer.status_code}",
+            f"{project.url} answers {response.status_code}",
             "look at the project's dashboard: is it paused, or restarting?",
         )
-    listed = _json(answer)
-    if not isinstance(listed, dict) or "paths" not in listed:
-        return missing(f"{project.url} does not answer as a Supabase project does", "correct supabase_url")
-    project.answers, project.listed = True, listed["paths"]
-    return ok(f"{project.url} takes the key")
+    description = _json(response)
+    if not isinstance(description, dict) or "paths" not in description:
+        return missing(f"{project.url} does not answer like a Supabase project", "correct supabase_url")
+    project.accepts_key, project.paths = True, description["paths"]
+    return ok(f"{project.url} accepts the key")
 
 
 def migrated(project: Project) -> Finding:
-    """The migration is applied."""
-    if not project.answers:
-        raise HaltError("they need a project that takes the key")
-    answer = _ask(project, "/rpc/mf_schema")
-    if answer.status_code != 200:
-        return missing(_refusal(answer, "read the options of the migration"), f"apply what `{command({})}` prints")
-    made = _json(answer)
+    """The migration is applied, in this code's version."""
+    if not project.accepts_key:
+        raise HaltError("they need a project that accepts the key")
+    response = _get(project, "/rpc/mf_schema")
+    if response.status_code != 200:
+        return missing(_error(response, "read the options of the migration"), f"apply what `{command({})}` prints")
+    options = _json(response)
     try:
-        project.made = SchemaConfig.of(**made)
+        project.migration = SchemaConfig.of(**options)
     except (ConfigError, TypeError):
-        return missing("it is of a newer release than this code", "git pull, and make install")
-    if lacking := SchemaConfig.model_fields.keys() - made.keys():
-        return missing(f"it is of an earlier release, without {', '.join(sorted(lacking))}", _apply(project.made))
-    types = f"{made['user_id_type']} users, {made['movie_id_type']} movies"
-    return ok(f"made for {types}, {made['user_export_table']} and {made['movie_export_table']}")
+        return missing("it is newer than this code", "git pull, and make install")
+    if lacking := SchemaConfig.model_fields.keys() - options.keys():
+        return missing(f"it is older than this code, without {', '.join(sorted(lacking))}", _apply(project.migration))
+    types = f"{options['user_id_type']} users, {options['movie_id_type']} movies"
+    return ok(f"applied for {types}, {options['user_export_table']} and {options['movie_export_table']}")
 
 
 def grants(project: Project) -> Finding:
-    """Each function is there as this code calls it, and each table and view can be read."""
-    made = project.made
-    if made is None:
+    """The functions have the arguments that this code passes, and the tables and views can be read."""
+    if project.migration is None:
         return unknown("they need the migration")
-    tables, functions = needed(made)
-    lacking = [n for n, given in functions.items() if project.listed and _arguments(project.listed, n) != given]
-    lacking += [name for name in tables if _ask(project, f"/{name}?limit=0").status_code != 200]
+    tables, functions = required(project.migration)
+    lacking = [n for n, names in functions.items() if project.paths and _arguments(project.paths, n) != names]
+    lacking += [name for name in tables if _get(project, f"/{name}?limit=0").status_code != 200]
     if lacking:
-        return missing(f"{', '.join(lacking)} not as in this release, or not granted to the service role", _apply(made))
-    if not project.listed:
+        return missing(
+            f"{', '.join(lacking)} differ from this release, or are not granted to the service role",
+            _apply(project.migration),
+        )
+    if not project.paths:
         return unknown(f"{len(tables)} tables and views can be read; the project does not list its functions")
     return ok(f"{len(functions)} functions, {len(tables)} tables and views")
 
 
-def needed(made: SchemaConfig) -> tuple[list[str], dict[str, set[str]]]:
-    """Tables and views, and functions with the names of their arguments, that the migration gives the service role."""
-    text = migration(made)
+def required(config: SchemaConfig) -> tuple[list[str], dict[str, set[str]]]:
+    """Tables and views, and functions with their argument names, that the migration grants to the service role."""
+    text = migration(config)
     granted = re.findall(r"grant execute on function ([^;]+?)\s+to service_role;", text)
-    names = {name.strip().removeprefix("public.") for some in granted for name in some.split(",")}
+    names = {name.strip().removeprefix("public.") for group in granted for name in group.split(",")}
     functions = {
         name: set(re.findall(r"(?:^|,)\s*(\w+) ", arguments))
         for name, arguments in re.findall(r"create or replace function public\.(\w+)\(([^)]*)\)", text)
         if name in names
     }
     tables = re.findall(r"create table if not exists public\.(\w+)", text)
-    return [*tables, made.user_export_table, made.movie_export_table], functions
+    return [*tables, config.user_export_table, config.movie_export_table], functions
 
 
-def _arguments(listed: Mapping[str, Any], function: str) -> set[str] | None:
-    post = listed.get(f"/rpc/{function}", {}).get("post")
+def _arguments(paths: Mapping[str, Any], function: str) -> set[str] | None:
+    post = paths.get(f"/rpc/{function}", {}).get("post")
     if post is None:
         return None
-    bodies = [one["schema"] for one in post.get("parameters", []) if one.get("in") == "body"]
+    bodies = [parameter["schema"] for parameter in post.get("parameters", []) if parameter.get("in") == "body"]
     return {name for body in bodies for name in body.get("properties", {})}
 
 
 def ratings(project: Project) -> Finding:
-    """The table that runs read when they name no file."""
-    name = project.ratings
-    answer = _ask(project, f"/{quote(name, safe='')}?limit=1")
-    if answer.status_code == 200:
-        rows = "" if _json(answer) else ", which is empty"
+    """The table that runs read unless they name a file."""
+    name = project.ratings_table
+    response = _get(project, f"/{quote(name, safe='')}?limit=1")
+    if response.status_code == 200:
+        rows = "" if _json(response) else ", which is empty"
         return ok(f"{name} can be read{rows}")
-    if answer.status_code == 404:
+    if response.status_code == 404:
         return unknown(f"there is no table {name}", "runs need ratings_csv=gs://… or import_table=…")
-    return missing(_refusal(answer, f"read table {name}"), f"grant select on public.{name} to service_role;")
+    return missing(_error(response, f"read table {name}"), f"grant select on public.{name} to service_role;")
 
 
-def database(project: Project) -> Finding:
-    """The direct connection works, and leads to the same project."""
+def direct_connection(project: Project) -> Finding:
+    """The direct connection works and belongs to the same project."""
     address = project.database.get_secret_value() if project.database else ""
     try:
-        found = Database.find({"SUPABASE_DB_URL": address})
-        if found is None:
+        database = Database.find({"SUPABASE_DB_URL": address})
+        if database is None:
             raise ConfigError("the address of the database is empty")
-        found.check_project(project.url)
+        database.check_project(project.url)
     except ConfigError as error:
         return missing(str(error), "correct the secret that supabase_db_url_secret names")
-    conninfo = make_conninfo(found.conninfo.get_secret_value(), connect_timeout=int(TIMEOUT_S))
+    conninfo = make_conninfo(database.conninfo.get_secret_value(), connect_timeout=int(TIMEOUT_S))
     try:
         with psycopg.connect(conninfo, prepare_threshold=None) as connection:
             connection.execute("select public.mf_schema()")
     except psycopg.Error as error:
-        told = missing if project.online or error.sqlstate else unknown
-        return told(found.explain(error, "ask the database"), "without it (supabase_db_url_secret) the API is used")
-    return ok(f"{found} answers")
+        finding = missing if project.online or error.sqlstate else unknown
+        message = database.explain(error, "query the database")
+        return finding(message, "without it (supabase_db_url_secret) the API is used")
+    return ok(f"{database} answers")
 
 
-def _apply(made: SchemaConfig) -> str:
-    return f"apply what `{command(made.model_dump())}` prints (docs/supabase.md)"
+def _apply(config: SchemaConfig) -> str:
+    return f"apply what `{command(config.model_dump())}` prints (docs/supabase.md)"
 
 
 def _credentials(project: Project) -> Credentials:
     return Credentials.find(project.url, project.key, environ={})
 
 
-def _ask(project: Project, path: str) -> httpx.Response:
+def _get(project: Project, path: str) -> httpx.Response:
     credentials = _credentials(project)
     key = credentials.key.get_secret_value()
     try:
@@ -203,19 +206,19 @@ def _ask(project: Project, path: str) -> httpx.Response:
         )
     except httpx.HTTPError:
         pass
-    # Raised outside of the handler: the request that the exception holds carries the key.
+    # Raised outside the handler, because the exception holds the request and so the key.
     raise HaltError(f"{project.url} does not answer")
 
 
-def _refusal(answer: httpx.Response, doing: str) -> str:
-    said = _json(answer)
-    if not isinstance(said, dict) or "message" not in said:
-        return f"cannot {doing}: {answer.status_code}"
-    return explain(APIError(said), doing)
+def _error(response: httpx.Response, action: str) -> str:
+    body = _json(response)
+    if not isinstance(body, dict) or "message" not in body:
+        return f"cannot {action}: {response.status_code}"
+    return explain(APIError(body), action)
 
 
-def _json(answer: httpx.Response) -> Any:
+def _json(response: httpx.Response) -> Any:
     try:
-        return answer.json()
+        return response.json()
     except ValueError:
         return None
