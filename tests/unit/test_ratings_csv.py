@@ -193,6 +193,31 @@ def test_timestamps_of_every_kind_are_read_whatever_stands_beside_them(tmp_path:
     assert read.table[RATED_AT].to_pylist() == list(times.values())
 
 
+def test_times_of_eight_digits_are_dates(tmp_path: Path) -> None:
+    read = Read(tmp_path, b"userId,movieId,rating,timestamp\n1,1,3,20150102\n1,2,3,\n1,3,3,20150230\n")
+    assert read.table[RATED_AT].to_pylist() == [datetime(2015, 1, 2, tzinfo=UTC), None]
+    assert read.rejects == [
+        ("line 4", 'timestamp "20150230" is not a date of the calendar (YYYYMMDD)', "1,3,3,20150230")
+    ]
+
+
+@pytest.mark.parametrize("block", [64, 300, 1 << 20])
+@pytest.mark.parametrize("careful", [False, True])
+def test_dates_beside_epoch_times_are_refused_wherever_the_file_is_cut_into_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, careful: bool
+) -> None:
+    monkeypatch.setattr(csv, "BLOCK", block)
+    if careful:
+        monkeypatch.setattr(csv, "_split_fast", lambda block, layout: None)
+    lines = [b"userId,movieId,rating,timestamp", *(b"%d,1,3,881250949" % i for i in range(200))]
+    lines[100:150] = [b"%d,1,3,20150102" % i for i in range(50)]
+    assert error_of(tmp_path, b"\n".join(lines)) == (
+        "ratings.csv: the column of times has both dates (YYYYMMDD) (line 101: 20150102) and epoch times (line 2: "
+        "881250949), expected one of them: correct it, name another column with --timestamp_column, or read the "
+        "ratings without times with --timestamp_column none"
+    )
+
+
 def test_a_text_id_far_down_makes_all_ids_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv, "BLOCK", 64)
     content = b"userId,movieId,rating\n" + b"".join(b"%d,1,3\n" % i for i in range(99)) + b"x1,1,3\n"

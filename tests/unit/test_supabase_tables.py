@@ -4,19 +4,16 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from mf.errors import DataError, SupabaseError
 from mf.ratings.collect import Collector
 from mf.ratings.schema import read_ratings
-from mf.ratings.values import check
 from mf.supabase.tables.description import Table
 from mf.supabase.tables.page import read_page
 from mf.supabase.tables.pages import _ascend, bound, check_keys
 from mf.supabase.tables.rest import _check
 
-MOMENT = datetime(2024, 2, 29, 12, 30, 0, 250_000, UTC)
 COLUMNS = {"user_id": "userId", "movie_id": "movieId", "rating": "stars"}
 
 
@@ -25,7 +22,7 @@ def table_of(**types):
 
 
 def page_of(rows, table):
-    """The page that PostgREST would give."""
+    """The page as PostgREST writes it."""
     return read_page(", \n ".join(map(json.dumps, rows)).join("[]").encode(), table, table.columns)
 
 
@@ -46,43 +43,6 @@ def test_quotes_and_backslashes_of_names_and_values_are_escaped_in_a_filter():
     assert bound(['my "id"'], "gt", ('a\\b",c',)) == (
         r'and("my \"id\"".gte."a\\b\",c",or(and("my \"id\"".gt."a\\b\",c")))'
     )
-
-
-def times(values):
-    """The times that are made of ``values``, and which rows can be used."""
-    raw = {"user_id": [1] * len(values), "movie_id": [1] * len(values), "rating": [3.0] * len(values)}
-    table, good, _ = check(pa.table(raw | {"rated_at": values}), is_file=False)
-    return table["rated_at"].to_pylist(), good.tolist()
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        ["2024-02-29T12:30:00.25+00:00", "2024-02-29T18:00:00.250000+05:30"],
-        ["2024-02-29T12:30:00.250", "2024-02-29 12:30:00.25"],
-        ["2024-02-29T12:30:00.250", "20240229T123000.250", "2024-02-29T12:30:00.25Z"],
-        [1709209800.25, 1709209800250.0],
-        [1709209800250],
-        [MOMENT],
-    ],
-)
-def test_a_time_is_iso_8601_in_any_zone_or_epoch_seconds_or_milliseconds(values):
-    assert times(values) == ([MOMENT] * len(values), [True] * len(values))
-
-
-def test_an_unknown_time_is_none_and_leaves_the_row_as_it_is():
-    for unknown in (pa.array([None, ""]), pa.array([None], pa.int64()), pa.array([None], pa.timestamp("us", "UTC"))):
-        assert times(unknown) == ([None] * len(unknown), [True] * len(unknown))
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["infinity", "now", "0044-03-15T00:00:00 BC", "12:30", 1e300, float("nan"), float("inf"), -(2**63), 2**63 - 1],
-)
-def test_a_row_whose_time_is_none_cannot_be_used(value):
-    assert times([value]) == ([], [False])
-    far = pa.array([-(2**62), -1, 2**62]).cast(pa.timestamp("us", "UTC"))
-    assert times(far) == ([datetime(1969, 12, 31, 23, 59, 59, 999999, UTC)], [False, True, False])
 
 
 def test_rows_that_cannot_be_used_are_rejected_with_their_key_and_reason_and_the_others_are_kept(tmp_path):
@@ -121,12 +81,12 @@ def test_a_page_is_read_alike_whether_arrow_takes_it_or_not(number, separator):
     assert page.without(first=True, last=True).key("ab", -1) == (rows[2]["a"], rows[2]["b"])
 
 
-def test_a_page_of_no_rows_has_none():
+def test_an_empty_page_has_no_rows():
     assert len(read_page(b"[]", table_of(a="integer"), ["a"])) == 0
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'[{"a": 1}, \n {"a"', b'[{"a": 1}, \n {"a"}]', b"[{]}]"])
-def test_a_page_that_is_no_json_is_a_value_error(body):
+def test_a_page_that_is_not_json_is_a_value_error(body):
     with pytest.raises(ValueError):
         read_page(body, table_of(a="integer"), ["a"])
 
@@ -144,7 +104,7 @@ def test_a_page_that_is_no_json_is_a_value_error(body):
         b"null",
     ],
 )
-def test_an_answer_without_the_columns_that_were_described_says_so(body):
+def test_a_response_without_the_described_columns_is_an_error(body):
     with pytest.raises(SupabaseError, match=r"cannot read table public\.ratings: the response is not a list of rows"):
         read_page(body, table_of(a="integer"), ["a"])
 
