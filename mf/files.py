@@ -1,4 +1,4 @@
-"""Everything that is written is written aside and then renamed: a reader sees the whole or nothing."""
+"""Atomic file and directory writes: write aside, then rename."""
 
 import os
 import shutil
@@ -9,8 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Gives a path beside ``path`` to write a file or a directory to; when the block ends well it takes the place of
-    ``path``, when it raises nothing is left of it."""
+    """Write a file or a directory atomically: yields a temporary path beside ``path``.
+
+    It replaces ``path`` at the end of the block, or is deleted if the block raises.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -26,14 +28,15 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def directory_written_aside(path: Path, seal: str) -> Iterator[Path]:
-    """As ``written_aside``, for files that belong together in a directory that may hold others, which are left alone.
+    """Write several files of a directory; yields a temporary folder for them. Other files in the directory are kept.
 
-    The file ``seal``, without which the directory is not taken for whole, goes first and comes back last.
+    Each file is replaced atomically. ``seal`` names the file without which readers take the directory for incomplete:
+    it is deleted before the others are replaced, and written last.
     """
     path = Path(path)
     is_new = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
-    # Inside, not beside: the directory may be a mounted volume, or a link to one, and no rename leaves a volume.
+    # Inside, not beside: the directory may be a mounted volume or a link to one, and rename works within a volume only.
     aside = path / f".{os.getpid()}.part"
     _remove(aside)
     aside.mkdir()

@@ -1,4 +1,4 @@
-"""Vertex AI's Model Registry over its REST API: the client library would add some 190 MB to a step's image."""
+"""Vertex AI Model Registry client over REST; the SDK would add about 190 MB to a step's image."""
 
 import json
 import re
@@ -12,21 +12,21 @@ from requests import RequestException, Session
 
 from mf.errors import ConfigError, MfError
 
-WAIT_S = 900.0  # for the registry to take a model in
+WAIT_S = 900.0  # for an upload to finish
 POLL_S = 5.0
-TIMEOUT_S = 60.0  # of one request
+TIMEOUT_S = 60.0  # per request
 
 
 @dataclass(frozen=True)
 class Version:
-    """What is registered as one version of a model.
+    """One version of a registered model.
 
     Attributes:
-        run_id: of the training; registered once, however often it is asked for.
+        run_id: run id of the training; each is registered once (upload is idempotent).
         artifact_uri: gs:// folder of the model's files.
-        image: that the registry notes as the model's own.
-        job: the pipeline run that made it, ``projects/P/locations/L/pipelineJobs/J``.
-        labels: by which versions are told apart and found; see ``label``.
+        image: container image recorded with the version.
+        job: the pipeline run that trained it, ``projects/P/locations/L/pipelineJobs/J``.
+        labels: labels to filter versions by; see ``label``.
     """
 
     run_id: str
@@ -37,41 +37,43 @@ class Version:
 
 
 def label(value: Any) -> str:
-    """``value`` as the registry takes it: 63 lower-case letters, digits, ``-`` and ``_`` at most; 0.8731 is 0-8731."""
+    """``value`` as a label: at most 63 lower-case letters, digits, ``-`` and ``_``; 0.8731 becomes 0-8731."""
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
     return re.sub(r"[^a-z0-9_-]", "-", text.lower())[:63]
 
 
 class Registry:
-    """The models of the project and region that a pipeline runs in.
+    """The Model Registry of a pipeline run's project and region.
 
     Args:
-        session: sends requests with the account's token.
+        session: an authorised session.
         job: the pipeline run, ``projects/P/locations/L/pipelineJobs/J``.
 
     Raises:
-        ConfigError: ``job`` is no pipeline run.
+        ConfigError: ``job`` is not the name of a pipeline run.
     """
 
     def __init__(self, session: Session, job: str) -> None:
         place = re.match(r"projects/[^/]+/locations/([^/]+)(?=/pipelineJobs/)", job)
         if not place:
-            raise ConfigError(f"a model is registered by a run on Vertex AI, found {job!r}: set model_registry = false")
+            raise ConfigError(f"expected a pipeline run on Vertex AI, found {job!r}: set model_registry = false")
         self.session, self.place = session, place[0]
         self.api = f"https://{place[1]}-aiplatform.googleapis.com/v1"
 
     def upload(self, model_id: str, version: Version) -> str:
-        """Makes ``version`` the default version of the model ``model_id``, which is made when it is not there; gives
-        its name, ``projects/P/locations/L/models/ID@VERSION``. What is registered already stays as it is.
+        """Register ``version`` as the default version of model ``model_id``, created if missing; idempotent.
+
+        Returns:
+            The version's name, ``projects/P/locations/L/models/ID@VERSION``.
 
         Raises:
-            MfError: the registry refuses, cannot be reached or does not come to an end within ``WAIT_S``.
+            MfError: the registry refuses, cannot be reached or does not finish within ``WAIT_S``.
         """
         parent, alias = f"{self.place}/models/{model_id}", f"run-{version.run_id}"
-        # A step that is run again may find its own work.
-        if there := self._found(f"{parent}@{alias}"):
-            return f"{parent}@{there['versionId']}"
-        is_new = not self._found(parent)
+        # A retried step may have registered it before.
+        if existing := self._get(f"{parent}@{alias}"):
+            return f"{parent}@{existing['versionId']}"
+        is_new = not self._get(parent)
         operation = self._send(
             "POST",
             f"{self.place}/models:upload",
@@ -88,35 +90,35 @@ class Registry:
                 },
             },
         )
-        done = self._finished(operation)
-        return f"{done['model']}@{done['modelVersionId']}"
+        response = self._wait_for(operation)
+        return f"{response['model']}@{response['modelVersionId']}"
 
-    def _finished(self, operation: dict[str, Any]) -> dict[str, Any]:
-        """The response of an operation when it has come to its end."""
-        ends = time.monotonic() + WAIT_S
+    def _wait_for(self, operation: dict[str, Any]) -> dict[str, Any]:
+        """The response of a long-running operation."""
+        deadline = time.monotonic() + WAIT_S
         while not operation.get("done"):
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 raise MfError(
-                    f"the model registry has not taken the model within {WAIT_S:g} s: {operation.get('name')}"
+                    f"the model registry did not register the model within {WAIT_S:g} s: {operation.get('name')}"
                 )
             time.sleep(POLL_S)
             operation = self._send("GET", str(operation["name"]))
         if error := operation.get("error"):
-            raise MfError(f"the model registry did not take the model: {error.get('message', error)}")
+            raise MfError(f"the model registry did not register the model: {error.get('message', error)}")
         return dict(operation["response"])
 
-    def _found(self, model: str) -> dict[str, Any]:
-        """What the registry has of a model, nothing when it has none."""
+    def _get(self, model: str) -> dict[str, Any]:
+        """The registered model or version, empty if there is none."""
         return self._send("GET", model, missing={})
 
     def _send(self, method: str, path: str, body: Any = None, missing: dict[str, Any] | None = None) -> dict[str, Any]:
         try:
-            answer = self.session.request(method, f"{self.api}/{path}", json=body, timeout=TIMEOUT_S)
-            if answer.status_code == 404 and missing is not None:
+            response = self.session.request(method, f"{self.api}/{path}", json=body, timeout=TIMEOUT_S)
+            if response.status_code == 404 and missing is not None:
                 return missing
-            if answer.ok:
-                return dict(answer.json())
-            reason = f"{answer.status_code} {_message(answer.text)}"
+            if response.ok:
+                return dict(response.json())
+            reason = f"{response.status_code} {_message(response.text)}"
         except (RequestException, GoogleAuthError, ValueError) as error:
             reason = str(error)
         hint = ": give the account that runs the steps roles/aiplatform.user" if reason.startswith("403") else ""
@@ -124,10 +126,10 @@ class Registry:
 
 
 def session() -> Session:
-    """Sends requests as the account that this runs as.
+    """An authorised session of the account that this process runs as.
 
     Raises:
-        MfError: there is none.
+        MfError: there is no account.
     """
     import google.auth
     from google.auth.transport.requests import AuthorizedSession
@@ -140,7 +142,7 @@ def session() -> Session:
 
 
 def _message(text: str) -> str:
-    """Google's own words out of an error's body."""
+    """The message in the body of an error response."""
     try:
         return str(json.loads(text)["error"]["message"])
     except (ValueError, LookupError, TypeError):

@@ -1,5 +1,7 @@
-"""An embedded Supabase for laptops and tests: real PostgreSQL with pgvector, real PostgREST, a gateway; no docker, root
-or not."""
+"""Embedded Supabase for laptops and tests: real PostgreSQL with pgvector, PostgREST and a gateway.
+
+It needs no docker and runs as root or as another user.
+"""
 
 from mf.local.place import delete_home
 from mf.local.stack import LocalSupabase, databases, recreate_database

@@ -1,4 +1,4 @@
-"""``python -m mf.local --home DIR [--database NAME]``: an embedded Supabase on this terminal until Ctrl-C."""
+"""``python -m mf.local --home DIR [--database NAME]``: run an embedded Supabase until Ctrl-C."""
 
 import argparse
 import contextlib
@@ -12,19 +12,19 @@ from mf.local import LocalSupabase
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m mf.local", description="Runs an embedded Supabase until Ctrl-C.")
-    parser.add_argument("--home", type=Path, required=True, help="the folder that keeps its data")
-    parser.add_argument("--database", default="sample", help="the database in it (default: sample)")
+    parser = argparse.ArgumentParser(prog="python -m mf.local", description="Run an embedded Supabase until Ctrl-C.")
+    parser.add_argument("--home", type=Path, required=True, help="folder for its data")
+    parser.add_argument("--database", default="sample", help="name of the database (default: sample)")
     flags = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        # Ctrl-C is the way to end it.
+        # Ctrl-C is the normal way to stop it.
         with contextlib.suppress(KeyboardInterrupt), LocalSupabase(flags.home, flags.database) as supabase:
             print(f"SUPABASE_URL={supabase.url}")
             print(f"SUPABASE_KEY={supabase.secret_key}")
             print(f"SUPABASE_PUBLISHABLE_KEY={supabase.publishable_key}")
             print(f"SUPABASE_DB_URL={supabase.db_url}", flush=True)
-            print("Ctrl-C ends it; the data stay.", file=sys.stderr)
+            print("Ctrl-C stops it; the data are kept.", file=sys.stderr)
             threading.Event().wait()
     except MfError as error:
         print(f"error: {error}", file=sys.stderr)

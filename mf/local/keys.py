@@ -1,4 +1,4 @@
-"""The keys of one run of the embedded Supabase: random at each start, held in memory only."""
+"""API keys of the embedded Supabase: random at each start, kept in memory only."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ VALID_S = 7 * 86_400
 
 
 def jwt(secret: str, role: str, *, valid_s: int = VALID_S, **claims: str) -> str:
-    """A JSON Web Token signed with HS256 (RFC 7515, 7519) for ``role``, valid for ``valid_s`` seconds."""
+    """A JSON Web Token for ``role``, signed with HS256 (RFC 7515, 7519) and valid for ``valid_s`` seconds."""
     now = int(time.time())
     payload = {"iss": "mf-local", "role": role, "iat": now, "exp": now + valid_s, **claims}
     signed = b".".join(_base64url(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, payload))
@@ -25,7 +25,7 @@ def _base64url(raw: bytes) -> bytes:
 
 @dataclass(frozen=True, repr=False)
 class Keys:
-    """What the API accepts, as a Supabase project has it: two keys of the new kind and two legacy JWTs."""
+    """The four keys of a Supabase project: secret and publishable key, and the two legacy JWTs."""
 
     jwt_secret: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     secret_key: str = field(default_factory=lambda: f"sb_secret_{secrets.token_urlsafe(24)}")
@@ -38,7 +38,7 @@ class Keys:
         object.__setattr__(self, "anon_key", jwt(self.jwt_secret, "anon"))
 
     def tokens(self) -> dict[str, str]:
-        """The JWT that PostgREST is shown for every key that a client may send."""
+        """The JWT that the gateway sends to PostgREST for each API key."""
         return {
             self.secret_key: self.service_role_key,
             self.service_role_key: self.service_role_key,

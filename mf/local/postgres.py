@@ -1,4 +1,4 @@
-"""One PostgreSQL cluster a home; one database a source inside it."""
+"""The PostgreSQL server of a home: one cluster, with one database per source."""
 
 import contextlib
 import fcntl
@@ -24,9 +24,9 @@ from mf.local.place import Place, place
 from mf.local.watchdog import Watchdog, end, end_all
 
 START_TIMEOUT_S = 30.0
-_given_ports: set[int] = set()  # a server takes a moment to bind its own
-# fsync off: the system's page cache outlives any kill of processes, kill -9 too, and this store need not survive a
-# power cut. The other safeguards stay on: a killed server recovers from its log, and no committed row is lost.
+_given_ports: set[int] = set()  # not to be given twice: a server takes a moment to bind its port
+# fsync off: the page cache survives any kill of processes, also kill -9, and these data need not survive a power
+# failure. The other safeguards stay on: a killed server recovers from its log, and no committed row is lost.
 SETTINGS = {
     "fsync": "off",
     "listen_addresses": "127.0.0.1",
@@ -37,10 +37,10 @@ SETTINGS = {
 
 
 class Postgres:
-    """The running cluster of ``home``, superuser ``postgres``; a context manager.
+    """The running cluster of ``home``, with superuser ``postgres``; a context manager.
 
     Attributes:
-        watchdog: starts what ends with this program.
+        watchdog: starts processes that end with this program.
         port: on 127.0.0.1, chosen at each start.
 
     Raises:
@@ -57,17 +57,17 @@ class Postgres:
             _end_orphans(where.data)
             self.watchdog = Watchdog()
             stack.callback(self.watchdog.close)
-            # The password's file takes its place when all else stands: without it a start begins from nothing.
-            made, kept = where.data.with_name("postgres.password"), where.data / "postgres.password"
-            new = not kept.exists()
+            # The password file is moved into the data folder last: without it the next start creates a new cluster.
+            pending, final = where.data.with_name("postgres.password"), where.data / "postgres.password"
+            new = not final.exists()
             if new:
-                _initdb(where, made, self.watchdog)
-            self._passwords = {"postgres": (made if new else kept).read_text()}
+                _initdb(where, pending, self.watchdog)
+            self._passwords = {"postgres": (pending if new else final).read_text()}
             process = self._start(where)
             stack.callback(end, process, signal.SIGINT)  # a fast shutdown
             if new:
                 self._bootstrap()
-                made.rename(kept)
+                pending.rename(final)
             self._renew_authenticator()
             self._stack = stack.pop_all()
         return self
@@ -76,8 +76,8 @@ class Postgres:
         self._stack.close()
 
     def url(self, database: str, user: str = "postgres") -> str:
-        """A connection URL, with the password, of ``postgres`` or ``authenticator``."""
-        # The user's own PGSSLMODE is meant for other servers; this one speaks to its own machine only.
+        """The connection URL, with password, for ``postgres`` or ``authenticator``."""
+        # Override the user's PGSSLMODE, which is meant for other servers.
         return f"postgresql://{user}:{self._passwords[user]}@127.0.0.1:{self.port}/{database}?sslmode=disable"
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[tuple[Any, ...]]:
@@ -85,7 +85,7 @@ class Postgres:
         return psycopg.connect(self.url(database), autocommit=True)
 
     def databases(self) -> list[str]:
-        """The names of the databases that were created here, sorted."""
+        """The names of the databases created here, sorted."""
         with self.connect() as connection:
             rows = connection.execute(
                 "select datname from pg_database where not datistemplate and datname <> 'postgres' order by 1"
@@ -93,7 +93,7 @@ class Postgres:
             return [name for (name,) in rows]
 
     def create(self, database: str) -> None:
-        """Creates an empty Supabase project, unless it is there already."""
+        """Create an empty Supabase project, unless it exists."""
         if checked_name(database) in self.databases():
             return
         with self.connect() as connection:
@@ -103,7 +103,7 @@ class Postgres:
             connection.execute(path.format(name))
 
     def drop(self, database: str) -> None:
-        """Drops a database with all in it, if there is one."""
+        """Drop a database with its content, if it exists."""
         with self.connect() as connection:
             name = sql.Identifier(checked_name(database))
             connection.execute(sql.SQL("drop database if exists {} with (force)").format(name))
@@ -140,10 +140,10 @@ class Postgres:
 
 
 def checked_name(database: str) -> str:
-    """``database``, when it can be a database's name.
+    """``database``, if it is an allowed name.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it is not.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", database) or database in ("postgres", "template0", "template1"):
         raise ConfigError(f"database {database!r}: expected a lower-case letter, then at most 62 of a-z, 0-9 and _")
@@ -151,7 +151,7 @@ def checked_name(database: str) -> str:
 
 
 def free_port() -> int:
-    """A free port of 127.0.0.1, below those that systems give to outgoing connections, lest one takes it first."""
+    """A free port of 127.0.0.1, below the range of outgoing connections, which could otherwise take it first."""
     while True:
         port = 20_000 + secrets.randbelow(10_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -162,21 +162,21 @@ def free_port() -> int:
 
 
 def wait_until(ready: Callable[[], bool], what: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Waits until a server answers.
+    """Wait until a server is ready.
 
     Raises:
-        SupabaseError: it ended, or does not answer in time; with the line of its log that says why.
+        SupabaseError: it ended, or is not ready in time; with the line of its log that tells why.
     """
     deadline = time.monotonic() + START_TIMEOUT_S
     while not ready():
         if process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
             continue
-        became = "ended at once" if process.poll() is not None else f"did not answer within {START_TIMEOUT_S:.0f} s"
+        outcome = "ended at once" if process.poll() is not None else f"was not ready within {START_TIMEOUT_S:.0f} s"
         end(process, signal.SIGTERM)
         lines = log.read_text(errors="replace").splitlines() or ["nothing"]
         why = next((line for line in lines if "FATAL" in line), lines[-1])
-        raise SupabaseError(f"{what} {became}; {log} says: {why}")
+        raise SupabaseError(f"{what} {outcome}; {log} says: {why}")
 
 
 @contextlib.contextmanager
@@ -185,14 +185,14 @@ def _locked(home: Path) -> Iterator[None]:
         home.mkdir(parents=True, exist_ok=True)
         opened = (home / "lock").open("a+")
     except OSError as error:
-        raise SupabaseError(f"{home} cannot be written to ({error.strerror}): choose another home") from None
+        raise SupabaseError(f"{home}: cannot write to this folder ({error.strerror}): choose another home") from None
     with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
-            raise SupabaseError(f"{home} is in use by process {holder}: end that one, or use another home") from None
+            raise SupabaseError(f"{home} is in use by process {holder}: end it, or use another home") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -200,19 +200,19 @@ def _locked(home: Path) -> Iterator[None]:
 
 
 def _end_orphans(data: Path) -> None:
-    """Ends the servers of a program that was killed. The lock is ours, so whatever works in this data folder is one."""
+    """End the servers of a killed program: as this process holds the lock, its servers are orphans."""
     orphans = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.name() == "postgres" and process.cwd() == str(data.resolve()):
                 orphans.append(process)
     end_all([(process, signal.SIGINT) for process in orphans])
-    # Left by a crash; its pid may be another process's by now, and PostgreSQL would then refuse to start.
+    # Left by a crash; its pid may now be another process's, and PostgreSQL would then refuse to start.
     (data / "postmaster.pid").unlink(missing_ok=True)
 
 
 def _initdb(where: Place, password_file: Path, watchdog: Watchdog) -> None:
-    """Makes a cluster from nothing, or from what an interrupted start left."""
+    """Create a cluster, in place of what an interrupted start may have left."""
     shutil.rmtree(where.data)
     where.data.mkdir(mode=0o700)
     password_file.unlink(missing_ok=True)
@@ -226,6 +226,6 @@ def _initdb(where: Place, password_file: Path, watchdog: Watchdog) -> None:
         [str(where.programs / "bin" / "initdb"), "-D", str(where.data), *options, f"--pwfile={password_file}"],
         signal.SIGTERM, env={}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **where.run_as,
     )  # fmt: skip
-    said = process.communicate()[1].decode(errors="replace").splitlines()
+    errors = process.communicate()[1].decode(errors="replace").splitlines()
     if process.returncode:
-        raise SupabaseError(f"{where.data}: initdb failed: {(said or ['no message'])[-1]}")
+        raise SupabaseError(f"{where.data}: initdb failed: {(errors or ['no message'])[-1]}")

@@ -1,4 +1,4 @@
-"""PostgREST over one database, set as Supabase sets it."""
+"""PostgREST server of one database, configured as Supabase does."""
 
 import http.client
 import secrets
@@ -41,12 +41,12 @@ class PostgREST:
         end(self._process, signal.SIGTERM)
 
     def reload(self, token: str) -> None:
-        """Makes the server read the schema again and waits until it has. ``token`` is a service_role JWT.
+        """Reload the schema and wait until it is in use. ``token`` is a service_role JWT.
 
         Raises:
-            SupabaseError: it has not after ``RELOAD_TIMEOUT_S``.
+            SupabaseError: it is not after ``RELOAD_TIMEOUT_S``.
         """
-        # A function that the server cannot know yet: when it answers, the schema in force is the new one.
+        # A function that is new to the server: when it can be called, the new schema is in use.
         name = f"mf_local_reloaded_{secrets.token_hex(8)}"
         probe = sql.Identifier("public", name)
         with self._postgres.connect(self._database) as connection:
@@ -62,7 +62,7 @@ class PostgREST:
         deadline = time.monotonic() + RELOAD_TIMEOUT_S
         while not _ok(self.port, path, token):
             if time.monotonic() > deadline:
-                raise SupabaseError(f"PostgREST did not read the new schema within {RELOAD_TIMEOUT_S:.0f} s")
+                raise SupabaseError(f"PostgREST did not reload the schema within {RELOAD_TIMEOUT_S:.0f} s")
             time.sleep(0.02)
 
     def _environment(self, admin_port: int) -> dict[str, str]:

