@@ -69,7 +69,9 @@ class Evaluation:
     def headline(self) -> str:
         """One sentence: the first metric that has a figure, and how much better or worse the baseline is."""
         scores = self.scores()
-        metric = next(metric for metric in METRICS if scores["model"].get(metric.name) is not None)
+        metric = next((metric for metric in METRICS if scores["model"].get(metric.name) is not None), None)
+        if metric is None:
+            return f"no metric could be computed: {self.ranking.reason}"
         value, baseline = scores["model"][metric.name], scores[metric.baseline][metric.name]
         gain = metric.gain(value, baseline)
         difference = f"{metric.text(abs(gain))} {'better' if gain > 0 else 'worse'} than" if gain else "no better than"

@@ -164,6 +164,26 @@ def test_a_difference_below_the_shown_digits_is_no_better() -> None:
     assert "0.8683 on 10,083 test ratings: no better than" in replace(EVALUATION, model=errors(0.86828, 0.7)).headline()
 
 
+def test_without_an_rmse_the_headline_compares_the_lists_with_popularity() -> None:
+    nothing = Scores()
+    unrated = replace(EVALUATION, model=nothing, global_mean=nothing, user_movie_bias=nothing, rmse_difference=None)
+    assert unrated.headline() == "NDCG@10 0.0712 for 556 users: 0.0523 worse than popularity (0.1235)"
+    assert unrated.log_line().startswith("NDCG@10 0.0712 (popularity 0.1235), recall@10 ")
+    nobody = replace(
+        EVALUATION.ranking, model=None, user_movie_bias=None, popularity=None, reason="nobody liked a movie"
+    )
+    assert replace(unrated, ranking=nobody).headline() == "no metric could be computed: nobody liked a movie"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_report_shows_a_dash_where_a_metric_is_absent(tmp_path: Path) -> None:
+    nothing = Scores()
+    unrated = replace(EVALUATION, model=nothing, global_mean=nothing, user_movie_bias=nothing, rmse_difference=None)
+    text = Page(written(tmp_path, unrated)).words()
+    assert "This model – – User + movie biases – – Global mean – –" in text
+    assert "NDCG@10 0.0712" in text
+
+
 def test_the_report_shows_every_metric_beside_the_baselines(page: Page) -> None:
     text = page.words()
     assert "This model 0.8412 0.815–0.870 0.6411 0.620–0.663 User + movie biases 0.8683 0.842–0.897 0.6635" in text
