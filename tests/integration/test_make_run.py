@@ -223,7 +223,10 @@ def test_a_missing_file_is_one_line_before_what_make_says() -> None:
         (["--param", "epochs=many"], "error: parameter epochs: expected a whole number, found 'many'\n"),
         (["--param", "ratings_csv=r.csv"], "error: parameter ratings_csv: a run on this machine sets it itself, "),
         (["--ratings", "a", "--import_table", "b"], "error: --ratings and --import_table are both given, expected one"),
-        (["--import_table", "none"], "error: the embedded Supabase has no table none: create it with `make seed-table`"),
+        (
+            ["--import_table", "none"],
+            "error: the embedded Supabase has no table none: create it with `make seed-table`",
+        ),
         (["--rating", "a.csv"], "error: unknown flag --rating"),
     ],
 )
