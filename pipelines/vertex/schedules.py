@@ -1,4 +1,4 @@
-"""Runs of the pipeline at set times: schedules on Vertex AI, at most one of a name."""
+"""Schedules of the pipeline on Vertex AI, at most one per name."""
 
 import hashlib
 import json
@@ -16,95 +16,97 @@ from mf.errors import ConfigError, MfError
 from pipelines.settings import Settings
 from pipelines.training import NAME
 from pipelines.vertex.cron import Cron, time_zone
-from pipelines.vertex.submit import checked, make_job, print_machines, refused, require
+from pipelines.vertex.submit import check_run, google_errors, make_job, print_machines, require
 
-CONTENT = "content"  # label of the runs: a hash of all that the schedule runs
+CONTENT = "content"  # label of the runs: hash of the pipeline, its parameters and where it runs
 
 
 def schedule(
     settings: Settings, file: Path, given: Iterable[str], expression: str, zone_name: str = "UTC", name: str = NAME
 ) -> None:
-    """Makes the schedule ``name``, or puts a new one in its place when anything of it differs; prints which it is.
+    """Creates or replaces the schedule ``name``; does nothing when it is the same already.
 
-    The new one is made first and the old one deleted then: when something fails the old one runs on, alone.
+    The new schedule is created before the old one is deleted. If that fails, the new one is deleted again, so that
+    one schedule is left.
 
     Args:
         settings: the project, region, bucket, account and images of the runs.
         file: the compiled pipeline.
-        given: parameters that differ from the pipeline's defaults, name=value each.
-        expression: when, as five fields of cron.
-        zone_name: the time zone of ``expression``.
+        given: parameters that differ from the pipeline's defaults, as name=value.
+        expression: cron expression with five fields.
+        zone_name: time zone of ``expression``.
         name: of the schedule.
 
     Raises:
-        ConfigError: what ``submit`` refuses; the expression, the zone or the name cannot be; or the images are named by
+        ConfigError: what ``submit`` raises; the expression, the zone or the name is invalid; or the images are named by
             tag.
-        MfError: Google Cloud refused.
+        MfError: Google Cloud returned an error.
     """
     cron, zone = Cron(expression), time_zone(zone_name)
     next_runs = cron.next_runs(zone, datetime.now(UTC))
     _check_name(name)
     if not settings.pinned:
         raise ConfigError(
-            "the settings name the images by tag, which may come to mean others before a run; a schedule needs their "
-            "digests: run `make images`, which writes them as cpu_image and gpu_image"
+            "the images are named by tag, and a tag may move before a run; a schedule needs their digests: run "
+            "`make images`, which writes them"
         )
-    parameters, everything = checked(settings, file, given)
+    parameters, all_parameters = check_run(settings, file, given)
     content = _content(settings, file, parameters)
-    with refused("the schedule"):
+    with google_errors("create the schedule"):
         job = make_job(settings, file, parameters, {CONTENT: content})
-        found = _named(name)
-        # One that a failed replacement paused does not take the place of one that runs.
-        states = ("ACTIVE",) if len(found) > 1 else ("ACTIVE", "PAUSED")
-        same = [old for old in found if _runs(old, content, f"TZ={zone_name} {cron.text}", states)]
-        now = same[0] if same else _create(job, settings, name, f"TZ={zone_name} {cron.text}", found)
-    _replace([old for old in found if old is not now], now, is_new=not same)
-    print(f"{'unchanged' if same else 'scheduled'} {name}: {now.resource_name}")
-    print(f"pipeline  {file.name} by content, {content}")
+        existing = _named(name)
+        # Of several, keep an active one: a failed replacement may have left a paused one.
+        states = ("ACTIVE",) if len(existing) > 1 else ("ACTIVE", "PAUSED")
+        same = [old for old in existing if _is_same(old, content, f"TZ={zone_name} {cron.text}", states)]
+        current = same[0] if same else _create(job, settings, name, f"TZ={zone_name} {cron.text}", existing)
+    _delete_others([old for old in existing if old is not current], current, is_new=not same)
+    print(f"{'unchanged' if same else 'scheduled'} {name}: {current.resource_name}")
+    print(f"pipeline  {file.name} with content hash {content}")
     for kind in ("cpu", "gpu"):
         print(f"image     {settings.image(kind)}")
-    print_machines(settings, everything)
+    print_machines(settings, all_parameters)
     for time in next_runs:
         print(f"next run  {time:%a %Y-%m-%d %H:%M %Z} ({time.astimezone(UTC):%H:%M} UTC)")
-    if now.gca_resource.state.name == "PAUSED":
-        print(f"it is paused: python -m pipelines resume --name {name}")
+    if current.gca_resource.state.name == "PAUSED":
+        print(f"paused; to resume it: python -m pipelines resume --name {name}")
 
 
 def schedules(settings: Settings) -> None:
     """Prints the schedules of the project and region."""
     _init(settings)
-    with refused("the question"):
+    with google_errors("list the schedules"):
         found = PipelineJobSchedule.list(order_by="display_name")
     if not found:
         print(f"no schedules in {settings.project}, {settings.region}")
     for one in found:
         resource = one.gca_resource
-        due = f"next run {resource.next_run_time:%Y-%m-%d %H:%M} UTC" if resource.next_run_time else "no run to come"
+        next_run = resource.next_run_time
+        due = f"next run {next_run:%Y-%m-%d %H:%M} UTC" if next_run else "no further run"
         print(f"{resource.display_name}  {resource.state.name.lower()}  {resource.cron}  {due}  {one.resource_name}")
 
 
 def pause(settings: Settings, name: str = NAME) -> None:
-    """Stops the schedule ``name`` from starting runs; one that runs goes on.
+    """Pauses the schedule ``name``; a run that it started continues.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such schedule.
     """
     _change(settings, name, PipelineJobSchedule.pause, "paused")
 
 
 def resume(settings: Settings, name: str = NAME) -> None:
-    """Lets the schedule ``name`` start runs again; those that it missed are not made up for.
+    """Resumes the schedule ``name``; missed runs are not made up for.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such schedule.
     """
     _change(settings, name, PipelineJobSchedule.resume, "resumed")
 
 
 def unschedule(settings: Settings, name: str = NAME) -> None:
-    """Deletes the schedule ``name``; a run that it started goes on."""
+    """Deletes the schedule ``name``; a run that it started continues."""
     _init(settings)
-    with refused("the deletion"):
+    with google_errors("delete the schedule"):
         found = _named(name)
         for one in found:
             one.delete()
@@ -119,14 +121,14 @@ def _init(settings: Settings) -> None:
 
 
 def _change(settings: Settings, name: str, change: Callable[[PipelineJobSchedule], None], done: str) -> None:
-    """Does it to the schedule ``name``, and says so."""
+    """Calls ``change`` on the schedule ``name`` and prints that it is ``done``."""
     _init(settings)
-    with refused("the question"):
+    with google_errors("list the schedules"):
         found = _named(name)
     if not found:
-        raise ConfigError(f"there is no schedule {name}; `python -m pipelines schedules` lists those that there are")
+        raise ConfigError(f"there is no schedule {name}; `python -m pipelines schedules` lists all")
     for one in found:
-        with refused("the change"):
+        with google_errors("change the schedule"):
             change(one)
         print(f"{done} {name}: {one.resource_name}")
 
@@ -139,19 +141,22 @@ def _check_name(name: str) -> None:
 def _named(name: str) -> list[PipelineJobSchedule]:
     _check_name(name)
     found = PipelineJobSchedule.list(filter=f'display_name="{name}"')
-    # A list may leave out what a schedule runs.
+    # The list's entries may lack the pipeline that a schedule runs.
     return [PipelineJobSchedule.get(one.resource_name) for one in found if one.display_name == name]
 
 
 def _content(settings: Settings, file: Path, parameters: dict[str, object]) -> str:
-    """A hash of all that a run is made of: the compiled pipeline with its images, the parameters, where it runs and as
-    whom. The commit is not in it: another one may compile to the same."""
+    """Hash of the compiled pipeline with its images, the parameters, the bucket, the account and the labels.
+
+    The commit is not part of it, because another commit may compile to the same pipeline.
+    """
     where = [settings.pipeline_root, settings.service_account, settings.network]
     parts = json.dumps([file.read_text(), parameters, where, settings.labels], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
 
-def _runs(one: PipelineJobSchedule, content: str, cron: str, states: Iterable[str]) -> bool:
+def _is_same(one: PipelineJobSchedule, content: str, cron: str, states: Iterable[str]) -> bool:
+    """Whether a schedule has this content and cron expression, at most one run at a time, and one of ``states``."""
     resource = one.gca_resource
     labels = resource.create_pipeline_job_request.pipeline_job.labels
     return (
@@ -162,8 +167,9 @@ def _runs(one: PipelineJobSchedule, content: str, cron: str, states: Iterable[st
 
 
 def _create(
-    job: aiplatform.PipelineJob, settings: Settings, name: str, cron: str, found: list[PipelineJobSchedule]
+    job: aiplatform.PipelineJob, settings: Settings, name: str, cron: str, existing: list[PipelineJobSchedule]
 ) -> PipelineJobSchedule:
+    """Creates a schedule; if that fails, deletes the one that it may have left."""
     new = PipelineJobSchedule(pipeline_job=job, display_name=name)
     try:
         new.create(
@@ -173,8 +179,8 @@ def _create(
             network=settings.network or None,
         )
     except GoogleAPIError:
-        # An answer may get lost behind the deed.
-        known = {old.resource_name for old in found}
+        # The request may have succeeded although the response was lost.
+        known = {old.resource_name for old in existing}
         with suppress(GoogleAPIError):
             for stray in _named(name):
                 if stray.resource_name not in known:
@@ -183,18 +189,18 @@ def _create(
     return new
 
 
-def _replace(olds: list[PipelineJobSchedule], now: PipelineJobSchedule, *, is_new: bool) -> None:
-    """Deletes what ``now`` stands in place of; when that fails a new one is taken back."""
+def _delete_others(olds: list[PipelineJobSchedule], current: PipelineJobSchedule, *, is_new: bool) -> None:
+    """Deletes the schedules that ``current`` replaces; if that fails, deletes a new ``current`` again."""
     for old in olds:
         try:
             old.delete()
         except GoogleAPIError as error:
             if not _is_gone(old):
                 reason = " ".join(str(error).split())
-                after = _take_back(now) if is_new else "and runs beside the one that is wanted"
-                raise MfError(f"the old schedule {old.resource_name} could not be deleted, {after}: {reason}") from None
+                state = _undo(current) if is_new else "and runs beside the current one"
+                raise MfError(f"the old schedule {old.resource_name} could not be deleted, {state}: {reason}") from None
         paused = ", which was paused" if old.gca_resource.state.name == "PAUSED" else ""
-        print(f"deleted   the one before{paused}: {old.resource_name}")
+        print(f"deleted   the previous one{paused}: {old.resource_name}")
 
 
 def _is_gone(old: PipelineJobSchedule) -> bool:
@@ -207,11 +213,11 @@ def _is_gone(old: PipelineJobSchedule) -> bool:
     return False
 
 
-def _take_back(new: PipelineJobSchedule) -> str:
-    """Deletes or at least pauses a schedule, so that no two run; says what came of it."""
+def _undo(new: PipelineJobSchedule) -> str:
+    """Deletes or at least pauses a new schedule, so that only one runs; returns the result as a clause."""
     for undo, done in (
-        (new.delete, "and was left to run; the new one was deleted again"),
-        (new.pause, f"and was left to run; the new one, {new.resource_name}, is paused"),
+        (new.delete, "and still runs; the new one was deleted again"),
+        (new.pause, f"and still runs; the new one, {new.resource_name}, is paused"),
     ):
         with suppress(GoogleAPIError):
             undo()

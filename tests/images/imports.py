@@ -1,5 +1,7 @@
-"""Runs in an image, given to Python on its standard input: imports all that the code in it imports anywhere, inside of
-functions too, and prints as JSON what was imported and which modules each installed distribution has."""
+"""Runs in an image, from standard input: imports everything that the image's code imports, inside functions too.
+
+Prints as JSON the imported modules and the modules of each installed distribution.
+"""
 
 import ast
 import contextlib
@@ -12,8 +14,8 @@ from pathlib import Path
 import mf
 
 
-def named(file):
-    """The modules that a file names in its imports; of ``from a import b``, ``a`` and what may be a module, ``a.b``."""
+def imports(file):
+    """The modules in a file's imports; for ``from a import b`` both ``a`` and ``a.b``, which may be a module."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -23,7 +25,7 @@ def named(file):
 
 
 def modules(distribution):
-    """The dotted names of a distribution's files."""
+    """The module names of a distribution's files."""
     for path in distribution.files or ():
         if path.suffix in (".py", ".so"):
             parts = [*path.parts[:-1], path.name.partition(".")[0]]
@@ -31,7 +33,7 @@ def modules(distribution):
 
 
 (folder,) = map(Path, mf.__path__)
-for name in {name for file in folder.rglob("*.py") for name in named(file)}:
+for name in {name for file in folder.rglob("*.py") for name in imports(file)}:
     with contextlib.suppress(ModuleNotFoundError):
         importlib.import_module(name)
 found = {

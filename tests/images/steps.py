@@ -1,5 +1,6 @@
-"""Runs the pipeline on the sample with every step in its container, the way KFP runs it: the command, the arguments and
-the image are those of the compiled file. Ends by naming the libraries in the image that no step imports.
+"""Runs the pipeline on the sample with every step in a container, with the compiled file's commands and images.
+
+Then lists the libraries in the image that no step imports.
 
     python tests/images/steps.py COMPILED.yaml
 """
@@ -22,17 +23,17 @@ from kfp.local.subprocess_task_handler import SubprocessTaskHandler  # noqa: E40
 from pipelines.laptop import run as laptop  # noqa: E402
 from pipelines.laptop import sources  # noqa: E402
 
-# Imported by no step of this run and left in the image all the same.
+# Libraries that stay in the image although no step of this run imports them.
 KEPT = {
     "contourpy": "matplotlib's, for its contour plots",
-    "google-crc32c": "google-cloud-storage's, when it fetches a file",
+    "google-crc32c": "google-cloud-storage's, when it downloads a file",
     **dict.fromkeys(("filelock", "fsspec", "mpmath", "networkx", "sympy"), "torch's, when it traces or compiles"),
 }
-TRACED = "import time:"  # begins a line that Python writes for every module that it imports, when asked to
+TRACED = "import time:"  # prefix of Python's lines for imported modules
 
 
 class Containers:
-    """What kfp.local is given in place of its processes; it still makes the input of a step and reads its output."""
+    """Replaces the processes of kfp.local, which still writes a step's input and reads its output."""
 
     def __init__(self, compiled: Path, shared: Path) -> None:
         executors = yaml.safe_load(compiled.read_text())["deploymentSpec"]["executors"].values()
@@ -41,7 +42,7 @@ class Containers:
         self.modules: set[str] = set()
 
     def run(self, step: SubprocessTaskHandler) -> Status:
-        """Runs a step; notes what it imports."""
+        """Runs a step and records its imports."""
         (image,) = [i for command, i in self.images.items() if step.full_command[: len(command)] == list(command)]
         environment = ["PYTHONPROFILEIMPORTTIME=1", "SUPABASE_URL", "SUPABASE_KEY"]
         command = ["podman", "run", "--rm", "--network=host", f"--volume={self.shared}:{self.shared}"]
@@ -59,19 +60,19 @@ class Containers:
 
 
 def unused(image: str, imported: set[str]) -> list[str]:
-    """The distributions in an image of which neither a step nor any line of the image's code imported a module."""
+    """The distributions in an image that neither a step nor any import in the image's code uses."""
     program = Path(__file__).with_name("imports.py").read_text()
-    done = subprocess.run(
+    result = subprocess.run(
         ["podman", "run", "--rm", "-i", image, "python3", "-"], input=program, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout.splitlines()[-1])
-    imported = imported.union(answer["imported"])
-    return sorted(name for name, modules in answer["distributions"].items() if not imported.intersection(modules))
+    assert result.returncode == 0, result.stderr
+    modules = json.loads(result.stdout.splitlines()[-1])
+    imported = imported.union(modules["imported"])
+    return sorted(name for name, own in modules["distributions"].items() if not imported.intersection(own))
 
 
 def main(compiled: Path) -> None:
-    # The container's user is not this one, and has to write beside what this one writes.
+    # The container has another user, who must be able to write to these folders.
     os.umask(0)
     with tempfile.TemporaryDirectory(dir="/var/tmp") as temporary:
         home = Path(temporary)
@@ -81,10 +82,10 @@ def main(compiled: Path) -> None:
         laptop.run(sources.sample_source(home), {}, home)
     (image, *_) = containers.images.values()
     left = unused(image, containers.modules)
-    print(f"\n{len(containers.modules):,} modules imported by the steps; in the image and imported by none:")
+    print(f"\n{len(containers.modules):,} modules imported by the steps; libraries in the image that no step imports:")
     print("\n".join(f"  {name:<15} {KEPT.get(name, '')}" for name in left))
     if surplus := [name for name in left if name not in KEPT]:
-        sys.exit(f"error: take {', '.join(surplus)} out of requirements/image.lock")
+        sys.exit(f"error: remove {', '.join(surplus)} from requirements/image.lock")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""As much of Vertex AI's Model Registry as uploading a version asks for. What it is sent must be what the real API's
-own types take."""
+"""Fake of Vertex AI's Model Registry for uploading a version; requests are checked against the API's own types."""
 
 import re
 from collections.abc import Iterator
@@ -22,13 +21,13 @@ LABEL = re.compile(r"[a-z0-9_-]{0,63}")
 
 @dataclass
 class FakeRegistry:
-    """The models that it has, each a list of its versions, and what was asked.
+    """State of the fake: models with their versions, and the requests that it got.
 
     Attributes:
-        polls: how often an upload is not yet done when it is asked for.
-        denied: what is said, with status 403, to whoever asks for anything; empty: all is given.
-        failure: what an upload ends with; empty: it ends well.
-        broken: the answer is no JSON.
+        polls: how many times an upload is reported as not done.
+        denied: message of the 403 error for every request; empty: no error.
+        failure: error at the end of an upload; empty: it succeeds.
+        broken: responses are not JSON.
     """
 
     url: str = ""
@@ -66,10 +65,10 @@ class FakeRegistry:
             return _refusal(400, str(error))
         labels = dict(asked.model.labels)
         if not asked.model.container_spec.image_uri or not all(map(LABEL.fullmatch, labels.values())):
-            return _refusal(400, f"no image, or a label that cannot be: {labels}")
+            return _refusal(400, f"no image, or an invalid label: {labels}")
         name = asked.parent_model or f"{place}/models/{asked.model_id}"
         if (name in self.models) != bool(asked.parent_model):
-            return _refusal(409, f"{name} is there already, or is not there")
+            return _refusal(409, f"{name} exists already, or does not exist")
         result: dict[str, Any] = {"error": {"code": 9, "message": self.failure}}
         if not self.failure:
             versions = self.models.setdefault(name, [])
@@ -85,7 +84,7 @@ class FakeRegistry:
         return 200, {"name": name, "done": True, **self.operations[int(name.rpartition("/")[2]) - 1]}
 
     def session(self) -> requests.Session:
-        """Sends here what is meant for Vertex AI of any region."""
+        """A session that sends requests for Vertex AI in any region to this fake."""
         fake, session = self, requests.Session()
 
         class Here(HTTPAdapter):
@@ -101,7 +100,7 @@ class FakeRegistry:
 
 @contextmanager
 def fake_registry() -> Iterator[FakeRegistry]:
-    """Serves on 127.0.0.1 while the block lasts."""
+    """Serves on 127.0.0.1 within the block."""
     fake = FakeRegistry()
     with serving(fake.reply) as fake.url:
         yield fake

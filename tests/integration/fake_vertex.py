@@ -1,4 +1,4 @@
-"""As much of Vertex AI's and of Cloud Storage's REST APIs as submitting and scheduling a pipeline asks for."""
+"""Fake of the REST APIs of Vertex AI and Cloud Storage that submitting and scheduling a pipeline calls."""
 
 import functools
 import itertools
@@ -35,7 +35,10 @@ class Request(NamedTuple):
 
 @dataclass
 class Fault:
-    """The next request of ``method`` whose path holds ``path`` fails with ``code``; after the deed, when ``late``."""
+    """Makes the next ``times`` requests of ``method`` with ``path`` in their path fail with ``code``.
+
+    With ``late`` the request takes effect and only its response is an error.
+    """
 
     method: str
     path: str
@@ -46,19 +49,18 @@ class Fault:
 
 @dataclass
 class FakeVertex:
-    """What was asked of the fake, and what it has.
+    """State of the fake, and the requests that it got.
 
     Attributes:
         url: of both APIs.
-        buckets: those that there are.
-        closed_buckets: those of them that may not be looked at.
-        requests: what was asked, in its order.
-        denied: what is said, with status 403, to whoever starts a run; empty: runs start.
-        states: what a run becomes, one after another, each time that it is asked for: fields of a PipelineJob. The last
-            one stays.
-        schedules: those that there are, by their names.
-        faults: what fails next.
-        asked: called with each request before it is answered.
+        buckets: existing buckets.
+        closed_buckets: buckets that the user may not read.
+        requests: all requests so far.
+        denied: message of the 403 error for starting a run; empty: runs start.
+        states: fields of a PipelineJob, one entry for each time that a run is fetched; the last one stays.
+        schedules: existing schedules by name.
+        faults: of the next requests.
+        on_request: called with each request before the response.
     """
 
     url: str = ""
@@ -69,25 +71,25 @@ class FakeVertex:
     states: list[dict[str, Any]] = field(default_factory=lambda: [{"state": "PIPELINE_STATE_PENDING"}])
     schedules: dict[str, dict[str, Any]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
-    asked: Callable[[Request], None] = lambda request: None
+    on_request: Callable[[Request], None] = lambda request: None
     _jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1001))
 
     @property
     def changes(self) -> list[Request]:
-        """The requests that ask for more than a look."""
+        """The requests that change something."""
         return [request for request in self.requests if request.changes]
 
     def reply(self, call: Call) -> Answer:
         request = Request(call.method, unquote(call.url.path), dict(parse_qsl(call.url.query)), call.body)
         self.requests.append(request)
-        self.asked(request)
+        self.on_request(request)
         for fault in self.faults:
             if fault.times and fault.method == request.method and fault.path in request.path:
                 fault.times -= 1
                 if fault.late:
                     self._serve(request)
-                return _refusal(fault.code, "the fault that was asked for")
+                return _refusal(fault.code, "a fault of the test")
         return self._serve(request)
 
     def _serve(self, request: Request) -> Answer:
@@ -137,42 +139,42 @@ class FakeVertex:
         return 200, self.schedules[name]
 
     def _new_schedule(self, sent: dict[str, Any], parent: str) -> Answer:
-        # int64 travels as text.
+        # JSON holds an int64 as text.
         if not sent.get("displayName") or not sent.get("cron") or int(sent.get("maxConcurrentRunCount", 0)) < 1:
             return _refusal(400, "display_name, cron and max_concurrent_run_count are required")
         name = f"{parent}/{next(self._numbers)}"
         self.schedules[name] = {**sent, "name": name, "state": "ACTIVE", "createTime": NOW, "nextRunTime": NOW}
         return 200, self.schedules[name]
 
-    def _filtered(self, asked: str | None) -> list[dict[str, Any]]:
-        if not asked:
+    def _filtered(self, condition: str | None) -> list[dict[str, Any]]:
+        if not condition:
             return [*self.schedules.values()]
-        match = re.fullmatch(r'display_name="([^"]*)"', asked)
-        assert match, f"the fake reads no filter {asked}"
-        # As case-blind as a filter may be.
+        match = re.fullmatch(r'display_name="([^"]*)"', condition)
+        assert match, f"the fake does not know the filter {condition}"
+        # A filter may ignore case.
         return [one for one in self.schedules.values() if one["displayName"].lower() == match[1].lower()]
 
 
 @contextmanager
 def fake_vertex() -> Iterator[FakeVertex]:
-    """Serves on 127.0.0.1 while the block lasts."""
+    """Serves on 127.0.0.1 within the block."""
     fake = FakeVertex()
     with serving(fake.reply) as fake.url:
         yield fake
 
 
 def send_sdk_to(fake: FakeVertex, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the real SDKs of this process speak to ``fake``, without credentials."""
+    """Directs the real SDKs of this process to ``fake``, without credentials."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", fake.url)
     here = {"api_endpoint": fake.url, "api_transport": "rest", "credentials": AnonymousCredentials()}
     monkeypatch.setattr(aiplatform, "init", functools.partial(aiplatform.init, **here))
-    # The SDK asks Cloud Resource Manager for the number over gRPC, at an address that cannot be chosen: without a
-    # network that takes a minute.
+    # The SDK asks Cloud Resource Manager for the number over gRPC, at a fixed address: without a network that takes a
+    # minute.
     monkeypatch.setattr(resource_manager_utils, "get_project_number", lambda *_, **__: NUMBER)
 
 
 def _short(schedule: dict[str, Any]) -> dict[str, Any]:
-    """As a list may show a schedule: without what it runs."""
+    """A schedule as an entry of a list: without its pipeline."""
     return {name: value for name, value in schedule.items() if name != "createPipelineJobRequest"}
 
 

@@ -1,4 +1,4 @@
-"""The page of `make demo` in a real browser, and all that its key can read."""
+"""The page of `make demo` in a real browser, and everything that its key can read."""
 
 import base64
 import contextlib
@@ -42,7 +42,7 @@ from pipelines.laptop import demo
 ROOT = Path(__file__).parents[2]
 HTTP = httpx.Client(trust_env=False, verify=False, timeout=30)
 
-# Of the one schema that the API serves: tables and views, their columns, functions.
+# Tables and views with their columns, and functions, of the schema that the API serves.
 COLUMNS = """
 select c.relname, array_agg(a.attname::text order by a.attnum)
 from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
@@ -72,7 +72,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
 
 @pytest.fixture(scope="module")
 def runs(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two models of the sample, small and trained briefly."""
+    """Two small models of the sample, trained briefly."""
     work = tmp_path_factory.mktemp("runs")
     ingest(IngestConfig(ratings_csv=str(sample.ratings_csv)), work / "ratings.parquet", work / "rejects.csv")
     ratings, _ = read_ratings(work / "ratings.parquet")
@@ -83,7 +83,7 @@ def runs(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
 
 
 def publish(supabase: LocalSupabase, runs: list[Path]) -> None:
-    """As a run of the pipeline on the sample leaves its database."""
+    """The sample's database after a run of the pipeline."""
     supabase.migrate(migration(SchemaConfig(user_id_type="uuid", movie_id_type="bigint")))
     for run in runs:
         rest(supabase).export(run, ExportConfig())
@@ -91,7 +91,7 @@ def publish(supabase: LocalSupabase, runs: list[Path]) -> None:
 
 @pytest.fixture(scope="module")
 def supabase(fresh_stack: Any, sample: Sample, runs: list[Path]) -> LocalSupabase:
-    """What `make demo` serves, with an earlier run beside the published one."""
+    """The server of `make demo`, with an earlier run beside the published one."""
     supabase = fresh_stack()
     publish(supabase, runs)
     demo.prepare(supabase, sample.ratings_csv.parent)
@@ -107,7 +107,7 @@ def service(supabase: LocalSupabase) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def users(supabase: LocalSupabase) -> dict[str, dict[str, Any]]:
-    """Who may sign in, by name."""
+    """The users who may sign in, by name."""
     config = HTTP.get(f"{supabase.url}/config.json").json()
     return {user["name"]: user for user in config["users"]}
 
@@ -124,7 +124,7 @@ def page(browser: Browser, supabase: LocalSupabase) -> Iterator[Page]:
 
 
 def lines(items: Locator, unit: str = "of 5 stars") -> list[tuple[str, str]]:
-    """What the rows of a list say, as (title, figure)."""
+    """The rows of a list, as (title, figure)."""
     parts = "rows => rows.map(row => ['button', '.number'].map(part => row.querySelector(part).textContent))"
     return [(title, figure.removesuffix(f" {unit}")) for title, figure in items.evaluate_all(parts)]
 
@@ -139,7 +139,7 @@ def given_by(supabase: LocalSupabase, user: str) -> list[tuple[int, float]]:
         return connection.execute(query, [user]).fetchall()
 
 
-def test_users_of_the_sample_see_their_own_history_and_what_the_service_role_gets_for_them(
+def test_users_see_their_own_ratings_and_the_recommendations_that_the_service_role_gets(
     page: Page, supabase: LocalSupabase, service: Client, sample: Sample, users: dict[str, dict[str, Any]]
 ) -> None:
     for name in ("Ada", "Deniz"):
@@ -203,7 +203,7 @@ def test_somebody_new_rates_a_few_movies_and_gets_recommendations_at_once(
     expect(page.get_by_role("radio", checked=True)).to_have_count(0)
 
 
-def test_a_late_answer_to_an_earlier_question_is_not_shown(
+def test_a_late_response_to_an_earlier_request_is_not_shown(
     page: Page, supabase: LocalSupabase, service: Client, sample: Sample, users: dict[str, dict[str, Any]]
 ) -> None:
     late = iter([True])
@@ -225,7 +225,7 @@ def test_a_late_answer_to_an_earlier_question_is_not_shown(
     expect(page.get_by_role("status")).to_contain_text("of Ben.")
 
 
-def test_an_error_becomes_a_sentence(browser: Browser, supabase: LocalSupabase) -> None:
+def test_an_error_is_shown_as_a_sentence(browser: Browser, supabase: LocalSupabase) -> None:
     def expired(request: Request) -> Fault | None:
         said = b'{"code": "PGRST301", "message": "JWT expired"}'
         return Fault(status=401, body=said, content_type="application/json") if "/rpc/" in request.path else None
@@ -260,7 +260,7 @@ def test_nothing_is_cut_off_too_small_to_touch_or_without_a_name(page: Page, wid
     assert not re.search(r"- (button|radio|combobox|listitem|heading|region)\s*$", snapshot, re.MULTILINE)
 
 
-def test_the_page_sends_its_key_and_one_users_token_alone(
+def test_the_page_sends_only_its_key_and_one_users_token(
     browser: Browser, supabase: LocalSupabase, users: dict[str, dict[str, Any]]
 ) -> None:
     page = browser.new_page()
@@ -277,7 +277,7 @@ def test_the_page_sends_its_key_and_one_users_token_alone(
     page.close()
 
 
-def test_no_file_that_is_served_holds_a_secret(supabase: LocalSupabase) -> None:
+def test_no_served_file_holds_a_secret(supabase: LocalSupabase) -> None:
     password = re.search(r":([^:@]+)@", supabase.db_url)
     assert password
     secrets = [supabase.secret_key, supabase.service_role_key, supabase.keys.jwt_secret, password[1]]
@@ -309,7 +309,7 @@ def caller(request: pytest.FixtureRequest, supabase: LocalSupabase, users: dict[
     return Caller(supabase, users[request.param]["token"] if request.param in users else None)
 
 
-def test_the_pages_key_reads_no_column_of_a_table_or_view_but_those_it_is_for(
+def test_the_pages_key_reads_only_the_intended_tables_and_columns(
     caller: Caller, request: pytest.FixtureRequest, supabase: LocalSupabase, users: dict[str, dict[str, Any]]
 ) -> None:
     who = request.node.callspec.params["caller"]
@@ -344,7 +344,7 @@ def test_the_pages_key_reads_no_column_of_a_table_or_view_but_those_it_is_for(
         assert caller.ask(f"ratings?user_id=eq.{users['Ben']['user_id']}").json() == []
 
 
-def test_the_pages_key_calls_no_function_but_those_it_is_for(
+def test_the_pages_key_calls_only_the_intended_functions(
     caller: Caller, request: pytest.FixtureRequest, supabase: LocalSupabase
 ) -> None:
     with supabase.connect() as connection:
@@ -416,7 +416,7 @@ def test_make_demo_serves_the_published_run_until_ctrl_c_and_leaves_nothing_runn
             assert len(best) == 3
             family = psutil.Process(process.pid).children(recursive=True)
             assert len(family) > 2
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
+            os.killpg(process.pid, signal.SIGINT)  # like a terminal, to the whole foreground group
             said = process.communicate(timeout=30)
         finally:
             with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""`make run` as a newcomer meets it: what it prints, and that nothing of it is left running however it ends."""
+"""`make run`: its output, and that no process is left running however it ends."""
 
 import contextlib
 import os
@@ -18,13 +18,13 @@ from pipelines.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 EXECUTOR = "kfp.dsl.executor_main"
-# Far more than a test waits for.
+# A training much longer than the tests.
 LONG = ["--param", "epochs=1000000", "--param", "patience=0"]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One for the module: the first test makes its database, the later ones start quickly."""
+    """The home of the module; the first test creates its database, so that later ones start quickly."""
     home = tmp_path_factory.mktemp("make_run") / "home"
     yield home
     delete_home(home / "supabase")
@@ -32,19 +32,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def other_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """For a second program at the same time."""
+    """The home of a second program at the same time."""
     home = tmp_path_factory.mktemp("make_run") / "other"
     yield home
     delete_home(home / "supabase")
 
 
 def environment() -> dict[str, str]:
-    """As a person's shell has it, also when the tests were started by make."""
+    """The environment of a person's shell, also when make started the tests."""
     return {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"}
 
 
 def make_run(home: Path, *flags: str) -> list[str]:
-    """The Makefile's own recipe, on this interpreter (without installing) and with a home of its own."""
+    """The Makefile's recipe, with this interpreter, without installing and with its own home."""
     return ["make", "run", f"PY={sys.executable}", "INSTALLED=", f"params={' '.join(['--home', str(home), *flags])}"]
 
 
@@ -80,24 +80,26 @@ def reads_until(process: subprocess.Popen[str], beginning: str) -> None:
     for line in process.stdout:
         if line.startswith(beginning):
             return
-    raise AssertionError(f"it ended before it printed {beginning!r}: {process.stderr and process.stderr.read()}")
+    raise AssertionError(
+        f"the program ended before it printed {beginning!r}: {process.stderr and process.stderr.read()}"
+    )
 
 
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The program with the servers, the watchdog and the step that it started, as soon as all of them are there."""
+    """The program and its servers, watchdog and step, as soon as all of them run."""
     parts = ("-m pipelines run", "bin/postgres -D", "/postgrest", "watchdog.py", EXECUTOR)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        found = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        commands = [command(one) for one in found]
+        processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        commands = [command(one) for one in processes]
         if all(any(part in command for command in commands) for part in parts):
-            return found
+            return processes
         time.sleep(0.01)
     raise AssertionError(f"expected {parts}, found {commands}")
 
 
 def left(started: list[psutil.Process], homes: list[Path], timeout_s: float = 8.0) -> list[str]:
-    """What still runs after the time: of ``started``, or with one of ``homes`` in its command line."""
+    """Commands still running after ``timeout_s``: of ``started``, or with one of ``homes`` in the command line."""
     deadline = time.monotonic() + timeout_s
     while True:
         others = [one for one in psutil.process_iter() if any(str(home) in command(one) for home in homes)]
@@ -126,7 +128,7 @@ def finished(home: Path) -> subprocess.CompletedProcess[str]:
     return run(make_run(home), TMPDIR=str(temporary))
 
 
-def test_it_ends_with_the_figures_beside_the_baselines_and_recommendations(
+def test_it_ends_with_rmse_beside_the_baselines_and_recommendations(
     finished: subprocess.CompletedProcess[str], home: Path
 ) -> None:
     assert (finished.returncode, finished.stderr) == (0, "")
@@ -156,9 +158,7 @@ def test_it_ends_with_the_figures_beside_the_baselines_and_recommendations(
     assert own_data.endswith(" make run RATINGS=path/to/ratings.csv")
 
 
-def test_nothing_is_left_running_or_in_the_temporary_folder_after_it(
-    finished: subprocess.CompletedProcess[str], home: Path
-) -> None:
+def test_no_process_and_no_temporary_file_is_left(finished: subprocess.CompletedProcess[str], home: Path) -> None:
     assert finished.returncode == 0
     assert left([], [home], timeout_s=0.0) == []
     assert list(home.with_name("temporary").iterdir()) == []
@@ -166,7 +166,7 @@ def test_nothing_is_left_running_or_in_the_temporary_folder_after_it(
     assert sorted(path.name.partition("-2")[0] for path in runs.iterdir()) == ["log.txt", "mf-training"]
 
 
-def test_a_run_that_is_refused_ends_well_says_why_and_shows_what_the_published_one_recommends(
+def test_a_refused_run_exits_with_0_and_shows_the_reasons_and_the_published_recommendations(
     finished: subprocess.CompletedProcess[str], home: Path
 ) -> None:
     refused = run(make_run(home, "--param epochs=1 --param lr=1e-9"))
@@ -179,26 +179,24 @@ def test_a_run_that_is_refused_ends_well_says_why_and_shows_what_the_published_o
     assert re.match(r"  RMSE 0\.\d{4} against 0\.\d{4} of the published run \S+ on the same 1,100 ratings: ", champion)
     assert kept.startswith("readers see run ")
     assert hint == 'publish it anyway: PARAMS="force_publish=true"'
-    assert recommended == finished.stdout.split("\n\n")[3:5]  # the run before has them still
+    assert recommended == finished.stdout.split("\n\n")[3:5]  # still those of the published run
     assert where.startswith("report    ")
 
 
-def test_ctrl_c_and_sigterm_end_it_all_in_good_order(home: Path, other_home: Path) -> None:
+def test_ctrl_c_and_sigterm_end_all_processes_cleanly(home: Path, other_home: Path) -> None:
     with started(python_run(home, *LONG)) as interrupted, started(python_run(other_home, *LONG)) as terminated:
         for process in (interrupted, terminated):
-            reads_until(process, "train     epoch 3/")  # a step that goes on until it is ended
+            reads_until(process, "train     epoch 3/")  # a step that runs until it is terminated
         programs = [*family(interrupted), *family(terminated)]
-        os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
+        os.killpg(interrupted.pid, signal.SIGINT)  # like a terminal, to the whole foreground group
         terminated.terminate()
-        said = [process.communicate(timeout=30)[1] for process in (interrupted, terminated)]
-        assert (interrupted.returncode, said[0]) == (1, "stopped\n")
-        assert (terminated.returncode, said[1]) == (128 + signal.SIGTERM, "")
+        errors = [process.communicate(timeout=30)[1] for process in (interrupted, terminated)]
+        assert (interrupted.returncode, errors[0]) == (1, "stopped\n")
+        assert (terminated.returncode, errors[1]) == (128 + signal.SIGTERM, "")
         assert left(programs, [home, other_home], timeout_s=0.0) == []
 
 
-def test_nothing_outlives_the_program_or_its_make_when_it_is_killed_while_it_trains(
-    home: Path, other_home: Path
-) -> None:
+def test_no_process_outlives_the_program_or_its_make_when_killed_in_training(home: Path, other_home: Path) -> None:
     with started(python_run(home, *LONG)) as program, started(make_run(other_home, *LONG)) as make:
         for process in (program, make):
             reads_until(process, "train     epoch 3/")
@@ -208,7 +206,7 @@ def test_nothing_outlives_the_program_or_its_make_when_it_is_killed_while_it_tra
         assert left(programs, [home, other_home]) == []
 
 
-def test_a_missing_file_is_one_line_before_what_make_says() -> None:
+def test_a_missing_file_is_one_line_before_the_line_of_make() -> None:
     done = run(["make", "run", f"PY={sys.executable}", "INSTALLED=", "RATINGS=no such.csv"])
     error, from_make = done.stderr.splitlines()
     assert error == "error: no such.csv: no such file, expected a file of ratings"
@@ -230,7 +228,7 @@ def test_a_missing_file_is_one_line_before_what_make_says() -> None:
         (["--rating", "a.csv"], "error: unknown flag --rating"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_nothing_is_made(
+def test_a_users_mistake_is_one_line_and_no_file_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
 ) -> None:
     with pytest.raises(SystemExit) as end:

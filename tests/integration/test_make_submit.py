@@ -1,4 +1,4 @@
-"""`make submit` and `make schedule` by the Makefile's own recipes: compiled in one process, sent by another."""
+"""`make submit` and `make schedule` through the Makefile's recipes."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from fake_vertex import fake_vertex
 from test_schedule import SETTINGS
 
 ROOT = Path(__file__).parents[2]
-# Python runs it at its start; only what asks Google needs the SDK, which takes seconds to import.
+# Python runs this file at startup. Only the two commands need the SDK, which takes seconds to import.
 SITE_CUSTOMIZE = """
 import os, sys
 if {"submit", "schedule"} & {*sys.orig_argv}:
@@ -20,7 +20,7 @@ if {"submit", "schedule"} & {*sys.orig_argv}:
 """
 
 
-def test_make_compiles_submits_follows_and_schedules_what_its_variables_say(tmp_path: Path) -> None:
+def test_make_compiles_submits_follows_and_schedules_as_its_variables_say(tmp_path: Path) -> None:
     settings = tmp_path / "settings.toml"
     settings.write_text("".join(f'{name} = "{value}"\n' for name, value in SETTINGS.items()))
     (tmp_path / "sitecustomize.py").write_text(SITE_CUSTOMIZE)

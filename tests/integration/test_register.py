@@ -1,4 +1,4 @@
-"""The step that puts a published model into the Model Registry, as KFP's executor runs it."""
+"""The step that uploads a published model to the Model Registry, run by KFP's executor."""
 
 import json
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRegistry]:
 
 
 def registered(folder: Path, run_id: str = RUN, job: str = JOB) -> str:
-    """What the step gives for a model of RMSE 0.87314 on two ratings."""
+    """The step's output for a model with RMSE 0.87314 on two ratings."""
     folder.mkdir(exist_ok=True)
     (folder / "ratings.csv").write_text("userId,movieId,rating\n1,2,3\n1,3,4\n")
     ingest(IngestConfig(ratings_csv=str(folder / "ratings.csv")), folder / "ratings.parquet", folder / "rejects.csv")
@@ -60,7 +60,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], job: str = JOB) ->
     return line
 
 
-def test_a_published_model_is_the_default_version_with_labels_that_tell_its_figures_data_and_code(
+def test_a_published_model_is_the_default_version_with_labels_of_its_metrics_data_and_code(
     fake: FakeRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert registered(tmp_path) == f"{MODEL}@1"
@@ -79,13 +79,13 @@ def test_the_next_run_is_a_version_of_the_same_model(fake: FakeRegistry, tmp_pat
     assert [version["versionId"] for version in fake.models[MODEL]] == ["1", "2"]
 
 
-def test_a_step_that_is_run_again_finds_its_own_work(fake: FakeRegistry, tmp_path: Path) -> None:
+def test_a_repeated_step_finds_its_version(fake: FakeRegistry, tmp_path: Path) -> None:
     assert registered(tmp_path) == registered(tmp_path) == f"{MODEL}@1"
     assert len(fake.models[MODEL]) == 1
     assert [method for method, _ in fake.asked].count("POST") == 1
 
 
-def test_a_refusal_is_told_with_the_services_own_words_and_what_to_do(
+def test_an_error_is_reported_with_googles_message_and_the_fix(
     fake: FakeRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.denied = "Permission 'aiplatform.models.get' denied"
@@ -95,15 +95,13 @@ def test_a_refusal_is_told_with_the_services_own_words_and_what_to_do(
     )
 
 
-def test_an_upload_that_fails_in_the_end_fails_the_step(
-    fake: FakeRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_upload_fails_the_step(fake: FakeRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake.failure = "the artifacts cannot be read"
     said = refused(tmp_path, capsys)
     assert said == "error: the model registry did not register the model: the artifacts cannot be read"
 
 
-def test_an_upload_that_does_not_end_is_given_up(
+def test_an_upload_has_a_time_limit(
     fake: FakeRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.polls = 10_000
@@ -111,7 +109,7 @@ def test_an_upload_that_does_not_end_is_given_up(
     assert refused(tmp_path, capsys).startswith("error: the model registry did not register the model within 0.1 s: ")
 
 
-def test_an_answer_that_is_none_and_a_server_that_is_gone_are_one_line(
+def test_an_invalid_response_and_an_unreachable_server_are_one_line(
     fake: FakeRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.broken = True
@@ -120,14 +118,14 @@ def test_an_answer_that_is_none_and_a_server_that_is_gone_are_one_line(
     assert "refused" in refused(tmp_path, capsys)
 
 
-def test_a_run_that_is_not_vertex_ais_is_told_what_to_set(
+def test_a_run_outside_vertex_ai_is_refused_with_the_setting(
     fake: FakeRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refused(tmp_path, capsys, job="a-local-run").endswith("set model_registry = false")
     assert fake.asked == []
 
 
-def test_without_an_account_the_step_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_credentials_the_step_fails_with_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
     with pytest.raises(MfError, match=r"^no account to register the model with: File .*none\.json was not found"):
         registry.session()

@@ -1,4 +1,4 @@
-"""One schedule of a name, whatever fails: what the real SDK sends, and what is there afterwards."""
+"""Schedules: the requests of the real SDK, and one schedule per name whatever fails."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -44,7 +44,7 @@ def vertex(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVertex]:
 
 @pytest.fixture
 def run(tmp_path: Path, compiled: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command, and gives what it printed; it must end as ``status`` says."""
+    """Runs a command that must exit with ``status``, and returns its output."""
 
     def run(
         command: str,
@@ -74,7 +74,7 @@ def only(vertex: FakeVertex) -> dict[str, Any]:
     return schedule
 
 
-def test_a_schedule_holds_the_pipeline_whole_and_runs_it_at_most_once_at_a_time(vertex: FakeVertex, run: Run) -> None:
+def test_a_schedule_holds_the_whole_pipeline_and_starts_one_run_at_a_time(vertex: FakeVertex, run: Run) -> None:
     said = run("schedule", EVERY_NIGHT, "--tz=Europe/Berlin", "--param=epochs=3")
     (sent,) = vertex.changes
     assert (sent.method, sent.path) == ("POST", "/v1/projects/p1/locations/europe-west4/schedules")
@@ -93,7 +93,7 @@ def test_a_schedule_holds_the_pipeline_whole_and_runs_it_at_most_once_at_a_time(
 
     lines = said.splitlines()
     assert lines[0] == f"scheduled mf-training: {only(vertex)['name']}"
-    assert lines[1] == f"pipeline  mf-training.yaml by content, {job['labels']['content']}"
+    assert lines[1] == f"pipeline  mf-training.yaml with content hash {job['labels']['content']}"
     assert lines[2:4] == [f"image     {SETTINGS['cpu_image']}", f"image     {SETTINGS['gpu_image']}"]
     assert "  train     8 CPU, 32G, 1 NVIDIA_L4" in lines
     times = [line for line in lines if line.startswith("next run")]
@@ -101,7 +101,7 @@ def test_a_schedule_holds_the_pipeline_whole_and_runs_it_at_most_once_at_a_time(
     assert all(" 03:00 CE" in time for time in times)
 
 
-def test_twice_is_the_same_as_once(vertex: FakeVertex, run: Run) -> None:
+def test_the_same_schedule_is_not_created_twice(vertex: FakeVertex, run: Run) -> None:
     run("schedule", EVERY_NIGHT, "--param=epochs=3")
     before = only(vertex)
     asked = len(vertex.changes)
@@ -122,18 +122,16 @@ def test_twice_is_the_same_as_once(vertex: FakeVertex, run: Run) -> None:
         ([EVERY_NIGHT, "--param=epochs=3"], 'network = "projects/1/global/networks/n"\n'),
     ],
 )
-def test_what_differs_puts_a_new_one_in_the_place_of_the_old(
-    vertex: FakeVertex, run: Run, flags: list[str], more: str
-) -> None:
+def test_a_schedule_that_differs_is_replaced(vertex: FakeVertex, run: Run, flags: list[str], more: str) -> None:
     run("schedule", EVERY_NIGHT, "--param=epochs=3")
     old = only(vertex)["name"]
     said = run("schedule", *flags, more=more)
     assert only(vertex)["name"] != old
     assert [request.method for request in vertex.changes] == ["POST", "POST", "DELETE"]
-    assert said.startswith(f"deleted   the one before: {old}\nscheduled mf-training: {only(vertex)['name']}\n")
+    assert said.startswith(f"deleted   the previous one: {old}\nscheduled mf-training: {only(vertex)['name']}\n")
 
 
-def test_another_pipeline_puts_a_new_one_in_the_place_of_the_old(vertex: FakeVertex, run: Run, tmp_path: Path) -> None:
+def test_another_pipeline_replaces_the_schedule(vertex: FakeVertex, run: Run, tmp_path: Path) -> None:
     run("schedule", EVERY_NIGHT)
     old, file = only(vertex)["name"], tmp_path / "other.yaml"
     images = {"cpu_image": SETTINGS["cpu_image"].replace("0", "1")}
@@ -142,7 +140,7 @@ def test_another_pipeline_puts_a_new_one_in_the_place_of_the_old(vertex: FakeVer
     assert only(vertex)["name"] != old
 
 
-def test_one_that_was_changed_by_hand_is_put_right(vertex: FakeVertex, run: Run) -> None:
+def test_a_schedule_that_was_edited_by_hand_is_replaced(vertex: FakeVertex, run: Run) -> None:
     for change in ({"cron": "TZ=UTC 0 5 * * *"}, {"maxConcurrentRunCount": "2"}, {"state": "COMPLETED"}):
         run("schedule", EVERY_NIGHT)
         only(vertex).update(change)
@@ -151,7 +149,7 @@ def test_one_that_was_changed_by_hand_is_put_right(vertex: FakeVertex, run: Run)
         assert only(vertex)["state"] == "ACTIVE"
 
 
-def test_of_several_of_the_name_one_stays(vertex: FakeVertex, run: Run) -> None:
+def test_of_several_schedules_of_a_name_one_is_kept(vertex: FakeVertex, run: Run) -> None:
     run("schedule", EVERY_NIGHT)
     first = only(vertex)
     for number in ("7", "8"):
@@ -161,7 +159,7 @@ def test_of_several_of_the_name_one_stays(vertex: FakeVertex, run: Run) -> None:
     assert only(vertex) is first
 
 
-def test_schedules_of_other_names_are_left_alone(vertex: FakeVertex, run: Run) -> None:
+def test_schedules_of_other_names_are_kept(vertex: FakeVertex, run: Run) -> None:
     run("schedule", EVERY_NIGHT)
     run("schedule", EVERY_NIGHT, "--name=MF-Training")
     run("schedule", "--cron=0 9 * * *", "--name=weekly films")
@@ -169,37 +167,37 @@ def test_schedules_of_other_names_are_left_alone(vertex: FakeVertex, run: Run) -
     assert sorted(one["displayName"] for one in vertex.schedules.values()) == ["MF-Training", "mf-training"]
 
 
-def test_one_that_is_paused_stays_so_when_nothing_changed_and_says_how_to_go_on(vertex: FakeVertex, run: Run) -> None:
+def test_an_unchanged_paused_schedule_stays_paused_and_says_how_to_resume_it(vertex: FakeVertex, run: Run) -> None:
     run("schedule", EVERY_NIGHT)
     run("pause")
     said = run("schedule", EVERY_NIGHT)
-    assert said.endswith("it is paused: python -m pipelines resume --name mf-training\n")
+    assert said.endswith("paused; to resume it: python -m pipelines resume --name mf-training\n")
     assert only(vertex)["state"] == "PAUSED"
 
 
-def test_the_one_that_takes_the_place_of_a_paused_one_is_active_and_says_so(vertex: FakeVertex, run: Run) -> None:
+def test_the_replacement_of_a_paused_schedule_is_active_and_says_so(vertex: FakeVertex, run: Run) -> None:
     run("schedule", EVERY_NIGHT)
     run("pause")
-    assert run("schedule", "--cron=0 4 * * *").startswith("deleted   the one before, which was paused: ")
+    assert run("schedule", "--cron=0 4 * * *").startswith("deleted   the previous one, which was paused: ")
     assert only(vertex)["state"] == "ACTIVE"
 
 
-# What fails while a schedule is replaced, and the states of those that are there afterwards, the old one first.
+# Faults while a schedule is replaced, the states of the schedules afterwards (the old one first), and the message.
 FAULTS: dict[str, tuple[list[Fault], list[str], str]] = {
-    "the new one cannot be made": (
+    "the new one cannot be created": (
         [Fault("POST", "/schedules")],
         ["old ACTIVE"],
-        "Vertex AI did not take the schedule: 503 ",
+        "Vertex AI could not create the schedule: 503 ",
     ),
-    "the new one is made, and the answer is lost": (
+    "the new one is created, and the response is lost": (
         [Fault("POST", "/schedules", late=True)],
         ["old ACTIVE"],
-        "Vertex AI did not take the schedule: 503 ",
+        "Vertex AI could not create the schedule: 503 ",
     ),
     "the old one cannot be deleted": (
         [Fault("DELETE", "/1001")],
         ["old ACTIVE"],
-        "could not be deleted, and was left to run; the new one was deleted again: 503 ",
+        "could not be deleted, and still runs; the new one was deleted again: 503 ",
     ),
     "neither can be deleted": (
         [Fault("DELETE", "/schedules/", times=2)],
@@ -214,9 +212,9 @@ FAULTS: dict[str, tuple[list[Fault], list[str], str]] = {
     "the old ones cannot be listed": (
         [Fault("GET", "/schedules")],
         ["old ACTIVE"],
-        "Vertex AI did not take the schedule: 503 ",
+        "Vertex AI could not create the schedule: 503 ",
     ),
-    "the old one is deleted, and the answer is lost": (
+    "the old one is deleted, and the response is lost": (
         [Fault("DELETE", "/1001", late=True)],
         ["new ACTIVE"],
         "",
@@ -225,17 +223,15 @@ FAULTS: dict[str, tuple[list[Fault], list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_whatever_fails_the_old_one_runs_on_and_the_next_try_ends_with_one(
-    vertex: FakeVertex, run: Run, name: str
-) -> None:
-    faults, left, said = FAULTS[name]
+def test_after_any_fault_the_old_one_runs_and_the_next_try_leaves_one(vertex: FakeVertex, run: Run, name: str) -> None:
+    faults, left, message = FAULTS[name]
     run("schedule", EVERY_NIGHT)
     old = only(vertex)["name"]
     vertex.faults = faults
-    printed = run("schedule", "--cron=0 4 * * *", status=2 if said else 0)
-    assert said in printed
-    found = [f"{'old' if one['name'] == old else 'new'} {one['state']}" for one in vertex.schedules.values()]
-    assert found == left
+    printed = run("schedule", "--cron=0 4 * * *", status=2 if message else 0)
+    assert message in printed
+    states = [f"{'old' if one['name'] == old else 'new'} {one['state']}" for one in vertex.schedules.values()]
+    assert states == left
 
     vertex.faults = []
     run("schedule", "--cron=0 4 * * *")
@@ -255,12 +251,12 @@ def test_whatever_fails_the_old_one_runs_on_and_the_next_try_ends_with_one(
         (
             SETTINGS | {"cpu_image": "", "gpu_image": ""},
             [EVERY_NIGHT],
-            "error: the settings name the images by tag, which",
+            "error: the images are named by tag, and a tag",
         ),
         (SETTINGS | {"supabase_url": "https://other.co"}, [EVERY_NIGHT], "error: "),
     ],
 )
-def test_what_is_missing_or_cannot_be_is_said_before_anything_is_sent(
+def test_a_missing_or_invalid_value_is_reported_before_any_request(
     vertex: FakeVertex, run: Run, settings: dict[str, str], flags: list[str], said: str
 ) -> None:
     assert run("schedule", *flags, settings=settings, status=2).startswith(said)
@@ -282,7 +278,7 @@ def test_a_missing_bucket_ends_it(vertex: FakeVertex, run: Run) -> None:
     assert vertex.changes == []
 
 
-def test_they_are_listed_with_their_state_and_their_next_run(vertex: FakeVertex, run: Run) -> None:
+def test_schedules_are_listed_with_state_and_next_run(vertex: FakeVertex, run: Run) -> None:
     assert run("schedules") == "no schedules in p1, europe-west4\n"
     run("schedule", EVERY_NIGHT)
     run("schedule", "--cron=0 9 * * 1", "--tz=Europe/Berlin", "--name=weekly")
@@ -294,7 +290,7 @@ def test_they_are_listed_with_their_state_and_their_next_run(vertex: FakeVertex,
     ]
 
 
-def test_one_is_paused_and_resumed(vertex: FakeVertex, run: Run) -> None:
+def test_a_schedule_is_paused_and_resumed(vertex: FakeVertex, run: Run) -> None:
     run("schedule", EVERY_NIGHT)
     name = only(vertex)["name"]
     assert run("pause") == f"paused mf-training: {name}\n"
@@ -304,13 +300,13 @@ def test_one_is_paused_and_resumed(vertex: FakeVertex, run: Run) -> None:
 
 
 @pytest.mark.parametrize("command", ["pause", "resume"])
-def test_what_is_not_there_cannot_be_paused_or_resumed(vertex: FakeVertex, run: Run, command: str) -> None:
+def test_a_missing_schedule_cannot_be_paused_or_resumed(vertex: FakeVertex, run: Run, command: str) -> None:
     assert run(command, "--name=weekly", status=2) == (
-        "error: there is no schedule weekly; `python -m pipelines schedules` lists those that there are\n"
+        "error: there is no schedule weekly; `python -m pipelines schedules` lists all\n"
     )
 
 
-def test_one_is_deleted_and_deleting_it_again_changes_nothing(vertex: FakeVertex, run: Run) -> None:
+def test_a_schedule_is_deleted_and_deleting_it_again_changes_nothing(vertex: FakeVertex, run: Run) -> None:
     run("schedule", EVERY_NIGHT)
     name = only(vertex)["name"]
     assert run("unschedule") == f"deleted mf-training: {name}\n"
@@ -319,12 +315,12 @@ def test_one_is_deleted_and_deleting_it_again_changes_nothing(vertex: FakeVertex
 
 
 @pytest.mark.parametrize("command", ["schedules", "pause", "unschedule"])
-def test_a_refusal_is_one_line_in_googles_own_words(vertex: FakeVertex, run: Run, command: str) -> None:
+def test_an_error_of_google_is_one_line(vertex: FakeVertex, run: Run, command: str) -> None:
     vertex.faults = [Fault("GET", "/schedules", code=403)]
-    assert run(command, status=2).startswith("error: Vertex AI did not take the ")
+    assert run(command, status=2).startswith("error: Vertex AI could not ")
 
 
-def test_without_a_project_nothing_is_asked(vertex: FakeVertex, run: Run) -> None:
+def test_without_a_project_no_request_is_sent(vertex: FakeVertex, run: Run) -> None:
     for command in ("schedules", "pause", "resume", "unschedule"):
         assert run(command, settings={}, status=2).startswith("error: the settings lack project: set them in ")
     assert vertex.requests == []

@@ -1,4 +1,4 @@
-"""What the real SDK sends to start a run, and what a person is told of it and when it cannot."""
+"""Submitting a run: the requests of the real SDK, the output and the errors."""
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -48,8 +48,8 @@ def vertex(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVertex]:
 
 @pytest.fixture
 def submit(tmp_path: Path, compiled: Path, capsys: pytest.CaptureFixture[str]) -> Submit:
-    """Runs the command with ``settings``, and gives what it printed; it must end as ``status`` says. A user's mistake
-    is one line on stderr and nothing else."""
+    """Runs the command, which must exit with ``status``, and returns its output. A user's mistake must be one line on
+    stderr and nothing else."""
 
     def run(
         *given: str, settings: Mapping[str, str] = SETTINGS, more: str = "", file: Path = compiled, status: int = 0
@@ -72,7 +72,7 @@ def submit(tmp_path: Path, compiled: Path, capsys: pytest.CaptureFixture[str]) -
     return run
 
 
-def test_one_run_is_started_with_what_was_asked_for(vertex: FakeVertex, submit: Submit) -> None:
+def test_a_run_is_started_with_the_given_parameters_and_settings(vertex: FakeVertex, submit: Submit) -> None:
     said = submit("epochs=3", "lr=0.01", "ratings_csv=gs://data/r=1.csv", more='[labels]\nteam = "films"\n')
     (sent,) = vertex.changes
     assert sent.path == "/v1/projects/p1/locations/europe-west4/pipelineJobs"
@@ -91,7 +91,7 @@ def test_one_run_is_started_with_what_was_asked_for(vertex: FakeVertex, submit: 
     assert console.startswith("console   https://console.cloud.google.com/vertex-ai/")
 
 
-def test_the_machines_asked_for_are_told(vertex: FakeVertex, submit: Submit) -> None:
+def test_the_machine_of_each_step_is_printed(vertex: FakeVertex, submit: Submit) -> None:
     said = submit("train_accelerator_count=4", "train_cpu=32", "train_memory=100G", "export_memory=4G")
     assert said.splitlines()[1:-1] == [
         "  ingest    4 CPU, 16G",
@@ -102,7 +102,7 @@ def test_the_machines_asked_for_are_told(vertex: FakeVertex, submit: Submit) -> 
     ]
 
 
-def test_each_step_keeps_its_own_say_about_the_cache(vertex: FakeVertex, submit: Submit) -> None:
+def test_each_step_keeps_its_own_caching_option(vertex: FakeVertex, submit: Submit) -> None:
     submit()
     pipeline = vertex.requests[-1].body["pipelineSpec"]
     dags = [one["dag"]["tasks"] for one in (pipeline["root"], *pipeline["components"].values()) if "dag" in one]
@@ -111,7 +111,7 @@ def test_each_step_keeps_its_own_say_about_the_cache(vertex: FakeVertex, submit:
     assert {name for name, options in said.items() if options.get("enableCache")} == {"split", "train"}
 
 
-def test_without_an_account_or_a_network_the_projects_own_is_used(vertex: FakeVertex, submit: Submit) -> None:
+def test_without_an_account_or_a_network_none_is_sent(vertex: FakeVertex, submit: Submit) -> None:
     submit(settings={name: value for name, value in SETTINGS.items() if name not in ("service_account", "network")})
     assert {"serviceAccount", "network"} & vertex.requests[-1].body.keys() == set()
 
@@ -139,7 +139,7 @@ def test_without_an_account_or_a_network_the_projects_own_is_used(vertex: FakeVe
         (SETTINGS, ["columns=sb_secret_a"], "error: parameter columns looks like a Supabase secret key, and shows in "),
     ],
 )
-def test_what_is_missing_or_cannot_be_is_said_before_anything_is_sent(
+def test_a_missing_or_invalid_value_is_reported_before_any_request(
     vertex: FakeVertex, submit: Submit, settings: dict[str, str], params: list[str], said: str
 ) -> None:
     assert submit(*params, settings=settings, status=2).startswith(said)
@@ -150,7 +150,7 @@ def test_what_is_missing_or_cannot_be_is_said_before_anything_is_sent(
     "given",
     [["train_cpu=16"], ["train_memory=64G"], ["train_accelerator_type=NVIDIA_TESLA_T4"], ["train_accelerator_count=2"]],
 )
-def test_on_spot_a_run_cannot_name_another_machine(
+def test_with_spot_a_run_cannot_have_another_machine(
     vertex: FakeVertex, submit: Submit, tmp_path: Path, given: list[str]
 ) -> None:
     file = tmp_path / "spot.yaml"
@@ -163,13 +163,13 @@ def test_on_spot_a_run_cannot_name_another_machine(
     assert vertex.requests == []
 
 
-def test_a_pipeline_that_was_not_compiled_is_one_line(vertex: FakeVertex, submit: Submit, tmp_path: Path) -> None:
+def test_a_missing_compiled_file_is_one_line(vertex: FakeVertex, submit: Submit, tmp_path: Path) -> None:
     file = tmp_path / "none.yaml"
     assert submit(file=file, status=2) == f"error: {file}: no compiled pipeline there: run `make compile`\n"
     assert vertex.requests == []
 
 
-def test_a_pipeline_of_an_older_code_with_other_parameters_is_one_line(
+def test_a_file_compiled_from_older_code_is_refused_in_one_line(
     vertex: FakeVertex, submit: Submit, compiled: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "old.yaml"
@@ -180,7 +180,7 @@ def test_a_pipeline_of_an_older_code_with_other_parameters_is_one_line(
     assert vertex.requests == []
 
 
-def test_a_pipeline_of_other_settings_is_refused_with_what_differs(
+def test_a_file_compiled_with_other_settings_is_refused_with_the_difference(
     vertex: FakeVertex, submit: Submit, compiled: Path
 ) -> None:
     assert submit(settings=SETTINGS | {"image_tag": "v2"}, status=2) == (
@@ -191,30 +191,28 @@ def test_a_pipeline_of_other_settings_is_refused_with_what_differs(
     assert vertex.requests == []
 
 
-def test_a_missing_bucket_is_not_made_but_said_with_the_command_that_makes_it(
-    vertex: FakeVertex, submit: Submit
-) -> None:
+def test_a_missing_bucket_is_reported_with_the_command_and_not_created(vertex: FakeVertex, submit: Submit) -> None:
     vertex.buckets.clear()
     assert submit(status=2) == (
-        "error: pipeline_root: there is no bucket mf-bucket; make it: "
+        "error: pipeline_root: there is no bucket mf-bucket; create it: "
         "gcloud storage buckets create gs://mf-bucket --location=europe-west4\n"
     )
     assert vertex.changes == []
 
 
-def test_a_bucket_that_may_not_be_read_is_said_with_the_role_for_it(vertex: FakeVertex, submit: Submit) -> None:
+def test_an_unreadable_bucket_is_reported_with_the_role(vertex: FakeVertex, submit: Submit) -> None:
     vertex.closed_buckets.add("mf-bucket")
     said = submit(status=2)
-    assert said.startswith("error: pipeline_root: the bucket mf-bucket may not be read; give yourself roles/storage.")
+    assert said.startswith("error: pipeline_root: you may not read the bucket mf-bucket; give yourself roles/storage.")
     assert vertex.changes == []
 
 
-def test_a_real_storage_server_says_whether_the_bucket_is_there(
+def test_the_bucket_is_checked_on_a_real_storage_server(
     vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with fake_gcs() as url:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
-        assert submit(status=2).startswith("error: pipeline_root: there is no bucket mf-bucket; make it: ")
+        assert submit(status=2).startswith("error: pipeline_root: there is no bucket mf-bucket; create it: ")
         client = storage.Client(project="p1")
         assert [*client.list_buckets()] == []
         client.create_bucket("mf-bucket")
@@ -222,15 +220,15 @@ def test_a_real_storage_server_says_whether_the_bucket_is_there(
     assert len(vertex.changes) == 1
 
 
-def test_a_refusal_is_one_line_in_googles_own_words(vertex: FakeVertex, submit: Submit) -> None:
+def test_an_error_of_google_is_one_line(vertex: FakeVertex, submit: Submit) -> None:
     vertex.denied = "Permission 'aiplatform.pipelineJobs.create' denied"
     said = submit(status=2)
-    assert said.startswith("error: Vertex AI did not take the run: 403 ")
+    assert said.startswith("error: Vertex AI could not start the run: 403 ")
     assert vertex.denied in said
 
 
 def state(run: str, error: str = "", **tasks: str) -> dict[str, Any]:
-    """What Vertex AI says of a run; ``error`` is the train step's."""
+    """A PipelineJob with these states; ``error`` is the train step's."""
     details: list[dict[str, Any]] = [{"taskName": name, "state": task} for name, task in tasks.items()]
     for task in details:
         if error and task["taskName"] == "train":
@@ -240,11 +238,11 @@ def state(run: str, error: str = "", **tasks: str) -> dict[str, Any]:
 
 
 def changes(said: str) -> list[str]:
-    """The changes of state that were printed, without the time."""
+    """The printed changes of state, without the time."""
     return [" ".join(line.split()[1:]) for line in said.splitlines() if line[2:3] == line[5:6] == ":"]
 
 
-def test_waiting_tells_every_change_once_and_ends_with_the_run(vertex: FakeVertex, submit: Submit) -> None:
+def test_waiting_prints_every_change_once_until_the_run_ends(vertex: FakeVertex, submit: Submit) -> None:
     vertex.states = [
         state("PENDING"),
         state("RUNNING", ingest="RUNNING"),
@@ -264,43 +262,39 @@ def test_waiting_tells_every_change_once_and_ends_with_the_run(vertex: FakeVerte
 
 
 @pytest.mark.parametrize("end", ["FAILED", "CANCELLED"])
-def test_waiting_for_a_run_that_fails_ends_with_status_1_and_the_reasons(
-    vertex: FakeVertex, submit: Submit, end: str
-) -> None:
+def test_waiting_for_a_failed_run_exits_with_1_and_the_errors(vertex: FakeVertex, submit: Submit, end: str) -> None:
     vertex.states = [state("RUNNING", train="RUNNING"), state(end, "out of\nmemory", train="FAILED")]
     said = submit("--wait", status=1)
     assert changes(said) == ["train running", "run running", "train failed", f"run {end.lower()}"]
     assert said.endswith("error: the step train failed: out of memory\nerror: the run failed: The DAG failed.\n")
 
 
-def test_waiting_outlasts_a_service_that_is_away_for_a_while(
-    vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_survives_an_outage(vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
     vertex.states = [state("RUNNING"), state("SUCCEEDED")]
     vertex.faults = [Fault("GET", "/pipelineJobs/", times=5)]
-    monkeypatch.setattr(base, "_DEFAULT_RETRY", None)  # of the SDK, which asks again for two minutes
+    monkeypatch.setattr(base, "_DEFAULT_RETRY", None)  # the SDK would retry for two minutes
     assert changes(submit("--wait")) == ["run running", "run succeeded"]
 
 
-def test_waiting_ends_when_the_service_stays_away_and_says_that_the_run_goes_on(
+def test_waiting_gives_up_after_a_long_outage_and_says_that_the_run_continues(
     vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines_vertex, "PATIENCE", 3)
-    monkeypatch.setattr(base, "_DEFAULT_RETRY", None)  # of the SDK, which asks again for two minutes
+    monkeypatch.setattr(pipelines_vertex, "MAX_FAILED_POLLS", 3)
+    monkeypatch.setattr(base, "_DEFAULT_RETRY", None)  # the SDK would retry for two minutes
     vertex.faults = [Fault("GET", "/pipelineJobs/", times=99)]
     said = submit("--wait", status=2)
-    assert "error: the run goes on, but Vertex AI does not say how: 503 " in said
+    assert "error: the run continues, but its state cannot be fetched: 503 " in said
     assert len([request for request in vertex.requests if "/pipelineJobs/" in request.path]) == 3
 
 
-def test_ctrl_c_ends_the_watching_and_not_the_run(vertex: FakeVertex, submit: Submit) -> None:
+def test_ctrl_c_stops_following_and_not_the_run(vertex: FakeVertex, submit: Submit) -> None:
     vertex.states = [state("RUNNING")]
 
     def interrupt(request: Request) -> None:
         if request.method == "GET" and "/pipelineJobs/" in request.path:
             signal.raise_signal(signal.SIGINT)
 
-    vertex.asked = interrupt
+    vertex.on_request = interrupt
     said = submit("--wait", status=130)
-    assert "no longer watching; the run goes on: https://console.cloud.google.com/vertex-ai/" in said
+    assert "stopped following; the run continues: https://console.cloud.google.com/vertex-ai/" in said
     assert len(vertex.changes) == 1

@@ -1,4 +1,4 @@
-"""What the images are made of, as far as it can be told without building them."""
+"""Checks of the Dockerfile and its lock files, without building."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def instructions():
-    """[(instruction, its arguments), …] with continued lines joined."""
+    """(instruction, arguments) pairs, with continued lines joined."""
     lines = re.sub(r"\\\n\s*", "", DOCKERFILE.read_text()).splitlines()
     return [tuple(line.split(maxsplit=1)) for line in lines if line and not line.startswith("#")]
 
@@ -29,28 +29,28 @@ def test_hadolint_accepts_the_dockerfile():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_command_of_a_step_is_not_swallowed_by_an_entrypoint():
+def test_there_is_no_entrypoint_that_would_swallow_the_command_of_a_step():
     assert "ENTRYPOINT" not in {instruction for instruction, _ in instructions()}
 
 
-def test_the_image_runs_as_a_user_by_number_that_is_not_root():
+def test_the_image_runs_as_a_numbered_user_other_than_root():
     *_, user = [argument for instruction, argument in instructions() if instruction == "USER"]
     assert int(user) > 0
 
 
-def test_the_torch_of_the_images_is_the_one_of_the_project():
+def test_the_images_have_the_torch_version_of_the_project():
     (torch,) = [r for r in map(Requirement, PYPROJECT["dependencies"]) if r.name == "torch"]
     locked = re.search(r"^torch(==\S+)", (ROOT / "requirements/cuda.lock").read_text(), re.MULTILINE)[1]
     assert locked == str(torch.specifier)
 
 
-def test_the_cpu_image_asks_for_the_cpu_build_of_the_locked_torch():
+def test_the_cpu_image_installs_the_cpu_build_of_the_locked_torch():
     cut = re.search(r'"\$\((sed .* cuda\.lock)\)"', DOCKERFILE.read_text())[1]
     done = subprocess.run(["sh", "-c", cut], cwd=ROOT / "requirements", capture_output=True, text=True, check=True)
     assert done.stdout.split() == [f"torch=={version('torch').removesuffix('+cpu')}+cpu"]
 
 
-def test_the_libraries_of_cuda_take_nothing_that_the_other_lock_holds():
+def test_the_cuda_lock_does_not_overlap_with_the_image_lock():
     cuda, libraries = (
         set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements" / lock).read_text(), re.MULTILINE))
         for lock in ("cuda.lock", "image.lock")
@@ -59,7 +59,7 @@ def test_the_libraries_of_cuda_take_nothing_that_the_other_lock_holds():
     assert {"torch", "triton"} & cuda == {"torch"}  # triton is for torch.compile, which nothing here calls
 
 
-def test_the_kfp_of_the_image_is_the_locked_one_that_compiles_the_pipeline():
+def test_the_image_has_the_kfp_version_that_compiles_the_pipeline():
     cut = re.search(r"^RUN (sed .*) > kfp\.lock", DOCKERFILE.read_text(), re.MULTILINE)[1]
     done = subprocess.run(["sh", "-c", cut], cwd=ROOT / "requirements", capture_output=True, text=True, check=True)
     pinned, *hashes = done.stdout.replace("\\\n", "").split()
@@ -67,7 +67,7 @@ def test_the_kfp_of_the_image_is_the_locked_one_that_compiles_the_pipeline():
     assert [h.split(":")[0] for h in hashes] == ["--hash=sha256"] * len(hashes) != []
 
 
-def test_all_that_is_copied_is_there_and_let_through_by_dockerignore():
+def test_copied_files_exist_and_pass_dockerignore():
     copied = [argument for name, argument in instructions() if name == "COPY" and not argument.startswith("--from=")]
     sources = [source for argument in copied for source in argument.split()[:-1]]
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
@@ -76,7 +76,7 @@ def test_all_that_is_copied_is_there_and_let_through_by_dockerignore():
 
 
 def imported(file):
-    """The top-level modules that a file imports, wherever in it."""
+    """The top-level modules that a file imports anywhere."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (name.name.split(".")[0] for name in node.names)
@@ -84,10 +84,10 @@ def imported(file):
             yield node.module.split(".")[0]
 
 
-def test_what_a_step_imports_is_in_the_image():
+def test_the_image_holds_every_library_that_a_step_imports():
     locked = re.findall(r"^([\w.-]+)==", (ROOT / "requirements/image.lock").read_text(), re.MULTILINE)
     held = {canonicalize_name(name) for name in locked} | {"torch", "kfp"}
-    # The embedded Supabase is for laptops; no step has it.
+    # No step uses the embedded Supabase.
     files = [f for f in ROOT.glob("mf/**/*.py") if f.parent.name != "local"] + list(ROOT.glob("components/*.py"))
     distributions = packages_distributions()
     modules = {module for file in files for module in imported(file)}

@@ -1,5 +1,7 @@
-"""Building and pushing the images, with stand-ins for docker, podman and gcloud that note how they are called. That
-the real ones take these commands is for a real build and a Google Cloud project to show."""
+"""Building and pushing the images, with stand-ins for docker, podman and gcloud that record their calls.
+
+Whether the real programs accept these commands is tested by tests/images/check and a Google Cloud project only.
+"""
 
 import json
 import shutil
@@ -55,7 +57,7 @@ elif "describe" in called:
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine that has git and a checkout, and what a test installs: ``machine(docker=ENGINE)``."""
+    """A machine with git, a checkout, and the programs that a test installs: ``machine(docker=ENGINE)``."""
     root, programs = tmp_path / "checkout", tmp_path / "bin"
     programs.mkdir()
     for name in ("git", "gzip"):
@@ -84,12 +86,12 @@ def machine(tmp_path, monkeypatch):
 
 
 def calls(tmp_path, first):
-    """The calls of the stand-ins that begin with a word, or have it."""
-    made = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
-    return [call for call in made if first in call]
+    """The calls of the stand-ins that have a word."""
+    recorded = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    return [call for call in recorded if first in call]
 
 
-def test_docker_builds_both_images_and_gives_the_digests_that_the_registry_has(machine, tmp_path, capfd):
+def test_docker_builds_both_images_and_returns_the_digests_of_the_registry(machine, tmp_path, capfd):
     machine(docker=ENGINE)
     assert images.make_images(SETTINGS) == {
         "cpu_image": f"registry.example/team/mf/mf-python-cpu@{CPU_DIGEST}",
@@ -105,13 +107,13 @@ def test_docker_builds_both_images_and_gives_the_digests_that_the_registry_has(m
     assert f"{CPU}\n  {CPU_DIGEST}\n    2,700.0 MB  RUN   a base\n        1.2 MB  COPY dir:1 in /opt/mf\n" in shown
 
 
-def test_podman_says_itself_under_which_digest_it_pushed(machine, tmp_path):
+def test_podman_writes_the_digest_that_it_pushed(machine, tmp_path):
     machine(podman=ENGINE)
     assert images.make_images(SETTINGS)["gpu_image"] == f"registry.example/team/mf/mf-python-gpu@{GPU_DIGEST}"
     assert calls(tmp_path, "inspect") == []
 
 
-def test_podman_builds_what_does_not_need_one_another_at_the_same_time_as_docker_does_unasked(machine, tmp_path):
+def test_podman_builds_independent_stages_in_parallel(machine, tmp_path):
     machine(podman=ENGINE)
     images.make_images(SETTINGS, cpu_only=True)
     machine(docker=ENGINE)
@@ -119,21 +121,21 @@ def test_podman_builds_what_does_not_need_one_another_at_the_same_time_as_docker
     assert ["--jobs=0" in call for call in calls(tmp_path, "build")] == [True, False]
 
 
-def test_a_docker_without_its_daemon_is_passed_over(machine, tmp_path):
+def test_a_docker_without_its_daemon_is_skipped(machine, tmp_path):
     machine(docker="sys.exit(1)", podman=ENGINE)
     images.make_images(SETTINGS)
     assert calls(tmp_path, "images") == [["images", "--quiet"]] * 2
     assert len(calls(tmp_path, "build")) == 2
 
 
-def test_one_image_is_enough_for_a_pipeline_that_trains_without_a_gpu(machine, tmp_path):
+def test_cpu_only_builds_one_image_for_all_steps(machine, tmp_path):
     machine(docker=ENGINE)
     cpu = f"registry.example/team/mf/mf-python-cpu@{CPU_DIGEST}"
     assert images.make_images(SETTINGS, cpu_only=True) == {"cpu_image": cpu, "gpu_image": cpu}
     assert len(calls(tmp_path, "build")) == 1
 
 
-def test_only_what_is_committed_goes_to_the_builder(machine, tmp_path):
+def test_only_committed_files_go_to_the_builder(machine, tmp_path):
     root = machine(docker=ENGINE)
     (root / "key.txt").write_text("sb_secret_planted")
     images.make_images(SETTINGS)
@@ -142,38 +144,42 @@ def test_only_what_is_committed_goes_to_the_builder(machine, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["mf/__init__.py", "mf/new.py"])
-def test_a_file_of_the_images_that_is_not_committed_is_named_and_nothing_built(machine, tmp_path, file):
+def test_an_uncommitted_file_of_the_images_is_refused_before_building(machine, tmp_path, file):
     (machine(docker=ENGINE) / file).write_text("changed")
-    with pytest.raises(ConfigError, match=rf"1 of the images' files differ from the last commit, {file} first: commit"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"1 of the images' files differ from the last commit, the first is "
+        rf"{file}: commit",
+    ):
         images.make_images(SETTINGS)
     assert not (tmp_path / "calls").exists()
 
 
-def test_settings_that_name_no_registry_are_refused(machine):
+def test_settings_without_a_registry_path_are_refused(machine):
     machine(docker=ENGINE)
-    with pytest.raises(ConfigError, match="image_repository is 'mf', expected where images are pushed to"):
+    with pytest.raises(ConfigError, match="image_repository is 'mf', expected a registry path"):
         images.make_images(Settings())
 
 
-def test_a_machine_that_cannot_build_is_told_what_to_install(machine):
+def test_a_machine_without_a_build_tool_is_an_error(machine):
     machine()
-    with pytest.raises(MfError, match="neither a docker nor a podman that works, nor gcloud"):
+    with pytest.raises(MfError, match="no working docker or podman, and no gcloud"):
         images.make_images(SETTINGS)
 
 
-def test_a_build_that_fails_ends_in_one_sentence(machine):
+def test_a_failed_build_is_one_line(machine):
     machine(docker="sys.exit(9 if called[0] == 'build' else 0)")
     with pytest.raises(MfError, match="docker build ended with status 9: the lines above say why"):
         images.make_images(SETTINGS)
 
 
-def test_a_push_that_is_refused_says_how_to_log_in(machine):
+def test_a_refused_push_says_how_to_log_in(machine):
     machine(podman="sys.exit(called[0] == 'push')")
     with pytest.raises(MfError, match=r"podman push .* gcloud auth configure-docker registry.example$"):
         images.make_images(SETTINGS)
 
 
-def test_pip_in_the_build_is_told_what_pip_on_the_machine_is_told(machine, tmp_path, monkeypatch):
+def test_pip_in_the_build_gets_the_configuration_of_pip_on_the_machine(machine, tmp_path, monkeypatch):
     machine(podman=ENGINE)
     wheels = tmp_path / "wheels"
     wheels.mkdir()
@@ -185,27 +191,27 @@ def test_pip_in_the_build_is_told_what_pip_on_the_machine_is_told(machine, tmp_p
     monkeypatch.setenv("PIP_TIMEOUT", "9")
     monkeypatch.setenv("PIP_FIND_LINKS", f"{wheels} https://c.example")
     images.make_images(SETTINGS, torch_index="https://torch.example")
-    _, told = json.loads((tmp_path / "built.json").read_text())
-    # The machine's own /etc/pip.conf may say more.
+    _, configuration = json.loads((tmp_path / "built.json").read_text())
+    # The machine's own /etc/pip.conf may have more.
     assert {
         "[global]",
         "extra-index-url = https://a.example https://b.example https://torch.example",
         f"find-links = {wheels} https://c.example",
         "timeout = 9",
-    } <= set(told.splitlines())
-    assert "no-color" not in told
+    } <= set(configuration.splitlines())
+    assert "no-color" not in configuration
     assert f"--volume={wheels}:{wheels}:ro" in calls(tmp_path, "build")[0]
 
 
-def test_docker_which_cannot_be_shown_a_folder_is_not_told_of_it(machine, tmp_path, monkeypatch):
+def test_local_folders_are_left_out_of_the_configuration_for_docker(machine, tmp_path, monkeypatch):
     machine(docker=ENGINE)
     monkeypatch.setenv("PIP_FIND_LINKS", f"{tmp_path} https://c.example")
     images.make_images(SETTINGS)
-    _, told = json.loads((tmp_path / "built.json").read_text())
-    assert told == "[global]\nfind-links = https://c.example\n"
+    _, configuration = json.loads((tmp_path / "built.json").read_text())
+    assert configuration == "[global]\nfind-links = https://c.example\n"
 
 
-def test_an_index_on_disk_is_shown_with_the_files_beside_it(machine, tmp_path, monkeypatch):
+def test_an_index_on_disk_is_mounted_with_the_files_beside_it(machine, tmp_path, monkeypatch):
     machine(podman=ENGINE)
     simple = tmp_path / "index" / "simple"
     simple.mkdir(parents=True)
@@ -213,7 +219,7 @@ def test_an_index_on_disk_is_shown_with_the_files_beside_it(machine, tmp_path, m
     assert images.pip_configuration("", with_paths=True)[1] == [simple.parent]
 
 
-def test_cloud_build_builds_where_there_is_no_engine(machine, tmp_path):
+def test_cloud_build_is_used_without_docker_and_podman(machine, tmp_path):
     machine(gcloud=CLOUD)
     assert images.make_images(SETTINGS, torch_index="https://torch.example") == {
         "cpu_image": f"registry.example/team/mf/mf-python-cpu@{CPU_DIGEST}",
@@ -227,7 +233,7 @@ def test_cloud_build_builds_where_there_is_no_engine(machine, tmp_path):
     assert [call[-1] for call in calls(tmp_path, "--stream")] == ["build-cpu", "build-gpu"]
 
 
-def test_a_build_that_fails_in_cloud_build_says_where_its_log_is(machine, monkeypatch):
+def test_a_failed_cloud_build_names_its_log(machine, monkeypatch):
     machine(gcloud=CLOUD)
     monkeypatch.setenv("STATUS", "FAILURE")
     with pytest.raises(MfError, match=f"Cloud Build could not build {CPU}: FAILURE, its log: https://log.example/1"):
@@ -240,7 +246,7 @@ def test_cloud_build_needs_a_project(machine):
         images.make_images(Settings(image_repository="registry.example/team/mf"))
 
 
-def test_the_file_of_cloud_build_takes_the_substitutions_that_it_is_given(machine, tmp_path):
+def test_cloudbuild_yaml_uses_every_substitution(machine, tmp_path):
     text = (Path(__file__).parents[2] / "images/cloudbuild.yaml").read_text()
     machine(gcloud=CLOUD)
     images.make_images(SETTINGS, cpu_only=True)
