@@ -12,7 +12,7 @@ from mf.files import directory_written_aside
 from mf.model import write_embeddings
 from mf.ratings.schema import MOVIE, USER, TrainedOn
 from mf.ratings.vocabulary import Vocabulary
-from mf.solvers.base import Initial, InitialSide
+from mf.solvers.base import Initial, InitialRows
 from mf.supabase.destination import Destination
 from mf.supabase.model_directory import Embeddings, Header, read_model
 
@@ -85,8 +85,8 @@ class EarlierModel:
         return Initial(self.header.run_id, self.header.mu, _side(self.users, users), _side(self.movies, movies))
 
 
-def _side(earlier: Embeddings, vocabulary: Vocabulary) -> InitialSide:
+def _side(earlier: Embeddings, vocabulary: Vocabulary) -> InitialRows:
     rows = earlier.rows(vocabulary.ids)
     known = np.flatnonzero(rows >= 0)
     columns = known, earlier.vectors[rows[known]], earlier.bias[rows[known]]
-    return InitialSide(*map(torch.from_numpy, columns))
+    return InitialRows(*map(torch.from_numpy, columns))
