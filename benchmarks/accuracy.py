@@ -45,7 +45,7 @@ def _mean_rmse(splits: Sequence[Result]) -> str:
 
 
 def _ours(solver: str, data: str) -> Result:
-    return run(f"{solver}, {data}", solvers.measure, data=data, solver=solver, options={}, tuned=True)
+    return run(f"{solver}, {data}", solvers.measure, data=data, solver=solver, options={})
 
 
 def _peer(name: str, data: str) -> Result:

@@ -74,7 +74,7 @@ def _measure(ratings: str, solver: str, seed: int) -> dict[tuple[str, int], floa
         pa.table({USER: users[rows].astype(np.int64), MOVIE: movies[rows].astype(np.int64), RATING: stars[rows]})
         for rows in parts
     )
-    model = train(training, validation, configure(solver, {}, tuned=True), device=torch.device("cpu"))
+    model = train(training, validation, configure(solver, {}), device=torch.device("cpu"))
     errors: dict[tuple[str, int], list[Any]] = {}
     for user in new:
         own = np.flatnonzero(users == user)

@@ -65,7 +65,7 @@ def section(rows: int) -> str:
 def fit(data: str, directory: str) -> Result:
     """Fits a model to the training part and saves it."""
     training = _table(load(data).train)
-    config = configure("sgd", {"epochs": EPOCHS}, tuned=True)
+    config = configure("sgd", {"epochs": EPOCHS})
     train(training, training[:0], config, device=torch.device("cpu")).save(Path(directory))
     return {}
 

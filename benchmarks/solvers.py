@@ -1,4 +1,4 @@
-"""Our solvers, as ``mf.train`` calls them."""
+"""This library's solvers, called as ``mf.train`` calls them."""
 
 import time
 from collections.abc import Mapping
@@ -10,29 +10,29 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-import torch._dynamo  # torch.optim does at the first optimiser: a second that is not the training's
+import torch._dynamo  # torch.optim imports it with the first optimiser: a second that is not training time
 
 from benchmarks.apart import Result
 from benchmarks.data import Ratings, load
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, Interactions, configure, fit
-from mf.solvers.gaussian import inner_rank
+from mf.solvers.gaussian import derived_rank
 
 
-def measure(data: str, solver: str, options: Mapping[str, Any], tuned: bool = False, validates: bool = False) -> Result:
+def measure(data: str, solver: str, options: Mapping[str, Any], validates: bool = False) -> Result:
     """Fits a solver to the training part.
 
     Args:
-        data: the name of a data set.
-        solver, options, tuned: what ``mf.solvers.configure`` takes.
-        validates: the solver is given the test part as its validation part, for the RMSE after each epoch. Only for a
-            curve: times and the final RMSE are those of a training that does not see it.
+        data: name of a data set (``benchmarks.data.load``).
+        solver, options: as for ``mf.solvers.configure``.
+        validates: validate on the test part, for the RMSE after each epoch. For the curve only: times and the final
+            RMSE come from a training without it.
 
     Returns:
-        rmse; total_s, of that preparation_s (ids to rows included) before the first epoch; epoch_s (median); epochs;
-        rank, the factors that are fitted; curve, the RMSE after each epoch when it ``validates``.
+        rmse; total_s and its part preparation_s before the first epoch (ids to rows included); epoch_s (median);
+        epochs; rank, the number of fitted factors; curve, the RMSE after each epoch if ``validates``.
     """
-    split, config = load(data), configure(solver, options, tuned)
+    split, config = load(data), configure(solver, options)
     reports: list[EpochReport] = []
     ends: list[float] = []
 
@@ -64,7 +64,7 @@ def measure(data: str, solver: str, options: Mapping[str, Any], tuned: bool = Fa
 def _rank(config: Mapping[str, Any], train: Interactions) -> int:
     factors: int = config["factors"]
     rank: int | None = config.get("rank", factors)
-    return rank or inner_rank(train, factors)
+    return rank or derived_rank(train, factors)
 
 
 def _interactions(part: Ratings, users: Vocabulary, movies: Vocabulary) -> Interactions:

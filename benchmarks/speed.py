@@ -63,7 +63,7 @@ def section(rows: int) -> str:
 
 def _fit(label: str, data: str, case: Case, validates: bool = False) -> Result:
     options = dict(case.options)
-    return run(label, solvers.measure, data=data, solver=case.solver, options=options, tuned=True, validates=validates)
+    return run(label, solvers.measure, data=data, solver=case.solver, options=options, validates=validates)
 
 
 def _explained(rows: int, lowest: float) -> str:

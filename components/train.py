@@ -64,7 +64,7 @@ def train(
             fits=fits,
             burn_in=burn_in,
         )
-        config = configure(solver, {"factors": factors, "seed": seed, **given}, tuned=True)
+        config = configure(solver, {"factors": factors, "seed": seed, **given})
         ratings, provenance = read_ratings(Path(train_ratings.path))
         validation, _ = read_ratings(Path(validation_ratings.path))
         # The folder of the run, whatever the next attempt's own is called.

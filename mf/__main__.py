@@ -1,5 +1,4 @@
-"""The command line: ``python -m mf`` trains once, ``python -m mf schema`` prints the database's migration,
-``python -m mf runs`` looks after what was published."""
+"""Command line: ``python -m mf`` trains a model, ``schema`` prints the migration, ``runs`` manages published runs."""
 
 import argparse
 import os
@@ -21,43 +20,54 @@ from mf.ingest import ingest
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
 from mf.ratings.split import split
-from mf.solvers import SOLVERS, check_warm, configure
+from mf.solvers import SOLVER_HELP, SOLVERS, check_warm, configure
+from mf.solvers.adam import ORIGINAL
 from mf.supabase import runs
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.find import find_target
 from mf.supabase.schema import migration
-from mf.train import DEFAULT_SOLVER, SOLVER_HELP, pick_device, train
+from mf.train import DEFAULT_SOLVER, pick_device, train
 from mf.warm_start import INIT_FROM, EarlierModel
+
+# Defaults of this command in place of a solver's own: it keeps the original trainer's.
+PRESETS = {"adam": ORIGINAL}
 
 
 class TrainerConfig(Config):
-    """What the one-shot trainer reads and writes."""
+    """Input and output of ``python -m mf``."""
 
     ratings_csv: str = Field(
-        "data/ratings.csv", description="file of ratings, plain or gzip: a path or gs://bucket/object"
+        "data/ratings.csv", description="CSV file of ratings, plain or gzip: a path or gs://bucket/object"
     )
-    val_size: float = Field(0.1, ge=0, lt=1, description="share of the ratings held out to steer training; 0: none")
-    test_csv: str = Field("", description="file of ratings that are scored once, after training")
+    val_size: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the ratings for validation (early stopping, best epoch); 0: train on all ratings",
+    )
+    test_csv: str = Field("", description="CSV file of test ratings, scored once after training")
     output_dir: Path = Field(Path("output"), description="model directory to write")
     checkpoint: Path | None = Field(
         None,
-        description="file for the state after every epoch: a run that finds one there goes on from it, and a run that "
-        "ends well removes it",
+        description="checkpoint file, saved after every epoch; resumed from if it exists, deleted at the end",
     )
     init_from: str = Field("", description=INIT_FROM)
-    use_cuda: bool = Field(False, description="train on the GPU when there is one")
+    use_cuda: bool = Field(False, description="train on a GPU if one is available")
     supabase_url: str = Field(
-        "", description="Supabase project; on the command line it also says to publish there. Else SUPABASE_URL"
+        "", description="URL of the Supabase project; giving it also publishes the model there; default: SUPABASE_URL"
     )
-    supabase_key: SecretStr | None = Field(None, description="its secret key; better left to SUPABASE_KEY")
+    supabase_key: SecretStr | None = Field(
+        None, description="secret key of the project; prefer the environment variable; default: SUPABASE_KEY"
+    )
     import_table: str = Field(
-        "ratings", description="table of ratings, read when there is a Supabase project and no --ratings_csv"
+        "ratings",
+        description="Supabase table of ratings, read if a project is configured and no --ratings_csv is given",
     )
-    publish: bool = Field(False, description="publish the embeddings to the Supabase project of SUPABASE_URL")
+    publish: bool = Field(False, description="publish the embeddings to the Supabase project in SUPABASE_URL")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the command that ``argv`` names; a mistake of the user's ends in one line and exit status 2."""
+    """Runs a command; an error of the user prints one line and exits with status 2."""
     with reported():
         if list(argv[:1]) == ["schema"]:
             print_schema(argv[1:])
@@ -68,29 +78,36 @@ def main(argv: Sequence[str]) -> None:
 
 
 def print_schema(argv: Sequence[str]) -> None:
-    """``python -m mf schema``: the SQL that makes a Supabase project ready."""
+    """``python -m mf schema``: prints the SQL that sets up a Supabase project."""
     parser = Parser("python -m mf schema", "Prints the migration for a Supabase project.")
     add_flags(parser, SchemaConfig, "the database")
     print(migration(SchemaConfig.of(**given(parser.parse_args(argv), SchemaConfig))), end="")
 
 
 def train_once(argv: Sequence[str]) -> None:
-    """``python -m mf``: reads ratings, trains, writes a model directory and publishes it when that was asked for."""
+    """``python -m mf``: reads ratings, trains, writes a model directory and, with ``--publish``, publishes it."""
     parser = Parser(
         "python -m mf",
-        "Trains on a file or a table of ratings, once. To print the migration: python -m mf schema. To show what was "
-        "published, bring an earlier run back or drop old ones: python -m mf runs list|rollback|prune.",
+        "Train a model on a file or a table of ratings. See also: python -m mf schema (print the database migration), "
+        "python -m mf runs list|rollback|prune (list published runs, restore an earlier one, delete old ones).",
     )
     parser.add_argument(
-        "--solver", choices=SOLVERS, default=DEFAULT_SOLVER, help=f"{SOLVER_HELP} (default: {DEFAULT_SOLVER})"
+        "--solver",
+        choices=SOLVERS,
+        default=DEFAULT_SOLVER,
+        help=f"algorithm; {SOLVER_HELP} (default: {DEFAULT_SOLVER})",
     )
     add_flags(parser, TrainerConfig, "ratings, model, Supabase")
-    add_shared_flags(parser, SOLVERS, "the solver's options; where a default names solvers, only those use it")
-    add_flags(parser, IngestConfig, "the columns of a file or a table", leave_out=TrainerConfig.model_fields)
-    add_flags(parser, ExportConfig, "what is published", leave_out=["rows_per_request", "clients"])
+    configs = {name: solver.config for name, solver in SOLVERS.items()}
+    add_shared_flags(
+        parser, configs, "solver options; a default that names solvers: only these have the option", PRESETS
+    )
+    add_flags(parser, IngestConfig, "columns of the ratings file or table", leave_out=TrainerConfig.model_fields)
+    add_flags(parser, ExportConfig, "publishing", leave_out=["rows_per_request", "clients"])
     namespace = parser.parse_args(argv)
     trainer = TrainerConfig.of(**given(namespace, TrainerConfig))
-    solver = configure(namespace.solver, given(namespace, *SOLVERS.values()), prefix="--")
+    options = given(namespace, *configs.values())
+    solver = configure(namespace.solver, {**PRESETS.get(namespace.solver, {}), **options}, prefix="--")
     division = SplitConfig.of(val_size=trainer.val_size, test_size=0, seed=solver.model_dump()["seed"])
     _check_writable(f"--output_dir {trainer.output_dir}", trainer.output_dir)
     checkpoint = _checkpoint(trainer.checkpoint) if trainer.checkpoint else None
@@ -111,11 +128,11 @@ def train_once(argv: Sequence[str]) -> None:
         print(provenance.summary())
         parts = split(read_ratings(work / "ratings.parquet")[0], division)
         if target:
-            # Before the training, so that a wrong key or a migration that does not fit is not found out an hour later.
+            # Before the training: a wrong key or an incompatible migration must not show up an hour later.
             target.check(parts.train[USER], parts.train[MOVIE], views)
         test = _test_part(trainer.test_csv, source, work, parts.train) if trainer.test_csv else None
-        device, where = pick_device(trainer.use_cuda)
-        print(where)
+        device, device_line = pick_device(trainer.use_cuda)
+        print(device_line)
         report = reporter(checkpoint)
         model = train(
             parts.train, parts.validation, solver,
@@ -123,7 +140,7 @@ def train_once(argv: Sequence[str]) -> None:
         )  # fmt: skip
         if test is not None:
             predicted = model.predict(test[USER], test[MOVIE])
-            # In float64: scikit-learn would otherwise sum millions of squares in float32.
+            # float64: scikit-learn would sum millions of squares in float32.
             actual = test[RATING].to_numpy().astype(np.float64)
             model.metrics["test_rmse"] = float(root_mean_squared_error(actual, predicted.astype(np.float64)))
         model.save(trainer.output_dir, also=sorted(work.glob("*rejects.csv")))
@@ -138,54 +155,54 @@ def train_once(argv: Sequence[str]) -> None:
         print(target.export(trainer.output_dir, views).summary())
 
 
-def _test_part(file: str, source: IngestConfig, work: Path, seen: pa.Table) -> pa.Table:
-    """The ratings of ``file``, read as those of ``source`` were."""
-    # The names of a table's columns say nothing of a file's.
-    read_alike = {} if source.import_table else source.model_dump()
-    config = IngestConfig.of(**{**read_alike, "ratings_csv": file})
+def _test_part(file: str, source: IngestConfig, work: Path, train_part: pa.Table) -> pa.Table:
+    """Test ratings from ``file``, read with the options of ``source``."""
+    # A table's column names do not apply to a file.
+    same_options = {} if source.import_table else source.model_dump()
+    config = IngestConfig.of(**{**same_options, "ratings_csv": file})
     print(ingest(config, work / "test.parquet", work / "test_rejects.csv").summary())
     test, _ = read_ratings(work / "test.parquet")
     for position, name in enumerate((USER, MOVIE)):
-        found, expected = test.schema.field(name).type, seen.schema.field(name).type
+        found, expected = test.schema.field(name).type, train_part.schema.field(name).type
         if pa.types.is_integer(found) and not pa.types.is_integer(expected):
-            # Ids that are text may all look like integers in a smaller file, and were read as the text they are.
+            # Text ids of a small file may all look like integers.
             test = test.set_column(position, name, test[name].cast(expected))
         elif found != expected:
-            raise DataError(f"{file}: {name} is {found}, expected {expected} as in the ratings to train on")
+            raise DataError(f"{file}: {name} is {found}, expected {expected} as in the training ratings")
     return test
 
 
 def _checkpoint(path: Path) -> CheckpointFile:
     if path.is_dir():
-        raise ConfigError(f"--checkpoint {path}: it is a directory, expected a file")
+        raise ConfigError(f"--checkpoint {path}: found a directory, expected a file")
     _check_writable(f"--checkpoint {path}", path.parent)
     return CheckpointFile(path)
 
 
 def _check_writable(flag: str, directory: Path) -> None:
-    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ConfigError(f"{flag}: {there} is a file, expected a directory")
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"{flag}: {existing} is a file, expected a directory")
     try:
-        # A mounted bucket tells only when it is tried.
-        with tempfile.TemporaryFile(dir=there):
+        # Writing is the only reliable check on a mounted bucket.
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise ConfigError(f"{flag}: cannot write to {there} ({error.strerror})") from None
+        raise ConfigError(f"{flag}: cannot write to {existing} ({error.strerror})") from None
 
 
 def _source(namespace: argparse.Namespace, trainer: TrainerConfig) -> IngestConfig:
-    """The table when it is asked for, or when Supabase is configured and no file is named; else the file."""
-    named = given(namespace, IngestConfig)
+    """The table with ``--import_table``, or if Supabase is configured and no file is given; else the file."""
+    options = given(namespace, IngestConfig)
     variables = ("SUPABASE_URL", "SUPABASE_DB_URL", "SUPABASE_DB_URL_SECRET")
     configured = bool(trainer.supabase_url or any(os.environ.get(name) for name in variables))
-    if "ratings_csv" in named and "import_table" in named:
-        raise ConfigError("--ratings_csv and --import_table are both given, expected one of them")
-    if "import_table" in named or ("ratings_csv" not in named and configured):
-        named["import_table"] = trainer.import_table
+    if "ratings_csv" in options and "import_table" in options:
+        raise ConfigError("found both --ratings_csv and --import_table, expected one of them")
+    if "import_table" in options or ("ratings_csv" not in options and configured):
+        options["import_table"] = trainer.import_table
     else:
-        named["ratings_csv"] = trainer.ratings_csv
-    return IngestConfig.of(**named)
+        options["ratings_csv"] = trainer.ratings_csv
+    return IngestConfig.of(**options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a model has to beat: an answer that knows how generous a user and how liked a movie is, and nothing of taste."""
+"""Damped bias model: the baseline of every model, and its prediction for unseen users and movies."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -9,8 +9,8 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# The best of 0.5 to 25 on MovieLens latest-small (0.8634, the mean of three random 90/10 splits); apart for users and
-# for movies it gains less than 0.0001.
+# The best of 0.5 to 25 on MovieLens latest-small (RMSE 0.8634, mean of three random 90/10 splits). Different dampings
+# for users and movies gain less than 0.0001.
 DAMPING = 3.0
 
 
@@ -40,13 +40,13 @@ class BiasModel:
         n_movies: int,
         damping: float = DAMPING,
     ) -> Self:
-        """Fits the biases to N ≥ 1 ratings.
+        """Computes the biases from N ≥ 1 ratings.
 
         Args:
             users: int32[N] or int64[N], rows in 0 … n_users - 1.
             movies: int32[N] or int64[N], rows in 0 … n_movies - 1.
             ratings: float32[N].
-            damping: λ ≥ 0, in ratings: a bias is drawn to 0 as if by so many ratings without one.
+            damping: λ ≥ 0, in ratings: shrinks a bias as λ more ratings with a deviation of 0 would.
         """
         mean = float(ratings.mean(dtype=np.float64))
         residuals = ratings - np.float64(mean)
@@ -56,8 +56,8 @@ class BiasModel:
         return cls(mean, user_bias, movie_bias)
 
     def predict(self, users: Ints, movies: Ints) -> Floats:
-        """Predicted ratings, float64[N], not clipped, for rows int64[N] each; row -1 is unseen and has bias 0."""
-        # Row -1 reads the zero that is appended.
+        """Unclipped predictions float64[N] for rows int64[N]; row -1 is unseen and has bias 0."""
+        # Row -1 reads the appended zero.
         user_bias: Floats = np.append(self.user_bias, 0.0)
         movie_bias: Floats = np.append(self.movie_bias, 0.0)
         return self.mean + user_bias[users] + movie_bias[movies]
@@ -66,6 +66,6 @@ class BiasModel:
 def _damped_means(rows: Ints, values: Floats, n_rows: int, damping: float) -> Floats:
     weights = np.bincount(rows, minlength=n_rows) + damping
     sums = np.bincount(rows, weights=values, minlength=n_rows)
-    # Undamped, a row without ratings would be 0 / 0.
+    # Without damping, a row without ratings would be 0 / 0.
     means: Floats = np.divide(sums, weights, out=np.zeros(n_rows), where=weights > 0)
     return means

@@ -1,5 +1,4 @@
-"""One typed, strict object a step. A field carries its unit and meaning; flags, the pipeline's parameters and the docs
-are made from it."""
+"""Base of the typed, strict configurations; flags, pipeline parameters and docs are generated from their fields."""
 
 from typing import Any, Self
 
@@ -7,22 +6,24 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mf.errors import ConfigError
 
-# The rejected input is shown, but not where a key may have been pasted: under a misspelled name, for an address, for
-# what has a pattern.
+# Error types whose input is not shown, since it may be a secret key: a misspelled name, an address, a field with a
+# pattern.
 NOT_SHOWN = ("missing", "extra_forbidden", "string_pattern_mismatch", "address", "secret_name")
 
 
 class Config(BaseModel):
-    """Base of every configuration: immutable, numbers are finite, and an unknown key is an error."""
+    """Base of all configurations: immutable, finite numbers, unknown keys refused.
+
+    A whole float is an integer (16.0 is 16): KFP passes all numbers as floats. 16.5 is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """Validates ``values``.
+        """A validated configuration.
 
         Raises:
-            ConfigError: naming the first field that cannot be, what was given and what is expected.
+            ConfigError: names the first bad field, the value found and the one expected.
         """
         try:
             return cls(**values)

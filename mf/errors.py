@@ -1,4 +1,4 @@
-"""What goes wrong in a way that the person at the keyboard can mend."""
+"""Errors that the user can fix."""
 
 import sys
 from collections.abc import Iterator
@@ -6,27 +6,29 @@ from contextlib import contextmanager
 
 
 class MfError(Exception):
-    """The base of every error of this library. ``str()`` is one sentence: what was found, what was expected, where, and
-    what to do. Command lines print it as ``error: …`` and exit with 2; it never needs a stack trace."""
+    """Base of all errors of this library.
+
+    ``str()`` is one sentence: what was found, what was expected, where, and what to do. Command lines print it as
+    ``error: …`` and exit with status 2, without a stack trace."""
 
 
 class ConfigError(MfError):
-    """A flag, a parameter or a setting that cannot be."""
+    """An invalid flag, parameter or setting."""
 
 
 class DataError(MfError):
-    """Ratings that cannot be read, or a model directory that does not hold what it should."""
+    """Unreadable ratings, or an incomplete model directory."""
 
 
 class TrainingError(MfError):
-    """A training that cannot go on (a value that is not finite)."""
+    """A training that diverged: a value is not finite."""
 
 
 class SupabaseError(MfError):
-    """Supabase, or the way to it, refused: a key, a grant, a table, a function, the network.
+    """A failed request to Supabase: key, grant, table, function or network.
 
     Attributes:
-        code: the database's SQLSTATE or PostgREST's own; empty where the API did not give one.
+        code: SQLSTATE of the database or PostgREST's error code; empty without one.
     """
 
     def __init__(self, message: str, code: str = "") -> None:
@@ -36,11 +38,11 @@ class SupabaseError(MfError):
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turns an ``MfError`` of the block, or a file system's refusal (no permission, no space), into one line on stderr,
-    ``error: …``, and exit status 2."""
+    """Prints an ``MfError`` or ``OSError`` (no permission, no space) of the block as ``error: …`` on stderr, one line,
+    and exits with status 2."""
     try:
         yield
     except (MfError, OSError) as error:
-        # A file's name, or what a server said, may hold line ends.
+        # File names and server responses may contain line breaks.
         print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""Flags made from configs, and the parser of every command line here."""
+"""Command line parser, with flags generated from the fields of configs."""
 
 import argparse
 import re
@@ -16,10 +16,10 @@ from mf.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes ``--ratings_csv`` also as ``--ratings-csv`` and ``--ratingscsv``, and says what is wrong in one line."""
+    """Argument parser with one-line errors; accepts ``--ratings-csv`` and ``--ratingscsv`` for ``--ratings_csv``."""
 
     def __init__(self, prog: str, description: str | None) -> None:
-        # An abbreviation would mean something else on the day that another flag begins as it does.
+        # An abbreviation would change its meaning when another flag with that beginning is added.
         super().__init__(prog, description=description, allow_abbrev=False)
 
     def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
@@ -31,19 +31,19 @@ class Parser(argparse.ArgumentParser):
         ]
         namespace, unknown = self.parse_known_args(words)
         if unknown:
-            # Names only: the value behind a misspelled flag may be a key.
+            # Names only: the value after a misspelled flag may be a secret key.
             flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-            self.error(f"unknown flag {flags[0]}" if flags else "a value that belongs to no flag")
+            self.error(f"unknown flag {flags[0]}" if flags else "found a value without a flag")
         return namespace
 
     def error(self, message: str) -> NoReturn:
-        # argparse would show the value here, and what is given to a flag that takes none may be a key.
+        # argparse would print the value that was given to a flag without a value, and it may be a secret key.
         message = re.sub("ignored explicit argument .*", "it takes no value", message, flags=re.DOTALL)
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 
 def plain_type(field: FieldInfo) -> type:
-    """The type of a field without its ``| None``."""
+    """A field's type without ``| None``; text for a ``Literal``."""
     annotation: Any = field.annotation
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
@@ -53,37 +53,51 @@ def plain_type(field: FieldInfo) -> type:
 
 
 def choices(field: FieldInfo) -> tuple[str, ...] | None:
-    """The values that a ``Literal`` field allows, else ``None``."""
+    """The allowed values of a ``Literal`` field, else ``None``."""
     if typing.get_origin(field.annotation) is typing.Literal:
         return typing.get_args(field.annotation)
     return None
 
 
+_RULE = "; default: "  # precedes the rule for a default that is derived from the data
 _METAVARS = {int: "N", float: "X", Path: "PATH", SecretStr: "KEY"}
 
 
 def add_flags(
     parser: argparse.ArgumentParser, config: type[Config], title: str, leave_out: Collection[str] = ()
 ) -> None:
-    """Adds one flag for every field of ``config`` but those to ``leave_out``. A flag that is not given stays out of the
-    parsed namespace, so that what was given can be told from a default."""
+    """Adds one flag per field of ``config``, except those in ``leave_out``.
+
+    Flags that are absent from the command line are absent from the parsed namespace: defaults stay with the config."""
     group = parser.add_argument_group(title)
     for name, field in config.model_fields.items():
         if name not in leave_out:
-            _add_flag(group, name, field, f"{field.description} (default: {_shown(field.default)})")
+            _add_flag(group, name, field, f"{description(field)} (default: {default_text(field, field.default)})")
 
 
-def add_shared_flags(parser: argparse.ArgumentParser, configs: Mapping[str, type[Config]], title: str) -> None:
-    """Adds one flag for every field that any of ``configs`` has, as ``add_flags`` does; which of them have it shows
-    where their defaults stand."""
+def add_shared_flags(
+    parser: argparse.ArgumentParser,
+    configs: Mapping[str, type[Config]],
+    title: str,
+    presets: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Adds one flag per field of any of ``configs``, as ``add_flags``. The default shows which of them have the field.
+
+    Args:
+        presets: defaults to show in place of a config's own, by the config's name.
+    """
     group = parser.add_argument_group(title)
     for name, fields in shared_fields(configs).items():
-        default = by_owner({owner: field.default for owner, field in fields.items()}, configs)
-        _add_flag(group, name, next(iter(fields.values())), f"{meaning(fields)} (default: {default})")
+        defaults = {
+            owner: default_text(field, presets.get(owner, {}).get(name, field.default))
+            for owner, field in fields.items()
+        }
+        text = f"{meaning(fields)} (default: {by_owner(defaults, configs)})"
+        _add_flag(group, name, next(iter(fields.values())), text)
 
 
 def shared_fields(configs: Mapping[str, type[Config]]) -> dict[str, dict[str, FieldInfo]]:
-    """Every field of ``configs`` by its name, and then by the names of the configs that have it."""
+    """The fields of all ``configs``: field name to config name to field."""
     fields: dict[str, dict[str, FieldInfo]] = {}
     for owner, config in configs.items():
         for name, field in config.model_fields.items():
@@ -91,37 +105,47 @@ def shared_fields(configs: Mapping[str, type[Config]]) -> dict[str, dict[str, Fi
     return fields
 
 
+def description(field: FieldInfo) -> str:
+    """A field's description, without the rule of its default."""
+    return str(field.description).partition(_RULE)[0]
+
+
+def default_text(field: FieldInfo, value: Any) -> str:
+    """A default value as text; for an empty one the rule that stands in the description, else "none"."""
+    if value in (None, ""):
+        return str(field.description).partition(_RULE)[2] or "none"
+    return str(value)
+
+
 def meaning(fields: Mapping[str, FieldInfo]) -> str:
-    """The description that fields of one name share, else each with those whose it is: "vb: …; gibbs: …"."""
+    """One description for fields of the same name; different ones follow their configs' names: "vb: …; gibbs: …"."""
     owners: dict[str, list[str]] = {}
     for owner, field in fields.items():
-        owners.setdefault(str(field.description), []).append(owner)
+        owners.setdefault(description(field), []).append(owner)
     if len(owners) == 1:
         return next(iter(owners))
-    return "; ".join(f"{', '.join(of)}: {description}" for description, of in owners.items())
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in owners.items())
 
 
 def by_owner(values: Mapping[str, Any], owners: Collection[str]) -> str:
-    """``values``, by owner, as "adam 2048, sgd 65536"; as "64" when all ``owners`` have that one."""
-    shown = {owner: _shown(value) for owner, value in values.items()}
-    if len(shown) == len(owners) and len({*shown.values()}) == 1:
-        return next(iter(shown.values()))
-    return ", ".join(f"{owner} {value}" for owner, value in shown.items())
+    """Values by config name, "adam 2048; sgd, vb 64"; "64" when all ``owners`` have one and they agree."""
+    groups: dict[str, list[str]] = {}
+    for owner, value in values.items():
+        groups.setdefault(str(value), []).append(owner)
+    if len(groups) == 1 and len(values) == len(owners):
+        return next(iter(groups))
+    return "; ".join(f"{', '.join(names)} {value}" for value, names in groups.items())
 
 
 def given(namespace: argparse.Namespace, *configs: type[Config]) -> dict[str, Any]:
-    """The fields of any of ``configs`` that stand in ``namespace``."""
+    """The parsed values of fields of ``configs``."""
     return {k: v for k, v in vars(namespace).items() if any(k in config.model_fields for config in configs)}
-
-
-def _shown(value: Any) -> str:
-    return "none" if value in (None, "") else str(value)
 
 
 def _add_flag(group: argparse._ArgumentGroup, name: str, field: FieldInfo, text: str) -> None:
     kind = plain_type(field)
     if kind is bool:
-        group.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=field.description)
+        group.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=description(field))
         return
     group.add_argument(
         f"--{name}",

@@ -1,4 +1,4 @@
-"""Work on a stream by one thread a core: the results come in the stream's order, and few are ahead of their turn."""
+"""Ordered parallel map over a stream, with bounded read-ahead."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,13 +10,14 @@ import pyarrow as pa
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Each holds an item of the stream and its result in memory; more would hardly be faster.
+# Each worker holds an item and its result in memory; more workers are hardly faster.
 MOST_WORKERS = 8
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """``map(function, items)`` by threads, for functions that spend their time in Arrow and NumPy. One item for each
-    worker and one beside are taken ahead at most. What ``function`` or ``items`` raises comes through."""
+    """``map(function, items)`` on one thread per core, for functions that spend their time in Arrow and NumPy.
+
+    Reads at most one item per worker and one more ahead. Exceptions of ``function`` and ``items`` are passed on."""
     workers = min(MOST_WORKERS, pa.cpu_count())
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Result]] = deque()

@@ -1,4 +1,4 @@
-"""Long work shows that it moves: a bar on a terminal, a line now and then in a log."""
+"""Progress bar on a terminal, log lines elsewhere."""
 
 import sys
 import time
@@ -12,13 +12,13 @@ LOG_EVERY_S = 10.0
 class Progress:
     """``with Progress("export users", total=610, unit="rows") as p: p.advance(100)``.
 
-    On a terminal it draws tqdm's bar and removes it at the end; elsewhere it prints a line to stderr every
-    ``LOG_EVERY_S`` seconds, and nothing at all for work that is done sooner.
+    On a terminal it shows a tqdm bar until the end; elsewhere it prints a line to stderr every ``LOG_EVERY_S`` seconds,
+    and none for work that ends sooner.
 
     Args:
-        what: the work, as the reader knows it.
-        total: how many units there are; ``None`` when that is not known.
-        unit: what is counted.
+        what: name of the work.
+        total: number of units; ``None`` if unknown.
+        unit: name of the unit, plural.
     """
 
     def __init__(self, what: str, total: int | None = None, unit: str = "rows") -> None:
@@ -27,6 +27,7 @@ class Progress:
         self._bar = tqdm(total=total, desc=what, unit=f" {unit}", unit_scale=True, leave=False, disable=None)
 
     def advance(self, n: int) -> None:
+        """Counts ``n`` more finished units."""
         self.done += n
         self._bar.update(n)
         now = time.monotonic()
@@ -34,7 +35,7 @@ class Progress:
             self._last = now
             of = f" of {self.total:,}" if self.total else ""
             rate = self.done / (now - self._start)
-            print(f"{self.what}: {self.done:,}{of} {self.unit}, {rate:,.0f} a second", file=sys.stderr, flush=True)
+            print(f"{self.what}: {self.done:,}{of} {self.unit}, {rate:,.0f} per second", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":
         return self

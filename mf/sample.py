@@ -1,4 +1,4 @@
-"""A small set of ratings whose truth is known, so that what a model makes of it can be judged."""
+"""Small planted ratings: a sample with a known noise floor."""
 
 import csv
 import itertools
@@ -29,7 +29,7 @@ TITLE_WORDS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """Where the sample lies and the best RMSE that anything can reach on it."""
+    """Files of the sample, its titles, and the lowest RMSE that a predictor can reach."""
 
     ratings_csv: Path
     titles: dict[int, str]
@@ -40,12 +40,12 @@ def write_sample(directory: Path, seed: int = 0) -> Sample:
     """Writes ``ratings.csv`` (userId, movieId, rating, timestamp; a few hundred KB), ``movies.csv`` (movieId, title)
     and ``truth.json`` to ``directory``.
 
-    A rating is mu + b_u + b_m + p_u·q_m + noise, rounded to half stars and clipped to 0.5 … 5, with few busy users and
-    popular movies and many others. The noise floor is the RMSE of the predictor that knows every parameter, the
-    conditional mean of the rounded rating.
+    A rating is mu + b_u + b_m + p_u·q_m + noise, rounded to half stars and clipped to 0.5 … 5. A few users and movies
+    have most of the ratings. The noise floor is the RMSE of the conditional mean of the rounded rating, given the true
+    parameters.
     """
     rng = np.random.default_rng(seed)
-    users, movies = _who_rated_what(rng)
+    users, movies = _rated_pairs(rng)
     p, q = (rng.normal(size=(n, RANK)) * np.sqrt(TASTE / np.sqrt(RANK)) for n in (USERS, MOVIES))
     b_u, b_m = rng.normal(0, USER_BIAS, USERS), rng.normal(0, MOVIE_BIAS, MOVIES)
     score = MEAN + b_u[users] + b_m[movies] + (p[users] * q[movies]).sum(1)
@@ -68,8 +68,8 @@ def write_sample(directory: Path, seed: int = 0) -> Sample:
     return Sample(directory / "ratings.csv", titles, floor)
 
 
-def _who_rated_what(rng: np.random.Generator) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Distinct pairs in random order, drawn by the users' activity (log-normal) and the movies' popularity (Zipf)."""
+def _rated_pairs(rng: np.random.Generator) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Distinct pairs in random order; activity of users is log-normal, popularity of movies a power law."""
     activity = rng.lognormal(0, 0.7, USERS)
     popularity = 1 / (np.arange(MOVIES) + 8) ** 0.7
     chance = np.outer(activity, rng.permutation(popularity)).ravel()
@@ -78,14 +78,14 @@ def _who_rated_what(rng: np.random.Generator) -> tuple[npt.NDArray[np.int64], np
 
 
 def _expected_rating(score: Floats) -> Floats:
-    """E[clip(round(score + noise))]: the half-star levels' sum of P(rating ≥ level) · 0.5."""
+    """E[clip(round(score + noise))] = 0.5 + Σ 0.5 · P(rating ≥ level) over the half-star levels above 0.5."""
     levels = np.arange(1.0, 5.01, 0.5)
     expected: Floats = 0.5 + 0.5 * ndtr((score[:, None] - (levels - 0.25)) / NOISE).sum(1)
     return expected
 
 
 def _titles(rng: np.random.Generator) -> dict[int, str]:
-    """A title for every movie id, 1, 2, …; no two are the same."""
+    """A distinct title for every movie id, from 1."""
     names = [" ".join(words) for words in itertools.product(*(words.split() for words in TITLE_WORDS))]
     chosen = rng.choice(len(names), MOVIES, replace=False)
     return {i + 1: f"The {names[n]} ({rng.integers(1950, 2025)})" for i, n in enumerate(chosen)}

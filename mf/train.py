@@ -1,4 +1,4 @@
-"""Tables of ratings in, a model out: the step between ids and tensors."""
+"""Train a model on ratings tables: ids to rows, solver, metadata; pick the device."""
 
 import dataclasses
 import secrets
@@ -22,10 +22,6 @@ from mf.version import git_sha
 from mf.warm_start import EarlierModel
 
 DEFAULT_SOLVER = "adam"
-SOLVER_HELP = (
-    "how the model is fitted: adam, the original trainer's way; sgd, the fastest; vb, nothing to tune; gibbs, the most "
-    "accurate"
-)
 # Stands for "the solver's own value" where a value cannot be absent, as that of a pipeline's parameter.
 SOLVERS_OWN = ("", -1)
 
@@ -41,25 +37,25 @@ def train(
     earlier: EarlierModel | None = None,
     provenance: Provenance | None = None,
 ) -> TrainedModel:
-    """Fits a model to ``ratings`` with the solver that ``config`` belongs to.
+    """Trains a model on ``ratings`` with the solver that ``config`` belongs to.
 
     Args:
         ratings, validation: ratings tables (``mf.ratings.schema``); ``validation`` may be empty. Users and movies that
-            occur in ``validation`` alone get no vector.
+            occur only in ``validation`` get no vector.
         config: the solver's options.
-        device: where it is done.
-        callbacks: called after every epoch, or sweep.
-        checkpoint: takes the state after every epoch; a training that finds one there goes on from it.
-        earlier: a model to start from; users and movies that it does not know start as all would without it.
-        provenance: of the ratings, to be noted with the model.
+        device: device to compute on.
+        callbacks: called after every epoch (``vb`` and ``gibbs``: every sweep).
+        checkpoint: the state is saved there after every epoch, and resumed from there.
+        earlier: a model to start from (warm start); users and movies that it lacks start at random.
+        provenance: source of the ratings, recorded with the model.
 
     Raises:
         DataError: there are no ratings.
         TrainingError: a value is not finite.
-        ConfigError: the checkpoint is of other ratings or options, or the solver cannot start from a model.
+        ConfigError: the checkpoint belongs to other ratings or options, or the solver cannot start from a model.
     """
     if not len(ratings):
-        raise DataError("no ratings to train on: lower --val_size, or give more ratings")
+        raise DataError("found no ratings to train on, expected at least one: lower --val_size, or add ratings")
     with ThreadPoolExecutor(2) as pool:
         encoded = pool.map(Vocabulary.encode, (ratings[USER], ratings[MOVIE]))
     (users, train_users), (movies, train_movies) = encoded
@@ -80,7 +76,7 @@ def train(
         users=users,
         movies=movies,
         run_id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
-        solver=solver_of(config),
+        solver=solver_of(config).name,
         config=config.model_dump(),
         rows={"train": len(ratings), "validation": len(validation)},
         metrics={
@@ -90,11 +86,13 @@ def train(
             "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
         },
         git_sha=git_sha(),
-        trained_on=_noted(provenance, ratings, validation, earlier) if provenance else None,
+        trained_on=_trained_on(provenance, ratings, validation, earlier) if provenance else None,
     )
 
 
-def _noted(provenance: Provenance, ratings: pa.Table, validation: pa.Table, earlier: EarlierModel | None) -> TrainedOn:
+def _trained_on(
+    provenance: Provenance, ratings: pa.Table, validation: pa.Table, earlier: EarlierModel | None
+) -> TrainedOn:
     trained_on = TrainedOn.of(provenance, ratings, validation)
     return trained_on.after(earlier.trained_on) if earlier else trained_on
 
@@ -105,39 +103,39 @@ def options_given(**options: Any) -> dict[str, Any]:
 
 
 def pick_device(use_cuda: bool, gpus: int = 0) -> tuple[torch.device, str]:
-    """The device to train on and a sentence that says so: the GPU when it is asked for and there, else the CPU.
+    """The device to train on, and a log line that names it.
 
     Args:
-        use_cuda: whether a GPU is taken when there is one.
-        gpus: how many there must be; one of them is used.
+        use_cuda: use a GPU if one is available.
+        gpus: required number of GPUs; training uses one.
 
     Raises:
-        ConfigError: there are fewer, or PyTorch cannot use them.
+        ConfigError: there are fewer GPUs, or PyTorch cannot use them.
     """
     trouble = _gpu_trouble() if use_cuda or gpus else ""
     seen = 0 if trouble else torch.cuda.device_count()
     if gpus > seen:
         trouble = trouble or f"the machine has {seen}"
-        raise ConfigError(f"{gpus} GPU{'s were' if gpus > 1 else ' was'} asked for, and {trouble}")
+        raise ConfigError(f"expected {gpus} GPU{'s' if gpus > 1 else ''}, but {trouble}")
     if not use_cuda:
         return torch.device("cpu"), "training on the CPU"
     if trouble:
         return torch.device("cpu"), f"training on the CPU: {trouble}"
-    idle = f"; {seen - 1} more {'is' if seen == 2 else 'are'} idle, a training uses one" if seen > 1 else ""
+    idle = f"; {seen - 1} more {'is' if seen == 2 else 'are'} idle: training uses one" if seen > 1 else ""
     return torch.device("cuda"), f"training on the GPU: {torch.cuda.get_device_name()}{idle}"
 
 
 def _gpu_trouble() -> str:
-    """Why no GPU can be used, nothing when one can."""
+    """Why no GPU can be used; empty if one can."""
     if torch.version.cuda is None:
-        return f"no GPU is available to this PyTorch ({torch.__version__}), a build for the CPU"
+        return f"no GPU is available to this PyTorch ({torch.__version__}): it is a CPU build"
     if not torch.cuda.is_available():
         return (
-            f"no GPU is available to this PyTorch ({torch.__version__}): there is none, or its driver is older than "
-            f"CUDA {torch.version.cuda} asks for"
+            f"no GPU is available to this PyTorch ({torch.__version__}): the machine has none, or its driver is too "
+            f"old for CUDA {torch.version.cuda}"
         )
     try:
-        # A GPU that this build has no code for is there all the same.
+        # is_available is true for a GPU that this build has no kernels for.
         torch.ones(1, device="cuda").sum().item()
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]

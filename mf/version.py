@@ -1,4 +1,4 @@
-"""Which code this is."""
+"""Git commit of the running code."""
 
 import os
 import subprocess
@@ -6,8 +6,9 @@ from pathlib import Path
 
 
 def git_sha() -> str:
-    """The commit of this code: ``MF_GIT_SHA`` (an image carries it), else what git says of the checkout that holds this
-    file, with ``-dirty`` behind it when files differ; ``unknown`` outside of both."""
+    """The git commit: ``MF_GIT_SHA`` (set in images), else the checkout's, with ``-dirty`` when files have changed.
+
+    ``unknown`` without either."""
     if sha := os.environ.get("MF_GIT_SHA"):
         return sha
     checkout = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import torch
 from mf.model_directory import Embeddings, Header, read_model, write_published
 from mf.ratings.schema import TrainedOn
 from mf.ratings.vocabulary import Vocabulary
-from mf.solvers.base import Initial, InitialSide
+from mf.solvers.base import Initial, InitialRows
 from mf.supabase.target import Target
 
 PUBLISHED = "published"
@@ -82,8 +82,8 @@ class EarlierModel:
         return Initial(self.header.run_id, self.header.mu, _initial(self.users, users), _initial(self.movies, movies))
 
 
-def _initial(earlier: Embeddings, vocabulary: Vocabulary) -> InitialSide:
+def _initial(earlier: Embeddings, vocabulary: Vocabulary) -> InitialRows:
     rows = earlier.rows(vocabulary.ids)
     known = np.flatnonzero(rows >= 0)
     columns = known, earlier.vectors[rows[known]], earlier.bias[rows[known]]
-    return InitialSide(*map(torch.from_numpy, columns))
+    return InitialRows(*map(torch.from_numpy, columns))

@@ -6,11 +6,10 @@ from typing import Any
 
 from mf.config import Config
 from mf.evaluation.config import GateConfig
-from mf.flags import by_owner, meaning, plain_type, shared_fields
+from mf.flags import by_owner, default_text, meaning, plain_type, shared_fields
 from mf.ratings.config import IngestConfig, SplitConfig
-from mf.solvers import SOLVERS, TUNED
+from mf.solvers import SOLVER_HELP, SOLVERS
 from mf.supabase.config import ExportConfig
-from mf.train import SOLVER_HELP
 from mf.warm_start import INIT_FROM
 
 STEPS = ("ingest", "split", "train", "evaluate", "export")
@@ -19,7 +18,7 @@ OWN = {
     "import_table": "Supabase table of ratings, read when ratings_csv is empty",
     "supabase_url": "Supabase project to import from and publish to, https://PROJECT.supabase.co",
     "test_size": "Share of all rows, above 0, held out to score once; leave_last: one of each user, whatever it is",
-    "solver": SOLVER_HELP,
+    "solver": f"How the model is fitted: {SOLVER_HELP}",
     "init_from": INIT_FROM,
     "seed": "Seed of the split and of all that the solver draws at random",
     "relevance_threshold": "Rating from which a movie of the test part counts as liked; -1: three quarters up the "
@@ -30,7 +29,7 @@ OWN = {
     **{f"{step}_memory": f"Memory of the {step} step, for example 16G" for step in STEPS},
 }
 CONFIGS: tuple[type[Config], ...] = (IngestConfig, SplitConfig, GateConfig, ExportConfig)
-SOLVER_FIELDS = shared_fields(SOLVERS)
+SOLVER_FIELDS = shared_fields({name: solver.config for name, solver in SOLVERS.items()})
 # Parameters with a value that holds for all solvers, and those whose default is each solver's own.
 FOR_ALL_SOLVERS = ("factors", "seed")
 SOLVER_OPTIONS = tuple(name for name in SOLVER_FIELDS if name not in FOR_ALL_SOLVERS)
@@ -57,7 +56,7 @@ def description(parameter: str) -> str:
 
 def _solvers_own(option: str) -> str:
     fields = SOLVER_FIELDS[option]
-    defaults = {solver: TUNED.get(solver, {}).get(option, field.default) for solver, field in fields.items()}
+    defaults = {solver: default_text(field, field.default) for solver, field in fields.items()}
     sentinel = "empty" if plain_type(next(iter(fields.values()))) is str else "-1"
     return f"{sentinel}: the solver's own ({by_owner(defaults, SOLVERS)})"
 

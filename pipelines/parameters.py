@@ -78,6 +78,6 @@ def _parsed(pair: str, definitions: Definitions) -> tuple[str, Any]:
 def _check(values: dict[str, Any]) -> None:
     """Refuses here what a step would refuse when its turn came."""
     options = options_given(**{name: values[name] for name in SOLVER_OPTIONS})
-    configure(values["solver"], {name: values[name] for name in FOR_ALL_SOLVERS} | options, tuned=True)
+    configure(values["solver"], {name: values[name] for name in FOR_ALL_SOLVERS} | options)
     for config in CONFIGS:
         config.of(**{name: value for name, value in values.items() if name in config.model_fields})

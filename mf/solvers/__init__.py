@@ -1,4 +1,4 @@
-"""Solvers: tensors in, a fitted ``MatrixFactorization`` out. They know nothing of files, ids or Supabase."""
+"""Solvers: fit a ``MatrixFactorization`` to rating tensors. A new solver is a module and a line in ``SOLVERS``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,86 +9,60 @@ from mf.config import Config
 from mf.errors import ConfigError
 from mf.model import MatrixFactorization
 from mf.solvers import adam, gibbs, loop, sgd, vb
-from mf.solvers.adam import AdamConfig
-from mf.solvers.base import Callback, Checkpoint, EpochReport, Initial, Interactions
-from mf.solvers.gibbs import GibbsConfig
-from mf.solvers.sgd import SGDConfig
-from mf.solvers.vb import VBConfig
+from mf.solvers.base import Callback, Checkpoint, EpochReport, Initial, Interactions, Solver
 
 __all__ = [
     "SOLVERS",
-    "TUNED",
-    "AdamConfig",
+    "SOLVER_HELP",
     "EpochReport",
     "Initial",
     "Interactions",
+    "Solver",
     "check_warm",
     "configure",
     "fit",
     "solver_of",
 ]
 
-SOLVERS: dict[str, type[Config]] = {"adam": AdamConfig, "sgd": SGDConfig, "vb": VBConfig, "gibbs": GibbsConfig}
-_START: dict[type[Config], Any] = {
-    AdamConfig: adam.start,
-    SGDConfig: sgd.start,
-    VBConfig: vb.start,
-    GibbsConfig: gibbs.start,
-}
-
-WARM = ("adam", "sgd")  # solvers that can start from an earlier model
-
-# A solver's own defaults hold from small data to large. adam's are the original trainer's; these are what hold for it.
-TUNED: dict[str, dict[str, Any]] = {
-    "adam": {
-        "batch_size": None,
-        "epochs": 10,
-        "lr": 7e-3,
-        "weight_decay": 0.0,
-        "l2": None,
-        "bias_damping": 3.0,
-        "schedule": "one_cycle",
-        "patience": 3,
-    }
-}
+SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (adam.SOLVER, sgd.SOLVER, vb.SOLVER, gibbs.SOLVER)}
+SOLVER_HELP = "; ".join(f"{solver.name}: {solver.help}" for solver in SOLVERS.values())
 
 
-def configure(solver: str, options: Mapping[str, Any], tuned: bool = False, prefix: str = "") -> Config:
-    """The configuration of ``solver`` with ``options`` in place of its defaults.
+def configure(solver: str, options: Mapping[str, Any], prefix: str = "") -> Config:
+    """The configuration of ``solver``: its defaults, overridden by ``options``.
 
     Args:
-        tuned: start from what holds for every size of data (``TUNED``), not from the original trainer's defaults.
-        prefix: stands before an option's name in what an error says: "--" on a command line.
+        prefix: stands before an option's name in error messages: "--" for a command line.
 
     Raises:
-        ConfigError: there is no such solver, it does not have such an option, or a value cannot be.
+        ConfigError: unknown solver, unknown option, or a value out of range.
     """
     if solver not in SOLVERS:
         raise ConfigError(f"solver: found {solver!r}, expected one of {', '.join(SOLVERS)}")
-    config = SOLVERS[solver]
+    config = SOLVERS[solver].config
     for name in options:
         if name not in config.model_fields:
             own = ", ".join(prefix + field for field in config.model_fields)
-            raise ConfigError(f"{prefix}{name}: solver {solver} does not use it; its options are {own}")
-    return config.of(**{**(TUNED.get(solver, {}) if tuned else {}), **options})
+            raise ConfigError(f"{prefix}{name}: not an option of solver {solver}; its options are {own}")
+    return config.of(**options)
 
 
 def check_warm(solver: str) -> None:
-    """Whether ``solver`` can start from an earlier model.
+    """Checks that ``solver`` can start from an earlier model.
 
     Raises:
         ConfigError: it cannot.
     """
-    if solver not in WARM:
+    if not SOLVERS[solver].warm:
         raise ConfigError(
-            f"init_from: solver {solver} does not use it: what it finds must not depend on where it starts; "
-            f"{' and '.join(WARM)} do"
+            f"init_from: solver {solver} cannot start from an earlier model, since its result must not depend on where "
+            f"it starts; {' and '.join(other.name for other in SOLVERS.values() if other.warm)} can"
         )
 
 
-def solver_of(config: Config) -> str:
-    """The name of the solver that ``config`` belongs to."""
-    return next(name for name, kind in SOLVERS.items() if isinstance(config, kind))
+def solver_of(config: Config) -> Solver:
+    """The solver that ``config`` belongs to."""
+    return next(solver for solver in SOLVERS.values() if isinstance(config, solver.config))
 
 
 def fit(
@@ -100,41 +74,42 @@ def fit(
     checkpoint: Checkpoint | None = None,
     initial: Initial | None = None,
 ) -> MatrixFactorization:
-    """Fits the model on ``train`` with the solver that ``config`` belongs to.
+    """Fits a model to ``train`` with the solver that ``config`` belongs to.
 
     Args:
-        train: every row of both sides has a rating in it.
-        validation: may be empty; steers (early stopping, which epoch is kept) and is never trained on.
-        config: the solver's own options.
-        device: where the work is done; the tensors are moved there.
-        callbacks: called after every epoch, or sweep.
-        checkpoint: takes the state after every epoch; a fit that finds one of the same ratings and options there goes
-            on from it and ends, on a CPU, with the same bits as one that was never interrupted.
-        initial: an earlier model to start from, for ``WARM`` solvers.
+        train: training ratings; every user row and movie row must have at least one.
+        validation: validation ratings, possibly none; for early stopping and the best epoch, never trained on.
+        config: the solver's options.
+        device: device to compute on; the tensors are moved there.
+        callbacks: called after every epoch (``vb`` and ``gibbs``: every sweep).
+        checkpoint: the state is saved there after every epoch. If it holds a state of the same ratings and options,
+            training resumes from it; on a CPU the result then has the same bits as an uninterrupted training's.
+        initial: an earlier model to start from, for solvers with ``warm``.
 
     Returns:
-        The model, on ``device``: mu and the biases are the damped bias model's, which so answers where a row is unseen,
-        and all else that was fitted is in the vectors (``mf.solvers.unseen``). For ``adam`` and ``sgd`` it is the model
-        of the best epoch by validation RMSE (of the last one without validation ratings), for ``vb`` and ``gibbs`` that
-        of the last sweep.
+        The model, on ``device``. Its mu and biases are those of the damped bias model, which so predicts for unseen
+        rows (``mf.solvers.unseen``). ``adam`` and ``sgd`` return the best epoch by validation RMSE, or the last one
+        without validation ratings, ``vb`` and ``gibbs`` the last sweep.
 
     Raises:
-        TrainingError: a value is not finite; it says at which epoch and what to lower.
-        ConfigError: the checkpoint is of other ratings or options, or the solver cannot start from a model.
+        TrainingError: a value is not finite; the message names the epoch and the option to lower.
+        ConfigError: the checkpoint belongs to other ratings or options, or the solver cannot start from a model.
     """
+    solver = solver_of(config)
     if initial:
-        check_warm(solver_of(config))
+        check_warm(solver.name)
     threads = torch.get_num_threads()
-    # A step's operations are too small to share: threads that wait for one another at each are several times slower.
-    # What can be shared is shared among workers that need not wait (mf.solvers.workers).
+    # A batch's operations are too small to split: threads that wait for each other at every one are several times
+    # slower. Larger pieces of independent work go to mf.solvers.workers.
     torch.set_num_threads(1)
     try:
-        given = {**config.model_dump(), "init_from": initial.name if initial else None}
-        keeper = loop.Keeper(checkpoint, solver_of(config), given, train, validation) if checkpoint else None
+        options = {**config.model_dump(), "init_from": initial.name if initial else None}
+        resumable = (
+            loop.ResumableCheckpoint(checkpoint, solver.name, options, train, validation) if checkpoint else None
+        )
         train, validation = train.to(device), validation.to(device)
         with torch.no_grad():
-            warm = {"initial": initial.to(device)} if initial else {}
-            fitting = _START[type(config)](train, validation, config, **warm)
-            return loop.run(fitting, len(train), len(validation) > 0, callbacks, keeper)
+            training = solver.start(train, validation, config, initial=initial and initial.to(device))
+            return loop.run(training, len(train), len(validation) > 0, callbacks, resumable)
     finally:
         torch.set_num_threads(threads)

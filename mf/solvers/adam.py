@@ -1,4 +1,17 @@
-"""The original's algorithm: mini-batches and Adam."""
+"""Adam on mini-batches: the original trainer's algorithm.
+
+    r̂ = mu + b_u + b_m + p_u·q_m
+    p, q ~ N(0, init_std²);  b = 0;  m = v = t = 0 for every row θ of p, q, b_u, b_m
+    for each epoch, for each random batch of B ratings:
+        e = r - r̂
+        loss = 1/B · Σ [ e² + l2·(‖p_u‖² + ‖q_m‖²) + bias_damping·(b_u²/n_u + b_m²/n_m) ]
+        for each row θ that the batch touches (n ratings):
+            g = ∂loss/∂θ = 2/B · (n·l2·θ - Σ e·∂r̂/∂θ)
+            t += 1;  m += (1 - β₁)·(g - m);  v += (1 - β₂)·(g² - v)
+            θ -= lr · m / (1 - β₁ᵗ) / (√(v / (1 - β₂ᵗ)) + ε)
+
+n_u and n_m are the training ratings of the user and of the movie. For ``weight_decay`` see ``Penalty``.
+"""
 
 import math
 from typing import Any, Literal
@@ -8,138 +21,150 @@ from pydantic import Field
 from torch import Tensor
 
 from mf.config import Config
-from mf.solvers.base import Initial, Interactions
-from mf.solvers.minibatch import L2, Counts, MiniBatches, Penalty, Side, Strata, Tables
+from mf.solvers.base import EPOCHS, SEED, Initial, Interactions, Solver, generator
+from mf.solvers.minibatch import (
+    BIAS_DAMPING,
+    L2,
+    Batch,
+    BlockedRatings,
+    MiniBatchTraining,
+    Penalty,
+    Spans,
+    shuffled_batches,
+)
 from mf.solvers.sorting import Segments
 
-PARTS = 4  # movie parts of the blocked mode: as many workers at most
+MOVIE_SHARDS = 4  # of blocked epochs: at most as many threads
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
 class AdamConfig(Config):
-    """Options of the ``adam`` solver; the defaults are the original trainer's.
-
-    It minimises, over the parameters of the rows that each batch touches, the batch's mean of
-    (r - r̂)² + l2·(‖p_u‖² + ‖q_m‖²) + bias_damping·(b_u²/n_u + b_m²/n_m)
-    where n_u and n_m are the ratings of the user and of the movie; for weight_decay's part of it see ``Penalty``.
-    """
+    """Options of the ``adam`` solver."""
 
     factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
     batch_size: int | None = Field(
-        2048,
+        None,
         ge=1,
-        description="ratings a step; none: a two-thousandth of them all, to a power of two from 512 to 65,536",
+        description="ratings per batch; default: N/2000 rounded to a power of two, 512 to 65,536",
     )
-    epochs: int = Field(1, ge=1, description="passes over the training ratings, at most")
-    lr: float = Field(1e-3, gt=0, description="step size; the peak of it with a schedule")
+    epochs: int = Field(10, ge=1, description=EPOCHS)
+    lr: float = Field(7e-3, gt=0, description="learning rate; the peak of a one_cycle schedule")
     weight_decay: float = Field(
-        1e-6, ge=0, description="L2 on all parameters as torch's Adam states it: its gradient is added at every step"
+        0.0, ge=0, description="weight decay as in torch.optim.Adam: L2 on all parameters at every step"
     )
-    l2: float | None = Field(0.0, ge=0, description=L2)
-    bias_damping: float = Field(
-        3.0,
-        ge=0,
-        description="L2 on the biases, in ratings: a row with n ratings keeps n / (n + damping) of its mean error",
-    )
-    dropout: float = Field(0.0, ge=0, lt=1, description="probability with which an entry of an embedding is dropped")
-    clip_grad: float | None = Field(None, gt=0, description="largest norm of a step's gradient")
+    l2: float | None = Field(None, ge=0, description=L2)
+    bias_damping: float = Field(3.0, ge=0, description=BIAS_DAMPING)
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of each entry of the vectors")
+    clip_grad: float | None = Field(None, gt=0, description="largest norm of a batch's gradient")
     schedule: Literal["constant", "one_cycle"] = Field(
-        "constant",
-        description="how the step size goes: constant, or one_cycle, up in a tenth of the steps and down to 0",
+        "one_cycle",
+        description="learning rate schedule: constant, or one_cycle: up during the first tenth, then down to 0",
     )
-    patience: int = Field(0, ge=0, description="epochs without a better validation RMSE before it stops; 0: never")
-    init_std: float = Field(0.01, gt=0, description="standard deviation of the vectors' entries at the start")
+    patience: int = Field(
+        3, ge=0, description="epochs without a better validation RMSE before early stopping; 0: no early stopping"
+    )
+    init_std: float = Field(0.01, gt=0, description="standard deviation of the vectors' initial entries")
     block_users: int = Field(
-        0, ge=0, description="users whose ratings are drawn together, for speed with large batches; 0: all"
+        0, ge=0, description="users per block, to speed up large batches on a CPU; 0: batches of all users"
     )
-    seed: int = Field(0, ge=0, description="of the initialisation, the order of the ratings and dropout")
+    seed: int = Field(0, ge=0, description=SEED)
 
 
-def start(
-    train: Interactions,
-    validation: Interactions,
-    config: AdamConfig,
-    workers: int | None = None,
-    initial: Initial | None = None,
-) -> MiniBatches:
-    """The training, ready for its first epoch; see ``mf.solvers.fit``."""
-    batch_size = config.batch_size or derived_batch(len(train))
-
-    def strata() -> Strata:
-        return Strata.blocked(train, batch_size, config.block_users, PARTS)
-
-    def rule(tables: Tables, counts: Counts) -> Adam:
-        return Adam(tables, Penalty.of(counts, config.l2, config.bias_damping, config.weight_decay), config)
-
-    fitting = MiniBatches(train, validation, strata, config, rule, workers, initial)
-    fitting.advice += ", or set --clip_grad 1"
-    return fitting
+# The original trainer's values, the defaults of ``python -m mf``.
+ORIGINAL: dict[str, Any] = {
+    "batch_size": 2048,
+    "epochs": 1,
+    "lr": 1e-3,
+    "weight_decay": 1e-6,
+    "l2": 0.0,
+    "schedule": "constant",
+    "patience": 0,
+}
 
 
-def derived_batch(ratings: int) -> int:
-    """A two-thousandth of them, to the nearest power of two from 512 to 65,536: as many steps an epoch as converge in a
-    few epochs, and no more, since a GPU's time goes by steps."""
-    return 1 << min(max(round(math.log2(max(ratings, 1) / 2000)), 9), 16)
+class AdamTraining(MiniBatchTraining):
+    """A training by Adam; see ``mf.solvers.base.Training``."""
 
+    def __init__(
+        self,
+        train: Interactions,
+        validation: Interactions,
+        config: AdamConfig,
+        *,
+        initial: Initial | None = None,
+        workers: int | None = None,
+    ) -> None:
+        self.batch_size = config.batch_size or derived_batch_size(len(train))
 
-def one_cycle(progress: float) -> float:
-    """Share of the peak step size: from a 25th up in the first tenth, then down to nothing, along half cosines
-    (Smith & Topin 2017, as torch's ``OneCycleLR`` draws it)."""
-    start, rise = 1 / 25, 0.1
-    if progress < rise:
-        return start + (1 - start) * (1 - math.cos(math.pi * progress / rise)) / 2
-    return (1 + math.cos(math.pi * (progress - rise) / (1 - rise))) / 2
+        def ratings() -> BlockedRatings:
+            return BlockedRatings.of_block_size(train, self.batch_size, config.block_users, MOVIE_SHARDS)
 
+        super().__init__(train, validation, config, ratings, initial, workers)
+        self.advice += ", or set --clip_grad 1"
+        t = self.tables
+        penalty = Penalty.of(self.ratings.counts, config.l2, config.bias_damping, config.weight_decay)
+        self.users = AdamState(t.p, penalty.user_factors), AdamState(t.b_u, penalty.user_bias)
+        self.movies = AdamState(t.q, penalty.movie_factors), AdamState(t.b_m, penalty.movie_bias)
 
-class Adam:
-    """Adam (Kingma & Ba 2015, algorithm 1) on the rows that a batch touches.
+    def epoch(self, number: int) -> float:
+        if self.ratings.blocks > 1:
+            return self.blocked_epoch(number)
+        self.finished = None
+        shuffle_seed, dropout_seed = torch.randint(
+            1 << 62, (2,), generator=generator(self.config.seed, number)
+        ).tolist()
+        dropout_rng = torch.Generator(self.device).manual_seed(dropout_seed)
+        batches = shuffled_batches(self.ratings.columns, self.batch_size, shuffle_seed)
+        squared_error = torch.zeros((), dtype=torch.float64, device=self.device)
+        for i, batch in enumerate(batches):
+            progress = (number - 1 + i / len(batches)) / self.epochs
+            squared_error += self.step(batch, progress, dropout_rng)
+        return math.sqrt(squared_error.item() / self.n_ratings)
 
-    A row that occurs several times in a batch gets the sum of its gradients, once. A row that does not occur keeps its
-    parameters and both moments as they are, and every row counts its own steps, so that the bias correction of a row
-    that comes late is that of its first step. ``torch.optim.SparseAdam`` counts steps for the whole table instead.
-    """
+    def step(self, batch: Batch, progress: float, rng: torch.Generator, spans: Spans | None = None) -> Tensor:
+        config = self.config
+        lr = config.lr * (one_cycle(progress) if config.schedule == "one_cycle" else 1.0)
 
-    moves_only_rated = False
+        # Forward: e = r - r̂.
+        if config.dropout:
+            error, derivatives = self.tables.residuals_with_dropout(batch, config.dropout, rng)
+        else:
+            error, derivatives = self.tables.residuals(batch), None
 
-    def __init__(self, tables: Tables, penalty: Penalty, config: AdamConfig) -> None:
-        self.config = config
-        self.users = Moments(tables.p, penalty.user_factors), Moments(tables.b_u, penalty.user_bias)
-        self.movies = Moments(tables.q, penalty.movie_factors), Moments(tables.b_m, penalty.movie_bias)
-
-    def step(self, users: Side, movies: Side, ratings: int, progress: float) -> None:
-        size = self.config.lr * (one_cycle(progress) if self.config.schedule == "one_cycle" else 1.0)
-        asked = [
-            (moments, side.segments, moments.gradient(side.segments, errors, ratings))
-            for side, both in ((users, self.users), (movies, self.movies))
-            for moments, errors in zip(both, (side.vectors, side.biases), strict=True)
+        # Backward: Σ e·∂r̂/∂θ per row, then the gradient of the loss.
+        by_user, by_movie = self.tables.gradient_sums(batch, error, derivatives)
+        updates = [
+            (state, sums.segments, state.gradient(sums.segments, error_sums, len(error)))
+            for sums, states in ((by_user, self.users), (by_movie, self.movies))
+            for state, error_sums in zip(states, (sums.vectors, sums.biases), strict=True)
         ]
-        if self.config.clip_grad is not None:
-            clip_norm([gradient for _, _, gradient in asked], self.config.clip_grad)
-        for moments, segments, gradient in asked:
-            moments.step(segments, gradient, size)
+        if config.clip_grad is not None:
+            clip_norm([gradient for _, _, gradient in updates], config.clip_grad)
+
+        for state, segments, gradient in updates:
+            state.step(segments, gradient, lr)
+        return error.dot(error).double()
 
     def state(self) -> dict[str, Any]:
-        return {"moments": [moments.state() for moments in (*self.users, *self.movies)]}
+        return {**super().state(), "adam": [state.tensors() for state in (*self.users, *self.movies)]}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        for moments, kept in zip((*self.users, *self.movies), state["moments"], strict=True):
-            for own, value in zip(moments.state(), kept, strict=True):
-                own.copy_(value)
+        super().load_state(state)
+        for own, saved in zip((*self.users, *self.movies), state["adam"], strict=True):
+            for tensor, value in zip(own.tensors(), saved, strict=True):
+                tensor.copy_(value)
 
 
-def clip_norm(gradients: list[Tensor], largest: float) -> None:
-    """Scales gradients so that the norm of them all is at most ``largest``."""
-    norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
-    for g in gradients:
-        g.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
+class AdamState:
+    """Adam (Kingma & Ba 2015, algorithm 1) of one embedding table, on the rows that a batch touches.
 
-
-class Moments:
-    """Adam's state of one table.
+    A row that occurs several times in a batch is updated once, on the sum of its gradients. A row that does not occur
+    keeps its parameters and both moments, and every row counts its own steps, so that the bias correction of a row that
+    comes late is that of its first step. ``torch.optim.SparseAdam`` counts steps for the whole table instead.
 
     Args:
         table: float32[n, …], the parameters.
-        l2: float32[n], the L2 weight of a row on each of its ratings.
+        l2: float32[n], the L2 weight per rating of each row.
     """
 
     def __init__(self, table: Tensor, l2: Tensor) -> None:
@@ -147,25 +172,59 @@ class Moments:
         self.m, self.v = torch.zeros_like(table), torch.zeros_like(table)
         self.steps = torch.zeros(len(table), device=table.device)
 
-    def gradient(self, segments: Segments, errors: Tensor, ratings: int) -> Tensor:
-        """Of a batch's mean squared error and L2: 2/B·(n·l2·θ - the row's summed errors); float32[S, …]."""
-        weight = (segments.take(self.l2) * segments.counts).view(_rows(errors))
-        return (segments.take(self.table) * weight - errors).mul_(2 / ratings)
+    def gradient(self, segments: Segments, error_sums: Tensor, batch_size: int) -> Tensor:
+        """Gradient of the batch's loss, 2/B·(n·l2·θ - Σ e·∂r̂/∂θ), float32[S, …]."""
+        weight = _column(segments.gather(self.l2) * segments.counts, error_sums)
+        return (segments.gather(self.table) * weight - error_sums).mul_(2 / batch_size)
 
-    def step(self, segments: Segments, g: Tensor, size: float) -> None:
-        """Moves the rows of ``segments`` on their gradients ``g`` by about ``size``."""
-        t = segments.take(self.steps).add_(1)
-        m = segments.take(self.m).lerp_(g, 1 - BETAS[0])
-        v = segments.take(self.v).mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
+    def step(self, segments: Segments, g: Tensor, lr: float) -> None:
+        """Updates the rows of ``segments`` on their gradients ``g``."""
+        t = segments.gather(self.steps).add_(1)
+        m = segments.gather(self.m).lerp_(g, 1 - BETAS[0])
+        v = segments.gather(self.v).mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
         for table, values in ((self.steps, t), (self.m, m), (self.v, v)):
-            segments.put(table, values)
-        first, second = ((1 - beta**t).view(_rows(g)) for beta in BETAS)
-        denominator = v.div_(second).sqrt_().add_(EPS)
-        segments.put(self.table, segments.take(self.table).sub_(m.mul_(size / first).div_(denominator)))
+            segments.scatter(table, values)
+        correction_m, correction_v = (_column(1 - beta**t, g) for beta in BETAS)
+        denominator = v.div_(correction_v).sqrt_().add_(EPS)
+        segments.scatter(self.table, segments.gather(self.table).sub_(m.mul_(lr / correction_m).div_(denominator)))
 
-    def state(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, ...]:
+        """m, v and the steps of each row."""
         return self.m, self.v, self.steps
 
 
-def _rows(values: Tensor) -> tuple[int, ...]:
-    return (-1,) + (1,) * (values.dim() - 1)
+def _column(per_row: Tensor, like: Tensor) -> Tensor:
+    """``per_row`` [S], shaped to broadcast over the rows of ``like``, [S] or [S, K]."""
+    return per_row.view((-1,) + (1,) * (like.dim() - 1))
+
+
+def derived_batch_size(ratings: int) -> int:
+    """Default batch size, N/2000 rounded to a power of two, 512 to 65,536.
+
+    That is as many steps per epoch as converge in a few epochs, and no more: time on a GPU grows with the steps."""
+    return 1 << min(max(round(math.log2(max(ratings, 1) / 2000)), 9), 16)
+
+
+def one_cycle(progress: float) -> float:
+    """Share of the peak learning rate: half cosines from 1/25 up to 1 in the first tenth, then down to 0 (Smith & Topin
+    2017, as in torch's ``OneCycleLR``)."""
+    start, rise = 1 / 25, 0.1
+    if progress < rise:
+        return start + (1 - start) * (1 - math.cos(math.pi * progress / rise)) / 2
+    return (1 + math.cos(math.pi * (progress - rise) / (1 - rise))) / 2
+
+
+def clip_norm(gradients: list[Tensor], largest: float) -> None:
+    """Scales gradients in place so that their joint norm is at most ``largest``."""
+    norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+    for g in gradients:
+        g.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
+
+
+SOLVER = Solver(
+    "adam",
+    "Adam on mini-batches, the original trainer's algorithm, with dropout, clipping and schedules",
+    AdamConfig,
+    warm=True,
+    start=AdamTraining,
+)

@@ -1,4 +1,4 @@
-"""What every solver is given, reports and gives."""
+"""The interface of a solver, its input, its reports and its result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,10 +7,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mf.config import Config
 from mf.model import MatrixFactorization
 from mf.solvers.workers import Workers
 
-RMSE_PARTS = 4  # of validation ratings, for as many workers at most
+# Descriptions of options that all solvers have.
+EPOCHS = "passes over the training ratings; adam, sgd and vb may stop earlier"
+SEED = "random seed"
+
+RMSE_SHARDS = 4  # of the validation ratings: at most as many workers share an RMSE
 
 
 @dataclass(frozen=True)
@@ -18,10 +23,10 @@ class Interactions:
     """Ratings as tensors on one device.
 
     Attributes:
-        users, movies: int64[N] or int32[N], rows of the two sides; in validation ratings -1 is a user or movie unseen
-            in training.
+        users, movies: int64[N] or int32[N], rows of the embedding tables; -1 in validation ratings is a user or movie
+            without training ratings.
         ratings: float32[N].
-        n_users, n_movies: how many rows the two sides have.
+        n_users, n_movies: number of rows of the embedding tables.
     """
 
     users: Tensor
@@ -33,31 +38,32 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.ratings)
 
-    def to(self, where: torch.device) -> "Interactions":
+    def to(self, device: torch.device) -> "Interactions":
+        """A copy on ``device``; tensors that are there already are shared."""
         return Interactions(
-            self.users.to(where), self.movies.to(where), self.ratings.to(where), self.n_users, self.n_movies
+            self.users.to(device), self.movies.to(device), self.ratings.to(device), self.n_users, self.n_movies
         )
 
     def counts(self) -> tuple[Tensor, Tensor]:
-        """int64[n_users] and int64[n_movies], the ratings of each row."""
+        """Ratings per user int64[n_users] and per movie int64[n_movies]."""
         return torch.bincount(self.users, minlength=self.n_users), torch.bincount(self.movies, minlength=self.n_movies)
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One pass over the training ratings: an epoch, or a sweep of ``vb`` and ``gibbs``."""
+    """Metrics of one epoch (``vb`` and ``gibbs``: one sweep over the ratings)."""
 
     epoch: int  # from 1
-    epochs: int  # how many there will be at most
-    train_rmse: float  # over the pass, each rating as it was predicted when its turn came
+    epochs: int  # largest number of epochs
+    train_rmse: float  # each rating as it was predicted when its turn came
     validation_rmse: float | None  # None without validation ratings
     seconds: float
     ratings_per_second: float
-    kept: bool  # the model of this pass is the one to be returned, unless a later one takes its place
-    note: str = ""  # what the solver has to say of this pass, a sentence
+    kept: bool  # this epoch's model is the best so far, or the last of a solver that keeps the last
+    note: str = ""  # a remark of the solver, one sentence
 
     def line(self) -> str:
-        """The line that is printed for the pass; with a note, there is a second one."""
+        """The log line of the epoch; a note adds a second line."""
         validation = "" if self.validation_rmse is None else f"  validation RMSE {self.validation_rmse:.4f}"
         left = self.seconds * (self.epochs - self.epoch)
         note = f"\n{self.note}" if self.note else ""
@@ -68,12 +74,12 @@ class EpochReport:
 
 
 @dataclass(frozen=True)
-class InitialSide:
-    """What is known of one side's rows before a training.
+class InitialRows:
+    """Rows of an earlier model's embedding table and biases.
 
     Attributes:
-        rows: int64[n], which they are.
-        vectors: float32[n, k], the weightiest factor first; k may be any number.
+        rows: int64[n], row numbers in the new model.
+        vectors: float32[n, k], columns in descending order of weight; k may differ from the new model's factors.
         biases: float32[n].
     """
 
@@ -81,13 +87,18 @@ class InitialSide:
     vectors: Tensor
     biases: Tensor
 
-    def to(self, where: torch.device) -> "InitialSide":
-        return InitialSide(self.rows.to(where), self.vectors.to(where), self.biases.to(where))
+    def to(self, device: torch.device) -> "InitialRows":
+        """A copy on ``device``."""
+        return InitialRows(self.rows.to(device), self.vectors.to(device), self.biases.to(device))
 
-    def put(self, vectors: Tensor, biases: Tensor, row_of: Tensor | None = None) -> None:
-        """Overwrites the rows (``row_of`` them, where the tables have others) of float32[N, factors] and float32[N].
+    def scatter_into(self, vectors: Tensor, biases: Tensor, row_of: Tensor | None = None) -> None:
+        """Overwrites these rows of an embedding table float32[N, factors] and its biases float32[N].
 
-        Factors that are 0 everywhere are left as they are: where both sides are 0, neither would ever move."""
+        Columns that are 0 in every row are left out: a factor that is 0 for users and movies would never move.
+
+        Args:
+            row_of: int64[N], the table's row of each row number, where the table is in another order.
+        """
         rows = self.rows if row_of is None else row_of[self.rows]
         used = self.vectors.any(0).nonzero().squeeze(1)
         used = used[used < vectors.shape[1]]
@@ -97,79 +108,108 @@ class InitialSide:
 
 @dataclass(frozen=True)
 class Initial:
-    """An earlier model to start from, in the rows of the new one.
+    """An earlier model to start from (warm start).
 
     Attributes:
-        name: of the earlier model.
+        name: the earlier model's run id.
         mu: its global mean.
-        users, movies: its rows that the new one has too.
+        users, movies: its rows for users and movies of the new model.
     """
 
     name: str
     mu: float
-    users: InitialSide
-    movies: InitialSide
+    users: InitialRows
+    movies: InitialRows
 
-    def to(self, where: torch.device) -> "Initial":
-        return Initial(self.name, self.mu, self.users.to(where), self.movies.to(where))
+    def to(self, device: torch.device) -> "Initial":
+        """A copy on ``device``."""
+        return Initial(self.name, self.mu, self.users.to(device), self.movies.to(device))
 
 
 Callback = Callable[[EpochReport], None]
 
 
 class Checkpoint(Protocol):
-    """Where the state of an unfinished training is kept; ``mf.checkpoint.CheckpointFile`` is one."""
+    """Storage for the state of an unfinished training, such as ``mf.checkpoint.CheckpointFile``."""
 
     def load(self) -> dict[str, Any] | None:
-        """What ``save`` kept last; ``None`` when there is nothing."""
+        """The state saved last; ``None`` without one."""
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keeps ``state`` (tensors, numbers, strings, and lists and dicts of them) in place of what was kept."""
+        """Replaces the saved state: tensors, numbers, strings, and lists and dicts of these."""
 
 
-class Fitting(Protocol):
-    """A training in progress: what a solver is to the loop that runs it (``mf.solvers.loop``)."""
+class Training(Protocol):
+    """A training in progress, run epoch by epoch by ``mf.solvers.loop``."""
 
-    epochs: int  # passes, at most
-    keeps_best: bool  # the best epoch by validation RMSE is returned; else the last one
-    patience: int  # passes without a better validation RMSE before it stops; 0: never
-    advice: str  # what to do when a value is not finite: "lower --lr (it is 0.01)"
-    note: str  # what there is to say of the last pass, a sentence, or nothing
+    epochs: int  # largest number of epochs
+    keeps_best: bool  # return the best epoch by validation RMSE; False: the last epoch
+    patience: int  # epochs without a better validation RMSE before an early stop; 0: no early stop
+    advice: str  # what to do when a value is not finite: "lower --lr (now 0.01)"
+    note: str  # remark on the last epoch, one sentence or empty
 
     def epoch(self, number: int) -> float:
-        """The pass ``number``, from 1; returns the training RMSE.
+        """Runs epoch ``number``, from 1; returns the training RMSE.
 
-        All that is drawn is drawn from ``generator(seed, number)``, so that a training that is resumed between two
-        passes goes on as if it had not stopped.
+        All random numbers come from ``generator(seed, number)``, so that a training resumed between two epochs gives
+        the same bits as one that never stopped.
         """
 
     def validation_rmse(self) -> float:
-        """RMSE of the clipped predictions for the validation ratings, unseen rows answered as the finished model
-        would."""
+        """RMSE of the clipped predictions on the validation ratings; unseen users and movies count as in the finished
+        model."""
 
     def model(self) -> MatrixFactorization:
-        """The finished model of the last pass, as ``mf.solvers.unseen`` makes them; later passes do not change it."""
+        """The finished model after the last epoch (``mf.solvers.unseen``); later epochs do not change it."""
 
     def state(self) -> dict[str, Any]:
-        """All that the passes to come depend on; may share memory with what they change."""
+        """All that later epochs depend on; may share memory with what they change."""
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes back to where ``state`` was taken."""
+        """Restores ``state``."""
+
+
+class Start(Protocol):
+    """Makes a ``Training`` that is ready for its first epoch."""
+
+    def __call__(
+        self, train: Interactions, validation: Interactions, config: Any, *, initial: Initial | None = None
+    ) -> Training:
+        """``initial`` is ``None`` unless the solver can start from an earlier model."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A way to fit the model.
+
+    Attributes:
+        name: as given to ``--solver``.
+        help: when to choose it, in one clause.
+        config: its options; their defaults hold for small and for large data.
+        warm: whether it can start from an earlier model.
+        start: makes the training.
+    """
+
+    name: str
+    help: str
+    config: type[Config]
+    warm: bool
+    start: Start
 
 
 def generator(seed: int, epoch: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The source of random numbers of one pass; 0 is the initialisation."""
+    """The random number generator of one epoch; epoch 0 is the initialisation."""
     return torch.Generator(device).manual_seed(seed * 1_000_003 + epoch)
 
 
 def rmse(model: MatrixFactorization, ratings: Interactions, workers: Workers | None = None) -> float:
-    """RMSE of the clipped predictions of a finished model; the same with any number of workers."""
+    """RMSE of a finished model's clipped predictions; the same bits with any number of workers."""
     columns = (ratings.users, ratings.movies, ratings.ratings)
-    parts = list(zip(*(column.chunk(RMSE_PARTS) for column in columns), strict=True))
+    shards = list(zip(*(column.chunk(RMSE_SHARDS) for column in columns), strict=True))
 
-    def squares(part: tuple[Tensor, ...]) -> Tensor:
-        users, movies, actual = part
+    def squared_error(shard: tuple[Tensor, ...]) -> Tensor:
+        users, movies, actual = shard
         return (model.predict(users, movies) - actual).double().square().sum()
 
-    sums = workers.map(squares, parts) if workers else [squares(part) for part in parts]
+    sums = workers.map(squared_error, shards) if workers else [squared_error(shard) for shard in shards]
     return float((torch.stack(sums).sum() / len(ratings)).sqrt())

@@ -1,11 +1,11 @@
-"""Many samples of p and q into one: the best vectors of a given length for the mean of the samples' products."""
+"""Low-rank approximation of the mean of many samples of p·q."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-OVERSAMPLING = 10  # more directions than asked for, so that the last of those asked for are found as well
+OVERSAMPLING = 10  # directions beyond the rank, so that the last singular vectors are accurate too
 POWER_ITERATIONS = 3
 
 
@@ -16,19 +16,18 @@ def randomised_svd(
     rank: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The first singular vectors and values of a matrix A that is known only by its products (Halko, Martinsson & Tropp
-    2011, algorithms 4.4 and 5.1).
+    """Truncated SVD of a matrix A given by its products only (Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1).
 
     Args:
         times: X float32[columns, r] to A X.
         times_transposed: Y float32[rows, r] to Aᵀ Y.
         shape: rows and columns of A.
-        rank: how many; fewer when A has fewer rows or columns.
-        generator: of the random start, on the device where it is done.
+        rank: number of singular values; fewer when A has fewer rows or columns.
+        generator: for the random start, on the device to compute on.
 
     Returns:
-        u float32[rows, rank], s float32[rank], the largest first, and v float32[columns, rank], with A ≈ u diag(s) vᵀ.
-        Exact when ``rank`` is that of A or more.
+        u float32[rows, rank], s float32[rank] in descending order, and v float32[columns, rank], with A ≈ u diag(s) vᵀ;
+        exact when the rank of A is at most ``rank``.
     """
     width = min(rank + OVERSAMPLING, *shape)
     start = torch.randn(shape[1], width, generator=generator, device=generator.device)
@@ -47,18 +46,18 @@ def collapse(
     factors: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """The vectors whose products come nearest to the samples' mean product and a product more,
-    A = Σ_s P_s Q_sᵀ / S + L Rᵀ.
+    """Vectors whose products approximate A = Σ_s P_s Q_sᵀ / S + L Rᵀ, the mean of S samples and a term more.
 
     The best approximation of a given rank is the truncated SVD (Eckart & Young 1936). A is never formed: its product
-    with a block of vectors costs 2 (n_users + n_movies) k flops a sample and vector.
+    with a vector costs 2 (n_users + n_movies) k flops per sample.
 
     Args:
-        samples: of P float32[n_users, k] and Q float32[n_movies, k].
+        samples: S pairs of P float32[n_users, k] and Q float32[n_movies, k].
         rest: L float32[n_users, r] and R float32[n_movies, r].
-        weights: float32[n_users] and float32[n_movies], above 0: an error for user u and movie m counts
+        weights: float32[n_users] and float32[n_movies], above 0: an error for user u and movie m has weight
             weights[u] · weights[m] in the sum of squares.
-        factors: length of the vectors returned; padded with zeros when A has a smaller rank.
+        factors: length of the vectors; padded with zeros when A has a smaller rank.
+        generator: for the randomised SVD, on the samples' device.
 
     Returns:
         float32[n_users, factors] and float32[n_movies, factors].
@@ -76,6 +75,6 @@ def collapse(
         return roots[left] * total
 
     u, s, v = randomised_svd(lambda x: product(x, 0), lambda y: product(y, 1), shape, factors, generator)
-    p, q = (side * s.sqrt() / root for side, root in ((u, roots[0]), (v, roots[1])))
+    p, q = (basis * s.sqrt() / root for basis, root in ((u, roots[0]), (v, roots[1])))
     missing = factors - len(s)
     return torch.nn.functional.pad(p, (0, missing)), torch.nn.functional.pad(q, (0, missing))

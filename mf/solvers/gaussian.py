@@ -1,18 +1,19 @@
-"""The Gaussian engine: all rows of one side given the other, for ``vb`` (the expectation) and ``gibbs`` (a sample).
+"""Conditional Gaussians of all users given the movies, or all movies given the users: for ``vb`` and ``gibbs``.
 
-A row is z = [factors, bias], D = rank + 1 numbers. Given the other side, with x_j = [factors_j, 1] and b_j the bias of
-the j-th row that it has rated and y_j the rating less mu, it is Gaussian (Salakhutdinov & Mnih 2008, eq. 11 and 12):
+``vb`` takes the mean and covariance of each, ``gibbs`` a sample.
+
+A row (a user or a movie) is z = [factors, bias], D = rank + 1 numbers. With x_j = [factors_j, 1] and b_j of the j-th
+rated row and y_j the rating less mu, it is Gaussian (Salakhutdinov & Mnih 2008, eq. 11 and 12):
 
     precision   alpha · Σ_j E[x_j x_jᵀ] + Λ
     linear term alpha · Σ_j (y_j E[x_j] - E[b_j x_j]) + Λ m
 
-Everything summed is a property of the other side's row alone, so it is put in a table once (E[z zᵀ] as a packed
-triangle, then E[z]: D(D+3)/2 columns), and the sum over a row's ratings is one ``embedding_bag`` over the ratings in
-compressed-row form. A rating costs D(D+5)/2 additions and as many 4-byte reads, 187 at rank 16, from a table that the
-cache holds in good part (45 ns on one core at 23.6 million ratings), and nothing is ever stored a rating but its column
-and value, 8 bytes a side. Batches of rows padded to one length multiply D × D matrices a rating instead: twice the
-flops (they cannot use the symmetry), the gathered and padded vectors written and read again, and, for ``vb``, a pass
-more for the covariances. What a row costs beside its ratings, factor and inverse of D × D, is 6 µs at rank 16.
+Each summand but y_j belongs to one rated row, so it is computed once and stored in a table (E[z zᵀ] as a packed
+triangle, then E[z]: D(D+3)/2 columns). The sum over a row's ratings is then one ``embedding_bag`` over compressed rows.
+A rating costs D(D+5)/2 additions and as many 4-byte reads, 187 at rank 16, mostly from the cache (45 ns on one core at
+23.6 million ratings), and 8 bytes of memory: its column and value. Batches of rows padded to one length would multiply
+D × D matrices per rating: twice the flops (no symmetry), padded vectors written and read again, and for ``vb`` another
+pass for the covariances. A row costs 6 µs beside its ratings at rank 16, for the factorisation and the inverse.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,51 +31,51 @@ from mf.solvers.base import Interactions
 from mf.solvers.sorting import grouped
 from mf.solvers.workers import Workers
 
-# float32 sums over at most so many ratings, then over those sums: the rounding error of a sum grows with its length,
-# and a GPU adds up the ratings of one bag one after another.
+# Ratings per float32 sum; these sums are then added up. The rounding error of a sum grows with its length, and a GPU
+# adds up the ratings of one row one after another.
 PIECE = 1024
-# Bytes of a block's D × D matrices: a few of them live at a time, for each worker. On a CPU larger ones are handed back
-# to the system and faulted in anew at every call.
+# Bytes of a block's D × D matrices, of which each worker holds a few at a time. On a CPU, larger allocations are
+# returned to the system and page-fault again at every call.
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
-# Ratings a block: a few hundred milliseconds of one worker, and bounded temporaries.
+# Ratings per block: a few hundred milliseconds of one worker, and bounded temporaries.
 BLOCK_RATINGS = {"cpu": 1 << 20, "cuda": 1 << 26}
 
-# What makes a row's new moments of its Gaussian: see ``update``.
-Rule = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor | None]]
+# The mean (vb) or a sample (gibbs) of each row's Gaussian: see ``update``.
+MeanOrSample = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor | None]]
 
 
 class GaussianConfig(Config):
-    """Options of both solvers."""
+    """Options that ``vb`` and ``gibbs`` share."""
 
     factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
     rank: int | None = Field(
         None,
         ge=1,
         le=256,
-        description="factors that are fitted; none: a sixth of the mean number of ratings a user or movie has, within "
-        "16 to 32 and at most factors",
+        description="number of fitted factors, at most factors; default: a sixth of the mean number of ratings per "
+        "user or movie, within 16 to 32",
     )
 
     @model_validator(mode="after")
     def _rank_fits(self) -> Self:
         if self.rank is not None and self.rank > self.factors:
-            raise ValueError(f"rank: found {self.rank}, expected at most factors, which is {self.factors}")
+            raise ValueError(f"rank: found {self.rank}, expected at most factors ({self.factors})")
         return self
 
 
-def inner_rank(train: Interactions, factors: int) -> int:
-    """How many factors are fitted where none are asked for: a sixth of the mean number of ratings a row, to a multiple
-    of 4 between 16 and 32, and never more than ``factors``."""
-    a_row = len(train) / (train.n_users + train.n_movies)
-    return min(factors, max(16, min(32, round(a_row / 24) * 4)))
+def derived_rank(train: Interactions, factors: int) -> int:
+    """Default rank: a sixth of the mean number of ratings per user or movie, as a multiple of 4 within 16 to 32, and at
+    most ``factors``."""
+    per_row = len(train) / (train.n_users + train.n_movies)
+    return min(factors, max(16, min(32, round(per_row / 24) * 4)))
 
 
 @dataclass(frozen=True)
 class Prior:
-    """z ~ N(mean, precision⁻¹), for all rows of a side.
+    """Gaussian prior of all users, or of all movies: z ~ N(mean, precision⁻¹).
 
     Attributes:
-        mean: float32[D], or float32[n, D] when every row has its own.
+        mean: float32[D], or float32[n, D] with a mean per row.
         precision: float32[D, D].
     """
 
@@ -82,12 +83,12 @@ class Prior:
     precision: Tensor
 
     def linear(self, rows: slice) -> Tensor:
-        """Λ m, float32[D] or float32[R, D]."""
+        """Λ m of ``rows``, float32[D] or float32[R, D]."""
         return (self.mean if self.mean.dim() == 1 else self.mean[rows]) @ self.precision
 
 
-class Moments:
-    """E[z] and E[z zᵀ] of all rows of a side.
+class PosteriorMoments:
+    """E[z] and E[z zᵀ] of all users, or of all movies.
 
     Attributes:
         mean: float32[n, D], E[z].
@@ -95,20 +96,27 @@ class Moments:
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor | None = None) -> None:
-        """The moments of N(mean, covariance), mean float32[n, D] and covariance float32[D, D]; none: of points."""
+        """Starts with the moments of N(mean, covariance).
+
+        Args:
+            mean: float32[n, D].
+            covariance: float32[D, D]; default: 0.
+        """
         n, d = mean.shape
         self.mean = torch.empty_like(mean)
         self.table = mean.new_empty(n, d * (d + 3) // 2)
         i, j = torch.tril_indices(d, d, device=mean.device)
-        self.lower = i * d + j  # where in a matrix the triangle's entries are
-        self.square = torch.empty(d, d, dtype=torch.int64, device=mean.device)  # where in the triangle a matrix's are
+        self.lower = i * d + j  # position of each triangle entry in the flattened matrix
+        self.square = torch.empty(
+            d, d, dtype=torch.int64, device=mean.device
+        )  # and of each matrix entry in the triangle
         self.square[i, j] = self.square[j, i] = torch.arange(len(i), device=mean.device)
         self.square = self.square.flatten()
         for rows in _slices(n, d, mean.device):
-            self.put(rows, mean[rows], covariance)
+            self.set_rows(rows, mean[rows], covariance)
 
-    def put(self, rows: slice, mean: Tensor, covariance: Tensor | None) -> Tensor:
-        """Sets the rows to mean float32[R, D] and covariance float32[R, D, D]; returns E[z zᵀ] float32[R, D, D]."""
+    def set_rows(self, rows: slice, mean: Tensor, covariance: Tensor | None) -> Tensor:
+        """Sets mean float32[R, D] and covariance float32[R, D, D] of ``rows``; returns E[z zᵀ] float32[R, D, D]."""
         second = mean.unsqueeze(2) * mean.unsqueeze(1)
         if covariance is not None:
             second += covariance
@@ -118,7 +126,7 @@ class Moments:
         return second
 
     def total(self) -> Tensor:
-        """Σ E[z zᵀ] over the rows, float64[D, D]."""
+        """Σ E[z zᵀ] over all rows, float64[D, D]."""
         d = self.mean.shape[1]
         out = self.table.new_zeros(d * d, dtype=torch.float64)
         for rows in _slices(len(self.mean), d, self.mean.device):
@@ -129,14 +137,14 @@ class Moments:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive rows of a side and their ratings.
+    """Adjacent rows and their ratings, in compressed-row form.
 
     Attributes:
-        rows: which they are.
-        columns, values: int32[N], float32[N], their ratings, row after row.
-        pieces: int32[P], where among those each piece starts.
-        firsts: int32[R], which piece is a row's first; ``None`` when every row has just one.
-        counts, totals, squares: float32[R], how many ratings a row has, their sum and the sum of their squares.
+        rows: the rows.
+        columns, values: int32[N], float32[N], the ratings, row after row.
+        pieces: int32[P], the first rating of each piece (see ``PIECE``).
+        firsts: int32[R], the first piece of each row; ``None`` when every row has one piece.
+        counts, totals, squares: float32[R], number of ratings of each row, their sum and their sum of squares.
     """
 
     rows: slice
@@ -149,7 +157,7 @@ class Block:
     squares: Tensor
 
     def sums(self, table: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Σ over each row's ratings of the table's row of the column, times the weight: float32[R, W]."""
+        """Per row, the sum of ``table[column]`` × weight over its ratings: float32[R, W]."""
         sums = embedding_bag(self.columns, table, self.pieces, mode="sum", per_sample_weights=weights)
         if self.firsts is None:
             return sums
@@ -157,14 +165,14 @@ class Block:
         return embedding_bag(every, sums, self.firsts, mode="sum")
 
 
-class Side:
-    """All ratings, row by row, cut into blocks of bounded memory.
+class RatingsByRow:
+    """Training ratings by user, or by movie, in blocks of bounded memory.
 
     Args:
-        rows, columns: int32[N] or int64[N], the rated pairs.
+        rows, columns: int32[N] or int64[N], the rated pairs: users and movies, or movies and users.
         values: float32[N], ratings less mu.
-        n: rows.
-        rank: factors.
+        n: number of rows.
+        rank: number of factors.
     """
 
     def __init__(self, rows: Tensor, columns: Tensor, values: Tensor, n: int, rank: int) -> None:
@@ -174,8 +182,8 @@ class Side:
         totals, squares = (torch.segment_reduce(x, "sum", lengths=counts) for x in (values, values.square()))
         starts = counts.cumsum(0) - counts
         pieces, firsts = _pieces(counts, starts)
-        # A block is full when its rows or its ratings are too many, or half of each.
-        filled = counts.double() / BLOCK_RATINGS[kind] + 1 / _rows_a_block(rank + 1, kind)
+        # A block is full when its share of the largest number of rows and its share of the ratings add up to 1.
+        filled = counts.double() / BLOCK_RATINGS[kind] + 1 / _rows_per_block(rank + 1, kind)
         cuts = [0, *(filled.cumsum(0).long().diff().nonzero().squeeze(1) + 1).tolist(), n]
         of_values, of_pieces = _bounds(starts, cuts, len(values)), _bounds(firsts, cuts, len(pieces))
         self.ratings = len(values)
@@ -194,39 +202,38 @@ class Side:
         ]
 
 
-def both_sides(train: Interactions, rank: int, workers: Workers) -> tuple[Side, Side]:
+def by_user_and_movie(train: Interactions, rank: int, workers: Workers) -> tuple[RatingsByRow, RatingsByRow]:
     """The ratings less their mean, by user and by movie."""
     values = train.ratings - train.ratings.double().mean().float()
     users, movies = (train.users, train.movies, train.n_users), (train.movies, train.users, train.n_movies)
-    by_user, by_movie = workers.map(lambda x: Side(x[0], x[1], values, x[2], rank), [users, movies])
+    by_user, by_movie = workers.map(lambda x: RatingsByRow(x[0], x[1], values, x[2], rank), [users, movies])
     return by_user, by_movie
 
 
 def update(
-    side: Side,
-    own: Moments,
-    other: Moments,
+    ratings: RatingsByRow,
+    own: PosteriorMoments,
+    other: PosteriorMoments,
     prior: Prior,
     alpha: Tensor,
-    rule: Rule,
+    mean_or_sample: MeanOrSample,
     workers: Workers,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Gives all rows of a side their conditional given the other side, by ``rule``.
+    """Updates all users given the movies, or all movies given the users.
 
     Args:
-        side: the ratings, by row of the side.
-        own, other: the moments of the side, which are overwritten, and of the other.
-        prior: of the side's rows.
-        alpha: float32[] or, for each row of the side its own, float32[n], the precision of the ratings' noise.
-        rule: from the Cholesky factor float32[R, D, D] of the precision (lower), the linear term float32[R, D] and
-            which rows these are to E[z] float32[R, D] and the covariance float32[R, D, D]; the covariance is ``None``
-            where z is a sample.
-        weights: float32[n_other], what a rating counts by its row of the other side: alpha is multiplied by it. Without
-            them each counts 1.
+        ratings: by the rows to update.
+        own: moments of the rows to update, overwritten.
+        other: moments of the rated rows.
+        prior: of the rows to update.
+        alpha: precision of the ratings' noise, float32[] or per row float32[n].
+        mean_or_sample: takes the lower Cholesky factor float32[R, D, D] of the precision, the linear term float32[R, D]
+            and the rows; returns E[z] float32[R, D] and the covariance float32[R, D, D], ``None`` for a sample.
+        weights: float32[n_other], factor on alpha for ratings of each rated row; default: 1.
 
     Returns:
-        Of each row Σ weight · E[(y - x·z)²] over its ratings with the new rows, float32[n].
+        Per row, Σ weight · E[(y - x·z)²] over its ratings, with the new rows, float32[n].
 
     Raises:
         torch.linalg.LinAlgError: a precision is not positive definite.
@@ -236,17 +243,19 @@ def update(
         gram, linear, offset = normal_equations(block, other, weights)
         precision = alpha[block.rows] if alpha.dim() else alpha.expand(len(gram))
         factor = torch.linalg.cholesky(torch.add(prior.precision, gram * precision.view(-1, 1, 1)))
-        z, covariance = rule(factor, precision.unsqueeze(1) * linear + prior.linear(block.rows), block.rows)
-        second = own.put(block.rows, z, covariance)
+        z, covariance = mean_or_sample(factor, precision.unsqueeze(1) * linear + prior.linear(block.rows), block.rows)
+        second = own.set_rows(block.rows, z, covariance)
         # Σ (y - b)² - 2 z·Σ (y - b) x + zᵀ (Σ x xᵀ) z
         return offset - 2 * (z * linear).sum(1) + (second * gram).sum((1, 2))
 
-    return torch.cat(workers.map(work, side.blocks))
+    return torch.cat(workers.map(work, ratings.blocks))
 
 
-def normal_equations(block: Block, other: Moments, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each row of a block, each rating times its weight (see ``update``): Σ E[x xᵀ] float32[R, D, D],
-    Σ (y E[x] - E[b x]) float32[R, D] and Σ E[(y - b)²] float32[R]."""
+def normal_equations(
+    block: Block, other: PosteriorMoments, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over each row's ratings, weighted as in ``update``: Σ E[x xᵀ] float32[R, D, D], Σ (y E[x] - E[b x])
+    float32[R, D] and Σ E[(y - b)²] float32[R]."""
     d = other.mean.shape[1]
     values, counts, totals, squares = block.values, block.counts, block.totals, block.squares
     each = None
@@ -257,30 +266,30 @@ def normal_equations(block: Block, other: Moments, weights: Tensor | None = None
     sums, weighted = block.sums(other.table, each), block.sums(other.mean, values)
     triangle, means = torch.split(sums, [d * (d + 1) // 2, d], 1)
     products = triangle[:, -d:]  # Σ E[b z], the triangle's last row
-    # x has 1 where z has b: the last row is Σ E[x], and how many there are.
+    # x has 1 where z has b: the last row is Σ E[x] and the number of ratings.
     square = torch.cat([triangle[:, :-d], means[:, :-1], counts.unsqueeze(1)], 1).index_select(1, other.square)
     linear = torch.cat([weighted[:, :-1] - products[:, :-1], (totals - means[:, -1]).unsqueeze(1)], 1)
     return square.view(-1, d, d), linear, squares - 2 * weighted[:, -1] + products[:, -1]
 
 
 def _pieces(counts: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """The first rating of each piece, int64[P], and the first piece of each row, int64[n]; a row has one at least."""
-    a_row = (counts + PIECE - 1).div(PIECE, rounding_mode="floor").clamp(min=1)
-    firsts = a_row.cumsum(0) - a_row
-    owners = torch.arange(len(counts), device=counts.device).repeat_interleave(a_row)
+    """The first rating of each piece, int64[P], and the first piece of each row, int64[n]; every row has a piece."""
+    per_row = (counts + PIECE - 1).div(PIECE, rounding_mode="floor").clamp(min=1)
+    firsts = per_row.cumsum(0) - per_row
+    owners = torch.arange(len(counts), device=counts.device).repeat_interleave(per_row)
     within = torch.arange(len(owners), device=counts.device) - firsts[owners]
     return starts[owners] + PIECE * within, firsts
 
 
 def _bounds(starts: Tensor, cuts: list[int], end: int) -> list[tuple[int, int]]:
-    """Of each range of rows the first of what ``starts`` counts, and the one after its last."""
+    """First and end of each range of rows between ``cuts``, in units of ``starts``."""
     return list(pairwise(torch.cat([starts, starts.new_tensor([end])])[cuts].tolist()))
 
 
-def _rows_a_block(d: int, kind: str) -> int:
+def _rows_per_block(d: int, kind: str) -> int:
     return max(1, BLOCK_BYTES[kind] // (4 * d * d))
 
 
 def _slices(n: int, d: int, device: torch.device) -> Iterable[slice]:
-    step = _rows_a_block(d, device.type)
+    step = _rows_per_block(d, device.type)
     return (slice(start, min(n, start + step)) for start in range(0, n, step))

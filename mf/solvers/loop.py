@@ -1,4 +1,4 @@
-"""The loop over epochs or sweeps that all solvers share: reports, early stopping, the best epoch, checkpoints."""
+"""The epoch loop of all solvers: reports, early stopping, best epoch, checkpoints."""
 
 import dataclasses
 import hashlib
@@ -11,136 +11,150 @@ import torch
 
 from mf.errors import ConfigError, TrainingError
 from mf.model import MatrixFactorization
-from mf.solvers.base import Callback, Checkpoint, EpochReport, Fitting, Interactions
+from mf.solvers.base import Callback, Checkpoint, EpochReport, Interactions, Training
 
 
 def run(
-    fitting: Fitting, rows: int, validates: bool, callbacks: Sequence[Callback], checkpoint: "Keeper | None" = None
+    training: Training,
+    n_ratings: int,
+    validates: bool,
+    callbacks: Sequence[Callback],
+    checkpoint: "ResumableCheckpoint | None" = None,
 ) -> MatrixFactorization:
-    """Runs ``fitting`` to its end.
+    """Runs the epochs of a training and returns its model.
 
     Args:
-        rows: training ratings.
-        validates: there are validation ratings.
-        callbacks: called after every epoch, and at once with those of a training that is resumed.
-        checkpoint: where the state is kept after every epoch, and taken up from.
+        n_ratings: number of training ratings.
+        validates: whether there are validation ratings.
+        callbacks: called after every epoch, and on resuming once per finished epoch.
+        checkpoint: the state is saved there after every epoch, and resumed from there.
 
     Raises:
         TrainingError: a value is not finite.
-        ConfigError: the checkpoint is of another training.
+        ConfigError: the checkpoint belongs to another training.
     """
     reports: list[EpochReport] = []
     best: dict[str, Any] | None = None
-    if checkpoint and (kept := checkpoint.load()):
-        reports = [EpochReport(**report) for report in kept["reports"]]
-        best = kept["best"]
-        fitting.load_state(kept["fitting"])
+    if checkpoint and (saved := checkpoint.load()):
+        reports = [EpochReport(**report) for report in saved["reports"]]
+        best = saved["best_model"]
+        training.load_state(saved["solver_state"])
         for report in reports:
             for callback in callbacks:
                 callback(report)
 
-    while len(reports) < fitting.epochs and not _lost_patience(reports, fitting.patience):
-        report = _epoch(fitting, len(reports) + 1, rows, validates, reports)
+    while len(reports) < training.epochs and not _out_of_patience(reports, training.patience):
+        report = _epoch(training, len(reports) + 1, n_ratings, validates, reports)
         reports.append(report)
-        if report.kept and fitting.keeps_best and validates:
-            best = fitting.model().state_dict()
+        if report.kept and training.keeps_best and validates:
+            best = training.model().state_dict()
         if checkpoint:
             checkpoint.save(
-                {"fitting": fitting.state(), "best": best, "reports": [dataclasses.asdict(r) for r in reports]}
+                {
+                    "solver_state": training.state(),
+                    "best_model": best,
+                    "reports": [dataclasses.asdict(r) for r in reports],
+                }
             )
         for callback in callbacks:
             callback(report)
 
-    # The last pass's outcome shows in no RMSE when there are no validation ratings.
+    # Without validation ratings the last epoch's parameters have not entered any RMSE yet.
     try:
-        model = fitting.model()
+        model = training.model()
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        raise _diverged(fitting, len(reports), "parameters are not finite") from None
+        raise _diverged(training, len(reports), "parameters are not finite") from None
     if best is not None:
         model.load_state_dict(best)
-    if not math.isfinite(_bound(model)):
-        raise _diverged(fitting, len(reports), "predictions are not finite")
+    if not math.isfinite(_largest_prediction(model)):
+        raise _diverged(training, len(reports), "predictions are not finite")
     return model.eval()
 
 
-def _epoch(fitting: Fitting, number: int, rows: int, validates: bool, reports: Sequence[EpochReport]) -> EpochReport:
+def _epoch(
+    training: Training, number: int, n_ratings: int, validates: bool, reports: Sequence[EpochReport]
+) -> EpochReport:
     started = time.perf_counter()
     try:
-        train_rmse = fitting.epoch(number)
-        # A model can only be made of finite values.
-        validation_rmse = fitting.validation_rmse() if validates and math.isfinite(train_rmse) else None
+        train_rmse = training.epoch(number)
+        # A model needs finite parameters.
+        validation_rmse = training.validation_rmse() if validates and math.isfinite(train_rmse) else None
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise _diverged(fitting, number, f"a matrix cannot be factored ({' '.join(str(error).split())})") from None
+        raise _diverged(training, number, f"a matrix cannot be factored ({' '.join(str(error).split())})") from None
     for name, value in (("train", train_rmse), ("validation", validation_rmse)):
         if value is not None and not math.isfinite(value):
-            raise _diverged(fitting, number, f"the {name} RMSE is {value}")
+            raise _diverged(training, number, f"the {name} RMSE is {value}")
     seconds = time.perf_counter() - started
-    kept = validation_rmse is None or not fitting.keeps_best or validation_rmse < _best(reports)
-    return EpochReport(number, fitting.epochs, train_rmse, validation_rmse, seconds, rows / seconds, kept, fitting.note)
+    kept = validation_rmse is None or not training.keeps_best or validation_rmse < _best(reports)
+    return EpochReport(
+        number, training.epochs, train_rmse, validation_rmse, seconds, n_ratings / seconds, kept, training.note
+    )
 
 
 @torch.no_grad()
-def _bound(model: MatrixFactorization) -> float:
-    """What no prediction exceeds (Cauchy-Schwarz), as long as every parameter is finite."""
-    sides = ((model.user_factors, model.user_bias), (model.movie_factors, model.movie_bias))
-    norms = [vectors.weight.norm(dim=1).max() for vectors, _ in sides]
-    return float(norms[0] * norms[1] + sum(bias.weight.abs().max() for _, bias in sides) + model.mu)
+def _largest_prediction(model: MatrixFactorization) -> float:
+    """An upper bound of all predictions (Cauchy-Schwarz); not finite if a parameter is not."""
+    tables = ((model.user_factors, model.user_bias), (model.movie_factors, model.movie_bias))
+    norms = [vectors.weight.norm(dim=1).max() for vectors, _ in tables]
+    return float(norms[0] * norms[1] + sum(bias.weight.abs().max() for _, bias in tables) + model.mu)
 
 
 def _best(reports: Sequence[EpochReport]) -> float:
     return min((r.validation_rmse for r in reports if r.validation_rmse is not None), default=math.inf)
 
 
-def _lost_patience(reports: Sequence[EpochReport], patience: int) -> bool:
+def _out_of_patience(reports: Sequence[EpochReport], patience: int) -> bool:
     validated = [r.validation_rmse for r in reports if r.validation_rmse is not None]
     return bool(patience and validated) and len(validated) - 1 - validated.index(min(validated)) >= patience
 
 
-def _diverged(fitting: Fitting, epoch: int, found: str) -> TrainingError:
-    return TrainingError(f"epoch {epoch}: {found}: {fitting.advice}")
+def _diverged(training: Training, epoch: int, problem: str) -> TrainingError:
+    return TrainingError(f"epoch {epoch}: {problem}: {training.advice}")
 
 
-class Keeper:
-    """A checkpoint that knows which training it belongs to.
+class ResumableCheckpoint:
+    """A checkpoint that refuses to resume another training.
 
     Args:
-        checkpoint: where it is kept.
-        solver: its name.
-        options: the solver's, and what else the outcome depends on.
-        parts: the training and the validation ratings.
+        checkpoint: where the state is saved.
+        solver: name of the solver.
+        options: the solver's options, and all else that the result depends on.
+        ratings: the training and the validation ratings.
     """
 
-    def __init__(self, checkpoint: Checkpoint, solver: str, options: Mapping[str, Any], *parts: Interactions) -> None:
+    def __init__(self, checkpoint: Checkpoint, solver: str, options: Mapping[str, Any], *ratings: Interactions) -> None:
         self.checkpoint = checkpoint
         digest = hashlib.blake2b(digest_size=16)
-        for part in parts:
-            for column in (part.users, part.movies, part.ratings):
+        for data in ratings:
+            for column in (data.users, data.movies, data.ratings):
                 digest.update(column.cpu().contiguous().numpy().data)
-        self.training = {"solver": solver, "ratings": digest.hexdigest(), **options}
+        self.settings = {"solver": solver, "ratings": digest.hexdigest(), **options}
 
     def load(self) -> dict[str, Any] | None:
-        """What was kept.
+        """The saved state; ``None`` without one.
 
         Raises:
-            ConfigError: it is of other ratings or other options.
+            ConfigError: it belongs to other ratings or options.
         """
-        kept = self.checkpoint.load()
-        if kept is None:
+        saved = self.checkpoint.load()
+        if saved is None:
             return None
         differing = [
             name
-            for name in {**self.training, **kept["training"]}
-            if self.training.get(name) != kept["training"].get(name)
+            for name in {**self.settings, **saved["settings"]}
+            if self.settings.get(name) != saved["settings"].get(name)
         ]
         if differing:
-            found, asked = (
-                ", ".join(f"{n} {d.get(n, 'none')}" for n in differing) for d in (kept["training"], self.training)
+            found, expected = (
+                ", ".join(f"{name} {settings.get(name, 'none')}" for name in differing)
+                for settings in (saved["settings"], self.settings)
             )
             raise ConfigError(
-                f"the checkpoint is of a training with {found}, this one has {asked}: give the same ratings and "
-                "options, name another checkpoint, or delete it to start anew"
+                f"the checkpoint belongs to a training with {found}, this training has {expected}: use the same "
+                "ratings and options, choose another checkpoint file, or delete it to start from scratch"
             )
-        return kept
+        return saved
 
     def save(self, state: dict[str, Any]) -> None:
-        self.checkpoint.save({**state, "training": self.training})
+        """Saves ``state`` together with the settings of this training."""
+        self.checkpoint.save({**state, "settings": self.settings})

@@ -1,126 +1,140 @@
-"""The mini-batch engine: which ratings make a batch, the sums of their gradients row by row, epochs over them.
+"""Mini-batches of ``adam`` and ``sgd``: batches, gradient sums per row, blocked epochs.
 
-A rule (``adam``, ``sgd``) then says how far a row goes. Two things make it fast. A batch's gradient needs no gradient a
-rating: the sum over a row's ratings of error × the other side's vector is one ``embedding_bag``, which writes only the
-sum. And ratings can be drawn block by block (``Strata``), so that the rows in use stay in the processor's cache and
-workers own disjoint rows.
+A solver subclasses ``MiniBatchTraining`` and gives it ``step``, the update on one batch. Two things make it fast:
+
+- No gradient is stored per rating: the sum over a row's ratings of error × the other vector is one ``embedding_bag``.
+- Ratings can be drawn block by block (``BlockedRatings``): the rows in use stay in the processor's cache, and threads
+  work on disjoint rows.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mf.model import MatrixFactorization, products
+from mf.model import MatrixFactorization
 from mf.solvers.base import Initial, Interactions, generator, rmse
+from mf.solvers.dots import has_fused_dots, row_dots
 from mf.solvers.sorting import Segments, grouped, stable_argsort
 from mf.solvers.unseen import BiasFallback
 from mf.solvers.workers import Workers
 
-L2 = "L2 on the two vectors of every rating; none: 0.05 at 2 million ratings, less with more of them"
+L2 = "L2 regularisation of both vectors, per rating; default: 0.05·(N / 2 million)^-0.2 within 0.03 to 0.06"
+BIAS_DAMPING = "L2 regularisation of the biases, in ratings: a row's bias is n / (n + damping) of its mean error"
 
-Columns = tuple[Tensor, Tensor, Tensor]  # users int32[B], sorted; movies int32[B]; ratings less mu float32[B]
-Counts = tuple[Tensor, Tensor]  # ratings of each row, int64[n_users] and int64[n_movies]
+Batch = tuple[Tensor, Tensor, Tensor]  # users int32[B], sorted; movies int32[B]; ratings less mu float32[B]
+Counts = tuple[Tensor, Tensor]  # ratings per user int64[n_users] and per movie int64[n_movies]
+Spans = tuple[slice, slice]  # rows of a user block and of a movie shard
 
 
-class Strata:
-    """Training ratings by user block and movie part (stratified SGD; Gemulla et al. 2011).
+def shuffled_batches(ratings: Batch, batch_size: int, seed: int) -> list[Batch]:
+    """Random batches of equal size, at most ``batch_size``; the last may be smaller. Each is sorted by user."""
+    n = len(ratings[0])
+    batches = max(1, math.ceil(n / batch_size))
+    size = max(1, math.ceil(n / batches))
+    rng = torch.Generator(ratings[0].device).manual_seed(seed)
+    batch_of = torch.randperm(n, generator=rng, device=rng.device, dtype=torch.int32).div_(size, rounding_mode="floor")
+    order = stable_argsort(batch_of, batches)  # stable: the ratings are sorted by user, and stay so in a batch
+    return list(zip(*(torch.split(column.index_select(0, order), size) for column in ratings), strict=True))
 
-    An epoch takes the blocks in random order, ``parts`` of them a time. Of those, each is first worked on with a movie
-    part of its own, then with the next, until every block has met every part: what is done at the same time shares no
-    row, so the outcome does not depend on how many workers there are. One block and one part are plain mini-batches.
 
-    The movies are numbered anew, so that the rows of a part lie together: movie i has the row ``movie_rows[i]``.
+class BlockedRatings:
+    """Training ratings by user block and movie shard (stratified SGD; Gemulla et al. 2011).
+
+    ``MiniBatchTraining.blocked_epoch`` works on ``shards`` blocks at a time, each with another movie shard, so that
+    threads share no row and the result does not depend on their number. With one block and one shard, the default,
+    these are simply all ratings.
+
+    Movies are renumbered so that the rows of a shard are adjacent: movie i has row ``movie_rows[i]``.
 
     Args:
         train: the ratings.
-        batch_size: ratings a batch, on average.
-        blocks: user blocks, of about as many ratings each.
-        parts: movie parts, of about as many ratings each.
+        batch_size: ratings per batch, on average.
+        blocks: number of user blocks, each with about as many ratings.
+        shards: number of movie shards, each with about as many ratings.
 
     Attributes:
-        counts: of the users' and of the movies' rows.
-        user_spans, movie_spans: the rows of each block and of each part.
+        columns: users, movie rows and ratings less their mean, sorted by user.
+        counts: ratings per user row and per movie row.
+        user_spans, movie_spans: the rows of each block and of each shard.
+        starts: the first rating of each block, and the number of ratings.
     """
 
-    def __init__(self, train: Interactions, batch_size: int, blocks: int = 1, parts: int = 1) -> None:
-        self.batch_size, self.blocks, self.parts = batch_size, blocks, parts
+    def __init__(self, train: Interactions, batch_size: int, blocks: int = 1, shards: int = 1) -> None:
+        self.batch_size, self.blocks, self.shards = batch_size, blocks, shards
         self.device = train.ratings.device
         user_counts, movie_counts = train.counts()
-        # Dealt out by popularity, there and back, so that the parts are of a size.
-        seat = torch.arange(train.n_movies, device=self.device) % (2 * parts)
-        part = torch.empty_like(seat, dtype=torch.int32)
-        part[movie_counts.argsort(descending=True, stable=True)] = seat.minimum(2 * parts - 1 - seat).int()
-        by_part = stable_argsort(part, parts)
-        self.part, self.movie_rows = part[by_part], by_part.argsort()
-        self.counts = user_counts, movie_counts[by_part]
+        # Movies by popularity are dealt out to shards 0, 1, 2, 3, 3, 2, 1, 0, 0, …, so that shards are of equal size.
+        seat = torch.arange(train.n_movies, device=self.device) % (2 * shards)
+        shard = torch.empty_like(seat, dtype=torch.int32)
+        shard[movie_counts.argsort(descending=True, stable=True)] = seat.minimum(2 * shards - 1 - seat).int()
+        by_shard = stable_argsort(shard, shards)
+        self.shard_of_row, self.movie_rows = shard[by_shard], by_shard.argsort()
+        self.counts = user_counts, movie_counts[by_shard]
 
         rows = torch.arange(train.n_users, dtype=torch.int32, device=self.device)
-        self.users = rows.repeat_interleave(user_counts, output_size=len(train))
+        users = rows.repeat_interleave(user_counts, output_size=len(train))
         movies = self.movie_rows.int().index_select(0, train.movies)
-        self.movies, self.ratings = grouped(train.users, movies, train.ratings, train.n_users)
-        self.ratings -= train.ratings.double().mean()
+        movies, ratings = grouped(train.users, movies, train.ratings, train.n_users)
+        ratings -= train.ratings.double().mean()
+        self.columns: Batch = (users, movies, ratings)
 
         ends = pad(user_counts.cumsum(0), (1, 0))
         wanted = torch.arange(1, blocks, device=self.device) * len(train) // blocks
         first = torch.searchsorted(ends, wanted)
         self.starts = [0, *ends[first].tolist(), len(train)]
         self.user_spans = spans([0, *first.tolist(), train.n_users])
-        self.movie_spans = spans([0, *torch.bincount(part, minlength=parts).cumsum(0).tolist()])
+        self.movie_spans = spans([0, *torch.bincount(shard, minlength=shards).cumsum(0).tolist()])
 
     @classmethod
-    def blocked(cls, train: Interactions, batch_size: int, block_users: int, parts: int) -> "Strata":
-        """Blocks of about ``block_users`` users on a CPU; 0 for plain mini-batches, which a GPU always gets: its memory
-        is fast enough without blocks, and its sizes must not depend on the data."""
+    def of_block_size(cls, train: Interactions, batch_size: int, block_users: int, shards: int) -> "BlockedRatings":
+        """Blocks of about ``block_users`` users; one block for 0, and on a GPU: its memory is fast enough without
+        blocks, and tensor sizes there must not depend on the data."""
         if block_users == 0 or train.ratings.is_cuda:
             return cls(train, batch_size)
-        return cls(train, batch_size, parts * math.ceil(train.n_users / (block_users * parts)), parts)
+        return cls(train, batch_size, shards * math.ceil(train.n_users / (block_users * shards)), shards)
 
-    def batches(self, block: int, seed: int) -> list[list[Columns]]:
-        """The batches of a block in random order, a list for each movie part."""
+    def batches(self, block: int, seed: int) -> list[list[Batch]]:
+        """Random batches of a block, a list per movie shard; a batch may be empty."""
         start, end = self.starts[block], self.starts[block + 1]
-        columns = [x[start:end] for x in (self.users, self.movies, self.ratings)]
-        n = max(1, math.ceil((end - start) / (self.batch_size * self.parts)))
+        users, movies, ratings = (column[start:end] for column in self.columns)
+        if self.shards == 1:
+            return [shuffled_batches((users, movies, ratings), self.batch_size, seed)]
+        n = max(1, math.ceil((end - start) / (self.batch_size * self.shards)))
         rng = torch.Generator(self.device).manual_seed(seed)
-        if self.parts > 1:
-            key = torch.randint(n, (end - start,), generator=rng, device=self.device, dtype=torch.int32)
-            key += self.part.index_select(0, columns[1]) * n
-            sizes = torch.bincount(key, minlength=n * self.parts).tolist()
-        else:
-            size = max(1, math.ceil((end - start) / n))
-            key = torch.randperm(end - start, generator=rng, device=self.device, dtype=torch.int32)
-            key = key.div_(size, rounding_mode="floor")
-            sizes = [min(size, end - start - i * size) for i in range(n)]
-        # Stable, so that a batch's ratings stay sorted by user.
-        order = stable_argsort(key, n * self.parts)
-        cut = list(zip(*(torch.split(column.index_select(0, order), sizes) for column in columns), strict=True))
-        return [cut[i : i + n] for i in range(0, n * self.parts, n)]
+        batch_of = torch.randint(n, (end - start,), generator=rng, device=self.device, dtype=torch.int32)
+        batch_of += self.shard_of_row.index_select(0, movies) * n
+        sizes = torch.bincount(batch_of, minlength=n * self.shards).tolist()
+        order = stable_argsort(batch_of, n * self.shards)  # stable: a batch stays sorted by user
+        split = (torch.split(column.index_select(0, order), sizes) for column in (users, movies, ratings))
+        batches = list(zip(*split, strict=True))
+        return [batches[i : i + n] for i in range(0, n * self.shards, n)]
 
 
 def spans(edges: list[int]) -> list[slice]:
-    """The rows between one edge and the next."""
+    """The rows between each edge and the next."""
     return [slice(*pair) for pair in pairwise(edges)]
 
 
 def derived_l2(ratings: int) -> float:
-    """0.05·(N / 2 million)^-0.2, between 0.03 and 0.06: a power of N through what did best for 90 thousand ratings
-    (0.06 to 0.07), 2 million (0.05) and 21 million (0.03)."""
+    """0.05·(N / 2 million)^-0.2 within 0.03 to 0.06: a power law through the best values for 90 thousand ratings (0.06
+    to 0.07), 2 million (0.05) and 21 million (0.03)."""
     return float(min(max(0.05 * (ratings / 2e6) ** -0.2, 0.03), 0.06))
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """The L2 weights of each row, per rating, float32[n_users] and float32[n_movies].
+    """L2 weight per rating for each row, float32[n_users] and float32[n_movies].
 
-    ``weight_decay`` is what torch's Adam makes of it on dense gradients: wd·θ is added to every parameter's gradient at
-    each of the N/B steps of an epoch. Rows that are touched now and then get the same in sum: a row with n ratings is
-    touched n times an epoch, and the gradient of w·θ² on one rating of a batch's mean is 2wθ/B, so w = N·wd / (2n).
-    A damping λ of a bias is λ·b² over the row's n ratings: λ/n on each.
+    ``weight_decay`` means what it means for torch's Adam with dense gradients: wd·θ is added to every parameter's
+    gradient at each of the N/B steps of an epoch. A row with n ratings is touched only n times per epoch, and the
+    gradient of w·θ² on one rating of a batch's mean is 2wθ/B, so w = N·wd / (2n) adds up to the same.
+    A bias damping of λ is λ·b² over a row's n ratings: λ/n on each.
     """
 
     user_factors: Tensor
@@ -130,6 +144,7 @@ class Penalty:
 
     @classmethod
     def of(cls, counts: Counts, l2: float | None, bias_damping: float, weight_decay: float = 0.0) -> "Penalty":
+        """The weights for rows with ``counts`` ratings; ``l2`` None: ``derived_l2``."""
         ratings = int(counts[0].sum())
         l2 = derived_l2(ratings) if l2 is None else l2
         per_rating = [1.0 / n.clamp(min=1) for n in counts]
@@ -138,13 +153,13 @@ class Penalty:
 
 
 @dataclass(frozen=True)
-class Side:
-    """What a batch asks of the rows of one side.
+class GradientSums:
+    """Sums over a batch for each user, or each movie, that it touches.
 
     Attributes:
-        segments: the rows, and how many of the batch's ratings are theirs.
-        vectors: float32[S, factors], the sum over a row's ratings of (r - r̂) × the other side's vector.
-        biases: float32[S], the sum over a row's ratings of r - r̂.
+        segments: the touched rows, and the number of ratings of each.
+        vectors: float32[S, factors], the sum of (r - r̂) × the other vector.
+        biases: float32[S], the sum of r - r̂.
     """
 
     segments: Segments
@@ -152,24 +167,9 @@ class Side:
     biases: Tensor
 
 
-class Rule(Protocol):
-    """How far a row goes on what its ratings ask."""
-
-    moves_only_rated: bool  # whether a row that is asked by no rating stays as it is
-
-    def step(self, users: Side, movies: Side, ratings: int, progress: float) -> None:
-        """Moves the rows of a batch of ``ratings`` ratings, with ``progress`` (0 to 1) of the training behind."""
-
-    def state(self) -> dict[str, Any]:
-        """What the steps to come depend on beside the tables."""
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Goes back to where ``state`` was taken."""
-
-
 @dataclass(frozen=True)
 class Tables:
-    """The parameters: vectors float32[n, factors] and biases float32[n] of both sides."""
+    """The parameters: vectors p, q float32[n, factors] and biases b_u, b_m float32[n]."""
 
     p: Tensor
     q: Tensor
@@ -177,65 +177,36 @@ class Tables:
     b_m: Tensor
 
     @classmethod
-    def start(cls, train: Interactions, factors: int, std: float, rng: torch.Generator) -> "Tables":
-        """Vectors of N(0, std²), biases of 0."""
-        sides = (train.n_users, train.n_movies)
-        p, q = (torch.empty(n, factors, device=rng.device).normal_(0, std, generator=rng) for n in sides)
-        return cls(p, q, *(torch.zeros(n, device=rng.device) for n in sides))
+    def random(cls, train: Interactions, factors: int, std: float, rng: torch.Generator) -> "Tables":
+        """Vectors from N(0, std²), biases of 0."""
+        sizes = (train.n_users, train.n_movies)
+        p, q = (torch.empty(n, factors, device=rng.device).normal_(0, std, generator=rng) for n in sizes)
+        return cls(p, q, *(torch.zeros(n, device=rng.device) for n in sizes))
 
-    def take_up(self, initial: Initial, mean: float, movie_rows: Tensor) -> None:
-        """Puts the rows of an earlier model in place, and the difference between its mean and ``mean`` into the users'
-        biases."""
-        initial.users.put(self.p, self.b_u)
-        initial.movies.put(self.q, self.b_m, movie_rows)
+    def warm_start(self, initial: Initial, mean: float, movie_rows: Tensor) -> None:
+        """Overwrites the rows that an earlier model has, and adds the difference between its mean and ``mean`` to the
+        users' biases."""
+        initial.users.scatter_into(self.p, self.b_u)
+        initial.movies.scatter_into(self.q, self.b_m, movie_rows)
         self.b_u.add_(initial.mu - mean)
 
     def all(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """p, q, b_u, b_m."""
         return self.p, self.q, self.b_u, self.b_m
 
-    def gradients(
-        self,
-        batch: Columns,
-        dropout: float = 0.0,
-        rng: torch.Generator | None = None,
-        within: tuple[slice, slice] | None = None,
-    ) -> tuple[Side, Side, Tensor]:
-        """What a batch asks of its users and of its movies, and its squared errors' sum (on the device).
-
-        Args:
-            within: rows, among which the batch's are, that may all be asked, most of them for nothing. A span of them
-                is taken where the batch has more ratings than it has rows.
-        """
-        users, movies, _ = batch
-        order = stable_argsort(movies, len(self.q))
-        spans = within or (None, None)
-        by_user = _runs(users, len(self.p), spans[0])
-        by_movie = _runs(movies.index_select(0, order), len(self.q), spans[1])
-        if dropout:
-            error, p, q = self._dropped(batch, dropout, rng)
-            on_users = by_user.bags(torch.arange(len(error), dtype=torch.int32, device=error.device), q, error)
-            on_movies = by_movie.bags(order.int(), p, error.index_select(0, order))
-        else:
-            error = self._errors(batch)
-            on_users = by_user.bags(movies, self.q, error)
-            on_movies = by_movie.bags(users.index_select(0, order), self.p, error.index_select(0, order))
-        return (
-            Side(by_user, on_users, by_user.sums(error)),
-            Side(by_movie, on_movies, by_movie.sums(error.index_select(0, order))),
-            error.dot(error).double(),
-        )
-
-    def _errors(self, batch: Columns) -> Tensor:
-        """r - r̂ float32[B]."""
+    def residuals(self, batch: Batch) -> Tensor:
+        """r - r̂ of each rating, float32[B]."""
         users, movies, ratings = batch
         error = ratings - self.b_u.index_select(0, users)
         error -= self.b_m.index_select(0, movies)
-        error -= products(self.p, self.q, users, movies)
+        error -= row_dots(self.p, self.q, users, movies)
         return error
 
-    def _dropped(self, batch: Columns, dropout: float, rng: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        """r - r̂ with entries of both vectors dropped (each kept one is divided by 1 - dropout), and for each rating
-        the derivatives of r̂ by the movie's and by the user's vector, float32[B, factors]."""
+    def residuals_with_dropout(
+        self, batch: Batch, dropout: float, rng: torch.Generator | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """As ``residuals``, with entries of both vectors dropped and the kept ones divided by 1 - dropout; and the
+        derivatives of r̂ by q_m and by p_u, float32[B, factors] each."""
         users, movies, ratings = batch
         p, q = self.p.index_select(0, users), self.q.index_select(0, movies)
         keep = 1 - dropout
@@ -243,25 +214,59 @@ class Tables:
         scale = mask[0] * mask[1]
         p, q = p * scale, q * scale
         dot = torch.linalg.vecdot(p, self.q.index_select(0, movies))
-        return ratings - self.b_u.index_select(0, users) - self.b_m.index_select(0, movies) - dot, p, q
+        error = ratings - self.b_u.index_select(0, users) - self.b_m.index_select(0, movies) - dot
+        return error, (p, q)
+
+    def gradient_sums(
+        self,
+        batch: Batch,
+        error: Tensor,
+        derivatives: tuple[Tensor, Tensor] | None = None,
+        spans: Spans | None = None,
+    ) -> tuple[GradientSums, GradientSums]:
+        """Sums over each user's and each movie's ratings in the batch.
+
+        Args:
+            error: float32[B], from ``residuals``.
+            derivatives: from ``residuals_with_dropout``; default: p and q themselves.
+            spans: user rows and movie rows that contain the batch's. Where the batch has more ratings than a span has
+                rows, the sums are for the whole span, mostly of no ratings.
+        """
+        users, movies, _ = batch
+        user_span, movie_span = spans or (None, None)
+        order = stable_argsort(movies, len(self.q))
+        by_user = _segments(users, len(self.p), user_span)
+        by_movie = _segments(movies.index_select(0, order), len(self.q), movie_span)
+        error_by_movie = error.index_select(0, order)
+        if derivatives is None:
+            user_vectors = by_user.weighted_sums(movies, self.q, error)
+            movie_vectors = by_movie.weighted_sums(users.index_select(0, order), self.p, error_by_movie)
+        else:
+            p, q = derivatives
+            every = torch.arange(len(error), dtype=torch.int32, device=error.device)
+            user_vectors = by_user.weighted_sums(every, q, error)
+            movie_vectors = by_movie.weighted_sums(order.int(), p, error_by_movie)
+        return (
+            GradientSums(by_user, user_vectors, by_user.sums(error)),
+            GradientSums(by_movie, movie_vectors, by_movie.sums(error_by_movie)),
+        )
 
 
-def _runs(ordered: Tensor, rows: int, span: slice | None) -> Segments:
+def _segments(ordered: Tensor, n_rows: int, span: slice | None) -> Segments:
     if span is None or ordered.is_cuda or span.stop - span.start > len(ordered):
-        return Segments.of(ordered, rows)
-    return Segments.within(ordered, span)
+        return Segments.of(ordered, n_rows)
+    return Segments.of_span(ordered, span)
 
 
-class MiniBatches:
-    """Epochs of mini-batches: a ``Fitting`` by any rule.
+class MiniBatchTraining:
+    """Base of ``adam`` and ``sgd``: parameters, validation, state; subclasses add ``epoch``, ``step`` and state.
 
     Args:
         train, validation: the ratings.
-        strata: makes what draws the training ratings.
-        config: the solver's; epochs, patience, factors, init_std, seed, lr and, when it has one, dropout are taken.
-        rule: from the tables and the ratings of each of their rows, the rule that moves them.
-        workers: threads; the outcome does not depend on them.
-        initial: what to start from; rows that are not in it start as all would without.
+        config: the solver's options; epochs, patience, factors, init_std, seed and lr are read here.
+        make_ratings: builds the training ratings.
+        initial: an earlier model to start from; rows that it lacks start at random.
+        workers: number of threads; the result does not depend on it.
     """
 
     keeps_best = True
@@ -271,61 +276,71 @@ class MiniBatches:
         self,
         train: Interactions,
         validation: Interactions,
-        strata: Callable[[], Strata],
         config: Any,
-        rule: Callable[[Tables, Counts], Rule],
-        workers: int | None = None,
-        initial: Initial | None = None,
+        make_ratings: Callable[[], BlockedRatings],
+        initial: Initial | None,
+        workers: int | None,
     ) -> None:
         self.validation, self.config = validation, config
-        self.epochs, self.patience, self.advice = config.epochs, config.patience, f"lower --lr (it is {config.lr:g})"
-        self.rows = len(train)
-        self.dropout: float = getattr(config, "dropout", 0.0)
+        self.epochs, self.patience, self.advice = config.epochs, config.patience, f"lower --lr (now {config.lr:g})"
+        self.n_ratings = len(train)
         self.device = train.ratings.device
         self.workers = Workers(self.device, workers)
-        makers: tuple[Callable[[], Any], ...] = (strata, lambda: BiasFallback(train, validation))
-        self.strata, self.fallback = self.workers.map(lambda make: make(), makers)
-        self.tables = Tables.start(train, config.factors, config.init_std, generator(config.seed, 0, self.device))
+        builders: tuple[Callable[[], Any], ...] = (make_ratings, lambda: BiasFallback(train, validation))
+        self.ratings, self.fallback = self.workers.map(lambda build: build(), builders)
+        self.tables = Tables.random(train, config.factors, config.init_std, generator(config.seed, 0, self.device))
         if initial:
-            self.tables.take_up(initial, self.fallback.mu, self.strata.movie_rows)
+            self.tables.warm_start(initial, self.fallback.mu, self.ratings.movie_rows)
         self.finished: MatrixFactorization | None = None
-        self.rule = rule(self.tables, self.strata.counts)
+        has_fused_dots(self.device)  # tried now, so that no epoch waits for the GPU
 
-    def epoch(self, number: int) -> float:
+    def step(self, batch: Batch, progress: float, rng: torch.Generator, spans: Spans) -> Tensor:
+        """Updates the parameters on one batch.
+
+        Args:
+            progress: share of the training that is over, 0 to 1.
+            rng: for dropout.
+            spans: rows that no other thread touches at the same time.
+
+        Returns:
+            The sum of squared errors before the update, float64[].
+        """
+        raise NotImplementedError
+
+    def blocked_epoch(self, number: int) -> float:
+        """One pass over the ratings, block by block; returns the training RMSE.
+
+        Blocks come in random order, ``shards`` at a time. In turn t, block i of such a group works on movie shard
+        (i + t) mod ``shards``: what runs at the same time shares no user and no movie.
+        """
         self.finished = None
-        s = self.strata
+        ratings = self.ratings
         rng = generator(self.config.seed, number)
-        order = torch.randperm(s.blocks, generator=rng).tolist()
-        seeds = torch.randint(1 << 62, (s.blocks, 1 + s.parts), generator=rng).tolist()
+        order = torch.randperm(ratings.blocks, generator=rng).tolist()
+        seeds = torch.randint(1 << 62, (ratings.blocks, 1 + ratings.shards), generator=rng).tolist()
         errors: list[Tensor] = []
-        for begin in range(0, s.blocks, s.parts):
-            group = order[begin : begin + s.parts]
-            cut = self.workers.map(lambda block: s.batches(block, seeds[block][0]), group)
-            share = len(group) / s.blocks / s.parts
-            for turn in range(s.parts):
-                before = number - 1 + begin / s.blocks + turn * share
-                parts = [(place + turn) % s.parts for place in range(len(group))]
-                jobs = [
-                    (batches[part], (s.user_spans[block], s.movie_spans[part]), before, share, seeds[block][1 + part])
-                    for batches, part, block in zip(cut, parts, group, strict=True)
-                ]
-                errors += self.workers.map(lambda job: self._stratum(*job), jobs)
-        return math.sqrt(torch.stack(errors).sum().item() / self.rows)
+        for begin in range(0, ratings.blocks, ratings.shards):
+            group = order[begin : begin + ratings.shards]
+            batches = self.workers.map(lambda block: ratings.batches(block, seeds[block][0]), group)
+            share = len(group) / ratings.blocks / ratings.shards
+            for turn in range(ratings.shards):
+                passed = number - 1 + begin / ratings.blocks + turn * share
+                jobs = []
+                for i, block in enumerate(group):
+                    shard = (i + turn) % ratings.shards
+                    rows = ratings.user_spans[block], ratings.movie_spans[shard]
+                    jobs.append((batches[i][shard], rows, passed, share, seeds[block][1 + shard]))
+                errors += self.workers.map(lambda job: self._block_and_shard(*job), jobs)
+        return math.sqrt(torch.stack(errors).sum().item() / self.n_ratings)
 
-    def _stratum(
-        self, batches: list[Columns], rows: tuple[slice, slice], before: float, share: float, seed: int
-    ) -> Tensor:
-        """Steps over batches of the users and movies ``rows`` that begin after ``before`` epochs and take ``share`` of
-        one; the squared errors' sum."""
-        within = rows if self.rule.moves_only_rated else None
-        rng = torch.Generator(self.device).manual_seed(seed) if self.dropout else None
+    def _block_and_shard(self, batches: list[Batch], rows: Spans, passed: float, share: float, seed: int) -> Tensor:
+        """Steps over the batches of one block and shard, from ``passed`` epochs on, ``share`` of an epoch long; returns
+        the sum of squared errors."""
+        rng = torch.Generator(self.device).manual_seed(seed)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for i, batch in enumerate(batches):
-            if len(batch[0]) == 0:
-                continue
-            users, movies, error = self.tables.gradients(batch, self.dropout, rng, within)
-            self.rule.step(users, movies, len(batch[0]), (before + i / len(batches) * share) / self.epochs)
-            total += error
+            if len(batch[0]):
+                total += self.step(batch, (passed + i / len(batches) * share) / self.epochs, rng, rows)
         return total
 
     def validation_rmse(self) -> float:
@@ -333,16 +348,15 @@ class MiniBatches:
 
     def model(self) -> MatrixFactorization:
         if self.finished is None:
-            t, movies = self.tables, self.strata.movie_rows
-            tables = t.p, t.q.index_select(0, movies), t.b_u, t.b_m.index_select(0, movies)
-            self.finished = self.fallback.finished(*tables, self.config.factors)
+            t, movies = self.tables, self.ratings.movie_rows
+            parameters = t.p, t.q.index_select(0, movies), t.b_u, t.b_m.index_select(0, movies)
+            self.finished = self.fallback.to_model(*parameters, self.config.factors)
         return self.finished
 
     def state(self) -> dict[str, Any]:
-        return {"tables": self.tables.all(), "rule": self.rule.state()}
+        return {"tables": self.tables.all()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        for own, kept in zip(self.tables.all(), state["tables"], strict=True):
-            own.copy_(kept)
+        for table, saved in zip(self.tables.all(), state["tables"], strict=True):
+            table.copy_(saved)
         self.finished = None
-        self.rule.load_state(state["rule"])

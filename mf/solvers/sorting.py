@@ -1,4 +1,4 @@
-"""Sorting of row numbers, and where each row's entries lie in what is sorted."""
+"""Sort by row number; gather, sum and scatter per row."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,13 @@ from torch.nn.functional import embedding_bag, pad
 
 
 def stable_argsort(keys: Tensor, bound: int) -> Tensor:
-    """int64[N], the stable order of integer ``keys`` in 0 … bound - 1.
+    """Stable argsort of integer keys, int64[N].
 
-    On a CPU NumPy sorts 16 bits by radix, ten times faster than torch compares; two passes do for larger bounds.
+    On a CPU NumPy's radix sort of 16-bit keys is ten times faster than torch's comparison sort; larger keys take two
+    passes.
+
+    Args:
+        keys: int32[N] or int64[N], from 0 to bound - 1.
     """
     if keys.is_cuda:
         return keys.argsort(stable=True)
@@ -26,10 +30,10 @@ def stable_argsort(keys: Tensor, bound: int) -> Tensor:
 
 
 def grouped(rows: Tensor, columns: Tensor, values: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
-    """int32[N] and float32[N], ``columns`` and ``values`` in the stable order of ``rows``.
+    """Stable sort of sparse matrix entries by row: ``columns`` int32[N] and ``values`` float32[N].
 
-    On a CPU that is how SciPy makes rows of a sparse matrix out of its entries: each goes to its place in one pass,
-    five times as fast as sorting and then looking up.
+    On a CPU it is SciPy's conversion from coordinates to compressed rows: one pass, five times as fast as an argsort
+    and two gathers.
     """
     if rows.is_cuda:
         order = stable_argsort(rows, n_rows)
@@ -37,21 +41,21 @@ def grouped(rows: Tensor, columns: Tensor, values: Tensor, n_rows: int) -> tuple
     entries = coo_array(
         (values.numpy(), (rows.int().numpy(), columns.int().numpy())), shape=(n_rows, int(columns.max()) + 1)
     )
-    entries.has_canonical_format = True  # else entries of the same row and column were summed up
+    entries.has_canonical_format = True  # else SciPy adds up entries of the same row and column
     by_row = entries.tocsr()
     return torch.from_numpy(by_row.indices), torch.from_numpy(by_row.data)
 
 
 @dataclass(frozen=True)
 class Segments:
-    """The runs of equal rows in sorted row numbers.
+    """Runs of equal row numbers in a sorted batch: the rows of a table that the batch touches.
 
     Attributes:
-        rows: int64[S], the row of each run; or a slice of S rows that have a run each, which may be empty.
-        offsets: int32[S], where each run starts.
-        counts: float32[S], its length. On CUDA, where no size may depend on the data, the last runs are empty, and
-            their rows are any.
-        padded: whether there may be empty runs of any row.
+        rows: int64[S], the row of each run; or a slice of S rows with one run each, possibly empty.
+        offsets: int32[S], the start of each run.
+        counts: float32[S], the length of each run. On CUDA, where no size may depend on the data, the last runs are
+            padding: empty, with arbitrary rows.
+        padded: whether there may be padding.
     """
 
     rows: Tensor | slice
@@ -61,22 +65,22 @@ class Segments:
 
     @classmethod
     def of(cls, ordered: Tensor, at_most: int) -> "Segments":
-        """The runs of ``ordered``, int32[N], N > 0, of which there cannot be more than ``at_most``."""
+        """The runs of ``ordered`` int32[N], N > 0; ``at_most`` bounds their number."""
         if ordered.is_cuda:
             return cls.of_known_size(ordered, at_most)
         rows, counts = torch.unique_consecutive(ordered, return_counts=True)
         return cls(rows.long(), (counts.cumsum(0) - counts).int(), counts.float())
 
     @classmethod
-    def within(cls, ordered: Tensor, span: slice) -> "Segments":
-        """The runs of ``ordered``, int32[N], for every row of ``span``: rows that lie together need not be gathered and
-        put back, which is faster where few of them have no entry."""
+    def of_span(cls, ordered: Tensor, span: slice) -> "Segments":
+        """One run for every row of ``span``, from ``ordered`` int32[N]. Adjacent rows need no gather and scatter, which
+        is faster when few of them have no entry."""
         counts = torch.bincount(ordered - span.start, minlength=span.stop - span.start)
         return cls(span, (counts.cumsum(0) - counts).int(), counts.float())
 
     @classmethod
     def of_known_size(cls, ordered: Tensor, at_most: int) -> "Segments":
-        """``of`` with a number of runs that is known beforehand: nothing waits for the device."""
+        """As ``of``, padded to min(N, at_most) runs, so that nothing waits for the device."""
         n = len(ordered)
         run = torch.zeros_like(ordered)
         torch.cumsum(ordered[1:] != ordered[:-1], 0, dtype=torch.int32, out=run[1:])
@@ -84,36 +88,36 @@ class Segments:
         edges = torch.searchsorted(run, numbers, out_int32=True)
         return cls(ordered[edges[:-1].clamp(max=n - 1)].long(), edges[:-1], edges.diff().float(), padded=True)
 
-    def bags(self, rows: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
-        """float32[S, K], over each run the sum of ``weights``, float32[N], × ``vectors[rows]``, rows int32[N]."""
+    def weighted_sums(self, rows: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
+        """Sum of ``weights`` × ``vectors[rows]`` per run, float32[S, K]; weights float32[N], rows int32[N]."""
         return embedding_bag(rows, vectors, self.offsets, mode="sum", per_sample_weights=weights)
 
     def sums(self, values: Tensor) -> Tensor:
-        """float32[S], the sum of ``values``, float32[N], over each run."""
+        """Sum of ``values`` float32[N] per run, float32[S]."""
         ends = pad(values.double().cumsum(0), (1, 0))
         start, end = self.offsets, self.offsets + self.counts.int()
         return (ends.index_select(0, end) - ends.index_select(0, start)).float()
 
-    def take(self, table: Tensor) -> Tensor:
-        """[S, …], the rows of ``table``: its own memory when ``rows`` is a slice, else a copy."""
+    def gather(self, table: Tensor) -> Tensor:
+        """The touched rows of ``table``, [S, …]: a view when ``rows`` is a slice, else a copy."""
         return table[self.rows] if isinstance(self.rows, slice) else table.index_select(0, self.rows)
 
     @contextmanager
-    def changed(self, table: Tensor) -> Iterator[Tensor]:
-        """[S, …], the rows of ``table``, to be changed in place and then put back where they are copies. Those of empty
-        runs must be left as they are."""
-        rows = self.take(table)
+    def updating(self, table: Tensor) -> Iterator[Tensor]:
+        """Gathers the touched rows [S, …], to be changed in place by the block, then scatters them back. The block must
+        not change rows of empty runs."""
+        rows = self.gather(table)
         yield rows
         if not isinstance(self.rows, slice):
-            self.put(table, rows)
+            self.scatter(table, rows)
 
-    def put(self, table: Tensor, values: Tensor) -> None:
-        """Puts ``values``, [S, …], in the rows of ``table``; those of empty runs are left out."""
+    def scatter(self, table: Tensor, values: Tensor) -> None:
+        """Writes ``values`` [S, …] to the touched rows of ``table``; padding is left out."""
         if isinstance(self.rows, slice):
             table[self.rows] = values
         elif not self.padded:
             table.index_copy_(0, self.rows, values)
         else:
-            # The row that an empty run names may be another run's, so nothing but zeros may be added to it.
+            # Padding may name the row of a real run: add zeros there.
             full = (self.counts > 0).view((-1,) + (1,) * (values.dim() - 1))
             table.index_add_(0, self.rows, (values - table.index_select(0, self.rows)) * full)

@@ -1,4 +1,4 @@
-"""Threads for work that is independent."""
+"""Thread pool for independent work."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -8,19 +8,24 @@ from typing import TypeVar
 import torch
 
 Item = TypeVar("Item")
-Outcome = TypeVar("Outcome")
+Result = TypeVar("Result")
 
 
 class Workers:
-    """Does independent pieces of work on as many threads as the machine has cores on a CPU, one after another on a GPU.
+    """One thread per core on a CPU, none on a GPU.
 
-    Pieces write disjoint rows, so that the outcome does not depend on how many threads there are. PyTorch lets go of
-    Python's lock while it computes.
+    The work items must write disjoint rows, so that the result does not depend on the number of threads. PyTorch
+    releases Python's lock while it computes.
+
+    Args:
+        device: where the work runs.
+        threads: number of threads on a CPU; default: one per core.
     """
 
     def __init__(self, device: torch.device, threads: int | None = None) -> None:
         threads = (threads or os.cpu_count() or 1) if device.type == "cpu" else 1
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
-    def map(self, work: Callable[[Item], Outcome], items: Iterable[Item]) -> list[Outcome]:
+    def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """``work`` of each item, in the items' order."""
         return list(self.pool.map(work, items) if self.pool else map(work, items))

@@ -88,13 +88,13 @@ def test_a_step_that_was_killed_goes_on_and_ends_as_one_that_was_left_alone(
     with started(components.train, given(parts, run / "train_2", solver), run / "train_2") as second:
         printed, _ = second.communicate(timeout=120)
     assert second.returncode == 0, printed
-    (done,) = re.findall(rf"going on from {run / 'train.checkpoint'}, after epoch (\d+)/{epochs}\n", printed)
-    assert 1 <= int(done) <= told + 1
+    (resumed_at,) = re.findall(rf"resuming from {run / 'train.checkpoint'} at epoch (\d+)/{epochs}\n", printed)
+    assert 2 <= int(resumed_at) <= told + 2
     shown = [int(epoch) for epoch in re.findall(rf"^\s*epoch (\d+)/{epochs} ", printed, re.MULTILINE)]
-    assert shown == list(range(int(done) + 1, epochs + 1))
+    assert shown == list(range(int(resumed_at), epochs + 1))
 
     train_ratings, validation = (read_ratings(path)[0] for path in parts.values())
-    config = configure(solver, OPTIONS[solver], tuned=True)
+    config = configure(solver, OPTIONS[solver])
     alone = train(train_ratings, validation, config, device=torch.device("cpu"))
     alone.save(tmp_path / "alone")
     resumed = run / "train_2" / "model"

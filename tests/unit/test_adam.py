@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from torch import Tensor
 from mf.biases import BiasModel
 from mf.errors import TrainingError
 from mf.model import MatrixFactorization
-from mf.solvers import TUNED, AdamConfig, EpochReport, Interactions, fit
-from mf.solvers.adam import Adam, Moments, clip_norm, one_cycle
+from mf.solvers import EpochReport, Interactions, fit
+from mf.solvers.adam import ORIGINAL, AdamConfig, AdamState, clip_norm, one_cycle
 from mf.solvers.minibatch import Penalty, Tables
 from mf.solvers.sorting import Segments
 
@@ -39,6 +40,11 @@ def small(seed: int = 0) -> tuple[Interactions, Interactions]:
 
 
 NONE = interactions([], [], [])
+
+
+def original(**options: Any) -> AdamConfig:
+    """The original trainer's options: one epoch, constant learning rate, no early stopping."""
+    return AdamConfig(**{**ORIGINAL, **options})
 
 
 @cache
@@ -68,7 +74,7 @@ def planted() -> tuple[Interactions, Interactions, Interactions]:
 def planted_model() -> tuple[MatrixFactorization, tuple[EpochReport, ...]]:
     train, validation, _ = planted()
     epochs: list[EpochReport] = []
-    return fit(train, validation, AdamConfig(**TUNED["adam"]), CPU, [epochs.append]), tuple(epochs)
+    return fit(train, validation, AdamConfig(), CPU, [epochs.append]), tuple(epochs)
 
 
 def bias_model() -> BiasModel:
@@ -111,7 +117,7 @@ def test_weight_decay_adds_up_over_an_epoch_to_what_torch_adds_to_dense_gradient
         (tables.b_u, train.users, penalty.user_bias),
         (tables.b_m, train.movies, penalty.movie_bias),
     ):
-        summed, moments = torch.zeros_like(table), Moments(table, weights)
+        summed, moments = torch.zeros_like(table), AdamState(table, weights)
         for batch in torch.randperm(300).split(50):
             segments = Segments.of(rows[batch].sort().values.int(), len(table))
             no_error = torch.zeros(len(segments.rows), *table.shape[1:])
@@ -121,13 +127,13 @@ def test_weight_decay_adds_up_over_an_epoch_to_what_torch_adds_to_dense_gradient
 
 def test_the_gradient_is_that_of_autograd_penalty_included() -> None:
     train, _ = small()
-    batch = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:70]
-    batch = batch[train.users[batch].argsort()]
-    users, movies, ratings = train.users[batch], train.movies[batch], train.ratings[batch]
-    model, config = random_model(train), AdamConfig(l2=0.07, bias_damping=3, weight_decay=0.02, factors=3)
-    penalty = Penalty.of(train.counts(), config.l2, config.bias_damping, config.weight_decay)
-    rule = Adam(tables_of(model), penalty, config)
-    by_user, by_movie, squared = tables_of(model).gradients((users.int(), movies.int(), ratings))
+    drawn = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:70]
+    drawn = drawn[train.users[drawn].argsort()]
+    users, movies, ratings = train.users[drawn], train.movies[drawn], train.ratings[drawn]
+    model = random_model(train)
+    tables, penalty = tables_of(model), Penalty.of(train.counts(), l2=0.07, bias_damping=3, weight_decay=0.02)
+    batch = users.int(), movies.int(), ratings
+    by_user, by_movie = tables.gradient_sums(batch, tables.residuals(batch))
 
     p, q, b_u, b_m = model.embed(users, movies)
     error = model(users, movies) - ratings
@@ -141,16 +147,16 @@ def test_the_gradient_is_that_of_autograd_penalty_included() -> None:
         ).mean()
     )
     loss.backward()
-    assert squared.item() == pytest.approx(error.square().sum().item(), rel=1e-5)
-    for side, moments, expected in (
-        (by_user, rule.users, (model.user_factors, model.user_bias)),
-        (by_movie, rule.movies, (model.movie_factors, model.movie_bias)),
+    for sums, error_sums, table, weights, expected in (
+        (by_user, by_user.vectors, tables.p, penalty.user_factors, model.user_factors),
+        (by_user, by_user.biases, tables.b_u, penalty.user_bias, model.user_bias),
+        (by_movie, by_movie.vectors, tables.q, penalty.movie_factors, model.movie_factors),
+        (by_movie, by_movie.biases, tables.b_m, penalty.movie_bias, model.movie_bias),
     ):
-        for own, asked, table in zip(moments, (side.vectors, side.biases), expected, strict=True):
-            gradient = own.gradient(side.segments, asked, 70)
-            found = torch.zeros_like(own.table).index_copy_(0, side.segments.rows, gradient)
-            assert table.weight.grad is not None
-            torch.testing.assert_close(found.view_as(table.weight.grad), table.weight.grad, rtol=1e-4, atol=1e-6)
+        gradient = AdamState(table, weights).gradient(sums.segments, error_sums, 70)
+        found = torch.zeros_like(table).index_copy_(0, sums.segments.rows, gradient)
+        assert expected.weight.grad is not None
+        torch.testing.assert_close(found.view_as(expected.weight.grad), expected.weight.grad, rtol=1e-4, atol=1e-6)
 
 
 def all_rows(n: int) -> Segments:
@@ -159,7 +165,7 @@ def all_rows(n: int) -> Segments:
 
 def test_it_is_torchs_adam_when_every_batch_touches_every_row() -> None:
     ours, theirs = (torch.randn(5, 3, generator=torch.Generator().manual_seed(0)) for _ in range(2))
-    moments, adam = Moments(ours, torch.zeros(5)), torch.optim.Adam([theirs], lr=0.02)
+    moments, adam = AdamState(ours, torch.zeros(5)), torch.optim.Adam([theirs], lr=0.02)
     generator = torch.Generator().manual_seed(1)
     for _ in range(50):
         theirs.grad = torch.randn(5, 3, generator=generator)
@@ -169,17 +175,17 @@ def test_it_is_torchs_adam_when_every_batch_touches_every_row() -> None:
 
 
 def test_rows_that_no_rating_touches_keep_weights_and_moments_bit_for_bit() -> None:
-    moments = Moments(torch.randn(5, 3), torch.zeros(5))
+    moments = AdamState(torch.randn(5, 3), torch.zeros(5))
     moments.step(all_rows(5), torch.randn(5, 3), 0.1)
-    before = [x.clone() for x in (moments.table, *moments.state())]
+    before = [x.clone() for x in (moments.table, *moments.tensors())]
     moments.step(Segments.of(torch.tensor([1, 1, 3], dtype=torch.int32), 5), torch.randn(2, 3), 0.1)
-    for old, new in zip(before, (moments.table, *moments.state()), strict=True):
+    for old, new in zip(before, (moments.table, *moments.tensors()), strict=True):
         assert torch.equal(new[[0, 2, 4]], old[[0, 2, 4]])
         assert (new[[1, 3]] != old[[1, 3]]).all()
 
 
 def test_the_first_step_of_a_row_that_comes_late_is_lr_in_the_gradients_direction() -> None:
-    moments = Moments(torch.zeros(5, 3), torch.zeros(5))
+    moments = AdamState(torch.zeros(5, 3), torch.zeros(5))
     for _ in range(20):
         moments.step(Segments.of(torch.tensor([0], dtype=torch.int32), 5), torch.ones(1, 3), 0.1)
     moments.step(Segments.of(torch.tensor([4], dtype=torch.int32), 5), torch.tensor([[3.0, -0.2, 1e-3]]), 0.1)
@@ -193,7 +199,7 @@ def test_bias_damping_leaves_n_by_n_plus_damping_of_a_rows_mean_error() -> None:
         users += [user] * n
         ratings += [4.5 if user % 2 else 2.5] * n
     train = interactions(users, [0] * len(users), ratings)
-    config = AdamConfig(factors=1, epochs=400, lr=0.05, schedule="one_cycle", weight_decay=0, l2=10, bias_damping=4)
+    config = original(factors=1, epochs=400, lr=0.05, schedule="one_cycle", weight_decay=0, l2=10, bias_damping=4)
     model = fit(train, NONE, config, CPU)
     bias = (model(torch.arange(6), torch.zeros(6, dtype=torch.int64)) - train.ratings.mean()).tolist()
     assert bias == pytest.approx([-1 / 5, 1 / 5, -1 / 2, 1 / 2, -5 / 6, 5 / 6], abs=0.005)
@@ -215,7 +221,7 @@ def test_a_step_with_a_clipped_gradient_is_a_clipped_step() -> None:
     train, _ = small()
     mean = train.ratings.mean()
     moved = {
-        clip: (fit(train, NONE, AdamConfig(lr=0.5, clip_grad=clip), CPU)(train.users, train.movies) - mean).abs().max()
+        clip: (fit(train, NONE, original(lr=0.5, clip_grad=clip), CPU)(train.users, train.movies) - mean).abs().max()
         for clip in (None, 1e-9)
     }
     assert moved[1e-9] < 0.1 < 0.4 < moved[None]
@@ -223,14 +229,14 @@ def test_a_step_with_a_clipped_gradient_is_a_clipped_step() -> None:
 
 def test_dropout_changes_the_training_and_is_off_in_the_fitted_model() -> None:
     train, validation = small()
-    config = AdamConfig(epochs=3, lr=0.05, factors=8, init_std=0.5)
+    config = original(epochs=3, lr=0.05, factors=8, init_std=0.5)
     plain, dropped = (fit(train, validation, config.model_copy(update={"dropout": p}), CPU) for p in (0.0, 0.5))
     assert not torch.equal(plain.user_factors.weight, dropped.user_factors.weight)
     assert not dropped.training
     assert torch.equal(dropped(train.users, train.movies), dropped(train.users, train.movies))
 
 
-OVERFITTING = AdamConfig(epochs=60, lr=0.1, factors=16, batch_size=32, patience=3)
+OVERFITTING = original(epochs=60, lr=0.1, factors=16, batch_size=32, patience=3)
 
 
 def test_it_stops_early_and_keeps_the_best_epoch() -> None:
@@ -265,7 +271,7 @@ def test_without_validation_ratings_every_epoch_is_run_and_the_last_one_kept() -
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
     train, validation = small()
-    config = AdamConfig(epochs=3, factors=4, lr=0.05, dropout=0.2, batch_size=64, schedule="one_cycle")
+    config = original(epochs=3, factors=4, lr=0.05, dropout=0.2, batch_size=64, schedule="one_cycle")
     states = [fit(train, validation, config.model_copy(update={"seed": seed}), CPU).state_dict() for seed in (5, 5, 6)]
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
@@ -274,7 +280,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
 
 def test_validation_ratings_steer_and_are_never_trained_on() -> None:
     train, validation = small()
-    config = AdamConfig(epochs=1, factors=4, lr=0.05)
+    config = original(epochs=1, factors=4, lr=0.05)
     with_it, without = fit(train, validation, config, CPU).state_dict(), fit(train, NONE, config, CPU).state_dict()
     assert with_it["rating_min"] <= without["rating_min"]  # the range is that of all that is known
     learned = with_it.keys() - {"rating_min", "rating_max"}
@@ -285,7 +291,7 @@ def test_validation_ratings_of_unseen_users_and_movies_are_scored() -> None:
     train, _ = small()
     validation = Interactions(torch.tensor([-1, 3, -1]), torch.tensor([2, -1, -1]), torch.ones(3), 20, 15)
     epochs: list[EpochReport] = []
-    model = fit(train, validation, AdamConfig(lr=0.05), CPU, [epochs.append])
+    model = fit(train, validation, original(lr=0.05), CPU, [epochs.append])
     mu, b_u, b_m = (x.detach() for x in (model.mu, model.user_bias.weight[3, 0], model.movie_bias.weight[2, 0]))
     expected = torch.stack([mu + b_m, mu + b_u, mu]) - 1
     assert epochs[0].validation_rmse == pytest.approx(expected.square().mean().sqrt().item(), rel=1e-5)
@@ -302,28 +308,28 @@ def test_one_cycle_is_torchs() -> None:
 
 def test_one_cycle_rises_to_lr_in_a_tenth_of_the_steps_and_falls_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[float] = []
-    step = Moments.step
+    step = AdamState.step
 
-    def noted(self: Moments, segments: Segments, g: Tensor, size: float) -> None:
+    def noted(self: AdamState, segments: Segments, g: Tensor, size: float) -> None:
         sizes.append(size)
         step(self, segments, g, size)
 
-    monkeypatch.setattr(Moments, "step", noted)
-    fit(small()[0], NONE, AdamConfig(epochs=20, batch_size=60, lr=0.02, schedule="one_cycle"), CPU)
+    monkeypatch.setattr(AdamState, "step", noted)
+    fit(small()[0], NONE, original(epochs=20, batch_size=60, lr=0.02, schedule="one_cycle"), CPU)
     assert len(sizes) == 4 * 100  # four tables
     assert max(sizes) == pytest.approx(0.02, rel=0.01)
     assert 7 <= int(np.argmax(sizes[::4])) <= 12
     assert sizes[0] == pytest.approx(0.02 / 25)
     assert sizes[-1] < 0.02 / 500
     sizes.clear()
-    fit(small()[0], NONE, AdamConfig(epochs=2, batch_size=60, lr=0.02), CPU)
+    fit(small()[0], NONE, original(epochs=2, batch_size=60, lr=0.02), CPU)
     assert sizes == [0.02] * 40
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8, 9, 10, 19])
 def test_one_cycle_takes_any_number_of_steps(steps: int) -> None:
     epochs: list[EpochReport] = []
-    fit(small()[0], NONE, AdamConfig(epochs=steps, schedule="one_cycle"), CPU, [epochs.append])
+    fit(small()[0], NONE, original(epochs=steps, schedule="one_cycle"), CPU, [epochs.append])
     assert len(epochs) == steps
 
 
@@ -340,17 +346,17 @@ def test_a_value_that_is_not_finite_ends_the_training_with_the_epoch_and_what_to
     options: dict[str, float], validated: bool, said: str
 ) -> None:
     train, validation = small()
-    with pytest.raises(TrainingError, match=rf"^{said}lower --lr \(it is 1e\+30\), or set --clip_grad 1$"):
-        fit(train, validation if validated else NONE, AdamConfig(**options), CPU)
+    with pytest.raises(TrainingError, match=rf"^{said}lower --lr \(now 1e\+30\), or set --clip_grad 1$"):
+        fit(train, validation if validated else NONE, original(**options), CPU)
 
 
 def test_the_callers_number_of_threads_is_left_as_it_was() -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        fit(small()[0], NONE, AdamConfig(), CPU)
+        fit(small()[0], NONE, original(), CPU)
         with pytest.raises(TrainingError):
-            fit(small()[0], NONE, AdamConfig(lr=1e30), CPU)
+            fit(small()[0], NONE, original(lr=1e30), CPU)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -360,7 +366,7 @@ def test_the_range_is_that_of_all_ratings_and_the_mean_that_of_the_training_rati
     train, validation = small()
     validation = replace(validation, ratings=validation.ratings.clone())
     validation.ratings[0] = 99
-    model = fit(train, validation, AdamConfig(lr=1e-9), CPU)
+    model = fit(train, validation, original(lr=1e-9), CPU)
     lowest = min(train.ratings.min().item(), validation.ratings.min().item())
     assert (model.rating_min.item(), model.rating_max.item()) == (pytest.approx(lowest), 99)
     assert model.mu.item() == pytest.approx(train.ratings.double().mean().item(), abs=1e-3)

@@ -144,7 +144,7 @@ def test_the_naive_epoch_is_its_steps_times_the_time_of_one(cache: Path) -> None
 
 def test_our_solvers_are_measured_beside_the_floor_of_planted_ratings(cache: Path) -> None:
     options = {"factors": 8, "epochs": 3}
-    measured = solvers.measure("planted:50000:0", "adam", options, tuned=True, validates=True)
+    measured = solvers.measure("planted:50000:0", "adam", options, validates=True)
     assert 1.05 < measured["rmse"] / data.floor("planted:50000:0") < 1.35
     assert min(measured["curve"]) == pytest.approx(measured["rmse"], abs=1e-5)
     assert measured["epochs"] == len(measured["curve"]) == 3

@@ -13,9 +13,9 @@ from mf.solvers import EpochReport
 
 def state(epochs: int) -> dict[str, Any]:
     return {
-        "training": {"lr": 0.1, "rank": None},
-        "fitting": {"tables": [torch.arange(6.0).view(2, 3) * epochs], "counts": torch.tensor([1, 2])},
-        "best": None,
+        "settings": {"lr": 0.1, "rank": None},
+        "solver_state": {"tables": [torch.arange(6.0).view(2, 3) * epochs], "counts": torch.tensor([1, 2])},
+        "best_model": None,
         "reports": [{"epoch": n + 1, "train_rmse": 0.5} for n in range(epochs)],
     }
 
@@ -35,16 +35,16 @@ def test_what_was_kept_last_comes_back_to_the_bit(file: CheckpointFile) -> None:
     file.save(state(2))
     kept = file.load()
     assert kept is not None
-    table, expected = kept["fitting"]["tables"][0], state(2)["fitting"]["tables"][0]
+    table, expected = kept["solver_state"]["tables"][0], state(2)["solver_state"]["tables"][0]
     assert (table.dtype, table.shape) == (torch.float32, (2, 3))
     assert torch.equal(table, expected)
-    assert (kept["training"], kept["best"], len(kept["reports"])) == ({"lr": 0.1, "rank": None}, None, 2)
+    assert (kept["settings"], kept["best_model"], len(kept["reports"])) == ({"lr": 0.1, "rank": None}, None, 2)
 
 
 def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(file: CheckpointFile) -> None:
     file.save(state(1))
     with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
-        file.save({**state(2), "best": lambda: None})
+        file.save({**state(2), "best_model": lambda: None})
     kept = file.load()
     assert kept is not None
     assert len(kept["reports"]) == 1
@@ -68,7 +68,7 @@ def test_a_file_that_is_no_checkpoint_is_one_line_that_says_what_to_do(file: Che
             file.load()
         said = str(error.value)
         assert said.startswith(f"{file.path} is not a checkpoint: ")
-        assert said.endswith("; delete it to start anew, or name another file")
+        assert said.endswith("; delete it to start from scratch, or choose another file")
         assert "\n" not in said
 
 
@@ -110,7 +110,7 @@ def test_a_training_that_goes_on_is_told_of_in_one_line(
     for number in (1, 2, 3):
         tell(EpochReport(number, 3, 0.5, None, 1.0, 10.0, True))
     first, second = capsys.readouterr().out.splitlines()
-    assert first == f"going on from {file.path}, after epoch 2/3"
+    assert first == f"resuming from {file.path} at epoch 3/3"
     assert second.startswith("epoch 3/3  train RMSE 0.5000")
 
 
@@ -121,7 +121,7 @@ class Trap:
 
 def test_a_checkpoint_runs_no_code(file: CheckpointFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    file.save({**state(1), "best": Trap()})
+    file.save({**state(1), "best_model": Trap()})
     with pytest.raises(DataError, match="is not a checkpoint"):
         file.load()
     assert not Path("sprung").exists()

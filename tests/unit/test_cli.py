@@ -20,9 +20,10 @@ import pytest
 import mf
 from mf.__main__ import main
 from mf.checkpoint import CheckpointFile
-from mf.flags import choices, plain_type, shared_fields
+from mf.flags import choices, default_text, plain_type, shared_fields
 from mf.model_directory import TrainedModel
-from mf.solvers import SOLVERS, AdamConfig
+from mf.solvers import SOLVERS
+from mf.solvers.adam import ORIGINAL, AdamConfig
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
 
@@ -35,7 +36,7 @@ Run = Callable[..., tuple[int, str, str]]
 DEFAULTS = {
     "solver": "adam", "ratings_csv": "data/ratings.csv", "val_size": "0.1", "batch_size": "2048", "epochs": "1",
     "factors": "64", "lr": "0.001", "weight_decay": "1e-06", "dropout": "0.0", "clip_grad": "none", "use_cuda": "off",
-    "supabase_url": "none", "supabase_key": "none", "import_table": "ratings", "publish": "off",
+    "supabase_url": "SUPABASE_URL", "supabase_key": "SUPABASE_KEY", "import_table": "ratings", "publish": "off",
     "movie_export_table": "movie_embeddings", "user_export_table": "user_embeddings", "test_csv": "none",
     "output_dir": "output", "checkpoint": "none", "init_from": "none", "seed": "0", "l2": "0.0", "bias_damping": "3.0",
     "schedule": "constant", "patience": "0", "init_std": "0.01", "block_users": "0", "columns": "none",
@@ -108,12 +109,12 @@ def defaults(run: Run, solver: str) -> dict[str, str]:
     status, out, _ = run("--help")
     assert status == 0
     shown = {}
+    names = "|".join(SOLVERS)
     for flag, rest in re.findall(r"^  --(\w+)(.*(?:\n {10}.*)*)", out, re.MULTILINE):
         default = re.search(r"\(default: (.*)\)$", rest)
         values = default[1] if default else "off"
-        by_solver = (
-            dict(part.split() for part in values.split(", ")) if re.match("(adam|sgd|vb|gibbs) ", values) else {}
-        )
+        groups = re.findall(rf"(?:^|; )((?:{names})(?:, (?:{names}))*) (.*?)(?=; (?:{names})\b|$)", values)
+        by_solver = {solver: value for group, value in groups for solver in group.split(", ")}
         if not by_solver or solver in by_solver:
             shown[flag] = by_solver.get(solver, values)
     return shown
@@ -129,7 +130,7 @@ def test_a_solver_that_cannot_start_from_a_model_refuses_to(run: Run, solver: st
     Path("r.csv").write_text(ratings())
     status, _, err = run("--ratings_csv", "r.csv", "--solver", solver, "--init_from", "output")
     assert (status, err.count("\n")) == (2, 1)
-    assert err.startswith(f"error: init_from: solver {solver} does not use it")
+    assert err.startswith(f"error: init_from: solver {solver} cannot start from an earlier model")
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -138,23 +139,27 @@ def test_the_help_shows_each_solver_its_own_options_and_defaults(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "500")
     everyones = DEFAULTS.keys() - AdamConfig.model_fields.keys()
-    own = {name: str(value).replace("None", "none") for name, value in dict(SOLVERS[solver]()).items()}
+    config = SOLVERS[solver].config
+    own = {
+        name: default_text(config.model_fields[name], (ORIGINAL if solver == "adam" else {}).get(name, value))
+        for name, value in dict(config()).items()
+    }
     shown = defaults(run, solver)
     assert {name: value for name, value in shown.items() if name not in everyones} == own
 
 
 def test_a_flag_of_several_solvers_takes_the_same_values_for_each() -> None:
-    for name, fields in shared_fields(SOLVERS).items():
+    for name, fields in shared_fields({name: solver.config for name, solver in SOLVERS.items()}).items():
         assert len({(plain_type(field), choices(field)) for field in fields.values()}) == 1, name
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--solver", "vb", "--lr", "0.1"], "--lr: solver vb does not use it; its options are --factors, --"),
-        (["--burn-in", "3", "--lr=0.1"], "--burn_in: solver adam does not use it; its options are --factors, --"),
-        (["--solver=gibbs", "--clipgrad", "1"], "--clip_grad: solver gibbs does not use it; its options are --"),
-        (["--solver=sgd", "--rank", "8"], "--rank: solver sgd does not use it; its options are --factors, --"),
+        (["--solver", "vb", "--lr", "0.1"], "--lr: not an option of solver vb; its options are --factors, --"),
+        (["--burn-in", "3", "--lr=0.1"], "--burn_in: not an option of solver adam; its options are --factors, --"),
+        (["--solver=gibbs", "--clipgrad", "1"], "--clip_grad: not an option of solver gibbs; its options are --"),
+        (["--solver=sgd", "--rank", "8"], "--rank: not an option of solver sgd; its options are --factors, --"),
     ],
 )
 def test_an_option_that_the_solver_does_not_use_is_refused_by_name(run: Run, argv: list[str], said: str) -> None:
@@ -257,7 +262,7 @@ def test_a_run_goes_on_from_its_checkpoint_and_removes_it_at_the_end(
     assert not Path("output").exists()
     capsys.readouterr()
     lines, card = trained(run, *argv, "--checkpoint", "states/c.pt")
-    assert lines[2] == "going on from states/c.pt, after epoch 2/4"
+    assert lines[2] == "resuming from states/c.pt at epoch 3/4"
     assert [line[:11] for line in lines[3:5]] == ["epoch 3/4  ", "epoch 4/4  "]
     assert lines[5].startswith("model ")
     assert list(Path("states").iterdir()) == []
@@ -274,9 +279,9 @@ def test_a_checkpoint_of_another_training_is_refused_and_kept(
     stopped_after(1, monkeypatch, run, *argv)
     capsys.readouterr()
     said = refused(run, *argv, "--lr", "0.05")
-    assert said.startswith("the checkpoint is of a training with lr 0.001, this one has lr 0.05: ")
-    assert refused(run, *argv, "--solver", "vb").startswith("the checkpoint is of a training with ")
-    assert trained(run, *argv)[0][2] == "going on from c.pt, after epoch 1/2"
+    assert said.startswith("the checkpoint belongs to a training with lr 0.001, this training has lr 0.05: ")
+    assert refused(run, *argv, "--solver", "vb").startswith("the checkpoint belongs to a training with ")
+    assert trained(run, *argv)[0][2] == "resuming from c.pt at epoch 2/2"
 
 
 def test_test_ratings_take_nothing_from_the_training(run: Run) -> None:
@@ -394,18 +399,18 @@ def test_ratings_that_cannot_be_used_are_told_in_one_line(run: Run, content: str
         (["--output_dir", "r.csv"], "--output_dir r.csv: r.csv is a file, expected a directory"),
         (["--output_dir", "r.csv/model"], "r.csv is a file, expected a directory"),
         (["--checkpoint", "r.csv/c.pt"], "--checkpoint r.csv/c.pt: r.csv is a file, expected a directory"),
-        (["--checkpoint", "."], "--checkpoint .: it is a directory, expected a file"),
+        (["--checkpoint", "."], "--checkpoint .: found a directory, expected a file"),
         (["--checkpoint", "/proc/none/c.pt"], "--checkpoint /proc/none/c.pt: cannot write to /proc ("),
         (["--checkpoint", "r.csv"], "r.csv is not a checkpoint: "),
-        (["--import_table", "ratings"], "--ratings_csv and --import_table are both given, expected one of them"),
+        (["--import_table", "ratings"], "found both --ratings_csv and --import_table, expected one of them"),
         (["--publish"], "no Supabase project: give --supabase_url or set SUPABASE_URL"),
         (["--supabase_url", "https://abc.supabase.co"], "no key for https://abc.supabase.co: set SUPABASE_KEY, or"),
         (["--supabase_url", "abc", "--supabase_key", KEY], "the Supabase URL is not of the form https://PROJECT"),
         (["--test_csv", "none.csv"], "none.csv: no such file, expected a file of ratings"),
-        (["--test_csv", "text.csv"], "text.csv: user_id is string, expected int64 as in the ratings to train on"),
-        (["--lr", "1e30"], "epoch 1: the validation RMSE is nan: lower --lr (it is 1e+30), or set --clip_grad 1"),
+        (["--test_csv", "text.csv"], "text.csv: user_id is string, expected int64 as in the training ratings"),
+        (["--lr", "1e30"], "epoch 1: the validation RMSE is nan: lower --lr (now 1e+30), or set --clip_grad 1"),
         (["--ratings_csv", "a\nb.csv"], "a b.csv: no such file, expected a file of ratings"),
-        (["schema"], "a value that belongs to no flag (see python -m mf --help)"),
+        (["schema"], "found a value without a flag (see python -m mf --help)"),
     ],
 )
 def test_a_flag_that_cannot_be_is_told_in_one_line(run: Run, argv: list[str], said: str) -> None:
@@ -435,8 +440,8 @@ def test_a_project_in_the_environment_is_read_when_no_file_is_named(run: Run, mo
     [
         (["--supabase_kei", KEY], "unknown flag --supabase_kei"),
         ([f"--supabase_kei={KEY}"], "unknown flag --supabase_kei"),
-        (["--supabase_key=", KEY], "a value that belongs to no flag"),
-        ([KEY], "a value that belongs to no flag"),
+        (["--supabase_key=", KEY], "found a value without a flag"),
+        ([KEY], "found a value without a flag"),
         ([f"--publish={KEY}"], "argument --publish: it takes no value"),
         ([f"--use_cuda={KEY}\nx"], "argument --use_cuda: it takes no value"),
         (["--ratings", "r.csv"], "unknown flag --ratings"),

@@ -13,6 +13,7 @@ from mf.flags import add_flags, choices, given, plain_type
 class Example(Config):
     size: int = Field(4, ge=1, description="how large, in 100% of cases")
     rate: float | None = Field(None, gt=0, description="how fast")
+    most: int | None = Field(None, description="how many; default: a tenth of the rows")
     kind: Literal["plain", "fancy"] = Field("plain", description="which one")
     fast: bool = Field(False, description="hurry")
     out: Path = Field(Path("out"), description="where to")
@@ -51,6 +52,20 @@ def test_a_value_that_cannot_be_is_named_in_one_line(values: dict[str, object], 
     assert str(error.value) == said
 
 
+@pytest.mark.parametrize("name", ["size", "most"])
+def test_a_whole_float_is_an_integer(name: str) -> None:
+    """KFP passes every number as a float."""
+
+    class Sized(Config):
+        size: int = 4
+        most: int | None = None
+
+    value = Sized.of(**{name: 16.0}).model_dump()[name]
+    assert (value, type(value)) == (16, int)
+    with pytest.raises(ConfigError, match=rf"^{name}: .*fractional part \(given: 16.5\)$"):
+        Sized.of(**{name: 16.5})
+
+
 def test_a_missing_value_is_named() -> None:
     class Needy(Config):
         size: int
@@ -86,6 +101,7 @@ def test_help_says_what_a_flag_means_its_values_and_its_default(capsys: pytest.C
     text = " ".join(capsys.readouterr().out.split())
     assert "--size N how large, in 100% of cases (default: 4)" in text
     assert "--rate X how fast (default: none)" in text
+    assert "--most N how many (default: a tenth of the rows)" in text
     assert "--kind plain|fancy which one (default: plain)" in text
     assert "--out PATH where to (default: out)" in text
     assert "--note" not in text
@@ -94,7 +110,7 @@ def test_help_says_what_a_flag_means_its_values_and_its_default(capsys: pytest.C
 def test_a_fields_plain_type_and_choices() -> None:
     types = {name: plain_type(field) for name, field in Example.model_fields.items()}
     assert types == {
-        "size": int, "rate": float, "kind": str, "fast": bool, "out": Path, "key": SecretStr, "note": str
+        "size": int, "rate": float, "most": int, "kind": str, "fast": bool, "out": Path, "key": SecretStr, "note": str
     }  # fmt: skip
     allowed = {name: choices(field) for name, field in Example.model_fields.items()}
     assert allowed.pop("kind") == ("plain", "fancy")

@@ -1,18 +1,21 @@
 """Every choice of a step is a parameter of the pipeline, and every parameter says what it means, in one text."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from mf.config import Config
+from mf.flags import default_text
 from mf.ratings.config import IngestConfig, SplitConfig
-from mf.solvers import SOLVERS, TUNED
+from mf.solvers import SOLVERS
 from mf.supabase.config import ExportConfig
 from pipelines import describe
 from pipelines.compiled import Definitions, definitions
 
 README = Path(__file__).parents[2] / "README.md"
 # Config fields that are no parameters of the pipeline, and why.
+CONFIGS = [IngestConfig, SplitConfig, *(solver.config for solver in SOLVERS.values()), ExportConfig]
 NO_PARAMETERS = dict.fromkeys(
     ["rows_per_request", "clients"], "how an export sends its rows changes nothing of what is published"
 )
@@ -29,7 +32,7 @@ def test_every_parameter_carries_its_description_into_the_compiled_pipeline(defi
         assert len(parameter["description"].split()) > 2, name
 
 
-@pytest.mark.parametrize("config", [IngestConfig, SplitConfig, *SOLVERS.values(), ExportConfig])
+@pytest.mark.parametrize("config", CONFIGS)
 def test_every_option_of_a_step_is_a_parameter(defined: Definitions, config: type[Config]) -> None:
     assert {*config.model_fields} - {*defined} - {*NO_PARAMETERS} == set()
 
@@ -39,28 +42,30 @@ def test_a_description_is_the_options_own_unless_the_pipeline_has_another() -> N
         "Largest share of bad rows, 0 to 1; with more the import fails"
     )
     assert describe.description("factors") == "Length of the user and movie vectors"
-    assert describe.description("solver").startswith("How the model is fitted: adam, ")
+    assert describe.description("solver").startswith("How the model is fitted: adam: ")
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_solvers_option_tells_what_it_is_when_it_is_left_alone(solver: str) -> None:
     for option in describe.SOLVER_OPTIONS:
-        fields = SOLVERS[solver].model_fields
+        fields = SOLVERS[solver].config.model_fields
         _, _, own = describe.description(option).partition("the solver's own (")
-        shown = dict(one.split() for one in own.removesuffix(")").split(", "))
-        assert (solver in shown) == (option in fields), option
         if option in fields:
-            default = TUNED.get(solver, {}).get(option, fields[option].default)
-            assert shown[solver] == ("none" if default is None else str(default))
+            default = re.escape(default_text(fields[option], fields[option].default))
+            assert re.search(rf"\b{solver}(, \w+)* {default}[;)]", own), option
+        else:
+            assert solver not in own
 
 
 def test_a_solvers_option_names_the_value_that_leaves_it_to_the_solver() -> None:
-    assert "; -1: the solver's own (adam none, sgd none" in describe.description("batch_size")
+    assert "; -1: the solver's own (adam N/2000 rounded to a power of two" in describe.description("batch_size")
     assert "; empty: the solver's own (adam one_cycle" in describe.description("schedule")
 
 
 def test_what_solvers_mean_apart_is_told_apart() -> None:
-    assert describe.description("batch_size").startswith("adam: ratings a step; none: a two-thousandth")
+    assert describe.description("lr").startswith(
+        "adam: learning rate; the peak of a one_cycle schedule; sgd: learning rate,"
+    )
 
 
 def test_a_parameter_that_nothing_describes_is_an_error() -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mf.solvers import gaussian
 from mf.solvers.base import Interactions
-from mf.solvers.gaussian import Moments, Prior, Side, inner_rank, update
+from mf.solvers.gaussian import PosteriorMoments, Prior, RatingsByRow, derived_rank, update
 from mf.solvers.workers import Workers
 
 USERS, MOVIES, RANK = 40, 30, 3
@@ -34,9 +34,9 @@ def gaussians(n: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.randn(n, D, generator=g), 0.1 * root @ root.mT
 
 
-def moments(mean: Tensor, covariance: Tensor) -> Moments:
-    out = Moments(torch.zeros_like(mean))
-    out.put(slice(0, len(mean)), mean, covariance)
+def moments(mean: Tensor, covariance: Tensor) -> PosteriorMoments:
+    out = PosteriorMoments(torch.zeros_like(mean))
+    out.set_rows(slice(0, len(mean)), mean, covariance)
     return out
 
 
@@ -81,9 +81,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gaussian, "BLOCK_RATINGS", {"cpu": 60})
 
 
-def updated(data: Interactions, prior: Prior, workers: Workers) -> tuple[Moments, Tensor, Side]:
-    side = Side(data.users, data.movies, data.ratings, USERS, RANK)
-    users = Moments(torch.zeros(USERS, D))
+def updated(data: Interactions, prior: Prior, workers: Workers) -> tuple[PosteriorMoments, Tensor, RatingsByRow]:
+    side = RatingsByRow(data.users, data.movies, data.ratings, USERS, RANK)
+    users = PosteriorMoments(torch.zeros(USERS, D))
     errors = update(side, users, moments(*gaussians(MOVIES, 1)), prior, torch.tensor(1.7), expectation, workers)
     return users, errors.sum(), side
 
@@ -118,9 +118,9 @@ def test_every_row_can_have_a_prior_mean_of_its_own(ratings: Interactions) -> No
 def test_every_rating_can_have_a_precision_of_its_own_by_its_user_and_its_movie(ratings: Interactions) -> None:
     g = torch.Generator().manual_seed(4)
     by_user, by_movie = torch.rand(USERS, generator=g) + 0.5, torch.rand(MOVIES, generator=g) + 0.5
-    side = Side(ratings.users, ratings.movies, ratings.ratings, USERS, RANK)
+    side = RatingsByRow(ratings.users, ratings.movies, ratings.ratings, USERS, RANK)
     assert any(block.firsts is not None for block in side.blocks)
-    users, movies = Moments(torch.zeros(USERS, D)), moments(gaussians(MOVIES, 1)[0], torch.zeros(MOVIES, D, D))
+    users, movies = PosteriorMoments(torch.zeros(USERS, D)), moments(gaussians(MOVIES, 1)[0], torch.zeros(MOVIES, D, D))
 
     def points(factor: Tensor, linear: Tensor, rows: slice) -> tuple[Tensor, None]:
         return expectation(factor, linear, rows)[0], None
@@ -173,15 +173,15 @@ def test_a_sum_over_a_hundred_thousand_ratings_is_ten_times_as_exact_as_one_run_
     def error(sums: Tensor) -> Tensor:
         return ((sums.double() - exact) / exact).abs().max()
 
-    side = Side(torch.zeros(n, dtype=torch.int64), columns, torch.zeros(n), 1, RANK)
+    side = RatingsByRow(torch.zeros(n, dtype=torch.int64), columns, torch.zeros(n), 1, RANK)
     one_run = torch.nn.functional.embedding_bag(columns, table, torch.zeros(1, dtype=torch.int64), mode="sum")
     assert error(side.blocks[0].sums(table)) < 5e-6
     assert error(side.blocks[0].sums(table)) < error(one_run) / 10
 
 
 def test_sides_of_int32_and_int64_rows_are_the_same(ratings: Interactions) -> None:
-    wide = Side(ratings.users, ratings.movies, ratings.ratings, USERS, RANK)
-    narrow = Side(ratings.users.int(), ratings.movies.int(), ratings.ratings, USERS, RANK)
+    wide = RatingsByRow(ratings.users, ratings.movies, ratings.ratings, USERS, RANK)
+    narrow = RatingsByRow(ratings.users.int(), ratings.movies.int(), ratings.ratings, USERS, RANK)
     assert torch.equal(wide.blocks[0].columns, narrow.blocks[0].columns)
     assert torch.equal(wide.blocks[0].values, narrow.blocks[0].values)
     assert torch.equal(wide.blocks[0].pieces, narrow.blocks[0].pieces)
@@ -203,4 +203,4 @@ def test_the_rank_follows_the_ratings_a_row_and_stays_below_the_factors(
     nothing = torch.empty(0)
     data = Interactions(nothing, nothing, nothing.expand(0), n_users=rows // 2, n_movies=rows - rows // 2)
     many = Interactions(nothing, nothing, torch.zeros(1).expand(n), data.n_users, data.n_movies)
-    assert inner_rank(many, factors) == expected
+    assert derived_rank(many, factors) == expected

@@ -13,7 +13,7 @@ from mf.errors import ConfigError
 from mf.model import MatrixFactorization
 from mf.solvers import gibbs, loop
 from mf.solvers.base import EpochReport, Interactions, generator, rmse
-from mf.solvers.gaussian import both_sides
+from mf.solvers.gaussian import by_user_and_movie
 from mf.solvers.gibbs import Gibbs, GibbsConfig, SampledPrior, UserNoise, start
 from mf.solvers.who_rated import Basis, who_rated
 from mf.solvers.workers import Workers
@@ -56,9 +56,9 @@ def none(like: Interactions) -> Interactions:
     return split(like, torch.zeros(len(like), dtype=torch.bool))[1]
 
 
-def run(fitting: Gibbs) -> tuple[MatrixFactorization, list[EpochReport]]:
+def run(training: Gibbs) -> tuple[MatrixFactorization, list[EpochReport]]:
     reports: list[EpochReport] = []
-    model = loop.run(fitting, len(fitting.train), len(fitting.validation) > 0, [reports.append])
+    model = loop.run(training, len(training.train), len(training.validation) > 0, [reports.append])
     return model, reports
 
 
@@ -68,9 +68,9 @@ def fit(train: Interactions, validation: Interactions, **options: int) -> tuple[
 
 @cache
 def planted_fit() -> tuple[MatrixFactorization, Gibbs, tuple[EpochReport, ...]]:
-    fitting = start(*planted(), GibbsConfig(rank=4, epochs=60))
-    model, reports = run(fitting)
-    return model, fitting, tuple(reports)
+    training = start(*planted(), GibbsConfig(rank=4, epochs=60))
+    model, reports = run(training)
+    return model, training, tuple(reports)
 
 
 def test_the_fit_comes_within_a_tenth_of_the_noise() -> None:
@@ -96,14 +96,14 @@ def test_the_last_sweep_says_what_the_collapse_costs_and_only_the_last() -> None
 
 def test_the_model_is_the_mean_of_the_samples_and_its_collapse_loses_nothing_that_64_factors_can_hold() -> None:
     train, validation = few()
-    fitting = start(train, validation, GibbsConfig(rank=4, epochs=8, burn_in=3))
+    training = start(train, validation, GibbsConfig(rank=4, epochs=8, burn_in=3))
     total = torch.zeros(len(validation))
     for sweep in range(1, 9):
-        fitting.epoch(sweep)
+        training.epoch(sweep)
         if sweep > 3:  # 5 samples of 4 factors
-            sample = fitting.fallback.exact(*fitting._sample())
+            sample = training.fallback.widened_model(*training._sample())
             total += sample(validation.users, validation.movies).detach()
-    model = fitting.model()
+    model = training.model()
     torch.testing.assert_close(model(validation.users, validation.movies), total / 5, atol=1e-4, rtol=0)
 
 
@@ -129,11 +129,11 @@ def test_without_validation_ratings_the_collapse_is_measured_on_training_ratings
 def test_samples_that_exceed_the_memory_are_thinned_and_the_last_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     train, validation = few()
     monkeypatch.setattr(gibbs, "SAMPLES_BYTES", 4 * 4 * 3 * (USERS + MOVIES))  # 4 samples of 3 factors
-    fitting = start(train, validation, GibbsConfig(rank=3, epochs=12, burn_in=2))
-    run(fitting)
-    assert fitting.posterior.drawn == 10
-    assert len(fitting.posterior.products) == 4
-    torch.testing.assert_close(fitting.posterior.products[-1], fitting._sample()[:2])
+    training = start(train, validation, GibbsConfig(rank=3, epochs=12, burn_in=2))
+    run(training)
+    assert training.mean.drawn == 10
+    assert len(training.mean.vectors) == 4
+    torch.testing.assert_close(training.mean.vectors[-1], training._sample()[:2])
 
 
 @pytest.mark.parametrize("stopped_after", [2, 6, 9])
@@ -209,7 +209,7 @@ def test_a_row_is_drawn_with_the_mean_and_the_covariance_of_its_gaussian() -> No
     root = torch.tensor([[2.0, 0.0], [1.0, 0.5]])
     linear = torch.tensor([3.0, -1.0])
     n = 40_000
-    rule = gibbs._draw((n, 2), generator(0, 1))
+    rule = gibbs._sample_rows((n, 2), generator(0, 1))
     z, covariance = rule(root.expand(n, 2, 2), linear.expand(n, 2), slice(0, n))
     assert covariance is None
     expected = torch.linalg.inv(root @ root.T)
@@ -299,15 +299,15 @@ def error_on_a(data: Interactions, held: Tensor, leaks: bool) -> float:
     train, rest = split(data, held)
     of_a = split(rest, rest.movies < ORDINARY + MARKED)[1]
     config = GibbsConfig(rank=2, epochs=30, burn_in=15)
-    fitting = start(train, of_a, config)
+    training = start(train, of_a, config)
     if leaks:
-        sides, rng = both_sides(data, 2, Workers(CPU, 1)), generator(0, 0)
+        sides, rng = by_user_and_movie(data, 2, Workers(CPU, 1)), generator(0, 0)
         bases = (
-            who_rated(sides[0], sides[1], 128, fitting.workers, rng),
-            who_rated(sides[1], sides[0], 128, fitting.workers, rng),
+            who_rated(sides[0], sides[1], 128, training.workers, rng),
+            who_rated(sides[1], sides[0], 128, training.workers, rng),
         )
-        fitting = Gibbs(train, of_a, config, fitting.sides, bases, fitting.workers, fitting.rank, fitting.scale)
-    return rmse(run(fitting)[0], of_a)
+        training = Gibbs(train, of_a, config, training.ratings, bases, training.workers, training.rank, training.scale)
+    return rmse(run(training)[0], of_a)
 
 
 def test_held_out_pairs_tell_nothing_and_would_if_they_were_in_the_basis() -> None:

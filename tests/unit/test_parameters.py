@@ -41,8 +41,14 @@ def test_nothing_given_is_nothing() -> None:
         ("clip_grad=0", "clip_grad: Input should be greater than 0 (given: 0.0)"),
         ("factors=-1", "factors: Input should be greater than or equal to 1 (given: -1)"),
         ("solver=magic", "solver: found 'magic', expected one of adam, sgd, vb, gibbs"),
-        ("rank=8", "rank: solver adam does not use it; its options are " + ", ".join(SOLVERS["adam"].model_fields)),
-        ("solver=vb", "lr: solver vb does not use it; its options are " + ", ".join(SOLVERS["vb"].model_fields)),
+        (
+            "rank=8",
+            "rank: not an option of solver adam; its options are " + ", ".join(SOLVERS["adam"].config.model_fields),
+        ),
+        (
+            "solver=vb",
+            "lr: not an option of solver vb; its options are " + ", ".join(SOLVERS["vb"].config.model_fields),
+        ),
         ("movie_export_table=user_embeddings", "movie_export_table and user_export_table are both 'user_embeddings'"),
     ],
 )

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mf.model import MatrixFactorization
 from mf.solvers import EpochReport, Interactions, loop
-from mf.solvers.minibatch import MiniBatches, Penalty, Strata, Tables
-from mf.solvers.sgd import PARTS, SGD, SGDConfig, start
+from mf.solvers.minibatch import BlockedRatings, Penalty, Tables
+from mf.solvers.sgd import MOVIE_SHARDS, SGDConfig, SGDTraining, learning_rate, update
 from mf.solvers.workers import Workers
 
 CPU = torch.device("cpu")
@@ -34,18 +34,17 @@ def pair(users: Tensor, movies: Tensor) -> Tensor:
     return users.long() * MOVIES + movies
 
 
-@pytest.mark.parametrize("within", [None, (slice(0, 2), slice(0, 3)), (slice(0, 1), slice(0, 2))])
+@pytest.mark.parametrize("spans", [None, (slice(0, 2), slice(0, 3)), (slice(0, 1), slice(0, 2))])
 @pytest.mark.parametrize(("progress", "lr"), [(0.0, 0.1), (0.5, 0.051), (1.0, 0.002)])
-def test_a_step_is_the_one_computed_by_hand(progress: float, lr: float, within: tuple[slice, slice] | None) -> None:
+def test_a_step_is_the_one_computed_by_hand(progress: float, lr: float, spans: tuple[slice, slice] | None) -> None:
     """User 0 gives 2.5 to movie 0 and 1.5 to movie 1, predicted 1.5 and 2.5; user 1 and movie 2 are not in it."""
     vectors = [[1.0], [7.0]], [[1.0], [2.0], [7.0]]
     tables = Tables(*map(torch.tensor, (*vectors, [0.5, 7.0], [0.0, 0.0, 7.0])))
     users, movies, ratings = torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([2.5, 1.5])
     penalty = Penalty.of(Interactions(users, movies, ratings, 2, 3).counts(), l2=0.5, bias_damping=2)
     batch = (users.int(), movies.int(), ratings)
-    by_user, by_movie, squared = tables.gradients(batch, within=within)
-    assert squared.item() == 2
-    SGD(tables, penalty, SGDConfig(lr=0.1, row_damping=1)).step(by_user, by_movie, 2, progress)
+    sums = tables.gradient_sums(batch, tables.residuals(batch), spans=spans)
+    update(tables, penalty, sums, learning_rate(0.1, progress), row_damping=1)
 
     once, twice = lr / (1 + lr), lr / (1 + 2 * lr)  # the steps of a row with one rating and with two
     # The errors are 1 and -1; the penalty takes 0.5 a rating and parameter of the vectors, and of the biases 2 a row.
@@ -65,7 +64,7 @@ def test_bias_damping_leaves_n_by_n_plus_damping_of_a_rows_mean_error() -> None:
     users = torch.arange(6).repeat_interleave(torch.tensor(times))
     train = Interactions(users, torch.zeros_like(users), torch.tensor(low_high)[users], 6, 1)
     config = SGDConfig(factors=1, batch_size=4, epochs=200, l2=0.8, bias_damping=4, init_std=1e-6)
-    model = loop.run(start(train, train, config), len(train), False, [])
+    model = loop.run(SGDTraining(train, train, config), len(train), False, [])
     bias = (model(torch.arange(6), torch.zeros(6, dtype=torch.int64)) - train.ratings.mean()).tolist()
     assert bias == pytest.approx([-1 / 5, 1 / 5, -1 / 2, 1 / 2, -5 / 6, 5 / 6], abs=0.005)
 
@@ -75,8 +74,8 @@ def test_the_number_of_workers_does_not_show_in_the_outcome() -> None:
 
     def fitted(workers: int) -> tuple[MatrixFactorization, list[EpochReport]]:
         reports: list[EpochReport] = []
-        fitting = start(train, validation, BLOCKED, workers)
-        return loop.run(fitting, len(train), True, [reports.append]), reports
+        training = SGDTraining(train, validation, BLOCKED, workers=workers)
+        return loop.run(training, len(train), True, [reports.append]), reports
 
     (alone, of_alone), (together, of_together) = fitted(1), fitted(3)
     for name, table in alone.state_dict().items():
@@ -99,17 +98,17 @@ class Recorded(Workers):
         return super().map(work, items)
 
 
-def recorded() -> tuple[Interactions, MiniBatches, Recorded]:
+def recorded() -> tuple[Interactions, SGDTraining, Recorded]:
     train, validation = uneven()
-    fitting = start(train, validation, BLOCKED)
-    fitting.workers = workers = Recorded()
-    return train, fitting, workers
+    training = SGDTraining(train, validation, BLOCKED)
+    training.workers = workers = Recorded()
+    return train, training, workers
 
 
 def test_what_is_worked_on_at_the_same_time_shares_no_user_and_no_movie() -> None:
-    _, fitting, workers = recorded()
-    fitting.epoch(1)
-    assert [len(turn) for turn in workers.turns] == [PARTS] * 8  # 8 blocks and 4 parts, 4 at a time
+    _, training, workers = recorded()
+    training.epoch(1)
+    assert [len(turn) for turn in workers.turns] == [MOVIE_SHARDS] * 8  # 8 blocks and 4 parts, 4 at a time
     for turn in workers.turns:
         for one, other in combinations(turn, 2):
             for rows, others in zip(one, other, strict=True):
@@ -117,12 +116,12 @@ def test_what_is_worked_on_at_the_same_time_shares_no_user_and_no_movie() -> Non
 
 
 def test_every_rating_is_drawn_once_an_epoch_in_another_order_each_time() -> None:
-    train, fitting, workers = recorded()
-    movie_of_row = fitting.strata.movie_rows.argsort()
+    train, training, workers = recorded()
+    movie_of_row = training.ratings.movie_rows.argsort()
     drawn = []
     for number in (1, 2):
         workers.turns.clear()
-        fitting.epoch(number)
+        training.epoch(number)
         jobs = [job for turn in workers.turns for job in turn]
         drawn.append(torch.cat([pair(users, movie_of_row[movies.long()]) for users, movies in jobs]))
     for order in drawn:
@@ -134,32 +133,32 @@ def test_a_batch_keeps_each_ratings_user_movie_and_value_together_sorted_by_user
     train, _ = uneven()
     given = torch.zeros(USERS * MOVIES)
     given[pair(train.users, train.movies)] = train.ratings - train.ratings.double().mean().float()
-    strata = Strata(train, 64, blocks=8, parts=4)
-    movie_of_row = strata.movie_rows.argsort()
-    for part, batches in enumerate(strata.batches(3, seed=1)):
+    blocked = BlockedRatings(train, 64, blocks=8, shards=4)
+    movie_of_row = blocked.movie_rows.argsort()
+    for part, batches in enumerate(blocked.batches(3, seed=1)):
         for users, movies, ratings in batches:
             torch.testing.assert_close(given[pair(users, movie_of_row[movies.long()])], ratings, rtol=0, atol=1e-6)
             assert (users.diff() >= 0).all()
-            for rows, span in ((users, strata.user_spans[3]), (movies, strata.movie_spans[part])):
+            for rows, span in ((users, blocked.user_spans[3]), (movies, blocked.movie_spans[part])):
                 assert ((span.start <= rows) & (rows < span.stop)).all()
 
 
 def test_the_tables_rows_of_movies_are_theirs_again_in_the_model() -> None:
     train, validation = uneven()
-    fitting = start(train, validation, BLOCKED)
-    fitting.epoch(1)
-    rows, tables = fitting.strata.movie_rows, fitting.tables
+    training = SGDTraining(train, validation, BLOCKED)
+    training.epoch(1)
+    rows, tables = training.ratings.movie_rows, training.tables
     assert sorted(rows.tolist()) == list(range(MOVIES))
-    assert torch.equal(fitting.strata.counts[1][rows], train.counts()[1])
+    assert torch.equal(training.ratings.counts[1][rows], train.counts()[1])
     p, q = tables.p[train.users], tables.q[rows[train.movies]]
     expected = train.ratings.mean() + (p * q).sum(1) + tables.b_u[train.users] + tables.b_m[rows[train.movies]]
-    torch.testing.assert_close(fitting.model()(train.users, train.movies), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(training.model()(train.users, train.movies), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 64, 999, 6000, 100_000])
 def test_plain_batches_are_of_one_size_that_is_not_above_the_one_asked_for(batch_size: int) -> None:
     train = uneven()[0]
-    (batches,) = Strata(train, batch_size).batches(0, seed=1)
+    (batches,) = BlockedRatings(train, batch_size).batches(0, seed=1)
     *first, last = [len(users) for users, _, _ in batches]
     assert len(batches) == -(-RATINGS // batch_size)
     assert len({*first, last}) <= 2
@@ -168,19 +167,19 @@ def test_plain_batches_are_of_one_size_that_is_not_above_the_one_asked_for(batch
 
 def test_blocks_hold_whole_users_and_are_of_a_size_but_for_one_users_ratings() -> None:
     train = uneven()[0]
-    strata = Strata(train, 64, blocks=8, parts=4)
+    blocked = BlockedRatings(train, 64, blocks=8, shards=4)
     busiest = int(train.counts()[0].max())
-    assert strata.starts[0] == 0
-    assert strata.starts[-1] == RATINGS
-    assert all(abs(end - begin - RATINGS / 8) <= busiest for begin, end in pairwise(strata.starts))
-    edges = torch.tensor(strata.starts[1:-1])
-    assert (strata.users[edges - 1] != strata.users[edges]).all()
+    assert blocked.starts[0] == 0
+    assert blocked.starts[-1] == RATINGS
+    assert all(abs(end - begin - RATINGS / 8) <= busiest for begin, end in pairwise(blocked.starts))
+    edges, users = torch.tensor(blocked.starts[1:-1]), blocked.columns[0]
+    assert (users[edges - 1] != users[edges]).all()
 
 
 def test_movie_parts_are_of_a_size_but_for_the_most_popular_movies_ratings() -> None:
     train = uneven()[0]
-    strata = Strata(train, 64, blocks=8, parts=4)
-    counts, part = strata.counts[1], strata.part.long()
+    blocked = BlockedRatings(train, 64, blocks=8, shards=4)
+    counts, part = blocked.counts[1], blocked.shard_of_row.long()
     ratings = torch.bincount(part, weights=counts.double(), minlength=4)
     assert ratings.max() - ratings.min() <= counts.max()
     assert ratings.min() > 0.9 * RATINGS / 4

@@ -17,7 +17,8 @@ from mf.biases import BiasModel
 from mf.checkpoint import CheckpointFile
 from mf.errors import ConfigError, DataError, TrainingError
 from mf.model import MatrixFactorization
-from mf.solvers import SOLVERS, EpochReport, Interactions, configure, fit
+from mf.solvers import SOLVERS, EpochReport, Interactions, configure, fit, solver_of
+from mf.solvers.adam import ORIGINAL
 
 CPU = torch.device("cpu")
 USERS, MOVIES, RATINGS, NOISE = 300, 200, 12_000, 0.5
@@ -65,7 +66,7 @@ def fitted(
     solver: str, train: Interactions, validation: Interactions, **options: Any
 ) -> tuple[MatrixFactorization, list[EpochReport]]:
     reports: list[EpochReport] = []
-    model = fit(train, validation, configure(solver, options, tuned=True), CPU, [reports.append])
+    model = fit(train, validation, configure(solver, options), CPU, [reports.append])
     return model, reports
 
 
@@ -97,6 +98,25 @@ def learned(model: MatrixFactorization) -> dict[str, Tensor]:
 
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(table, other[name]) for name, table in one.items())
+
+
+# The list
+
+
+def test_the_list_names_each_solver_and_says_in_a_clause_when_to_choose_it() -> None:
+    assert list(SOLVERS) == ["adam", "sgd", "vb", "gibbs"]
+    for name, solver in SOLVERS.items():
+        assert solver.name == name
+        assert solver_of(solver.config()) is solver
+        assert 2 < len(solver.help.split()) < 20
+    assert [name for name, solver in SOLVERS.items() if solver.warm] == ["adam", "sgd"]
+
+
+def test_the_original_trainers_values_are_a_preset_of_adam() -> None:
+    config = configure("adam", ORIGINAL).model_dump()
+    assert (config["batch_size"], config["epochs"], config["lr"], config["weight_decay"]) == (2048, 1, 1e-3, 1e-6)
+    assert (config["l2"], config["schedule"], config["patience"], config["bias_damping"]) == (0, "constant", 0, 3)
+    assert configure("adam", {}).model_dump()["batch_size"] is None
 
 
 # How well
@@ -240,7 +260,7 @@ def test_a_fit_that_is_interrupted_and_gone_on_with_ends_as_if_it_had_not_been(
     solver: str, stopped_after: int, tmp_path: Path
 ) -> None:
     train, validation, _ = planted()
-    config, file = configure(solver, SHORT[solver], tuned=True), CheckpointFile(tmp_path / "state")
+    config, file = configure(solver, SHORT[solver]), CheckpointFile(tmp_path / "state")
     whole, reports = fitted(solver, train, validation, **SHORT[solver])
     with pytest.raises(StopError):
         fit(train, validation, config, CPU, [stop_after(stopped_after)], file)
@@ -256,7 +276,7 @@ def test_a_best_epoch_before_the_interruption_is_still_the_one_that_is_kept(solv
     """The validation ratings are turned upside down, so that all that is learned is for the worse."""
     train, validation, _ = planted()
     against = replace(validation, ratings=7 - validation.ratings)
-    config, file = configure(solver, {**SHORT[solver], "patience": 3}, tuned=True), CheckpointFile(tmp_path / "state")
+    config, file = configure(solver, {**SHORT[solver], "patience": 3}), CheckpointFile(tmp_path / "state")
     with pytest.raises(StopError):
         fit(train, against, config, CPU, [stop_after(2)], file)
     resumed: list[EpochReport] = []
@@ -270,13 +290,13 @@ def test_a_best_epoch_before_the_interruption_is_still_the_one_that_is_kept(solv
 def test_a_checkpoint_of_other_options_or_ratings_is_refused_and_they_are_named(solver: str, tmp_path: Path) -> None:
     train, validation, test = planted()
     file = CheckpointFile(tmp_path / "state")
-    config = configure(solver, SHORT[solver], tuned=True)
+    config = configure(solver, SHORT[solver])
     with pytest.raises(StopError):
         fit(train, validation, config, CPU, [stop_after(1)], file)
-    with pytest.raises(ConfigError, match=r"a training with seed 0, this one has seed 7: "):
-        fit(train, validation, configure(solver, {**SHORT[solver], "seed": 7}, tuned=True), CPU, checkpoint=file)
+    with pytest.raises(ConfigError, match=r"a training with seed 0, this training has seed 7: "):
+        fit(train, validation, configure(solver, {**SHORT[solver], "seed": 7}), CPU, checkpoint=file)
     for parts in ((train, test), (replace(train, ratings=train.ratings + 0.5), validation)):
-        with pytest.raises(ConfigError, match=r"a training with ratings \w+, this one has ratings \w+: "):
+        with pytest.raises(ConfigError, match=r"a training with ratings \w+, this training has ratings \w+: "):
             fit(*parts, config, CPU, checkpoint=file)
 
 
@@ -285,7 +305,7 @@ def test_the_checkpoint_of_another_solver_is_refused(tmp_path: Path) -> None:
     file = CheckpointFile(tmp_path / "state")
     with pytest.raises(StopError):
         fit(train, validation, configure("vb", SHORT["vb"]), CPU, [stop_after(1)], file)
-    with pytest.raises(ConfigError, match="with solver vb, burn_in none, this one has solver gibbs, burn_in 2: "):
+    with pytest.raises(ConfigError, match="with solver vb, burn_in none, this training has solver gibbs, burn_in 2: "):
         fit(train, validation, configure("gibbs", SHORT["gibbs"]), CPU, checkpoint=file)
 
 
@@ -295,7 +315,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_left_alone(solver: str, tmp
     path = tmp_path / "state"
     path.write_text("userId,movieId,rating\n")
     with pytest.raises(DataError, match="is not a checkpoint"):
-        fit(train, validation, configure(solver, SHORT[solver], tuned=True), CPU, checkpoint=CheckpointFile(path))
+        fit(train, validation, configure(solver, SHORT[solver]), CPU, checkpoint=CheckpointFile(path))
     assert path.read_text() == "userId,movieId,rating\n"
 
 
@@ -307,7 +327,7 @@ def test_a_step_size_that_is_too_large_is_an_error_that_names_the_epoch_and_the_
     """Adam moves a parameter by lr, whatever is asked of it: at 1e20 the products are beyond float32."""
     train, validation, _ = planted()
     for part in (validation, none(validation)):
-        with pytest.raises(TrainingError, match=rf"^epoch \d: .* lower --lr \(it is {re.escape(f'{lr:g}')}\)"):
+        with pytest.raises(TrainingError, match=rf"^epoch \d: .* lower --lr \(now {re.escape(f'{lr:g}')}\)"):
             fitted(solver, train, part, **{**SHORT[solver], "lr": lr})
 
 
@@ -320,7 +340,7 @@ def test_a_rating_that_is_not_finite_is_an_error_that_names_the_epoch_and_what_t
     ratings = train.ratings.clone()
     ratings[7] = value
     for part in (validation, none(validation)):
-        with pytest.raises(TrainingError, match=r"^epoch 1: .*: lower --(lr|rank) \(it is "):
+        with pytest.raises(TrainingError, match=r"^epoch 1: .*: lower --(lr|rank) \(now "):
             fitted(solver, replace(train, ratings=ratings), part, **SHORT[solver])
 
 
@@ -341,7 +361,7 @@ def test_one_user_one_movie_or_one_rating_is_enough(solver: str, users: int, mov
 )
 def test_an_option_that_a_solver_does_not_have_is_refused_with_those_that_it_has(solver: str, option: str) -> None:
     with pytest.raises(
-        ConfigError, match=rf"^--{option}: solver {solver} does not use it; its options are --factors, "
+        ConfigError, match=rf"^--{option}: not an option of solver {solver}; its options are --factors, "
     ):
         configure(solver, {option: 1}, prefix="--")
 

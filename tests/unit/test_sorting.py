@@ -41,7 +41,7 @@ def test_sums_and_bags_are_those_of_each_run_and_zero_for_empty_ones(at_most: in
     values = torch.tensor([1.0, 2.0, -4.0, 8.0, 16.0, 0.5])
     rows, vectors = torch.tensor([1, 0, 1, 0, 1, 1], dtype=torch.int32), torch.tensor([[1.0, 10.0], [2.0, 20.0]])
     for segments in (Segments.of(RUNS, at_most), Segments.of_known_size(RUNS, at_most)):
-        sums, bags = segments.sums(values), segments.bags(rows, vectors, values)
+        sums, bags = segments.sums(values), segments.weighted_sums(rows, vectors, values)
         assert sums[:3].tolist() == [-1.0, 8.0, 16.5]
         assert bags[:3].tolist() == [[-4.0, -40.0], [8.0, 80.0], [33.0, 330.0]]
         assert not sums[3:].any()
@@ -58,7 +58,7 @@ def test_what_is_put_lands_in_the_rows_of_the_runs_and_nowhere_else(build: type,
     values = torch.full((len(segments.rows), *shape[1:]), 999.0)
     for i, row in enumerate(ROWS):
         values[i] = expected[row] = -float(i + 1)
-    segments.put(table, values)
+    segments.scatter(table, values)
     assert torch.equal(table, expected)
 
 
@@ -89,12 +89,13 @@ def test_a_batchs_gradients_are_those_of_autograd_in_float64(
     ratings = torch.randn(50, generator=g)
     vectors = model.user_factors.weight.data, model.movie_factors.weight.data
     tables = Tables(*vectors, *(bias.weight.data.squeeze(1) for bias in (model.user_bias, model.movie_bias)))
-    by_user, by_movie, squared = tables.gradients(
-        (users.int(), movies.int(), ratings),
-        dropout,
-        torch.Generator().manual_seed(1),
-        (slice(0, 12), slice(0, 9)) if runs == "within spans" else None,
-    )
+    batch = users.int(), movies.int(), ratings
+    if dropout:
+        residuals, derivatives = tables.residuals_with_dropout(batch, dropout, torch.Generator().manual_seed(1))
+    else:
+        residuals, derivatives = tables.residuals(batch), None
+    spans = (slice(0, 12), slice(0, 9)) if runs == "within spans" else None
+    by_user, by_movie = tables.gradient_sums(batch, residuals, derivatives, spans)
     assert isinstance(by_user.segments.rows, slice) == (runs == "within spans")
 
     # What is dropped is drawn anew as the batch drew it: of the users' vectors, then of the movies'.
@@ -104,8 +105,7 @@ def test_a_batchs_gradients_are_those_of_autograd_in_float64(
     p, q, b_u, b_m = model.embed(users, movies)
     error = ratings - (b_u + b_m + (kept_p * p * kept_q * q).sum(1))
     torch.autograd.backward(error.square().sum() / 2)
-    assert squared.dtype == torch.float64
-    assert squared.item() == pytest.approx(error.square().sum().item(), rel=1e-5)
+    torch.testing.assert_close(residuals.double(), error, rtol=1e-5, atol=1e-5)
     for side, factors, bias in (
         (by_user, model.user_factors.weight.grad, model.user_bias.weight.grad),
         (by_movie, model.movie_factors.weight.grad, model.movie_bias.weight.grad),
@@ -113,5 +113,5 @@ def test_a_batchs_gradients_are_those_of_autograd_in_float64(
         for found, expected in ((side.vectors, factors), (side.biases.unsqueeze(1), bias)):
             assert expected is not None
             placed: Tensor = torch.zeros_like(expected, dtype=torch.float32)
-            side.segments.put(placed, found)
+            side.segments.scatter(placed, found)
             torch.testing.assert_close(placed.double(), -expected, rtol=1e-4, atol=1e-5)

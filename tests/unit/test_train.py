@@ -16,13 +16,14 @@ from mf.config import Config
 from mf.errors import ConfigError, DataError
 from mf.model_directory import TrainedModel
 from mf.ratings.schema import Provenance, ratings_schema, write_ratings
-from mf.solvers import SOLVERS, AdamConfig, EpochReport, configure
+from mf.solvers import SOLVERS, EpochReport, configure
+from mf.solvers.adam import ORIGINAL, AdamConfig
 from mf.solvers.vb import VBConfig
 from mf.train import options_given, pick_device, train
 from mf.version import git_sha
 
 CPU = torch.device("cpu")
-CONFIG = AdamConfig(factors=2, epochs=3, lr=0.05)
+CONFIG = AdamConfig(**{**ORIGINAL, "factors": 2, "epochs": 3, "lr": 0.05})
 # A value for each option of each solver.
 GIVEN: dict[str, dict[str, Any]] = {
     "adam": {"epochs": 2, "lr": 0.1},
@@ -136,7 +137,7 @@ def test_the_same_ratings_config_and_seed_give_the_same_predictions() -> None:
 
 
 def test_no_ratings_are_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(DataError, match=r"^no ratings to train on: lower --val_size, or give more ratings$"):
+    with pytest.raises(DataError, match=r"^found no ratings to train on, expected at least one: lower --val_size,"):
         fitted(ratings=table([]))
 
 
@@ -159,7 +160,7 @@ def test_the_train_step_gives_a_solver_the_options_that_are_no_sentinels(solver:
     )
     card = json.loads((tmp_path / "step" / "model" / "model.json").read_text())
     del asked["solver"]
-    assert card["config"] == configure(solver, asked, tuned=True).model_dump()
+    assert card["config"] == configure(solver, asked).model_dump()
     assert model.metadata["solver"] == solver
 
 
@@ -176,9 +177,9 @@ def test_the_gpu_is_taken_when_asked_for_and_its_absence_is_told() -> None:
 @pytest.mark.parametrize(
     ("cuda", "available", "gpus", "said"),
     [
-        (None, False, 1, r"^1 GPU was asked for, and no GPU is available to this PyTorch \(.*\), a build for the CPU$"),
-        ("13.0", False, 2, r"^2 GPUs were asked for, and .* driver is older than CUDA 13\.0 asks for$"),
-        ("13.0", True, 1, r"^1 GPU was asked for, and this PyTorch \(.*\) cannot use the Tesla P4: [^\n]+$"),
+        (None, False, 1, r"^expected 1 GPU, but no GPU is available to this PyTorch \(.*\): it is a CPU build$"),
+        ("13.0", False, 2, r"^expected 2 GPUs, but .* driver is too old for CUDA 13\.0$"),
+        ("13.0", True, 1, r"^expected 1 GPU, but this PyTorch \(.*\) cannot use the Tesla P4: [^\n]+$"),
     ],
 )
 def test_a_gpu_that_must_be_there_and_cannot_be_used_is_an_error_that_says_why(
@@ -205,9 +206,9 @@ def test_more_gpus_than_one_are_idle_and_fewer_than_asked_for_are_an_error(
     monkeypatch.setattr("mf.train._gpu_trouble", lambda: "")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
-    said = "training on the GPU: NVIDIA L4; 1 more is idle, a training uses one"
+    said = "training on the GPU: NVIDIA L4; 1 more is idle: training uses one"
     assert pick_device(use_cuda=True, gpus=2) == (torch.device("cuda"), said)
-    with pytest.raises(ConfigError, match=r"^4 GPUs were asked for, and the machine has 2$"):
+    with pytest.raises(ConfigError, match=r"^expected 4 GPUs, but the machine has 2$"):
         pick_device(use_cuda=True, gpus=4)
 
 

@@ -13,7 +13,7 @@ from mf.solvers.unseen import BiasFallback
 
 USERS, MOVIES, RATINGS, K = 40, 30, 500, 4
 
-Parts = tuple[Tensor, Tensor, Tensor, Tensor]
+Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @cache
@@ -34,7 +34,7 @@ def fallback() -> BiasFallback:
 
 
 @cache
-def fitted() -> Parts:
+def fitted() -> Parameters:
     g = torch.Generator().manual_seed(1)
     p, q = torch.randn(USERS, K, generator=g) + 0.5, torch.randn(MOVIES, K, generator=g) - 0.3
     return p, q, torch.randn(USERS, generator=g), torch.randn(MOVIES, generator=g)
@@ -63,7 +63,7 @@ def answers(model: MatrixFactorization) -> Tensor:
 def test_with_room_for_two_factors_more_known_pairs_keep_their_answer_and_the_biases_are_the_damped_ones(
     factors: int,
 ) -> None:
-    model = fallback().finished(*fitted(), factors, K)
+    model = fallback().to_model(*fitted(), factors, K)
     assert model.user_factors.weight.shape == (USERS, factors)
     torch.testing.assert_close(answers(model), known(*fitted()), rtol=0, atol=2e-5)
     for table, bias in zip((model.user_bias, model.movie_bias), biases(), strict=True):
@@ -73,7 +73,7 @@ def test_with_room_for_two_factors_more_known_pairs_keep_their_answer_and_the_bi
 
 @pytest.mark.parametrize("factors", [K, K + 1, K + 5])
 def test_without_room_known_pairs_keep_their_answer_and_the_biases_come_near_the_damped_ones(factors: int) -> None:
-    model = fallback().finished(*fitted(), factors, factors)
+    model = fallback().to_model(*fitted(), factors, factors)
     assert model.user_factors.weight.shape == (USERS, factors)
     torch.testing.assert_close(answers(model), known(*fitted()), rtol=0, atol=2e-5)
     p, q, b_u, b_m = (x.double() for x in fitted())
@@ -91,7 +91,7 @@ def test_without_room_known_pairs_keep_their_answer_and_the_biases_come_near_the
 
 
 def test_more_than_the_vectors_hold_is_cut_to_the_best_approximation_for_the_ratings() -> None:
-    found = answers(fallback().finished(*fitted(), 3, 1))
+    found = answers(fallback().to_model(*fitted(), 3, 1))
     base = ratings().ratings.double().mean() + biases()[0].unsqueeze(1) + biases()[1]
     roots = [counts.double().sqrt() for counts in ratings().counts()]
     weights = torch.outer(*roots)
@@ -104,7 +104,7 @@ def test_what_is_cut_is_turned_to_the_same_axes_however_it_was_fitted() -> None:
     p, q, b_u, b_m = fitted()
     turn = torch.randn(K, K, generator=torch.Generator().manual_seed(2)) + 2 * torch.eye(K)
     one, other = (
-        fallback().finished(*parts, b_u, b_m, 8, K) for parts in ((p, q), (p @ turn, q @ torch.linalg.inv(turn).T))
+        fallback().to_model(*parts, b_u, b_m, 8, K) for parts in ((p, q), (p @ turn, q @ torch.linalg.inv(turn).T))
     )
     for a, b in ((one.user_factors, other.user_factors), (one.movie_factors, other.movie_factors)):
         torch.testing.assert_close(a.weight.abs(), b.weight.abs(), rtol=0, atol=1e-4)

@@ -14,8 +14,8 @@ from mf.model import MatrixFactorization
 from mf.solvers import loop, vb
 from mf.solvers.base import EpochReport, Interactions, generator
 from mf.solvers.base import rmse as rmse_of
-from mf.solvers.gaussian import Moments, both_sides
-from mf.solvers.vb import Fit, VBConfig, empirical_prior
+from mf.solvers.gaussian import PosteriorMoments, by_user_and_movie
+from mf.solvers.vb import MeanFieldPosterior, VBConfig, empirical_prior
 from mf.solvers.workers import Workers
 
 CPU = torch.device("cpu")
@@ -39,18 +39,18 @@ def planted() -> tuple[Interactions, Interactions]:
 def fitted(planted: tuple[Interactions, Interactions], **options: Any) -> tuple[MatrixFactorization, list[EpochReport]]:
     reports: list[EpochReport] = []
     with torch.no_grad():
-        fitting = vb.start(*planted, VBConfig.of(**options))
-        model = loop.run(fitting, len(planted[0]), True, [reports.append])
+        training = vb.start(*planted, VBConfig.of(**options))
+        model = loop.run(training, len(planted[0]), True, [reports.append])
     return model, reports
 
 
-def second_moments(side: Moments) -> Tensor:
+def second_moments(side: PosteriorMoments) -> Tensor:
     """E[z zᵀ] float64[n, D, D]."""
     n, d = side.mean.shape
     return side.table[:, side.square].view(n, d, d).double()
 
 
-def bound(fit: Fit, data: Interactions, values: Tensor) -> float:
+def bound(fit: MeanFieldPosterior, data: Interactions, values: Tensor) -> float:
     """The evidence's lower bound, less constants, of Gaussians, priors and noise, with the two rows and the rating
     that keep priors and noise proper."""
     noise = fit.noise.double()
@@ -65,7 +65,7 @@ def bound(fit: Fit, data: Interactions, values: Tensor) -> float:
     return float(total)
 
 
-def squared_error(fit: Fit, data: Interactions, values: Tensor) -> Tensor:
+def squared_error(fit: MeanFieldPosterior, data: Interactions, values: Tensor) -> Tensor:
     """Σ E[(y - b_u - b_m - p·q)²], term by term."""
     z, w = fit.users.mean.double()[data.users], fit.movies.mean.double()[data.movies]
     zz, ww = second_moments(fit.users)[data.users], second_moments(fit.movies)[data.movies]
@@ -78,8 +78,8 @@ def squared_error(fit: Fit, data: Interactions, values: Tensor) -> Tensor:
 def test_no_step_of_a_sweep_lowers_the_bound(planted: tuple[Interactions, Interactions]) -> None:
     train = planted[0]
     values = train.ratings - train.ratings.mean()
-    fit, workers = Fit(train, RANK, generator(0, 0)), Workers(CPU, 1)
-    by_user, by_movie = both_sides(train, RANK, workers)
+    fit, workers = MeanFieldPosterior(train, RANK, generator(0, 0)), Workers(CPU, 1)
+    by_user, by_movie = by_user_and_movie(train, RANK, workers)
     fit.sweep(by_user, by_movie, workers)
     bounds = [bound(fit, train, values)]
     for _ in range(8):
@@ -102,11 +102,11 @@ def test_planted_ratings_are_predicted_to_within_a_few_percent_of_their_noise(
 
 
 def test_the_noise_is_learned(planted: tuple[Interactions, Interactions]) -> None:
-    fitting = vb.start(*planted, VBConfig(rank=RANK, factors=RANK))
+    training = vb.start(*planted, VBConfig(rank=RANK, factors=RANK))
     with torch.no_grad():
         for number in range(1, 16):
-            fitting.epoch(number)
-    assert fitting.noise() == pytest.approx(NOISE, rel=0.03)
+            training.epoch(number)
+    assert training.noise() == pytest.approx(NOISE, rel=0.03)
 
 
 def test_a_rank_far_above_the_truth_costs_little(planted: tuple[Interactions, Interactions]) -> None:
@@ -126,22 +126,22 @@ def test_it_stops_when_it_has_converged_and_says_so(planted: tuple[Interactions,
 def test_the_fits_are_averaged(planted: tuple[Interactions, Interactions]) -> None:
     train, held_out = planted
     with torch.no_grad():
-        fitting = vb.start(train, held_out, VBConfig(rank=RANK, fits=3))
+        training = vb.start(train, held_out, VBConfig(rank=RANK, fits=3))
         for number in range(1, 5):
-            fitting.epoch(number)
+            training.epoch(number)
         predictions = [
             train.ratings.mean()
-            + fitting.scale
+            + training.scale
             * (
                 (fit.users.mean[held_out.users, :-1] * fit.movies.mean[held_out.movies, :-1]).sum(1)
                 + fit.users.mean[held_out.users, -1]
                 + fit.movies.mean[held_out.movies, -1]
             )
-            for fit in fitting.fits
+            for fit in training.fits
         ]
         assert (predictions[0] - predictions[1]).abs().max() > 0.05
         mean = torch.stack(predictions).mean(0)
-        found = fitting.model()(held_out.users, held_out.movies)
+        found = training.model()(held_out.users, held_out.movies)
         torch.testing.assert_close(found, mean, rtol=1e-4, atol=1e-4)
 
 
@@ -161,9 +161,9 @@ def test_vectors_weighed_by_ratings_are_orthogonal_and_of_equal_length_on_both_s
 
 
 def test_the_empirical_prior_is_that_of_the_rows_and_how_uncertain_they_are() -> None:
-    side = Moments(torch.zeros(3, 2))
+    side = PosteriorMoments(torch.zeros(3, 2))
     covariance = torch.tensor([[0.5, 0.1], [0.1, 0.2]])
-    side.put(slice(0, 3), torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 3.0]]), covariance.expand(3, 2, 2))
+    side.set_rows(slice(0, 3), torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 3.0]]), covariance.expand(3, 2, 2))
     prior = empirical_prior(side)
     torch.testing.assert_close(prior.mean, torch.tensor([2.0, 1.0]))
     # Scatter of the means around (2, 1): [[2, 0], [0, 6]]; plus three covariances and 0.1; over four rows.
@@ -218,9 +218,9 @@ def test_one_rating_is_enough_to_fit() -> None:
 def test_as_many_fits_are_averaged_as_the_vectors_hold_and_one_of_many_ratings(
     factors: int, ratings: int, fits: int
 ) -> None:
-    assert vb.fits_to_average(ratings, 16, factors) == fits
+    assert vb.derived_fits(ratings, 16, factors) == fits
 
 
 def test_a_rank_above_the_factors_is_refused() -> None:
-    with pytest.raises(ConfigError, match="rank: found 32, expected at most factors, which is 16"):
+    with pytest.raises(ConfigError, match="rank: found 32, expected at most factors \\(16\\)"):
         VBConfig.of(rank=32, factors=16)

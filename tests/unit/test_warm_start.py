@@ -14,7 +14,7 @@ from mf.errors import ConfigError, DataError
 from mf.model_directory import TrainedModel
 from mf.ratings.schema import MOVIE, RATING, USER
 from mf.solvers import configure
-from mf.solvers.base import InitialSide
+from mf.solvers.base import InitialRows
 from mf.train import train
 from mf.warm_start import EarlierModel
 
@@ -44,7 +44,7 @@ def parts() -> tuple[pa.Table, pa.Table]:
 
 
 def fitted(solver: str, ratings: pa.Table, earlier: EarlierModel | None = None, **options: Any) -> TrainedModel:
-    config = configure(solver, {**QUICK[solver], **options}, tuned=True)
+    config = configure(solver, {**QUICK[solver], **options})
     return train(ratings, parts()[1], config, device=CPU, earlier=earlier)
 
 
@@ -91,13 +91,13 @@ def test_before_the_first_step_it_predicts_what_the_earlier_model_does(solver: s
 
 
 def test_factors_that_are_nought_on_both_sides_start_as_without_it_and_are_cut_where_there_are_fewer() -> None:
-    side = InitialSide(torch.tensor([2, 0]), torch.tensor([[1.0, 2, 0], [3, 0, 0]]), torch.tensor([0.5, 0.25]))
+    side = InitialRows(torch.tensor([2, 0]), torch.tensor([[1.0, 2, 0], [3, 0, 0]]), torch.tensor([0.5, 0.25]))
     vectors, biases = torch.full((3, 4), 9.0), torch.zeros(3)
-    side.put(vectors, biases)
+    side.scatter_into(vectors, biases)
     assert vectors.tolist() == [[3, 0, 9, 9], [9, 9, 9, 9], [1, 2, 9, 9]]
     assert biases.tolist() == [0.25, 0, 0.5]
     narrow = torch.full((3, 1), 9.0)
-    side.put(narrow, biases, row_of=torch.tensor([1, 0, 2]))
+    side.scatter_into(narrow, biases, row_of=torch.tensor([1, 0, 2]))
     assert narrow.tolist() == [[9], [3], [1]]
 
 
@@ -128,7 +128,9 @@ def test_no_directory_and_a_solver_that_cannot_are_refused(tmp_path: Path) -> No
         EarlierModel.find(str(tmp_path), pytest.fail)
     earlier = saved(yesterdays("sgd"), tmp_path)
     for solver in ("vb", "gibbs"):
-        with pytest.raises(ConfigError, match=f"init_from: solver {solver} does not use it.*adam and sgd do"):
+        with pytest.raises(
+            ConfigError, match=f"init_from: solver {solver} cannot start from an earlier model.*adam and sgd can"
+        ):
             train(*parts(), configure(solver, {}), device=CPU, earlier=earlier)
 
 
@@ -137,5 +139,5 @@ def test_a_checkpoint_of_a_training_that_started_elsewhere_is_refused(tmp_path: 
     config = configure("sgd", {**QUICK["sgd"], "epochs": 1})
     train(*parts(), config, device=CPU, checkpoint=checkpoint)
     earlier = saved(yesterdays("sgd"), tmp_path / "model")
-    with pytest.raises(ConfigError, match=f"init_from None, this one has init_from {earlier.header.run_id}"):
+    with pytest.raises(ConfigError, match=f"init_from None, this training has init_from {earlier.header.run_id}"):
         train(*parts(), config, device=CPU, checkpoint=checkpoint, earlier=earlier)

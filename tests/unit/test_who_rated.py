@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mf.solvers.gaussian import Side
+from mf.solvers.gaussian import RatingsByRow
 from mf.solvers.who_rated import Basis, who_rated
 from mf.solvers.workers import Workers
 
@@ -23,7 +23,7 @@ def rated() -> Tensor:
 def basis(pairs: Tensor, rank: int) -> Basis:
     users, movies = pairs.nonzero(as_tuple=True)
     values = torch.ones(len(users))
-    sides = Side(users, movies, values, len(pairs), 4), Side(movies, users, values, pairs.shape[1], 4)
+    sides = RatingsByRow(users, movies, values, len(pairs), 4), RatingsByRow(movies, users, values, pairs.shape[1], 4)
     return who_rated(*sides, rank, Workers(torch.device("cpu"), 1), torch.Generator().manual_seed(1))
 
 
