@@ -13,7 +13,7 @@ def evaluate(
     evaluation: Output[Artifact],
     report: Output[HTML],
     supabase_url: str,
-    relevance_threshold: float,
+    relevance_threshold: str,
     max_regression: float,
     max_rmse: float,
     min_rows: int,
@@ -23,34 +23,28 @@ def evaluate(
 ) -> str:
     """Scores the model on the test part beside the baselines and the published run, writes the report, and decides
     whether the model is good enough: "publish" or "refuse"."""
+    parameters = dict(locals())
+
     from pathlib import Path
 
     from mf.errors import reported
     from mf.evaluation.champion import compare
-    from mf.evaluation.config import EvaluateConfig, GateConfig
     from mf.evaluation.evaluate import evaluate
     from mf.evaluation.examples import examples
     from mf.evaluation.gate import decide
     from mf.evaluation.report import Report, verdict, write_report
     from mf.files import written_aside
     from mf.model import TrainedModel
+    from mf.parameters import evaluate_config, gate_config
     from mf.ratings.schema import read_ratings
     from mf.ratings.titles import titles_beside
     from mf.supabase.destination import Destination
-    from mf.train import options_given, pick_device
+    from mf.train import pick_device
 
     report.path += ".html"
     evaluation.path += ".json"
     with reported():
-        config = EvaluateConfig.of(**options_given(relevance_threshold=relevance_threshold))
-        gate = GateConfig.of(
-            max_regression=max_regression,
-            max_rmse=max_rmse,
-            min_rows=min_rows,
-            min_users=min_users,
-            min_movies=min_movies,
-            force_publish=force_publish,
-        )
+        config, gate = evaluate_config(parameters), gate_config(parameters)
         # Before anything else: a missing key would be found out minutes later.
         destination = Destination.find(supabase_url)
         fitted = TrainedModel.load(Path(model.path))

@@ -75,8 +75,8 @@ def print_schema(argv: Sequence[str]) -> None:
     print(migration(SchemaConfig.of(**given(parser.parse_args(argv), SchemaConfig))), end="")
 
 
-def train_once(argv: Sequence[str]) -> None:
-    """``python -m mf``: reads ratings, trains, writes a model directory and publishes it when that was asked for."""
+def trainer_parser() -> Parser:
+    """The flags of ``python -m mf``."""
     parser = Parser(
         "python -m mf",
         "Trains on a file or a table of ratings, once. To print the migration: python -m mf schema. To show what was "
@@ -89,7 +89,12 @@ def train_once(argv: Sequence[str]) -> None:
     add_shared_flags(parser, SOLVERS, "the solver's options; where a default names solvers, only those use it")
     add_flags(parser, IngestConfig, "the columns of a file or a table", leave_out=TrainerConfig.model_fields)
     add_flags(parser, ExportConfig, "what is published", leave_out=["rows_per_request", "clients"])
-    namespace = parser.parse_args(argv)
+    return parser
+
+
+def train_once(argv: Sequence[str]) -> None:
+    """``python -m mf``: reads ratings, trains, writes a model directory and publishes it when that was asked for."""
+    namespace = trainer_parser().parse_args(argv)
     trainer = TrainerConfig.of(**given(namespace, TrainerConfig))
     solver = configure(namespace.solver, given(namespace, *SOLVERS.values()), prefix="--")
     division = SplitConfig.of(val_size=trainer.val_size, test_size=0, seed=solver.model_dump()["seed"])

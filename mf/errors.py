@@ -11,7 +11,16 @@ class MfError(Exception):
 
 
 class ConfigError(MfError):
-    """A flag, a parameter or a setting that cannot be."""
+    """Flags, parameters or settings that are not valid.
+
+    Attributes:
+        faults: one sentence for each of them.
+    """
+
+    def __init__(self, *faults: str) -> None:
+        count = f"{len(faults)} values are not valid: " if len(faults) > 1 else ""
+        super().__init__(count + "; ".join(faults))
+        self.faults = faults
 
 
 class DataError(MfError):

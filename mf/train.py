@@ -5,7 +5,6 @@ import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -26,8 +25,6 @@ SOLVER_HELP = (
     "how the model is fitted: adam, the original trainer's way; sgd, the fastest; vb, nothing to tune; gibbs, the most "
     "accurate"
 )
-# Stands for "the solver's own value" where a value cannot be absent, as that of a pipeline's parameter.
-SOLVERS_OWN = ("", -1)
 
 
 def train(
@@ -97,11 +94,6 @@ def train(
 def _noted(provenance: Provenance, ratings: pa.Table, validation: pa.Table, earlier: EarlierModel | None) -> TrainedOn:
     trained_on = TrainedOn.of(provenance, ratings, validation)
     return trained_on.after(earlier.trained_on) if earlier else trained_on
-
-
-def options_given(**options: Any) -> dict[str, Any]:
-    """``options`` without those that hold the sentinel of the solver's own value, "" or -1."""
-    return {name: value for name, value in options.items() if value not in SOLVERS_OWN}
 
 
 def pick_device(use_cuda: bool, gpus: int = 0) -> tuple[torch.device, str]:

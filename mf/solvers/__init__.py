@@ -66,10 +66,11 @@ def configure(solver: str, options: Mapping[str, Any], tuned: bool = False, pref
     if solver not in SOLVERS:
         raise ConfigError(f"solver: found {solver!r}, expected one of {', '.join(SOLVERS)}")
     config = SOLVERS[solver]
-    for name in options:
-        if name not in config.model_fields:
-            own = ", ".join(prefix + field for field in config.model_fields)
-            raise ConfigError(f"{prefix}{name}: solver {solver} does not use it; its options are {own}")
+    if unknown := [name for name in options if name not in config.model_fields]:
+        own = ", ".join(prefix + field for field in config.model_fields)
+        raise ConfigError(
+            *(f"{prefix}{name}: solver {solver} does not use it; its options are {own}" for name in unknown)
+        )
     return config.of(**{**(TUNED.get(solver, {}) if tuned else {}), **options})
 
 

@@ -15,10 +15,10 @@ from google.cloud import aiplatform, storage  # type: ignore[attr-defined]
 import mf
 from mf.errors import ConfigError, MfError
 from mf.version import git_sha
-from pipelines.compiled import check_current, definitions_in
+from pipelines.compiled import check_current, definitions_in, machine_check
 from pipelines.parameters import complete, parse
 from pipelines.settings import Settings
-from pipelines.training import NAME
+from pipelines.training import NAME, machines_of
 from pipelines.vertex import machines
 
 NEEDED = ("project", "region", "pipeline_root", "supabase_key_secret")
@@ -59,9 +59,8 @@ def checked(settings: Settings, file: Path, given: Iterable[str]) -> tuple[dict[
     require(settings, NEEDED)
     check_current(settings, file)
     definitions = definitions_in(file)
-    parameters = parse(given, definitions)
+    parameters = parse(given, definitions, machine_check(settings))
     everything = complete(parameters, definitions)
-    machines.check(everything, settings.region)
     if settings.spot:
         machines.check_spot(everything, complete({}, definitions))
     if not everything["supabase_url"]:
@@ -97,8 +96,8 @@ def make_job(
 
 def print_machines(settings: Settings, parameters: Mapping[str, Any]) -> None:
     """Prints what each step asks for."""
-    for step in machines.STEPS:
-        asked = f"{parameters[f'{step}_cpu']} CPU, {parameters[f'{step}_memory']}"
+    for step, machine in machines_of(settings).items():
+        asked = f"{machine.cpu} CPU, {machine.memory}"
         if step == "train":
             gpus = f"{parameters['train_accelerator_count']:g} {parameters['train_accelerator_type']}"
             asked += f", {gpus}{', spot' if settings.spot else ''}"
