@@ -1,9 +1,9 @@
-# Everything a person does with the project; `make` alone lists it.
+# The project's commands; `make` alone lists them.
 PYTHON ?= python3
 # cpu or cuda; on Linux pip's default build of torch is the CUDA one. TORCH_INDEX may name an index of CPU builds.
 TORCH ?= cpu
 TORCH_INDEX ?=
-# Parameters of the pipeline for run, seed-table, submit and schedule: PARAMS="epochs=20 factors=32"
+# Parameters of the pipeline for run, seed-table, submit and schedule: PARAMS='epochs=20 movie_column="Book Title"'
 PARAMS ?=
 WAIT ?=
 CPU_ONLY ?=
@@ -20,9 +20,17 @@ QUIET := $(if $(MAKE_TERMOUT),,--quiet)
 PIP := $(PY) -m pip --disable-pip-version-check install $(QUIET)
 TORCH_VERSION := $(shell sed -n 's/.*"torch==\(.*\)".*/\1/p' pyproject.toml)
 INSTALLED := $(VENV)/installed-$(TORCH)
-params := $(foreach param,$(PARAMS),--param '$(param)')
-# The environment has a TZ of its own, and here and there a NAME: only those given to make are meant.
-given = $(if $(filter command line,$(origin $(1))),$(2) '$($(1))')
+
+# No recipe holds the text of these: it is in the environment as GIVEN_…, so it may have blanks, quotes and $ in it.
+TEXTS := RATINGS IMPORT_TABLE PARAMS SETTINGS CRON TZ NAME BASE_IMAGE TORCH TORCH_INDEX ONLY ROWS
+$(foreach text,$(TEXTS),$(eval export GIVEN_$(text) = $$(value $(text))))
+unexport $(filter-out TZ,$(TEXTS))
+flag = $(if $(value $(1)),$(2)="$$GIVEN_$(1)")
+# Many environments have a TZ and some a NAME of their own: these two count on make's command line only.
+typed_flag = $(if $(filter command line,$(origin $(1))),$(flag))
+params = $(call flag,PARAMS,--params)
+source = $(call flag,RATINGS,--ratings) $(call flag,IMPORT_TABLE,--import_table)
+settings = --settings="$$GIVEN_SETTINGS"
 
 .PHONY: help install run seed-table demo test images compile submit schedule unschedule doctor bench lint clean
 .DEFAULT_GOAL := help
@@ -38,15 +46,15 @@ $(INSTALLED): requirements/all.lock requirements/pipeline-components.lock pyproj
 	@echo "installing into $(VENV) (about two minutes)"
 	@# The lock is whole: with nothing to resolve, a release newer than it cannot get in pip's way.
 	@$(PIP) --no-deps --require-hashes -r requirements/all.lock -r requirements/pipeline-components.lock
-	@PY="$(PY)" TORCH="$(TORCH)" TORCH_INDEX="$(TORCH_INDEX)" VERSION="$(TORCH_VERSION)" QUIET="$(QUIET)" requirements/install-torch
+	@PY="$(PY)" TORCH="$$GIVEN_TORCH" TORCH_INDEX="$$GIVEN_TORCH_INDEX" VERSION="$(TORCH_VERSION)" QUIET="$(QUIET)" requirements/install-torch
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/installed-* && touch $@
 
 run: $(INSTALLED) ## train, evaluate and publish on this machine: RATINGS=file.csv or IMPORT_TABLE=ratings, else the sample
-	@$(PY) -m pipelines run $(if $(RATINGS),--ratings '$(RATINGS)') $(if $(IMPORT_TABLE),--import_table '$(IMPORT_TABLE)') $(params)
+	@$(PY) -m pipelines run $(source) $(params)
 
 seed-table: $(INSTALLED) ## fill the table "ratings" of the embedded Supabase from RATINGS=file.csv, else from the sample
-	@$(PY) -m pipelines seed-table $(if $(RATINGS),--ratings '$(RATINGS)') $(if $(IMPORT_TABLE),--import_table '$(IMPORT_TABLE)') $(params)
+	@$(PY) -m pipelines seed-table $(source) $(params)
 
 demo: $(INSTALLED) ## a page to play with on the sample's recommendations, in your browser until Ctrl-C
 	@$(PY) -m pipelines demo
@@ -55,26 +63,26 @@ test: $(INSTALLED) ## run all tests
 	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 images: $(INSTALLED) ## build the images of the steps and push them: CPU_ONLY=1 trains without a GPU, BASE_IMAGE=…
-	@$(PY) -m pipelines images --settings '$(SETTINGS)' $(if $(CPU_ONLY),--cpu_only) --base_image '$(BASE_IMAGE)' --torch_index '$(TORCH_INDEX)'
+	@$(PY) -m pipelines images $(settings) $(if $(value CPU_ONLY),--cpu_only) $(call flag,BASE_IMAGE,--base_image) $(call flag,TORCH_INDEX,--torch_index)
 
 compile: $(INSTALLED) ## write build/mf-training.yaml, what Vertex AI Pipelines runs
-	@$(PY) -m pipelines compile --settings '$(SETTINGS)'
+	@$(PY) -m pipelines compile $(settings)
 
 submit: compile ## run it on Vertex AI, where pipelines/settings.toml says; WAIT=1 follows the run to its end
-	@$(PY) -m pipelines submit --settings '$(SETTINGS)' $(params) $(if $(WAIT),--wait)
+	@$(PY) -m pipelines submit $(settings) $(params) $(if $(value WAIT),--wait)
 
 schedule: compile ## run it on Vertex AI at set times: CRON="0 3 * * *" TZ=Europe/Berlin (else UTC) NAME=nightly
-	@$(PY) -m pipelines schedule --settings '$(SETTINGS)' --cron '$(CRON)' $(call given,TZ,--tz) $(call given,NAME,--name) $(params)
+	@$(PY) -m pipelines schedule $(settings) --cron="$$GIVEN_CRON" $(call typed_flag,TZ,--tz) $(call typed_flag,NAME,--name) $(params)
 
 doctor: $(INSTALLED) ## look at all that a run on Vertex AI needs, and say what to run where it is missing
-	@$(PY) -m pipelines doctor --settings '$(SETTINGS)'
+	@$(PY) -m pipelines doctor $(settings)
 
 unschedule: $(INSTALLED) ## delete the schedule: NAME=nightly
-	@$(PY) -m pipelines unschedule --settings '$(SETTINGS)' $(call given,NAME,--name)
+	@$(PY) -m pipelines unschedule $(settings) $(call typed_flag,NAME,--name)
 
 bench: $(INSTALLED) ## write docs/benchmarks.md, for hours: PEERS=1 RATINGS=file.csv ROWS=2000000 ONLY=section
-	@test -z "$(PEERS)" || $(PIP) -r requirements/bench.in
-	@$(PY) -m benchmarks $(or $(ONLY),all) $(if $(RATINGS),--ratings '$(RATINGS)') $(if $(ROWS),--rows $(ROWS))
+	@$(if $(value PEERS),$(PIP) -r requirements/bench.in)
+	@$(PY) -m benchmarks $(if $(value ONLY),"$$GIVEN_ONLY",all) $(call flag,RATINGS,--ratings) $(call flag,ROWS,--rows)
 
 lint: $(INSTALLED) ## check style and types
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

@@ -13,7 +13,7 @@ def evaluate(
     evaluation: Output[Artifact],
     report: Output[HTML],
     supabase_url: str,
-    relevance_threshold: float,
+    relevance_threshold: str,
     max_regression: float,
     max_rmse: float,
     min_rows: int,
@@ -23,30 +23,24 @@ def evaluate(
 ) -> str:
     """Evaluates the model beside baselines and the published run, writes the report and returns the gate's verdict:
     "publish" or "refuse"."""
+    parameters = dict(locals())
+
     from pathlib import Path
 
     from mf.errors import reported
-    from mf.evaluation.config import EvaluateConfig, GateConfig
     from mf.evaluation.judge import judge
     from mf.files import written_aside
     from mf.model_directory import TrainedModel
+    from mf.parameters import evaluate_config, gate_config
     from mf.ratings.schema import read_ratings
     from mf.ratings.titles import titles_beside
     from mf.supabase.find import find_target
-    from mf.train import options_given, pick_device
+    from mf.train import pick_device
 
     report.path += ".html"
     evaluation.path += ".json"
     with reported():
-        config = EvaluateConfig.of(**options_given(relevance_threshold=relevance_threshold))
-        gate = GateConfig.of(
-            max_regression=max_regression,
-            max_rmse=max_rmse,
-            min_rows=min_rows,
-            min_users=min_users,
-            min_movies=min_movies,
-            force_publish=force_publish,
-        )
+        config, gate = evaluate_config(parameters), gate_config(parameters)
         # First, so that a missing key fails within seconds and not after the evaluation.
         target = find_target(supabase_url)
         trained = TrainedModel.load(Path(model.path))

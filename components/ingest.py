@@ -20,35 +20,51 @@ def ingest(
     rated_since: str,
     rated_before: str,
     max_reject_fraction: float,
+    split: str,
+    val_size: float,
+    test_size: float,
+    seed: int,
+    solver: str,
+    solver_options: dict,
+    factors: int,
+    epochs: int,
+    batch_size: int,
+    lr: float,
     init_from: str,
+    relevance_threshold: str,
+    max_regression: float,
+    max_rmse: float,
+    min_rows: int,
+    min_users: int,
+    min_movies: int,
+    force_publish: bool,
+    movie_export_table: str,
+    user_export_table: str,
+    hnsw_index: bool,
+    train_accelerator_type: str,
+    train_accelerator_count: int,
+    gpus: dict,
 ):
-    """Reads ratings from a CSV or a Supabase table, checks every row, and writes the good ones as Parquet; and with
-    them the earlier model to start from, when one is asked for: the step that trains has no key to Supabase."""
+    """Validates the parameters of all steps, then reads ratings from a CSV or a Supabase table, checks every row and
+    writes the good ones as Parquet. Also fetches the model to start from, since the train step has no key to
+    Supabase."""
+    parameters = dict(locals())
+
     from dataclasses import asdict
     from pathlib import Path
 
     from mf.errors import reported
     from mf.ingest import ingest
-    from mf.ratings.config import IngestConfig
+    from mf.parameters import check, check_gpus, ingest_config
     from mf.supabase.find import find_target
     from mf.warm_start import EarlierModel
 
     ratings.path += ".parquet"
     rejects.path += ".csv"
     with reported():
-        config = IngestConfig.of(
-            ratings_csv=ratings_csv,
-            import_table="" if ratings_csv else import_table,
-            columns=columns,
-            user_column=user_column,
-            movie_column=movie_column,
-            rating_column=rating_column,
-            timestamp_column=timestamp_column,
-            key_columns=key_columns,
-            rated_since=rated_since,
-            rated_before=rated_before,
-            max_reject_fraction=max_reject_fraction,
-        )
+        # No GPU has to be there when none is asked for, as on a laptop.
+        check(parameters, *([lambda given: check_gpus(given, gpus)] if train_accelerator_count else []))
+        config = ingest_config(parameters)
         earlier = EarlierModel.find(init_from, lambda: find_target(supabase_url))
         if earlier:
             earlier.save(Path(initial_model.path))

@@ -5,14 +5,14 @@ from components.base import component
 
 @component
 def notify(status: PipelineTaskFinalStatus, notice: Output[Artifact]):
-    """Says in one line how the run has ended, and what the gate found; of a run that failed on stderr, which Cloud
-    Logging takes for an error."""
+    """Logs in one line how the run ended and the gate's verdict. A failure goes to stderr, which Cloud Logging records
+    with severity ERROR."""
     import sys
     from pathlib import Path
 
     run = status.pipeline_job_resource_name
     if status.state == "SUCCEEDED":
-        # KFP gives the last step of a run nothing of the steps before it: evaluate left this in the folder of the run.
+        # KFP gives a run's final step no output of the steps before it: evaluate wrote this file to the run's folder.
         verdict = Path(notice.path).parents[1] / "verdict.txt"
         line = f"{run} has succeeded" + (f": {verdict.read_text()}" if verdict.exists() else "")
         print(line)

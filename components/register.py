@@ -13,7 +13,7 @@ def register(
     job: str,
     image: str,
 ) -> str:
-    """Uploads the published model to the Model Registry as the default version of the model ``name``; gives the
+    """Uploads the published model to the Model Registry as the default version of the model ``name``; returns the
     version's resource name."""
     import json
     from pathlib import Path

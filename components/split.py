@@ -14,20 +14,22 @@ def split(
     test_size: float,
     seed: int,
 ):
-    """Divides the ratings into a part to learn from, one to steer by and one to score once."""
+    """Splits the ratings into a training, a validation and a test part."""
+    parameters = dict(locals())
+
     from pathlib import Path
 
     from mf.errors import ConfigError, reported
-    from mf.ratings.config import SplitConfig
+    from mf.parameters import split_config
     from mf.ratings.schema import read_ratings, write_ratings
-    from mf.ratings.split import split as divide
+    from mf.ratings.split import split as split_ratings
 
     with reported():
-        config = SplitConfig.of(split=split, val_size=val_size, test_size=test_size, seed=seed)
+        config = split_config(parameters)
         table, provenance = read_ratings(Path(ratings.path))
-        parts = divide(table, config)
+        parts = split_ratings(table, config)
         if not len(parts.test):
-            raise ConfigError(f"test_size is {test_size:g}: nothing is held out to score the model on, raise it")
+            raise ConfigError(f"test_size {test_size:g} of {len(table):,} ratings leaves the test part empty: raise it")
         for artifact, part in zip((train_ratings, validation_ratings, test_ratings), parts, strict=True):
             artifact.path += ".parquet"
             written = write_ratings(part, Path(artifact.path), provenance)

@@ -84,8 +84,8 @@ def print_schema(argv: Sequence[str]) -> None:
     print(migration(SchemaConfig.of(**given(parser.parse_args(argv), SchemaConfig))), end="")
 
 
-def train_once(argv: Sequence[str]) -> None:
-    """``python -m mf``: reads ratings, trains, writes a model directory and, with ``--publish``, publishes it."""
+def trainer_parser() -> Parser:
+    """The flags of ``python -m mf``."""
     parser = Parser(
         "python -m mf",
         "Train a model on a file or a table of ratings. See also: python -m mf schema (print the database migration), "
@@ -104,9 +104,14 @@ def train_once(argv: Sequence[str]) -> None:
     )
     add_flags(parser, IngestConfig, "columns of the ratings file or table", leave_out=TrainerConfig.model_fields)
     add_flags(parser, ExportConfig, "publishing", leave_out=["rows_per_request", "clients"])
-    namespace = parser.parse_args(argv)
+    return parser
+
+
+def train_once(argv: Sequence[str]) -> None:
+    """``python -m mf``: reads ratings, trains, writes a model directory and, with ``--publish``, publishes it."""
+    namespace = trainer_parser().parse_args(argv)
     trainer = TrainerConfig.of(**given(namespace, TrainerConfig))
-    options = given(namespace, *configs.values())
+    options = given(namespace, *(solver.config for solver in SOLVERS.values()))
     solver = configure(namespace.solver, {**PRESETS.get(namespace.solver, {}), **options}, prefix="--")
     division = SplitConfig.of(val_size=trainer.val_size, test_size=0, seed=solver.model_dump()["seed"])
     _check_writable(f"--output_dir {trainer.output_dir}", trainer.output_dir)

@@ -3,6 +3,7 @@
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from mf.errors import ConfigError
 
@@ -23,14 +24,21 @@ class Config(BaseModel):
         """A validated configuration.
 
         Raises:
-            ConfigError: names the first bad field, the value found and the one expected.
+            ConfigError: names every invalid field, the value found and the one expected.
         """
         try:
             return cls(**values)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = ".".join(str(part) for part in first["loc"])
-            shown = name and first["type"] not in NOT_SHOWN
-            given = f" (given: {first['input']!r})" if shown else ""
-            message = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"{name}: {message}{given}" if name else message) from None
+            first: dict[tuple[int | str, ...], ErrorDetails] = {}
+            for one in error.errors(include_url=False):
+                # A field that takes several types has an error for each of them; the first says enough.
+                first.setdefault(one["loc"][:1], one)
+            raise ConfigError(*map(_sentence, first.values())) from None
+
+
+def _sentence(error: ErrorDetails) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    shown = name and error["type"] not in NOT_SHOWN
+    given = f" (given: {error['input']!r})" if shown else ""
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}{given}" if name else message

@@ -13,7 +13,16 @@ class MfError(Exception):
 
 
 class ConfigError(MfError):
-    """An invalid flag, parameter or setting."""
+    """Invalid flags, parameters or settings.
+
+    Attributes:
+        faults: one sentence per invalid value.
+    """
+
+    def __init__(self, *faults: str) -> None:
+        count = f"{len(faults)} values are not valid: " if len(faults) > 1 else ""
+        super().__init__(count + "; ".join(faults))
+        self.faults = faults
 
 
 class DataError(MfError):

@@ -5,7 +5,6 @@ import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -22,8 +21,6 @@ from mf.version import git_sha
 from mf.warm_start import EarlierModel
 
 DEFAULT_SOLVER = "adam"
-# Stands for "the solver's own value" where a value cannot be absent, as that of a pipeline's parameter.
-SOLVERS_OWN = ("", -1)
 
 
 def train(
@@ -95,11 +92,6 @@ def _trained_on(
 ) -> TrainedOn:
     trained_on = TrainedOn.of(provenance, ratings, validation)
     return trained_on.after(earlier.trained_on) if earlier else trained_on
-
-
-def options_given(**options: Any) -> dict[str, Any]:
-    """``options`` without those that hold the sentinel of the solver's own value, "" or -1."""
-    return {name: value for name, value in options.items() if value not in SOLVERS_OWN}
 
 
 def pick_device(use_cuda: bool, gpus: int = 0) -> tuple[torch.device, str]:

@@ -1,4 +1,4 @@
-"""The pipeline's command line, one function a command. The Makefile calls it."""
+"""The pipeline's command line, one function per command. The Makefile calls it."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from mf.flags import Parser
 from pipelines import describe
 from pipelines.compiled import DEFAULT_COMPILED, compile_pipeline, definitions
 from pipelines.parameters import parse
-from pipelines.settings import DEFAULT_FILE, PREFIX, Settings, overrides
+from pipelines.settings import DEFAULT_FILE, PREFIX, Settings, overrides, words
 from pipelines.training import NAME
 
 HOME = Path(__file__).parents[1] / ".mf"
@@ -43,12 +43,12 @@ def submit_command(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def schedule_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Runs the compiled pipeline on Vertex AI at set times; a schedule of the same name is replaced."""
+    """Schedules the compiled pipeline on Vertex AI; a schedule of the same name is replaced."""
     _settings_flag(parser)
     _file_flag(parser)
     _parameter_flag(parser)
     _name_flag(parser)
-    parser.add_argument("--cron", required=True, help='when, as five fields of cron: "0 3 * * *" is every day at three')
+    parser.add_argument("--cron", required=True, help='five fields of cron; "0 3 * * *" is every day at 03:00')
     parser.add_argument("--tz", default="UTC", help="time zone of --cron, for example Europe/Berlin (default: UTC)")
     options = parser.parse_args(argv)
     from pipelines.vertex.schedules import schedule
@@ -66,14 +66,14 @@ def schedules_command(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def pause_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Stops a schedule from starting runs, until it is resumed."""
+    """Pauses a schedule until it is resumed."""
     from pipelines.vertex.schedules import pause
 
     pause(*_schedule_named(parser, argv))
 
 
 def resume_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Lets a paused schedule start runs again."""
+    """Resumes a paused schedule."""
     from pipelines.vertex.schedules import resume
 
     resume(*_schedule_named(parser, argv))
@@ -87,7 +87,7 @@ def unschedule_command(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def doctor_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Looks at all that a run on Vertex AI needs, and says what is missing and what to run."""
+    """Checks everything that a run on Vertex AI needs; prints the command for each missing thing."""
     _settings_flag(parser)
     options = parser.parse_args(argv)
     from pipelines.vertex import doctor
@@ -116,8 +116,8 @@ def run_command(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def seed_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Fills a table of the embedded Supabase from a file of ratings, or from the sample."""
-    _source_flags(parser, "the table to make anew", default="ratings")
+    """Fills a table of the embedded Supabase from a file of ratings (default: the sample)."""
+    _source_flags(parser, "table to replace (default: ratings)", default="ratings")
     options = parser.parse_args(argv)
     from pipelines.laptop.seed import seed_table
 
@@ -125,7 +125,7 @@ def seed_command(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def demo_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Serves a page to play with on the sample's recommendations, until Ctrl-C."""
+    """Serves the demo page with the sample's recommendations until Ctrl-C."""
     _home_flag(parser)
     options = parser.parse_args(argv)
     from pipelines.laptop.demo import demo
@@ -136,9 +136,11 @@ def demo_command(parser: Parser, argv: Sequence[str]) -> None:
 def images_command(parser: Parser, argv: Sequence[str]) -> None:
     """Builds and pushes the images of the steps, and writes their digests to a file beside the settings."""
     _settings_flag(parser)
-    parser.add_argument("--cpu_only", action="store_true", help="one image for all steps: the train step has no GPU")
-    parser.add_argument("--base_image", default="", help="image to start from; the Dockerfile's own without it")
-    parser.add_argument("--torch_index", default="", help="address of an index of CPU builds of torch")
+    parser.add_argument(
+        "--cpu_only", action="store_true", help="build one image for all steps; the train step has no GPU"
+    )
+    parser.add_argument("--base_image", default="", help="base image (default: the Dockerfile's)")
+    parser.add_argument("--torch_index", default="", help="URL of a package index with CPU builds of torch")
     options = parser.parse_args(argv)
     from pipelines import settings
     from pipelines.vertex.images import make_images
@@ -153,9 +155,9 @@ def images_command(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def parameters_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Prints the pipeline's parameters as a table in Markdown."""
+    """Prints docs/parameters.md: all flags, parameters and solver options, with their defaults."""
     parser.parse_args(argv)
-    print(describe.table(definitions()), end="")
+    print(describe.document(definitions()), end="")
 
 
 COMMANDS = {
@@ -176,7 +178,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the command that ``argv`` names; a mistake of the user's ends in one line and exit status 2."""
+    """Runs the command that ``argv`` names; a user's mistake is one line on stderr and exit status 2."""
     with reported():
         if not argv or argv[0] not in COMMANDS:
             raise ConfigError(f"expected one of the commands {', '.join(COMMANDS)}")
@@ -189,7 +191,7 @@ def _settings_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def _file_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--file", type=Path, default=DEFAULT_COMPILED, help="the compiled pipeline")
+    parser.add_argument("--file", type=Path, default=DEFAULT_COMPILED, help="compiled pipeline")
 
 
 def _name_flag(parser: argparse.ArgumentParser) -> None:
@@ -198,9 +200,9 @@ def _name_flag(parser: argparse.ArgumentParser) -> None:
 
 def _settings(options: argparse.Namespace) -> Settings:
     settings = Settings.load(options.settings)
-    # A misspelled variable changes nothing; that it is not named here shows it.
+    # A misspelled variable changes nothing, and is missing from this line.
     if names := [f"{PREFIX}{name.upper()}" for name in overrides(os.environ)]:
-        print(f"above {options.settings}: {', '.join(names)}")
+        print(f"overriding {options.settings}: {', '.join(names)}")
     return settings
 
 
@@ -212,7 +214,7 @@ def _schedule_named(parser: Parser, argv: Sequence[str]) -> tuple[Settings, str]
 
 
 def _source_flags(parser: argparse.ArgumentParser, table: str, default: str = "") -> None:
-    parser.add_argument("--ratings", type=Path, help="file of ratings; the sample without it")
+    parser.add_argument("--ratings", type=Path, help="file of ratings (default: the sample)")
     parser.add_argument("--import_table", default=default, help=table)
     _home_flag(parser)
     _parameter_flag(parser)
@@ -223,12 +225,16 @@ def _home_flag(parser: argparse.ArgumentParser) -> None:
         "--home",
         type=lambda text: Path(text).resolve(),
         default=HOME,
-        help="folder of the local databases and of what the steps write",
+        help="folder of the local databases and of the steps' outputs",
     )
 
 
 def _parameter_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--param", action="append", default=[], help="name=value, of the pipeline's parameters")
+    where = "a parameter of the pipeline (docs/parameters.md)"
+    parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help=where)
+    parser.add_argument(
+        "--params", dest="param", action=_Words, metavar="TEXT", help="several, split into words as in a shell"
+    )
 
 
 def _local_parameters(given: Sequence[str]) -> dict[str, Any]:
@@ -237,6 +243,13 @@ def _local_parameters(given: Sequence[str]) -> dict[str, Any]:
         if name in parameters:
             raise ConfigError(f"parameter {name}: a run on this machine sets it itself, from RATINGS or IMPORT_TABLE")
     return parameters
+
+
+class _Words(argparse.Action):
+    """Adds the words of a text to a list, split as a shell splits them."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, text: Any, flag: str | None = None) -> None:
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *words(text, "--params")])
 
 
 if __name__ == "__main__":

@@ -1,82 +1,168 @@
-"""The pipeline's parameters as a person meets them: in the console and in the README, from one text."""
+"""Descriptions of the pipeline's parameters, for the console and for ``docs/parameters.md``."""
 
+import argparse
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from pydantic.fields import FieldInfo
 
 from mf.config import Config
 from mf.evaluation.config import GateConfig
-from mf.flags import by_owner, default_text, meaning, plain_type, shared_fields
+from mf.flags import by_owner, default_text, meaning, shared_fields
+from mf.flags import description as field_description
+from mf.parameters import OR_SOLVERS_OWN, SOLVER_PARAMETERS, SOLVERS_OWN
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.solvers import SOLVER_HELP, SOLVERS
 from mf.supabase.config import ExportConfig
 from mf.warm_start import INIT_FROM
 
-STEPS = ("ingest", "split", "train", "evaluate", "export")
-OWN = {
-    "ratings_csv": "File of ratings, plain or gzip: gs://bucket/object; when empty, import_table is read",
-    "import_table": "Supabase table of ratings, read when ratings_csv is empty",
-    "supabase_url": "Supabase project to import from and publish to, https://PROJECT.supabase.co",
-    "test_size": "Share of all rows, above 0, held out to score once; leave_last: one of each user, whatever it is",
-    "solver": f"How the model is fitted: {SOLVER_HELP}",
-    "init_from": INIT_FROM,
-    "seed": "Seed of the split and of all that the solver draws at random",
-    "relevance_threshold": "Rating from which a movie of the test part counts as liked; -1: three quarters up the "
-    "range of the training ratings, as 4 is of 1 to 5",
-    "train_accelerator_type": "GPU of the train step: NVIDIA_TESLA_T4, NVIDIA_L4, NVIDIA_TESLA_A100 and others",
-    "train_accelerator_count": "GPUs of the train step, of which a training uses one",
-    **{f"{step}_cpu": f"CPU cores of the {step} step" for step in STEPS},
-    **{f"{step}_memory": f"Memory of the {step} step, for example 16G" for step in STEPS},
-}
-CONFIGS: tuple[type[Config], ...] = (IngestConfig, SplitConfig, GateConfig, ExportConfig)
+DOCUMENT = "docs/parameters.md"
 SOLVER_FIELDS = shared_fields({name: solver.config for name, solver in SOLVERS.items()})
-# Parameters with a value that holds for all solvers, and those whose default is each solver's own.
-FOR_ALL_SOLVERS = ("factors", "seed")
-SOLVER_OPTIONS = tuple(name for name in SOLVER_FIELDS if name not in FOR_ALL_SOLVERS)
+CONFIGS: tuple[type[Config], ...] = (IngestConfig, SplitConfig, GateConfig, ExportConfig)
+# Descriptions that the pipeline has in place of the fields' own.
+OWN = {
+    "ratings_csv": "file of ratings, plain or gzip: gs://bucket/object; empty: import_table is read",
+    "import_table": "Supabase table of ratings, read if ratings_csv is empty",
+    "supabase_url": "Supabase project to import from and publish to, https://PROJECT.supabase.co",
+    "test_size": "share of the ratings, above 0 and below 1, held out to be scored once; leave_last: one per user",
+    "solver": f"algorithm; {SOLVER_HELP}",
+    "init_from": INIT_FROM,
+    "seed": "seed of the split and of the solver's random numbers, a whole number from 0",
+    "relevance_threshold": "rating from which a movie of the test part counts as liked; empty: three quarters up the "
+    "range of the training ratings, such as 4 of 1 to 5",
+    "train_accelerator_type": "GPU of the train step, such as NVIDIA_TESLA_T4, NVIDIA_L4 or NVIDIA_TESLA_A100",
+    "train_accelerator_count": "number of GPUs of the train step; training uses one of them",
+}
 
 
 def description(parameter: str) -> str:
-    """What a pipeline parameter means: its config field's own words, but where the pipeline has others; of a solver's
-    option also which solvers use it, and the default of each.
+    """The description of a pipeline parameter: that of its configuration field, unless the pipeline has another.
 
     Raises:
         KeyError: nothing describes it.
     """
+    if parameter == "solver_options":
+        return f"other options of the solver, as JSON: {_options_by_solver()}; {DOCUMENT} describes them"
     if parameter in OWN:
-        text = OWN[parameter]
-    elif parameter in SOLVER_FIELDS:
+        return OWN[parameter]
+    if parameter in SOLVER_FIELDS:
         text = meaning(SOLVER_FIELDS[parameter])
-        if parameter in SOLVER_OPTIONS:
-            text += f"; {_solvers_own(parameter)}"
-    else:
-        fields = {name: field for config in reversed(CONFIGS) for name, field in config.model_fields.items()}
-        text = str(fields[parameter].description)
-    return text if text.startswith(tuple(SOLVERS)) else text[0].upper() + text[1:]
-
-
-def _solvers_own(option: str) -> str:
-    fields = SOLVER_FIELDS[option]
-    defaults = {solver: default_text(field, field.default) for solver, field in fields.items()}
-    sentinel = "empty" if plain_type(next(iter(fields.values()))) is str else "-1"
-    return f"{sentinel}: the solver's own ({by_owner(defaults, SOLVERS)})"
+        if parameter in OR_SOLVERS_OWN:
+            defaults = {
+                solver: default_text(field, field.default) for solver, field in SOLVER_FIELDS[parameter].items()
+            }
+            text += f"; {SOLVERS_OWN}: the solver's own default ({by_owner(defaults, SOLVERS)})"
+        return text
+    fields = {name: field for config in reversed(CONFIGS) for name, field in config.model_fields.items()}
+    return str(fields[parameter].description)
 
 
 def described(pipeline: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the descriptions to the docstring, where KFP looks for them."""
     names = inspect.signature(pipeline).parameters
-    lines = "\n".join(f"    {name}: {description(name)}." for name in names)
+    lines = "\n".join(f"    {name}: {description(name)}" for name in names)
     pipeline.__doc__ = f"{pipeline.__doc__}\n\nArgs:\n{lines}\n"
     return pipeline
 
 
-def table(definitions: Mapping[str, Mapping[str, Any]]) -> str:
-    """The parameters of a compiled pipeline as a table in Markdown, in the order of the pipeline's signature."""
-    rows = ["| parameter | default | meaning |", "|---|---|---|"]
+def document(definitions: Mapping[str, Mapping[str, Any]]) -> str:
+    """``docs/parameters.md``: the flags of ``python -m mf``, the pipeline's parameters and the solvers' options."""
+    # Imported here because compiling needs none of the command line.
+    from mf.__main__ import trainer_parser
+
+    solvers = "\n".join(f"### {solver}\n\n{_solver_table(solver)}" for solver in SOLVERS)
+    return f"""\
+# Flags and parameters
+
+<!-- Generated: python -m pipelines parameters > {DOCUMENT} -->
+
+## Flags of `python -m mf`
+
+Flags are also accepted with hyphens. A flag that the chosen solver does not use is refused.
+
+{_flag_table(trainer_parser())}
+## Parameters of the pipeline
+
+Give them to a run with `PARAMS`, split into words as in a shell:
+
+```sh
+make run RATINGS=ratings.csv PARAMS='epochs=20 solver_options.l2=0.1'
+make submit PARAMS='solver=gibbs solver_options={{"rank":16,"burn_in":10}} movie_column="Book Title"'
+```
+
+All of them are checked before anything is spent: by `make submit` before it sends anything, and by the first step.
+Their defaults, and the CPU and memory of each step, can be changed in `pipelines/settings.toml`.
+
+{_parameter_table(definitions)}
+## Options of the solvers
+
+Of these, {_listed(SOLVER_PARAMETERS)} are parameters of the pipeline; the others are entries
+of its parameter `solver_options`. `python -m mf` has other defaults for adam, see its flags.
+
+{solvers}"""
+
+
+def _options_by_solver() -> str:
+    """Names and defaults of the options that are entries of ``solver_options``, short enough for the console."""
+    return "; ".join(
+        f"{solver.name}: "
+        + ", ".join(
+            f"{name} {_short_default(field)}"
+            for name, field in solver.config.model_fields.items()
+            if name not in SOLVER_PARAMETERS
+        )
+        for solver in SOLVERS.values()
+    )
+
+
+def _short_default(field: FieldInfo) -> str:
+    """The default, or "derived" for one that depends on the ratings."""
+    text = default_text(field, field.default)
+    return "derived" if field.default is None and text != "none" else text
+
+
+def _flag_table(parser: argparse.ArgumentParser) -> str:
+    rows = []
+    for action in parser._actions:
+        text, _, default = (action.help or "").replace("%%", "%").partition(" (default: ")
+        if action.dest != "help":
+            default = default.removesuffix(")") or ("off" if action.nargs == 0 else "")
+            rows.append((f"`{action.option_strings[0]}`", _code(default), text))
+    return _table("flag", rows)
+
+
+def _parameter_table(definitions: Mapping[str, Mapping[str, Any]]) -> str:
+    """The parameters of a compiled pipeline, in the order of its signature."""
+    rows = []
     for name, defined in definitions.items():
         default = defined["defaultValue"]
         if defined["parameterType"] == "NUMBER_INTEGER":
             default = int(default)
         elif defined["parameterType"] == "BOOLEAN":
             default = str(default).lower()
-        rows.append(f"| `{name}` | {f'`{default}`' if default != '' else ''} | {defined['description']} |")
-    return "\n".join(rows) + "\n"
+        rows.append((f"`{name}`", _code(default), defined["description"]))
+    return _table("parameter", rows)
+
+
+def _solver_table(solver: str) -> str:
+    fields = SOLVERS[solver].config.model_fields.items()
+    return _table(
+        "option",
+        [(f"`{name}`", default_text(field, field.default), field_description(field)) for name, field in fields],
+    )
+
+
+def _table(heading: str, rows: Iterable[tuple[str, str, str]]) -> str:
+    lines = [f"| {heading} | default | meaning |", "|---|---|---|"]
+    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _code(text: Any) -> str:
+    return f"`{text}`" if text != "" else ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = [f"`{name}`" for name in names]
+    return f"{', '.join(first)} and {last}"

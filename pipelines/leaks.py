@@ -1,4 +1,4 @@
-"""What looks like a secret, where none may be: a parameter's value shows in the console, in logs and in requests."""
+"""Refusing secrets in parameters and settings, whose values show in the console, in logs and in requests."""
 
 import re
 
@@ -13,11 +13,14 @@ KINDS = {
 
 
 def refuse(what: str, text: str) -> None:
-    """Raises a ``ConfigError``, that does not show ``text``, when it looks like a secret.
+    """Refuses a text that looks like a secret.
 
     Args:
-        what: it is, for the error: "parameter columns".
-        text: as it was given.
+        what: name of the value, for the error: "parameter columns".
+        text: the value.
+
+    Raises:
+        ConfigError: it looks like a secret; the error does not show it.
     """
     for kind, pattern in KINDS.items():
         if re.search(pattern, text):

@@ -1,43 +1,78 @@
-"""Parameters as a person gives them, ``epochs=20``, checked against the pipeline before anything starts."""
+"""Parameters as they are typed, ``epochs=20``, validated against the pipeline before anything starts."""
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mf.errors import ConfigError
-from mf.solvers import configure
-from mf.train import options_given
+from mf.parameters import check
 from pipelines import leaks
-from pipelines.describe import CONFIGS, FOR_ALL_SOLVERS, SOLVER_OPTIONS
 
-# Parameter name to what KFP says of it: parameterType, defaultValue, description.
+# Parameter name to KFP's definition of it: parameterType, defaultValue, description.
 Definitions = dict[str, dict[str, Any]]
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _table(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
+
 
 TYPES: dict[str, tuple[Callable[[str], Any], str]] = {
     "NUMBER_INTEGER": (int, "a whole number"),
-    "NUMBER_DOUBLE": (float, "a finite number"),
+    "NUMBER_DOUBLE": (_number, "a finite number"),
     "BOOLEAN": ({"true": True, "false": False}.__getitem__, "true or false"),
     "STRING": (str, "a text"),
+    "STRUCT": (_table, 'a table as JSON, for example {"rank": 16}'),
 }
 
 
-def parse(given: Iterable[str], definitions: Definitions) -> dict[str, Any]:
-    """``["epochs=20", "lr=0.01"]`` as values of the types that the pipeline asks for.
+def parse(
+    given: Iterable[str], definitions: Definitions, *more: Callable[[Mapping[str, Any]], object]
+) -> dict[str, Any]:
+    """``["epochs=20", "solver_options.rank=16"]`` as values of the types that the pipeline has.
 
     Args:
-        given: ``name=value`` each.
+        given: ``name=value`` each, or ``name.key=value`` for an entry of a table.
         definitions: ``root.inputDefinitions.parameters`` of the compiled pipeline.
+        more: further checks of all parameters of the run (``mf.parameters.check``).
 
     Raises:
-        ConfigError: a parameter that the pipeline does not have or that the chosen solver does not use, one that it
-            needs and that is missing, or a value that is not of its type, that cannot be or that looks like a secret.
+        ConfigError: naming every fault: a parameter that the pipeline does not have, a value of another type or out of
+            range, and what a step would refuse. A value that looks like a secret is refused on its own.
     """
-    values = dict(_parsed(pair, definitions) for pair in given)
-    missing = [name for name, value in complete(values, definitions).items() if value is None]
-    if missing:
-        raise ConfigError(f"parameter {missing[0]} has no default: give {missing[0]}=value")
-    _check(complete(values, definitions))
+    given = [*given]
+    for pair in given:
+        # Before all else, because every other error shows the value.
+        name, equals, _ = pair.partition("=")
+        leaks.refuse(f"parameter {name}" if equals else "a parameter", pair)
+    values: dict[str, Any] = {}
+    faults: list[str] = []
+    for pair in given:
+        try:
+            name, value = _parsed(pair, definitions, values)
+        except ConfigError as error:
+            faults += error.faults
+        else:
+            values[name] = value
+    everything = complete(values, definitions)
+    faults += [f"parameter {name} has no default: give {name}=value" for name, v in everything.items() if v is None]
+    try:
+        check(everything, *more)
+    except ConfigError as error:
+        faults += error.faults
+    if faults:
+        raise ConfigError(*faults)
     return values
 
 
@@ -47,7 +82,7 @@ def complete(values: Mapping[str, Any], definitions: Definitions) -> dict[str, A
 
 
 def with_defaults(values: Mapping[str, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Gives parameters of a pipeline's function other defaults than its signature shows; every parameter has one."""
+    """Replaces the defaults of a pipeline function's parameters, each of which has one."""
 
     def changed(pipeline: Callable[..., Any]) -> Callable[..., Any]:
         defaults = {name: parameter.default for name, parameter in inspect.signature(pipeline).parameters.items()}
@@ -57,27 +92,26 @@ def with_defaults(values: Mapping[str, Any]) -> Callable[[Callable[..., Any]], C
     return changed
 
 
-def _parsed(pair: str, definitions: Definitions) -> tuple[str, Any]:
+def _parsed(pair: str, definitions: Definitions, before: Mapping[str, Any]) -> tuple[str, Any]:
+    """The name and the value of one parameter; an entry of a table is added to what the table has ``before``."""
     name, equals, text = pair.partition("=")
-    # First of all: every other error shows what was given.
-    leaks.refuse(f"parameter {name}" if equals else "a parameter", pair)
     if not equals:
         raise ConfigError(f"parameter {name!r}: expected name=value")
+    table, dot, key = name.partition(".")
+    if dot and definitions.get(table, {}).get("parameterType") == "STRUCT":
+        return table, {**complete(before, definitions)[table], key: _entry(text)}
     if name not in definitions:
         raise ConfigError(f"the pipeline has no parameter {name!r}; it has {', '.join(sorted(definitions))}")
-    kind, what = TYPES[definitions[name]["parameterType"]]
+    kind, expected = TYPES[definitions[name]["parameterType"]]
     try:
-        value = kind(text)
-        if kind is float and not math.isfinite(value):
-            raise ValueError
+        return name, kind(text)
     except (KeyError, ValueError):
-        raise ConfigError(f"parameter {name}: expected {what}, found {text!r}") from None
-    return name, value
+        raise ConfigError(f"parameter {name}: expected {expected}, found {text!r}") from None
 
 
-def _check(values: dict[str, Any]) -> None:
-    """Refuses here what a step would refuse when its turn came."""
-    options = options_given(**{name: values[name] for name in SOLVER_OPTIONS})
-    configure(values["solver"], {name: values[name] for name in FOR_ALL_SOLVERS} | options)
-    for config in CONFIGS:
-        config.of(**{name: value for name, value in values.items() if name in config.model_fields})
+def _entry(text: str) -> Any:
+    """A value as JSON if it is JSON, such as 16, 0.1, true and null, else as a text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -2,8 +2,9 @@
 
 import json
 import os
+import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -16,6 +17,7 @@ from mf.files import written_aside
 from mf.supabase.credentials import NAME_FORM, SECRET_NAME, is_address
 from mf.version import git_sha
 from pipelines import leaks
+from pipelines.vertex import machines
 from pipelines.vertex.machines import all_regions, is_region
 
 DIGEST = r"^([^\s@]+@sha256:[0-9a-f]{64})?$"
@@ -26,6 +28,7 @@ RUN_LABELS = ("git_sha", "version", "content")  # that every run has, whatever t
 
 Email = Annotated[str, StringConstraints(pattern=r"^[^\s@,]+@[^\s@,]+$")]
 LabelName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+Value = bool | int | float | str
 LabelValue = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{0,63}$")]
 
 
@@ -50,9 +53,21 @@ def _region(name: str) -> str:
     return name
 
 
+class Resources(Config):
+    """CPU and memory of a step."""
+
+    cpu: str = Field("", pattern=rf"^({machines.CPU})?$", description="CPU cores, for example 4; empty: the step's own")
+    memory: str = Field(
+        "", pattern=rf"^({machines.MEMORY})?$", description="memory, for example 16G; empty: the step's own"
+    )
+
+    def overridden(self, other: "Resources | None") -> "Resources":
+        """These, with what ``other`` sets in their place."""
+        return Resources(cpu=other.cpu or self.cpu, memory=other.memory or self.memory) if other else self
+
+
 class Settings(Config):
-    """What is settled when the pipeline is compiled, submitted or scheduled; everything else is a parameter of the
-    run."""
+    """Settings of the pipeline's compilation, submission and schedules; everything else is a parameter of the run."""
 
     project: str = Field("", pattern=r"^([a-z][a-z0-9.:-]*)?$", description="Google Cloud project of the runs")
     region: Annotated[str, AfterValidator(_region)] = Field("europe-west4", description="region of the runs")
@@ -91,7 +106,8 @@ class Settings(Config):
     labels: dict[LabelName, LabelValue] = Field(
         default_factory=dict, description="labels of every run, beside git_sha and version"
     )
-    parameters: dict[str, bool | int | float | str] = Field(
+    machines: dict[str, Resources] = Field(default_factory=dict, description="CPU and memory of the steps, by step")
+    parameters: dict[str, Value | dict[str, Value]] = Field(
         default_factory=dict, description="defaults of the pipeline's parameters"
     )
 
@@ -123,9 +139,7 @@ class Settings(Config):
             settings = _checked(cls, values, str(images))
         if not (given := overrides(os.environ if environ is None else environ)):
             return settings
-        for name, value in given.items():
-            values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
-        return _checked(cls, values, ", ".join(f"{PREFIX}{name.upper()}" for name in given))
+        return _checked(cls, _merged(values, given), ", ".join(f"{PREFIX}{name.upper()}" for name in given))
 
     @property
     def pinned(self) -> bool:
@@ -140,16 +154,22 @@ class Settings(Config):
         return f"{self.image_repository}/mf-python-{kind}:{self.image_tag or git_sha().removesuffix('-dirty')}"
 
     def defaults(self) -> list[str]:
-        """``parameters`` as a person would give them: name=value each."""
-        return [
-            f"{name}={str(value).lower() if isinstance(value, bool) else value}"
-            for name, value in self.parameters.items()
-        ]
+        """``parameters`` as they stand on a command line: name=value or name.key=value each."""
+        flat: dict[str, Value] = {}
+        for name, value in self.parameters.items():
+            flat |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+        return [f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in flat.items()]
 
 
 def overrides(environ: Mapping[str, str]) -> dict[str, Any]:
-    """The settings that stand in the environment: a table as ``MF_PARAMETERS="epochs=20 factors=32"``, a list with
-    spaces too."""
+    """The settings that stand in the environment.
+
+    A list is written with blanks between its entries, a table as ``MF_PARAMETERS="epochs=20 solver_options.rank=16"``;
+    an entry with a blank in it is quoted as in a shell.
+
+    Raises:
+        ConfigError: a quote is not closed.
+    """
     found: dict[str, Any] = {}
     for name, field in Settings.model_fields.items():
         text = environ.get(f"{PREFIX}{name.upper()}")
@@ -157,10 +177,43 @@ def overrides(environ: Mapping[str, str]) -> dict[str, Any]:
             continue
         default = field.get_default(call_default_factory=True)
         if isinstance(default, dict):
-            found[name] = dict(word.partition("=")[::2] for word in text.split())
+            found[name] = _table(words(text, f"{PREFIX}{name.upper()}"))
         else:
-            found[name] = text.split() if isinstance(default, tuple) else text
+            found[name] = words(text, f"{PREFIX}{name.upper()}") if isinstance(default, tuple) else text
     return found
+
+
+def words(text: str, where: str) -> list[str]:
+    """Splits a text into words as a shell does.
+
+    Raises:
+        ConfigError: a quote is not closed.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {str(error).lower()}, expected words as in a shell") from None
+
+
+def _table(entries: Iterable[str]) -> dict[str, Any]:
+    """``["train.cpu=16"]`` as ``{"train": {"cpu": "16"}}``."""
+    table: dict[str, Any] = {}
+    for entry in entries:
+        path, _, text = entry.partition("=")
+        nested: Any = text
+        for key in reversed(path.split(".")):
+            nested = {key: nested}
+        table = _merged(table, nested)
+    return table
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``below`` with the entries of ``above`` in their place; tables that both have are merged."""
+    merged = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merged(merged[name], value) if both else value
+    return merged
 
 
 def images_file(file: Path) -> Path:

@@ -40,10 +40,11 @@ def configure(solver: str, options: Mapping[str, Any], prefix: str = "") -> Conf
     if solver not in SOLVERS:
         raise ConfigError(f"solver: found {solver!r}, expected one of {', '.join(SOLVERS)}")
     config = SOLVERS[solver].config
-    for name in options:
-        if name not in config.model_fields:
-            own = ", ".join(prefix + field for field in config.model_fields)
-            raise ConfigError(f"{prefix}{name}: not an option of solver {solver}; its options are {own}")
+    if unknown := [name for name in options if name not in config.model_fields]:
+        own = ", ".join(prefix + field for field in config.model_fields)
+        raise ConfigError(
+            *(f"{prefix}{name}: not an option of solver {solver}; its options are {own}" for name in unknown)
+        )
     return config.of(**options)
 
 

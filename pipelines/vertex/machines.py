@@ -8,14 +8,16 @@ what Google has added since. A test compares the names with the SDK's.
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from mf.errors import ConfigError
+from mf.parameters import check_gpus
 
-STEPS = ("ingest", "split", "train", "evaluate", "export")
-TRAIN = ("train_accelerator_type", "train_accelerator_count", "train_cpu", "train_memory")
+TRAIN = ("train_accelerator_type", "train_accelerator_count")
 # Limits of a pipeline step: vCPUs, and GB of memory.
 MOST_CPU, MOST_MEMORY = 96, 624
+# Patterns of a step's CPU and memory.
+CPU, MEMORY = r"\d*[1-9]\d*(\.\d+)?|0\.\d*[1-9]\d*|\d*[1-9]\d*m", r"\d*[1-9]\d*([MGT]i?)"
 _BYTES = {"M": 1e6, "G": 1e9, "T": 1e12, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
@@ -127,88 +129,98 @@ GPUS = {
 }
 
 
-def check(parameters: Mapping[str, Any], region: str = "") -> None:
-    """Refuses here what Vertex AI would refuse when a step's turn came.
+class Resources(Protocol):
+    """CPU and memory of a step, as ``CPU`` and ``MEMORY`` describe them."""
+
+    @property
+    def cpu(self) -> str: ...
+
+    @property
+    def memory(self) -> str: ...
+
+
+def check(steps: Mapping[str, Resources], parameters: Mapping[str, Any], region: str = "") -> None:
+    """Refuses machines that Vertex AI would refuse when a step's turn comes.
 
     Args:
-        parameters: all of the pipeline's, ``train_accelerator_type``, ``ingest_cpu``, ``ingest_memory`` … among them.
+        steps: CPU and memory of every step.
+        parameters: all of the pipeline's, ``train_accelerator_type`` and ``train_accelerator_count`` among them.
         region: of the run; empty: whether it has the GPU is not checked.
 
     Raises:
-        ConfigError: there is no such GPU or machine, or not there; names those that there are.
+        ConfigError: naming every GPU and machine that does not exist or is not in the region, and what there is.
     """
-    for step in STEPS:
-        cpu, memory = _cpu(f"{step}_cpu", parameters), _memory(f"{step}_memory", parameters)
-        if cpu > MOST_CPU:
-            raise ConfigError(f"{step}_cpu: found {parameters[f'{step}_cpu']}, a step has at most {MOST_CPU}")
-        if memory > MOST_MEMORY:
-            raise ConfigError(f"{step}_memory: found {parameters[f'{step}_memory']}, a step has at most {MOST_MEMORY}G")
-    train_machine(parameters)
-    name = parameters["train_accelerator_type"]
-    if region and GPUS[name].regions and region not in GPUS[name].regions:
-        raise ConfigError(
-            f"region {region} has no {name}; those that have are {', '.join(sorted(GPUS[name].regions))}; "
+    faults: list[str] = []
+    for step, machine in steps.items():
+        if cores(machine) > MOST_CPU:
+            faults.append(f"machines.{step}.cpu: found {machine.cpu}, a step has at most {MOST_CPU}")
+        if gigabytes(machine) > MOST_MEMORY:
+            faults.append(f"machines.{step}.memory: found {machine.memory}, a step has at most {MOST_MEMORY}G")
+    try:
+        train_machine(steps["train"], parameters)
+    except ConfigError as error:
+        faults += error.faults
+    gpu = parameters["train_accelerator_type"]
+    if gpu in GPUS and gpu not in gpus_in(region):
+        faults.append(
+            f"region {region} has no {gpu}; those that have are {', '.join(sorted(GPUS[gpu].regions))}; "
             "a newer one can be added in pipelines/vertex/machines.py"
         )
+    if faults:
+        raise ConfigError(*faults)
+
+
+def gpus_in(region: str) -> dict[str, list[int]]:
+    """The GPU types that may be in a region (empty: in any), each with the counts in which a machine has it."""
+    return {
+        name: [*gpu.machines] for name, gpu in GPUS.items() if not region or not gpu.regions or region in gpu.regions
+    }
 
 
 def check_spot(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuses parameters of a run that would change nothing, since the spot machine was compiled in.
+    """Refuses parameters of a run that have no effect because the spot machine is compiled in.
 
     Args:
         parameters: all of the run's.
         defaults: all of the compiled pipeline's.
 
     Raises:
-        ConfigError: the run names another GPU, CPU or memory for the train step.
+        ConfigError: the run names other GPUs for the train step.
     """
     if changed := [name for name in TRAIN if parameters[name] != defaults[name]]:
         raise ConfigError(
-            f"{', '.join(changed)}: the train step's spot machine was settled when the pipeline was compiled, as "
-            f"{train_machine(defaults).name}: set it under [parameters] in pipelines/settings.toml and run "
-            "`make compile`"
+            f"{', '.join(changed)}: the train step's spot machine was settled when the pipeline was compiled, with "
+            f"{defaults['train_accelerator_count']:g} {defaults['train_accelerator_type']}: set it under [parameters] "
+            "in pipelines/settings.toml and run `make compile`"
         )
 
 
-def train_machine(parameters: Mapping[str, Any]) -> Machine:
+def train_machine(resources: Resources, parameters: Mapping[str, Any]) -> Machine:
     """The smallest machine for the GPUs, CPU and memory of the train step.
 
     Raises:
-        ConfigError: there is no such GPU, or none with so many of it, or with so much CPU or memory.
+        ConfigError: there is no such GPU, or no machine with so many of it, so much CPU or so much memory.
     """
+    check_gpus(parameters, gpus_in(""))
     name, count = parameters["train_accelerator_type"], parameters["train_accelerator_count"]
-    if name not in GPUS:
-        raise ConfigError(f"train_accelerator_type: found {name!r}, expected one of {', '.join(GPUS)}")
-    machines = GPUS[name].machines
-    if count not in machines:
-        counts = ", ".join(map(str, machines))
-        raise ConfigError(f"train_accelerator_count: found {count:g}, a machine has {counts} of {name}")
-    cpu, memory = _cpu("train_cpu", parameters), _memory("train_memory", parameters)
-    for machine in machines[count]:
-        if machine.cpu >= cpu and machine.memory >= memory:
+    machines = GPUS[name].machines[int(count)]
+    for machine in machines:
+        if machine.cpu >= cores(resources) and machine.memory >= gigabytes(resources):
             return machine
-    largest = machines[count][-1]
+    largest = machines[-1]
     raise ConfigError(
-        f"train_cpu {parameters['train_cpu']} and train_memory {parameters['train_memory']}: the largest machine with "
-        f"{count:g} {name} has {largest.cpu} and {largest.memory:g}G ({largest.name})"
+        f"machines.train: found {resources.cpu} CPU cores and {resources.memory}; the largest machine with {count:g} "
+        f"{name} has {largest.cpu} and {largest.memory:g}G ({largest.name})"
     )
 
 
-def _cpu(name: str, parameters: Mapping[str, Any]) -> float:
-    text = parameters[name]
-    if not re.fullmatch(r"\d+(\.\d+)?|\d+m", text) or not (cpu := _number(text)):
-        raise ConfigError(f"{name}: found {text!r}, expected a number of CPU cores, for example 4")
-    return cpu
-
-
-def _number(cpu: str) -> float:
+def cores(resources: Resources) -> float:
+    """CPU cores; ``500m`` is half a core."""
+    cpu = resources.cpu
     return int(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu)
 
 
-def _memory(name: str, parameters: Mapping[str, Any]) -> float:
-    """In the GB of machine types, which are 2**30 bytes."""
-    text = parameters[name]
-    match = re.fullmatch(r"(\d+)([MGT]i?)", text)
-    if not match or not int(match[1]):
-        raise ConfigError(f"{name}: found {text!r}, expected an amount of memory, for example 16G")
-    return int(match[1]) * _BYTES[match[2]] / 2**30
+def gigabytes(resources: Resources) -> float:
+    """Memory in the GB of machine types, which are 2**30 bytes."""
+    number, unit = re.findall(r"\d+|[MGT]i?", resources.memory)
+    return int(number) * _BYTES[unit] / 2**30

@@ -15,10 +15,10 @@ from google.cloud import aiplatform, storage  # type: ignore[attr-defined]
 import mf
 from mf.errors import ConfigError, MfError
 from mf.version import git_sha
-from pipelines.compiled import check_current, definitions_in
+from pipelines.compiled import check_current, definitions_in, machine_check
 from pipelines.parameters import complete, parse
 from pipelines.settings import Settings
-from pipelines.training import NAME
+from pipelines.training import NAME, machines_of
 from pipelines.vertex import machines
 
 REQUIRED = ("project", "region", "pipeline_root", "supabase_key_secret")
@@ -61,9 +61,8 @@ def check_run(settings: Settings, file: Path, given: Iterable[str]) -> tuple[dic
     require(settings, REQUIRED)
     check_current(settings, file)
     definitions = definitions_in(file)
-    parameters = parse(given, definitions)
+    parameters = parse(given, definitions, machine_check(settings))
     all_parameters = complete(parameters, definitions)
-    machines.check(all_parameters, settings.region)
     if settings.spot:
         machines.check_spot(all_parameters, complete({}, definitions))
     if not all_parameters["supabase_url"]:
@@ -99,8 +98,8 @@ def make_job(
 
 def print_machines(settings: Settings, parameters: Mapping[str, Any]) -> None:
     """Prints the CPU, memory and GPUs of each step."""
-    for step in machines.STEPS:
-        resources = f"{parameters[f'{step}_cpu']} CPU, {parameters[f'{step}_memory']}"
+    for step, machine in machines_of(settings).items():
+        resources = f"{machine.cpu} CPU, {machine.memory}"
         if step == "train":
             gpus = f"{parameters['train_accelerator_count']:g} {parameters['train_accelerator_type']}"
             resources += f", {gpus}{', spot' if settings.spot else ''}"

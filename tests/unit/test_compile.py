@@ -1,4 +1,4 @@
-"""The file that Vertex AI runs, as it is compiled from settings that do not change."""
+"""The compiled pipeline, from settings that do not change."""
 
 import os
 import re
@@ -94,15 +94,22 @@ def test_what_lies_outside_of_the_caches_key_is_never_served_from_it(pipeline: d
     assert cached == {"ingest": False, "split": True, "train": True, "evaluate": False, "export": False}
 
 
-def test_each_steps_machine_is_a_parameter(pipeline: dict[str, Any]) -> None:
-    for step, container in executors(pipeline).items():
-        resources = container["resources"]
-        assert resources["resourceCpuLimit"] == parameter(f"{step}_cpu")
-        assert resources["resourceMemoryLimit"] == parameter(f"{step}_memory")
-        assert ("accelerator" in resources) == (step == "train")
+def machines(pipeline: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """CPU and memory of each step."""
+    resources = {step: container["resources"] for step, container in executors(pipeline).items()}
+    return {step: (found["resourceCpuLimit"], found["resourceMemoryLimit"]) for step, found in resources.items()}
 
 
-def test_train_asks_for_one_l4_unless_told_otherwise(pipeline: dict[str, Any]) -> None:
+def test_each_steps_machine_is_the_settings_else_the_steps_own(pipeline: dict[str, Any]) -> None:
+    own = {"ingest": ("4", "16G"), "split": ("4", "16G"), "train": ("8", "32G"), "evaluate": ("4", "16G")}
+    assert machines(pipeline) == {**own, "export": ("2", "8G")}
+    other = Settings.of(machines={"train": {"cpu": "16", "memory": "64G"}, "split": {"memory": "8G"}})
+    changed = {"train": ("16", "64G"), "split": ("4", "8G"), "export": ("2", "8G")}
+    assert machines(MessageToDict(build(other).pipeline_spec)) == {**own, **changed}
+    assert [step for step, found in executors(pipeline).items() if "accelerator" in found["resources"]] == ["train"]
+
+
+def test_train_has_one_l4_by_default(pipeline: dict[str, Any]) -> None:
     assert executors(pipeline)["train"]["resources"]["accelerator"] == {
         "resourceType": parameter("train_accelerator_type"),
         "resourceCount": parameter("train_accelerator_count"),
@@ -128,10 +135,10 @@ def test_images_are_named_by_digest_when_the_settings_have_one() -> None:
 
 def test_the_settings_say_other_defaults(tmp_path: Path) -> None:
     file, before = tmp_path / "other.yaml", definitions_in(GOLDEN)
-    other = {"train_accelerator_count": 4, "train_cpu": 32, "epochs": 3, "hnsw_index": True}
+    other = {"train_accelerator_count": 4, "epochs": 3, "hnsw_index": True, "solver_options": {"patience": 1}}
     compile_pipeline(Settings.load(SETTINGS, {}).model_copy(update={"parameters": other}), file)
     changed = {name: found["defaultValue"] for name, found in definitions_in(file).items() if found != before[name]}
-    assert changed == {"train_accelerator_count": 4, "train_cpu": "32", "epochs": 3, "hnsw_index": True}
+    assert changed == other
 
 
 @pytest.mark.parametrize(
@@ -142,10 +149,7 @@ def test_the_settings_say_other_defaults(tmp_path: Path) -> None:
         ({"val_size": 2}, "val_size: Input should be less than 1"),
         ({"train_accelerator_count": 3}, "train_accelerator_count: found 3, a machine has 1, 2, 4, 8 of NVIDIA_L4"),
         ({"columns": "sb_secret_hunter2"}, "parameter columns looks like a Supabase secret key"),
-        (
-            {"train_accelerator_type": "NVIDIA_TESLA_V100", "train_memory": "16G"},
-            "region europe-west6 has no NVIDIA_TESLA",
-        ),
+        ({"train_accelerator_type": "NVIDIA_TESLA_V100"}, "region europe-west6 has no NVIDIA_TESLA_V100; those that"),
     ],
 )
 def test_a_default_that_cannot_be_is_refused_as_a_parameter_of_a_run_is(
@@ -155,6 +159,13 @@ def test_a_default_that_cannot_be_is_refused_as_a_parameter_of_a_run_is(
         compile_pipeline(Settings(region="europe-west6", parameters=parameters), tmp_path / "a.yaml")
     assert str(error.value).startswith(f"the settings: {said}")
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_machine_of_a_step_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        compile_pipeline(Settings.of(machines={"trian": {"cpu": "4"}}), tmp_path / "a.yaml")
+    steps = "ingest, split, train, evaluate, export, register, notify"
+    assert str(error.value) == f"the settings: machines: there is no step 'trian'; the steps are {steps}"
 
 
 def test_the_secrets_names_go_to_the_steps_that_speak_to_supabase(pipeline: dict[str, Any]) -> None:
@@ -197,6 +208,17 @@ def test_a_parameter_goes_to_the_input_that_bears_its_name(pipeline: dict[str, A
             assert inputs[name] == {"componentInputParameter": f"{group}{name}"}
 
 
+def test_the_first_step_gets_every_parameter_and_the_gpus_of_the_region(pipeline: dict[str, Any]) -> None:
+    parameters = pipeline["root"]["inputDefinitions"]["parameters"]
+    inputs = pipeline["root"]["dag"]["tasks"]["ingest"]["inputs"]["parameters"]
+    assert inputs.keys() == {*parameters, "gpus"}
+    gpus = inputs["gpus"]["runtimeValue"]["constant"]
+    assert gpus["NVIDIA_L4"] == [1, 2, 4, 8]
+    elsewhere = MessageToDict(build(Settings.of(region="us-west2")).pipeline_spec)
+    offered = elsewhere["root"]["dag"]["tasks"]["ingest"]["inputs"]["parameters"]["gpus"]["runtimeValue"]["constant"]
+    assert {"NVIDIA_TESLA_T4"} <= offered.keys() < gpus.keys() - {"NVIDIA_L4"}
+
+
 def test_a_compiled_pipeline_tells_its_parameters() -> None:
     expected = definitions()
     # The one default that is the settings' to say.
@@ -210,11 +232,11 @@ def test_a_file_that_is_no_compiled_pipeline_is_one_line(tmp_path: Path, text: s
     file.write_text(text)
     with pytest.raises(ConfigError) as error:
         definitions_in(file)
-    assert str(error.value) == f"{file} is no compiled pipeline: run `make compile`"
+    assert str(error.value) == f"{file} is not a compiled pipeline: run `make compile`"
 
 
 def test_a_missing_file_says_which_command_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.yaml: no compiled pipeline there: run `make compile`"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file, expected a compiled pipeline: run `make comp"):
         definitions_in(tmp_path / "none.yaml")
 
 
@@ -240,7 +262,7 @@ def test_what_the_code_and_the_settings_compile_to_is_current(compiled: bytes, t
             "root.inputDefinitions.parameters.train_accelerator_type.defaultValue is 'NVIDIA_L3', now 'NVIDIA_L4'",
         ),
         ("titles_beside", "titles", "deploymentSpec.executors.exec-evaluate.container.command differs"),
-        ("      epochs:\n", "      epoch:\n", "components.comp-train.inputDefinitions.parameters.epoch is "),
+        ("      epochs:\n", "      epoch:\n", "components.comp-ingest.inputDefinitions.parameters.epoch is "),
     ],
 )
 def test_a_file_of_other_code_or_settings_is_refused_with_the_first_difference(

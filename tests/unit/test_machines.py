@@ -9,20 +9,17 @@ from google.cloud.aiplatform.constants.base import SUPPORTED_REGIONS
 from google.cloud.aiplatform_v1.types import AcceleratorType
 
 from mf.errors import ConfigError
+from pipelines.settings import Resources
 from pipelines.vertex import machines
-from pipelines.vertex.machines import GPUS, STEPS, all_regions, is_region
+from pipelines.vertex.machines import GPUS, all_regions, is_region
 
-ASKED: dict[str, Any] = {
-    **{f"{step}_cpu": "4" for step in STEPS},
-    **{f"{step}_memory": "16G" for step in STEPS},
-    "train_accelerator_type": "NVIDIA_L4",
-    "train_accelerator_count": 1,
-}
+STEPS = {step: Resources(cpu="4", memory="16G") for step in ("ingest", "train", "export")}
+L4 = {"train_accelerator_type": "NVIDIA_L4", "train_accelerator_count": 1}
 
 
-def refusal(region: str = "", **asked: Any) -> str:
+def refusal(region: str = "", steps: dict[str, Resources] = STEPS, **gpus: Any) -> str:
     with pytest.raises(ConfigError) as error:
-        machines.check({**ASKED, **asked}, region)
+        machines.check(steps, {**L4, **gpus}, region)
     return str(error.value)
 
 
@@ -53,7 +50,7 @@ def test_compiling_for_a_region_with_gpus_does_not_import_the_sdk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("gpus", "said"),
     [
         (
             {"train_accelerator_type": "L4"},
@@ -65,24 +62,40 @@ def test_compiling_for_a_region_with_gpus_does_not_import_the_sdk() -> None:
         ),
         ({"train_accelerator_count": 3}, "train_accelerator_count: found 3, a machine has 1, 2, 4, 8 of NVIDIA_L4"),
         ({"train_accelerator_count": 0}, "train_accelerator_count: found 0, a machine has 1, 2, 4, 8 of NVIDIA_L4"),
-        (
-            {"train_memory": "256G"},
-            "train_cpu 4 and train_memory 256G: the largest machine with 1 NVIDIA_L4 has 32 and 128G",
-        ),
-        (
-            {"train_cpu": "48"},
-            "train_cpu 48 and train_memory 16G: the largest machine with 1 NVIDIA_L4 has 32 and 128G (",
-        ),
-        ({"ingest_cpu": "97"}, "ingest_cpu: found 97, a step has at most 96"),
-        ({"export_memory": "1T"}, "export_memory: found 1T, a step has at most 624G"),
-        ({"split_cpu": "four"}, "split_cpu: found 'four', expected a number of CPU cores, for example 4"),
-        ({"split_cpu": "0"}, "split_cpu: found '0', expected"),
-        ({"split_memory": "16"}, "split_memory: found '16', expected an amount of memory, for example 16G"),
-        ({"split_memory": "0G"}, "split_memory: found '0G', expected"),
     ],
 )
-def test_what_there_is_not_is_refused_with_what_there_is(asked: dict[str, Any], said: str) -> None:
-    assert refusal(**asked).startswith(said)
+def test_gpus_that_there_are_not_are_refused_with_those_that_there_are(gpus: dict[str, Any], said: str) -> None:
+    assert refusal(**gpus).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("step", "machine", "said"),
+    [
+        (
+            "train",
+            {"memory": "256G"},
+            "machines.train: found 4 CPU cores and 256G; the largest machine with 1 NVIDIA_L4 ",
+        ),
+        (
+            "train",
+            {"cpu": "48"},
+            "machines.train: found 48 CPU cores and 16G; the largest machine with 1 NVIDIA_L4 has 32",
+        ),
+        ("ingest", {"cpu": "97"}, "machines.ingest.cpu: found 97, a step has at most 96"),
+        ("export", {"memory": "1T"}, "machines.export.memory: found 1T, a step has at most 624G"),
+    ],
+)
+def test_a_machine_that_there_is_not_is_refused(step: str, machine: dict[str, str], said: str) -> None:
+    own = STEPS[step].model_dump()
+    assert refusal(steps={**STEPS, step: Resources(**{**own, **machine})}).startswith(said)
+
+
+def test_every_fault_is_named_in_one_error() -> None:
+    steps = {**STEPS, "ingest": Resources(cpu="97", memory="16G")}
+    said = refusal("us-west2", steps, train_accelerator_count=3)
+    assert said.startswith("3 values are not valid: machines.ingest.cpu: found 97")
+    assert "train_accelerator_count: found 3" in said
+    assert "region us-west2 has no NVIDIA_L4" in said
 
 
 def test_a_region_without_the_gpu_is_refused_with_those_that_have_it() -> None:
@@ -92,54 +105,44 @@ def test_a_region_without_the_gpu_is_refused_with_those_that_have_it() -> None:
 
 
 def test_a_region_that_has_the_gpu_is_not_refused() -> None:
-    machines.check(ASKED, "northamerica-northeast1")
+    machines.check(STEPS, L4, "northamerica-northeast1")
 
 
 def test_where_a_gpu_is_not_known_to_be_is_no_reason_to_refuse_it() -> None:
-    machines.check({**ASKED, "train_accelerator_type": "NVIDIA_H100_80GB"}, "europe-north2")
+    machines.check(STEPS, {**L4, "train_accelerator_type": "NVIDIA_H100_80GB"}, "europe-north2")
 
 
 @pytest.mark.parametrize("gpu", GPUS)
 def test_every_gpu_can_be_had_in_each_of_its_numbers(gpu: str) -> None:
     for count in GPUS[gpu].machines:
-        asked = {"train_accelerator_type": gpu, "train_accelerator_count": count}
-        machines.check({**ASKED, **asked})
+        machines.check(STEPS, {"train_accelerator_type": gpu, "train_accelerator_count": count})
 
 
 @pytest.mark.parametrize(
-    ("asked", "name"),
+    ("machine", "gpus", "name"),
     [
-        ({}, "g2-standard-4"),
-        ({"train_cpu": "8", "train_memory": "32G"}, "g2-standard-8"),
-        ({"train_cpu": "500m", "train_memory": "17Gi"}, "g2-standard-8"),
-        ({"train_accelerator_count": 2}, "g2-standard-24"),
-        ({"train_accelerator_count": 1.0}, "g2-standard-4"),
-        ({"train_memory": "128Gi"}, "g2-standard-32"),
-        ({"train_accelerator_type": "NVIDIA_TESLA_T4"}, "n1-standard-4"),
-        ({"train_accelerator_type": "NVIDIA_TESLA_T4", "train_memory": "16Gi"}, "n1-highmem-4"),
-        ({"train_accelerator_type": "NVIDIA_TESLA_A100", "train_accelerator_count": 16}, "a2-megagpu-16g"),
+        ({}, {}, "g2-standard-4"),
+        ({"cpu": "8", "memory": "32G"}, {}, "g2-standard-8"),
+        ({"cpu": "500m", "memory": "17Gi"}, {}, "g2-standard-8"),
+        ({}, {"train_accelerator_count": 2}, "g2-standard-24"),
+        ({}, {"train_accelerator_count": 1.0}, "g2-standard-4"),
+        ({"memory": "128Gi"}, {}, "g2-standard-32"),
+        ({}, {"train_accelerator_type": "NVIDIA_TESLA_T4"}, "n1-standard-4"),
+        ({"memory": "16Gi"}, {"train_accelerator_type": "NVIDIA_TESLA_T4"}, "n1-highmem-4"),
+        ({}, {"train_accelerator_type": "NVIDIA_TESLA_A100", "train_accelerator_count": 16}, "a2-megagpu-16g"),
     ],
 )
-def test_the_smallest_machine_that_has_what_is_asked_for_is_taken(asked: dict[str, Any], name: str) -> None:
-    assert machines.train_machine({**ASKED, **asked}).name == name
+def test_the_smallest_machine_that_suffices_is_taken(machine: dict[str, str], gpus: dict[str, Any], name: str) -> None:
+    resources = Resources(**{"cpu": "4", "memory": "16G", **machine})
+    assert machines.train_machine(resources, {**L4, **gpus}).name == name
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"train_accelerator_type": "NVIDIA_TESLA_T4"},
-        {"train_accelerator_count": 2},
-        {"train_cpu": "8"},
-        {"train_memory": "17G"},
-        {"train_cpu": "3"},  # another machine or not: it would not be heard
-        {"train_cpu": "8", "train_memory": "17G"},
-    ],
-)
+@pytest.mark.parametrize("given", [{"train_accelerator_type": "NVIDIA_TESLA_T4"}, {"train_accelerator_count": 2}])
 def test_a_spot_machine_is_settled_when_the_pipeline_is_compiled(given: dict[str, Any]) -> None:
-    machines.check_spot(ASKED, ASKED)
+    machines.check_spot(L4, L4)
     with pytest.raises(ConfigError) as error:
-        machines.check_spot({**ASKED, **given}, ASKED)
+        machines.check_spot({**L4, **given}, L4)
     assert str(error.value) == (
-        f"{', '.join(given)}: the train step's spot machine was settled when the pipeline was compiled, as "
-        "g2-standard-4: set it under [parameters] in pipelines/settings.toml and run `make compile`"
+        f"{', '.join(given)}: the train step's spot machine was settled when the pipeline was compiled, with 1 "
+        "NVIDIA_L4: set it under [parameters] in pipelines/settings.toml and run `make compile`"
     )

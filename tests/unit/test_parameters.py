@@ -1,9 +1,9 @@
 import pytest
 
 from mf.errors import ConfigError
+from mf.parameters import OR_SOLVERS_OWN, SOLVERS_OWN, check_gpus, evaluate_config, solver_config
 from mf.solvers import SOLVERS, configure
 from pipelines.compiled import definitions
-from pipelines.describe import SOLVER_OPTIONS
 from pipelines.parameters import complete, parse, with_defaults
 
 DEFINITIONS = definitions()
@@ -13,6 +13,31 @@ def test_values_get_the_types_that_the_pipeline_asks_for() -> None:
     values = parse(["epochs=20", "lr=1", "columns=5", "hnsw_index=true"], DEFINITIONS)
     assert values == {"epochs": 20, "lr": 1.0, "columns": "5", "hnsw_index": True}
     assert [type(value) for value in values.values()] == [int, float, str, bool]
+
+
+def test_entries_of_a_table_are_given_one_by_one_or_as_json() -> None:
+    alike = (
+        ["solver_options.patience=1", "solver_options.schedule=constant", "solver_options.clip_grad=null"],
+        ['solver_options={"patience": 1, "schedule": "constant", "clip_grad": null}'],
+        ['solver_options={"patience": 1}', "solver_options.schedule=constant", "solver_options.clip_grad=null"],
+    )
+    for given in alike:
+        options = {"patience": 1, "schedule": "constant", "clip_grad": None}
+        assert parse(given, DEFINITIONS) == {"solver_options": options}
+
+
+def test_an_entry_is_added_to_the_default_of_its_table() -> None:
+    table = {**DEFINITIONS["solver_options"], "defaultValue": {"patience": 1, "l2": 0.1}}
+    known = {**DEFINITIONS, "solver_options": table}
+    assert parse(["solver_options.l2=0.2"], known) == {"solver_options": {"patience": 1, "l2": 0.2}}
+    assert parse(["solver_options={}"], known) == {"solver_options": {}}
+
+
+def test_a_whole_float_is_an_integer_as_kfp_hands_it_over() -> None:
+    parameters = complete({"solver": "gibbs", "solver_options": {"rank": 16.0, "burn_in": 5.0}}, DEFINITIONS)
+    config = solver_config(parameters).model_dump()
+    assert (config["rank"], config["burn_in"], config["epochs"]) == (16, 5, 120)
+    assert {type(config[name]) for name in ("rank", "burn_in", "factors", "seed")} == {int}
 
 
 def test_a_value_may_hold_an_equals_sign_and_may_be_empty() -> None:
@@ -38,12 +63,32 @@ def test_nothing_given_is_nothing() -> None:
         ("hnsw_index=yes", "parameter hnsw_index: expected true or false, found 'yes'"),
         ("split=sideways", "split: Input should be 'random', 'time' or 'leave_last' (given: 'sideways')"),
         ("val_size=0.95", "val_size 0.95 and test_size 0.1 leave nothing to train on; their sum must be below 1"),
-        ("clip_grad=0", "clip_grad: Input should be greater than 0 (given: 0.0)"),
+        ("solver_options.clip_grad=0", "solver_options.clip_grad: Input should be greater than 0 (given: 0)"),
+        ("solver_options.lr=0.2", "solver_options.lr: lr is set to 0.1 as a parameter"),
+        ("solver_options.seed=1", "solver_options.seed: seed is set to 0 as a parameter"),
+        (
+            "solver_options=[1]",
+            "parameter solver_options: expected a table as JSON, for example {\"rank\": 16}, found '[1]'",
+        ),
+        (
+            "solver_options={",
+            "parameter solver_options: expected a table as JSON, for example {\"rank\": 16}, found '{'",
+        ),
+        ("epochs.x=1", f"the pipeline has no parameter 'epochs.x'; it has {', '.join(sorted(DEFINITIONS))}"),
+        (
+            "relevance_threshold=high",
+            "relevance_threshold: Input should be a valid number, unable to parse string as a number (given: 'high')",
+        ),
+        ("test_size=0", "test_size: found 0, expected more than 0: a model without a test RMSE cannot be published"),
+        ("import_table=", "ratings_csv and import_table are both empty: set one of them"),
+        ("supabase_url=h.co", "supabase_url: expected an address of the form https://PROJECT.supabase.co"),
+        ("min_users=-1", "min_users: Input should be greater than or equal to 0 (given: -1)"),
         ("factors=-1", "factors: Input should be greater than or equal to 1 (given: -1)"),
         ("solver=magic", "solver: found 'magic', expected one of adam, sgd, vb, gibbs"),
         (
-            "rank=8",
-            "rank: not an option of solver adam; its options are " + ", ".join(SOLVERS["adam"].config.model_fields),
+            "solver_options.rank=8",
+            "solver_options.rank: not an option of solver adam; its options are "
+            + ", ".join(SOLVERS["adam"].config.model_fields),
         ),
         (
             "solver=vb",
@@ -63,18 +108,41 @@ def test_every_solver_can_be_chosen_and_takes_its_own_options(solver: str) -> No
     assert parse([f"solver={solver}", "epochs=30"], DEFINITIONS) == {"solver": solver, "epochs": 30}
 
 
-def test_the_sentinel_says_nothing_even_of_an_option_that_the_solver_does_not_use() -> None:
-    given = ["solver=vb", "clip_grad=-1", "schedule=", "rank=8"]
-    assert parse(given, DEFINITIONS) == {"solver": "vb", "clip_grad": -1.0, "schedule": "", "rank": 8}
+def test_every_fault_is_named_in_one_error() -> None:
+    given = ["epochs=many", "epoch=3", "val_size=1", "split=sideways", "solver=vb", "init_from=published"]
+    given += ["solver_options.l2=1", "solver_options.dropout=1", "max_rmse=-1", "movie_export_table=mf_x"]
+    with pytest.raises(ConfigError) as error:
+        parse(given, DEFINITIONS, lambda everything: check_gpus(everything, {"NVIDIA_TESLA_T4": [1]}))
+    named = [fault.partition(":")[0].partition(";")[0] for fault in error.value.faults]
+    assert named == [
+        "parameter epochs",
+        "the pipeline has no parameter 'epoch'",
+        "split",
+        "val_size",
+        "solver_options.l2",
+        "solver_options.dropout",
+        "max_rmse",
+        "movie_export_table",
+        "init_from",
+        "train_accelerator_type",
+    ]
+    assert str(error.value) == f"10 values are not valid: {'; '.join(error.value.faults)}"
 
 
-@pytest.mark.parametrize("option", SOLVER_OPTIONS)
-def test_the_sentinel_is_the_default_and_no_value_that_an_option_can_have(option: str) -> None:
-    sentinel = DEFINITIONS[option]["defaultValue"]
-    assert sentinel in ("", -1)
+@pytest.mark.parametrize("option", OR_SOLVERS_OWN)
+def test_the_sentinel_leaves_an_option_to_the_solver_and_is_no_value_of_it(option: str) -> None:
+    assert DEFINITIONS[option]["defaultValue"] == SOLVERS_OWN
     for solver in SOLVERS:
+        own = solver_config(complete({"solver": solver}, DEFINITIONS)).model_dump()
+        if option in own:
+            assert own[option] == configure(solver, {}).model_dump()[option]
         with pytest.raises(ConfigError, match=f"^{option}: "):
-            configure(solver, {option: sentinel})
+            configure(solver, {option: SOLVERS_OWN})
+
+
+def test_a_threshold_of_minus_1_is_a_threshold_and_an_empty_one_is_derived() -> None:
+    assert evaluate_config(parse(["relevance_threshold=-1"], DEFINITIONS)).relevance_threshold == -1
+    assert evaluate_config(complete({}, DEFINITIONS)).relevance_threshold is None
 
 
 @pytest.mark.parametrize(
@@ -104,7 +172,7 @@ def test_a_parameter_without_a_default_must_be_given() -> None:
 def test_what_is_not_given_is_what_the_pipeline_has() -> None:
     everything = complete({"epochs": 3}, DEFINITIONS)
     assert [*everything] == [*DEFINITIONS]
-    assert (everything["epochs"], everything["train_cpu"]) == (3, "8")
+    assert (everything["epochs"], everything["split"]) == (3, "random")
 
 
 def test_defaults_can_be_others_than_the_signature_shows() -> None:

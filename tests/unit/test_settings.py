@@ -8,7 +8,8 @@ from mf.errors import ConfigError
 from pipelines import settings
 from pipelines.compiled import definitions
 from pipelines.parameters import parse
-from pipelines.settings import DEFAULT_FILE, Settings, images_file, write_images
+from pipelines.settings import DEFAULT_FILE, Resources, Settings, images_file, write_images
+from pipelines.training import machines_of
 
 DIGEST = f"@sha256:{'0123456789abcdef' * 4}"
 CPU, GPU = f"r/mf/mf-python-cpu{DIGEST}", f"r/mf/mf-python-gpu{DIGEST}"
@@ -36,6 +37,11 @@ def test_the_settings_that_come_with_the_code_can_be_read_and_show_every_field()
     generated = {"cpu_image", "gpu_image"}
     shown = [name for name in Settings.model_fields if name not in generated]
     assert [*tomllib.loads(DEFAULT_FILE.read_text())] == shown
+
+
+def test_the_machines_that_it_shows_are_the_steps_own() -> None:
+    shown = Settings.load(environ={}).machines
+    assert shown == machines_of(Settings())
 
 
 def test_the_parameters_that_it_shows_are_the_pipelines_own_defaults() -> None:
@@ -73,6 +79,13 @@ def test_the_parameters_that_it_shows_are_the_pipelines_own_defaults() -> None:
         ('[labels]\ngit_sha = "a"', "labels: every run has a git_sha of its own"),
         ("[parameters]\nepochs = [1]", "parameters.epochs"),
         ('[parameters]\nsupabase_url = "https://h.co"', "parameters: supabase_url is a setting, set it above"),
+        ('[machines.train]\ncpu = "four"', "machines.train.cpu: String should match pattern"),
+        ('[machines.train]\ncpu = "0"', "machines.train.cpu: String should match pattern"),
+        ("[machines.train]\ncpu = 4", "machines.train.cpu: Input should be a valid string (given: 4)"),
+        ('[machines.train]\nmemory = "16"', "machines.train.memory: String should match pattern"),
+        ('[machines.train]\nmemory = "0G"', "machines.train.memory: String should match pattern"),
+        ("[machines.train]\ngpus = 1", "machines.train.gpus: Extra inputs are not permitted"),
+        ('region = "mars"\nspot = "maybe"', "2 values are not valid: region: expected one of"),
         ("project = p", "is no TOML: Invalid value (at line 1, column 11)"),
     ],
 )
@@ -95,20 +108,26 @@ def test_a_missing_file_is_one_line(file: Path) -> None:
 
 
 def test_the_environment_stands_above_the_file(file: Path) -> None:
-    text = 'project = "p"\nregion = "us-east1"\n[labels]\nteam = "a"\nowner = "o"\n[parameters]\nepochs = 3'
+    text = 'project = "p"\nregion = "us-east1"\n[labels]\nteam = "a"\nowner = "o"\n[parameters]\nepochs = 3\n'
+    text += "[parameters.solver_options]\npatience = 1\n[machines.train]\ncpu = '12'\n[machines.split]\nmemory = '8G'"
     environ = {
         "MF_REGION": "us-west1",
         "MF_SPOT": "true",
         "MF_NOTIFY_EMAILS": "a@h.co b@h.co",
         "MF_LABELS": "team=b",
-        "MF_PARAMETERS": "factors=32 columns=a=b",
+        "MF_PARAMETERS": "factors=32 columns='a b=c' solver_options.l2=0.1",
+        "MF_MACHINES": "train.cpu=16 train.memory=64G split.cpu=2",
         "MF_GIT_SHA": "no setting",
     }
     loaded = load(file, text, **environ)
     assert (loaded.project, loaded.region, loaded.spot) == ("p", "us-west1", True)
     assert loaded.notify_emails == ("a@h.co", "b@h.co")
     assert loaded.labels == {"team": "b", "owner": "o"}
-    assert loaded.parameters == {"epochs": 3, "factors": "32", "columns": "a=b"}
+    options = {"patience": 1, "l2": "0.1"}
+    assert loaded.parameters == {"epochs": 3, "factors": "32", "columns": "a b=c", "solver_options": options}
+    assert loaded.machines == {
+        "train": Resources(cpu="16", memory="64G"), "split": Resources(cpu="2", memory="8G")
+    }  # fmt: skip
 
 
 def test_a_process_reads_its_own_environment(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,12 +138,15 @@ def test_a_process_reads_its_own_environment(file: Path, monkeypatch: pytest.Mon
 
 def test_what_cannot_be_in_the_environment_is_said_of_the_environment(file: Path) -> None:
     assert refusal(file, MF_REGION="mars").startswith("MF_REGION: region: expected one of africa-south1, ")
+    assert refusal(file, MF_PARAMETERS="columns='a").startswith("MF_PARAMETERS: no closing quotation, expected words")
 
 
 def test_the_parameters_are_what_a_person_would_give_to_a_run(file: Path) -> None:
-    text = "[parameters]\nepochs = 3\nlr = 1e-3\nhnsw_index = true\ntrain_cpu = 16\nsolver = 'sgd'"
+    text = "[parameters]\nepochs = 3\nlr = 1e-3\nhnsw_index = true\ncolumns = 16\nsolver = 'adam'\n"
+    text += "[parameters.solver_options]\npatience = 1\nschedule = 'constant'"
     values = parse(load(file, text).defaults(), definitions())
-    assert values == {"epochs": 3, "lr": 0.001, "hnsw_index": True, "train_cpu": "16", "solver": "sgd"}
+    expected = {"epochs": 3, "lr": 0.001, "hnsw_index": True, "columns": "16", "solver": "adam"}
+    assert values == {**expected, "solver_options": {"patience": 1, "schedule": "constant"}}
 
 
 def test_an_image_is_named_by_its_digest_else_by_the_tag_of_the_settings_else_by_the_commit(

@@ -67,7 +67,7 @@ def test_on_spot_the_step_is_a_custom_job_that_runs_the_plain_steps_command() ->
     ]
     own, theirs = (tasks(pipeline)["train"]["inputs"]["parameters"] for pipeline in (spot, plain))
     assert own == {name: value for name, value in theirs.items() if name in own}
-    assert {"solver", "epochs", "gpus"} <= own.keys()
+    assert {"solver", "solver_options", "epochs", "train_accelerator_count"} <= own.keys()
     assert tasks(plain)["train"]["inputs"]["artifacts"] == tasks(spot)["train"]["inputs"]["artifacts"]
     assert (
         spot["components"]["comp-train"]["outputDefinitions"]["artifacts"]
@@ -104,16 +104,17 @@ def resolved(text: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_spot_machine_is_the_smallest_for_what_the_step_asks_for() -> None:
-    def machine(**parameters: Any) -> Any:
-        pipeline = json_format.MessageToDict(build(Settings.of(**SETTINGS, spot=True), parameters).pipeline_spec)
+    def machine(cpu: str = "", **parameters: Any) -> Any:
+        settings = Settings.of(**SETTINGS, spot=True, machines={"train": {"cpu": cpu}})
+        pipeline = json_format.MessageToDict(build(settings, parameters).pipeline_spec)
         inputs = pipeline["components"]["comp-train"]["inputDefinitions"]["parameters"]
         return inputs["worker_pool_specs"]["defaultValue"][0]["machine_spec"]["machine_type"]
 
     assert machine() == "g2-standard-8"
-    assert machine(train_cpu="12") == "g2-standard-12"
+    assert machine(cpu="12") == "g2-standard-12"
     assert machine(train_accelerator_type="NVIDIA_TESLA_A100") == "a2-highgpu-1g"
-    with pytest.raises(ConfigError, match=r"train_cpu 200 .* the largest machine"):
-        machine(train_cpu="200")
+    with pytest.raises(ConfigError, match=r"machines.train: found 200 .* the largest machine"):
+        machine(cpu="200")
 
 
 def test_a_published_model_is_registered_when_that_is_asked_for() -> None:

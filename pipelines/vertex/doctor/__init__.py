@@ -11,10 +11,9 @@ import httpx
 from pydantic import SecretStr
 
 from mf.errors import ConfigError
-from pipelines.compiled import definitions
+from pipelines.compiled import definitions, machine_check
 from pipelines.parameters import complete, parse
 from pipelines.settings import Settings
-from pipelines.vertex import machines
 from pipelines.vertex.doctor import cloud, machine, supabase
 from pipelines.vertex.doctor.finding import Finding, missing, ok, run_checks
 from pipelines.vertex.doctor.google import Google
@@ -49,8 +48,7 @@ def _settings(file: Path, environ: Mapping[str, str]) -> tuple[Settings, dict[st
     parameters = complete({}, known)
     try:
         settings = Settings.load(file, environ)
-        parameters = complete(parse(settings.defaults(), known), known)
-        machines.check(parameters, settings.region)
+        parameters = complete(parse(settings.defaults(), known, machine_check(settings)), known)
     except ConfigError as error:
         return settings, parameters, missing(str(error), "correct it")
     if empty := [name for name in REQUIRED if not getattr(settings, name)]:

@@ -1,0 +1,145 @@
+"""The flat parameters of a pipeline run, and each step's configuration built from them.
+
+A pipeline hands its parameters over one by one, as numbers and texts that cannot be absent, and the keys of a
+``Parameters`` are their names. Each builder takes the parameters that it needs and leaves the others alone, so a step
+may give its own inputs and the first step may give everything. The solvers are imported where they are needed: with
+them comes PyTorch, for which the steps that do not train would wait seconds.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from mf.config import Config
+from mf.errors import ConfigError
+from mf.evaluation.config import EvaluateConfig, GateConfig
+from mf.ratings.config import IngestConfig, SplitConfig
+from mf.supabase.config import ExportConfig
+from mf.supabase.credentials import is_address
+
+Parameters = Mapping[str, Any]
+
+# Solver options that are parameters of their own; all others are entries of the parameter solver_options.
+ALWAYS_SET = ("factors", "seed")
+SOLVERS_OWN = -1  # the value of the three below that leaves the option to the solver; none of them can be -1
+OR_SOLVERS_OWN = ("epochs", "batch_size", "lr")
+SOLVER_PARAMETERS = (*ALWAYS_SET, *OR_SOLVERS_OWN)
+
+
+def check(parameters: Parameters, *more: Callable[[Parameters], object]) -> None:
+    """Validates the parameters of all steps.
+
+    Args:
+        parameters: every parameter of the pipeline.
+        more: further checks of ``parameters``, each of which raises a ``ConfigError``.
+
+    Raises:
+        ConfigError: naming every fault.
+    """
+    checks = (
+        ingest_config,
+        split_config,
+        solver_config,
+        evaluate_config,
+        gate_config,
+        export_config,
+        _check_supabase_url,
+        _check_init_from,
+        *more,
+    )
+    faults: list[str] = []
+    for one in checks:
+        try:
+            one(parameters)
+        except ConfigError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigError(*dict.fromkeys(faults))  # the seed belongs to two configurations
+
+
+def ingest_config(parameters: Parameters) -> IngestConfig:
+    """Where ratings come from: ``ratings_csv`` if it is set, else ``import_table``."""
+    values = _fields(IngestConfig, parameters)
+    if values["ratings_csv"]:
+        values["import_table"] = ""
+    elif not values["import_table"]:
+        raise ConfigError("ratings_csv and import_table are both empty: set one of them")
+    return IngestConfig.of(**values)
+
+
+def split_config(parameters: Parameters) -> SplitConfig:
+    """How ratings are split, with a test part."""
+    config = SplitConfig.of(**_fields(SplitConfig, parameters))
+    if not config.test_size:
+        raise ConfigError("test_size: found 0, expected more than 0: a model without a test RMSE cannot be published")
+    return config
+
+
+def solver_config(parameters: Parameters) -> Config:
+    """The options of ``solver``: its own defaults, the parameters that are set, and ``solver_options``.
+
+    Raises:
+        ConfigError: an option is not one of the solver's, is not valid or is given both ways.
+    """
+    from mf.solvers import configure
+
+    options = parameters["solver_options"]
+    own = {name: parameters[name] for name in ALWAYS_SET}
+    own |= {name: parameters[name] for name in OR_SOLVERS_OWN if parameters[name] != SOLVERS_OWN}
+    if twice := [name for name in own if name in options]:
+        raise ConfigError(*(f"solver_options.{name}: {name} is set to {own[name]:g} as a parameter" for name in twice))
+    try:
+        return configure(parameters["solver"], {**own, **options})
+    except ConfigError as error:
+        of_options = tuple(f"{name}:" for name in options)
+        faults = (f"solver_options.{fault}" if fault.startswith(of_options) else fault for fault in error.faults)
+        raise ConfigError(*faults) from None
+
+
+def evaluate_config(parameters: Parameters) -> EvaluateConfig:
+    """How a model is evaluated. An empty ``relevance_threshold`` is derived from the ratings."""
+    return EvaluateConfig.of(relevance_threshold=parameters["relevance_threshold"] or None)
+
+
+def gate_config(parameters: Parameters) -> GateConfig:
+    """The limits within which a model is published."""
+    return GateConfig.of(**_fields(GateConfig, parameters))
+
+
+def export_config(parameters: Parameters) -> ExportConfig:
+    """How a model is published."""
+    return ExportConfig.of(**_fields(ExportConfig, parameters))
+
+
+def check_gpus(parameters: Parameters, gpus: Mapping[str, Collection[int]]) -> None:
+    """Refuses GPUs of the train step that no machine has.
+
+    Args:
+        parameters: ``train_accelerator_type`` and ``train_accelerator_count`` are among them.
+        gpus: every type of GPU that there is, with the counts in which a machine has it.
+
+    Raises:
+        ConfigError: naming the types or the counts that there are.
+    """
+    kind, count = parameters["train_accelerator_type"], parameters["train_accelerator_count"]
+    if kind not in gpus:
+        raise ConfigError(f"train_accelerator_type: found {kind!r}, expected one of {', '.join(gpus)}")
+    if count not in gpus[kind]:
+        counts = ", ".join(f"{one:g}" for one in gpus[kind])
+        raise ConfigError(f"train_accelerator_count: found {count:g}, a machine has {counts} of {kind}")
+
+
+def _check_supabase_url(parameters: Parameters) -> None:
+    # Empty on a machine of one's own: the environment has it.
+    if parameters["supabase_url"] and not is_address(parameters["supabase_url"]):
+        raise ConfigError("supabase_url: expected an address of the form https://PROJECT.supabase.co")
+
+
+def _check_init_from(parameters: Parameters) -> None:
+    from mf.solvers import SOLVERS, check_warm
+
+    if parameters["init_from"] and parameters["solver"] in SOLVERS:
+        check_warm(parameters["solver"])
+
+
+def _fields(config: type[Config], parameters: Parameters) -> dict[str, Any]:
+    return {name: parameters[name] for name in config.model_fields if name in parameters}
