@@ -144,13 +144,13 @@ def _numpy(bools: pa.Array) -> Bools:
 
 
 def _first_of_each(forms: Forms, usable: Bools, columns: Mapping[str, pa.Array]) -> dict[str, tuple[int, str]]:
-    found = {}
+    first = {}
     for name, form in ((DATES, DATE_FORM), (EPOCHS, EPOCH_FORM)):
         is_form = (forms == form) & usable
         if is_form.any():
             row = int(is_form.argmax())
-            found[name] = row, cell_text(columns[RATED_AT][row].as_py())
-    return found
+            first[name] = row, cell_text(columns[RATED_AT][row].as_py())
+    return first
 
 
 def _is_id(texts: pa.Array) -> pa.Array:

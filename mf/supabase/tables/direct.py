@@ -91,13 +91,13 @@ from pg_catalog.pg_index i where i.indrelid = {oid}::pg_catalog.oid and i.indisu
 
 
 def _describe(cursor: Any, name: str, config: IngestConfig) -> _Source:
-    found = select(cursor, _TABLE, schema=SCHEMA, name=name).to_pylist()
-    if not found:
+    relations = select(cursor, _TABLE, schema=SCHEMA, name=name).to_pylist()
+    if not relations:
         tables = [row["name"] for row in select(cursor, _TABLES, schema=SCHEMA).to_pylist()]
         raise SupabaseError(
             f"cannot read table {SCHEMA}.{name}: relation does not exist (42P01): {no_such_table(tables)}"
         )
-    (about,) = found
+    (about,) = relations
     if not about["readable"]:
         denied = f"permission denied for table {name} (42501): {grant(name, about['role'])}"
         raise SupabaseError(f"cannot read table {SCHEMA}.{name}: {denied}")

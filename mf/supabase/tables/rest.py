@@ -41,7 +41,7 @@ def read(
 
     Args:
         client: of the project to read from.
-        credentials: those that ``client`` was made with.
+        credentials: those of ``client``.
         config: the table, its columns and its key.
         page_size: rows per request; the server may give fewer, and then that many are requested.
         workers: requests at a time.
