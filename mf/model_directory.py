@@ -178,7 +178,7 @@ class TrainedModel:
 def write_published(
     directory: Path, header: Header, users: Embeddings, movies: Embeddings, trained_on: TrainedOn | None
 ) -> None:
-    """Write the files that ``read_model`` reads; without ``model.pt`` it is no whole model directory."""
+    """Write the files that ``read_model`` reads; ``TrainedModel.load`` also needs ``model.pt``."""
     card = asdict(header) | {"trained_on": trained_on and asdict(trained_on)}
     _write(directory, card, users, movies)
 

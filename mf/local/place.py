@@ -93,7 +93,7 @@ def data_folder(home: Path, run_as: dict[str, Any]) -> Path:
             f"{home} was moved: its data are in {link.readlink()}; move it back, or delete {home} to start from scratch"
         )
     if not data.is_dir():
-        raise SupabaseError(f"{home}: its data in {data} are gone; delete {home} to begin anew")
+        raise SupabaseError(f"{home}: its data in {data} are missing; delete {home} to start from scratch")
     return data
 
 

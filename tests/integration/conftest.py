@@ -1,4 +1,4 @@
-"""One embedded Supabase for the whole run; a new, empty database of it wherever a test asks for one."""
+"""One embedded Supabase per test session; a new, empty database wherever a test needs one."""
 
 import itertools
 import tempfile

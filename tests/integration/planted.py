@@ -1,4 +1,4 @@
-"""Models whose answers are known, written as the model directories that an export reads."""
+"""Planted models with known recommendations, written as model directories."""
 
 import json
 import uuid

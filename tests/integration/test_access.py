@@ -1,4 +1,4 @@
-"""Who may do what: every table, view and function, with every key, through the gateway and PostgREST."""
+"""Permissions of every table, view and function, with every key, through the API."""
 
 import re
 import threading
@@ -32,7 +32,7 @@ HTTP = httpx.Client(trust_env=False, verify=False, timeout=30)
 
 
 class Caller:
-    """One who calls the API: a key and, of a signed-in user, a token."""
+    """A caller of the API: a key and, if a user is signed in, a token."""
 
     def __init__(self, stack, key, user=None):
         self.stack, self.key = stack, getattr(stack, key)
@@ -94,7 +94,7 @@ def requests(stack):
 
 @pytest.mark.parametrize("key", ["anon_key", "publishable_key"])
 @pytest.mark.parametrize("user", [None, NOBODY])
-def test_all_but_what_is_open_is_refused_by_its_own_name(database, kind, key, user):
+def test_everything_not_granted_is_refused_by_name(database, kind, key, user):
     caller, reached = Caller(database, key, user), set()
     for name, method, path, body in requests(database):
         answer = caller.ask(method, path, body)
@@ -182,7 +182,7 @@ def test_signed_in_users_see_one_whole_run_in_every_call_while_ten_are_published
     user, ones = str(uuid.uuid4()), np.ones((40, 1), np.float32)
 
     def constant(i):
-        """Run i says 2 i of every movie to the user that it knows, and one number to whom it does not know."""
+        """Run i predicts 2 i for every movie to its known user, and another number to unknown users."""
         bias = np.full(40, i, np.float32)
         users = [user, *(str(uuid.uuid4()) for _ in range(39))]
         return Planted(f"r{i}", users, bias, i * ones, list(range(40)), 0 * bias, ones, 0, -1000, 1000)

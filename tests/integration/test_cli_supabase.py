@@ -98,7 +98,7 @@ def test_a_project_in_the_environment_is_read_and_never_published_to(database: L
     assert (len(model.users), model.movies.ids.to_pylist()) == (60, [m * 1000 for m in range(1, 41)])
 
 
-def test_a_file_that_is_named_goes_before_the_table(database: LocalSupabase, run: Run) -> None:
+def test_a_named_file_takes_precedence_over_the_table(database: LocalSupabase, run: Run) -> None:
     rows = "".join(f"{u},{m},{(u * m) % 5 + 1}\n" for u in range(10) for m in range(10))
     Path("r.csv").write_text("userId,movieId,rating\n" + rows)
     status, out, _ = run("--ratings_csv", "r.csv", **environment(database))
@@ -106,7 +106,7 @@ def test_a_file_that_is_named_goes_before_the_table(database: LocalSupabase, run
     assert database.gateway.requests == []
 
 
-def test_a_training_starts_from_what_is_published_once_something_is(database: LocalSupabase, run: Run) -> None:
+def test_a_training_starts_from_the_published_run_once_there_is_one(database: LocalSupabase, run: Run) -> None:
     again = ["--init_from", "published", "--publish"]
     status, out, _ = run(*again, **environment(database))
     assert (status, out.splitlines()[0]) == (0, "no run is published yet: training starts from scratch")
@@ -122,9 +122,7 @@ def test_a_training_starts_from_what_is_published_once_something_is(database: Lo
     assert float(np.corrcoef(_products(first).ravel(), _products(second).ravel())[0, 1]) > 0.99
 
 
-def test_there_is_nothing_to_start_from_without_a_project_and_the_error_says_so(
-    database: LocalSupabase, run: Run
-) -> None:
+def test_init_from_published_without_a_project_is_an_error(database: LocalSupabase, run: Run) -> None:
     Path("r.csv").write_text("userId,movieId,rating\n1,1,3\n")
     status, _, err = run("--ratings_csv", "r.csv", "--init_from", "published")
     assert status == 2
@@ -136,7 +134,7 @@ def _products(model: TrainedModel) -> Any:
 
 
 @pytest.mark.parametrize("how", ["--publish", "--supabase_url"])
-def test_what_is_published_recommends_as_the_model_does(database: LocalSupabase, run: Run, how: str) -> None:
+def test_the_published_run_recommends_as_the_model_does(database: LocalSupabase, run: Run, how: str) -> None:
     environ = environment(database)
     argv = ["--publish"] if how == "--publish" else ["--supabase_url", environ.pop("SUPABASE_URL")]
     status, out, err = run("--val_size", "0", *argv, **environ)
@@ -155,9 +153,7 @@ def test_what_is_published_recommends_as_the_model_does(database: LocalSupabase,
             assert [rating for _, rating in answer] == pytest.approx(predicted[order].tolist(), abs=1e-5)
 
 
-def test_with_the_databases_address_it_is_published_directly_and_no_key_is_asked_for(
-    database: LocalSupabase, run: Run
-) -> None:
+def test_with_the_databases_url_it_is_published_directly_without_a_key(database: LocalSupabase, run: Run) -> None:
     ratings = "".join(f"{md5(str(u).encode()).hexdigest()},{m},{(u * m) % 5 + 1}\n" for u in range(9) for m in range(9))
     uuids = re.sub(r"^(.{8})(.{4})(.{4})(.{4})(.{12}),", r"\1-\2-\3-\4-\5,", ratings, flags=re.M)
     Path("r.csv").write_text("userId,movieId,rating\n" + uuids)
@@ -173,7 +169,7 @@ def test_with_the_databases_address_it_is_published_directly_and_no_key_is_asked
     )
 
 
-def test_a_project_that_is_not_the_databases_is_refused(run: Run) -> None:
+def test_a_database_of_another_project_is_refused(run: Run) -> None:
     Path("r.csv").write_text("userId,movieId,rating\n1,1,3\n1,2,3\n2,1,3\n")
     url = "postgresql://postgres.refone:hunter2hunter2@aws-0-eu-west-1.pooler.supabase.com:5432/postgres"
     argv = ["--ratings_csv", "r.csv", "--supabase_url", "https://reftwo.supabase.co"]
@@ -195,7 +191,7 @@ def unclipped(model: TrainedModel, user: str) -> np.ndarray:
     return weights["movie_bias.weight"][:, 0] + weights["movie_factors.weight"] @ weights["user_factors.weight"][row]
 
 
-def test_schema_prints_the_migration_that_the_database_takes(database: LocalSupabase, run: Run) -> None:
+def test_schema_prints_a_migration_that_the_database_accepts(database: LocalSupabase, run: Run) -> None:
     status, out, _ = run("schema", "--user_id_type", "uuid")
     assert (status, out) == (0, migration(SchemaConfig(user_id_type="uuid")))
     with database.connect() as connection:
@@ -206,7 +202,7 @@ def test_schema_prints_the_migration_that_the_database_takes(database: LocalSupa
 
 
 @pytest.mark.parametrize("argv", [[], ["--ratings_csv", "r.csv", "--publish"]])
-def test_a_wrong_key_is_told_in_one_line_before_anything_is_written(
+def test_a_wrong_key_is_an_error_in_one_line_before_anything_is_written(
     database: LocalSupabase, run: Run, argv: list[str]
 ) -> None:
     Path("r.csv").write_text("userId,movieId,rating\n" + "".join(f"{i},1,3\n" for i in range(20)))
@@ -228,7 +224,7 @@ def test_a_wrong_key_is_told_in_one_line_before_anything_is_written(
         ),
     ],
 )
-def test_a_table_that_cannot_be_used_is_told_in_one_line(
+def test_an_unusable_table_is_an_error_in_one_line(
     database: LocalSupabase, run: Run, argv: list[str], said: str
 ) -> None:
     status, out, err = run(*argv, **environment(database))
@@ -237,7 +233,7 @@ def test_a_table_that_cannot_be_used_is_told_in_one_line(
     assert list(Path().iterdir()) == []
 
 
-def test_a_missing_migration_is_told_before_the_training(fresh_stack: Callable[..., LocalSupabase], run: Run) -> None:
+def test_a_missing_migration_is_an_early_error(fresh_stack: Callable[..., LocalSupabase], run: Run) -> None:
     Path("r.csv").write_text("userId,movieId,rating\n" + "".join(f"{i},1,3\n" for i in range(20)))
     status, out, err = run("--ratings_csv", "r.csv", "--publish", **environment(fresh_stack()))
     assert (status, "epoch" in out) == (2, False)

@@ -1,4 +1,4 @@
-"""Exports against real PostgreSQL and PostgREST, disturbed on the way."""
+"""Exports through the API, with injected faults."""
 
 import os
 import random
@@ -63,7 +63,7 @@ def test_an_export_publishes_the_whole_model_and_a_second_one_changes_nothing(da
     assert sql(database, state) == before
 
 
-def test_vectors_arrive_as_the_very_float32_that_they_were(database, client, tmp_path):
+def test_vectors_are_stored_as_exactly_the_same_float32(database, client, tmp_path):
     odd = np.array([[1e-42, 3.4e38], [-0.1, 16777217], [1 / 3, -1e-7]], np.float32)
     model = Planted("odd", [1, 2, 3], odd[:, 0], odd, [1, 2, 3], np.zeros(3, np.float32), odd)
     rest(database).export(model.write(tmp_path), ExportConfig())
@@ -71,7 +71,7 @@ def test_vectors_arrive_as_the_very_float32_that_they_were(database, client, tmp
     assert [(np.float32(bias), *np.float32(vector)) for _, bias, vector in stored] == [(row[0], *row) for row in odd]
 
 
-def test_an_export_killed_halfway_changes_nothing_that_readers_see_and_a_rerun_finishes_it(database, client, tmp_path):
+def test_a_killed_export_changes_nothing_for_readers_and_a_rerun_finishes_it(database, client, tmp_path):
     old, new = planted("old", seed=1), planted("new", seed=2)
     rest(database).export(old.write(tmp_path / "old"), ExportConfig())
     program = (
@@ -104,7 +104,7 @@ def test_an_export_killed_halfway_changes_nothing_that_readers_see_and_a_rerun_f
     assert_published(client, new)
 
 
-def test_an_export_is_whole_when_a_fifth_of_the_requests_fail(database, client, tmp_path):
+def test_an_export_is_complete_although_a_fifth_of_the_requests_fail(database, client, tmp_path):
     rng = random.Random(20)
     faults = [Fault(status=503), Fault(drop="before"), Fault(drop="after")]
     database.gateway.faults.append(lambda request: rng.choice(faults) if rng.random() < 0.2 else None)
@@ -120,14 +120,14 @@ def test_an_export_is_whole_when_a_fifth_of_the_requests_fail(database, client, 
     assert sql(database, COUNTS) == [("r1", 120, 300), ("r2", 120, 300)]
 
 
-def test_an_answer_lost_after_the_flip_is_still_told_as_a_change(database, client, tmp_path):
+def test_a_publish_whose_response_was_lost_is_still_reported_as_a_change(database, client, tmp_path):
     lost = iter([Fault(drop="after")])
     database.gateway.faults.append(lambda request: next(lost, None) if request.path.endswith("/mf_publish") else None)
     assert rest(database).export(planted("r1").write(tmp_path), ExportConfig()).changed
     assert [r.status for r in database.gateway.requests if r.path.endswith("/mf_publish")] == [None, 200]
 
 
-def test_a_publish_that_is_sent_again_after_another_exports_does_not_undo_that_one(database, client, tmp_path):
+def test_a_retried_publish_does_not_undo_another_export_in_between(database, client, tmp_path):
     other = planted("other", seed=2)
     lost = []
 
@@ -147,7 +147,7 @@ def test_a_publish_that_is_sent_again_after_another_exports_does_not_undo_that_o
     assert_published(client, other)
 
 
-def test_a_wrong_key_is_refused_in_one_line_that_does_not_hold_it(database, tmp_path):
+def test_a_wrong_key_is_refused_in_one_line_without_the_key(database, tmp_path):
     wrong = "sb_secret_wrongwrongwrong"
     with pytest.raises(SupabaseError, match="check SUPABASE_KEY") as error:
         rest(database, wrong).export(planted("r1").write(tmp_path), ExportConfig())
@@ -157,7 +157,7 @@ def test_a_wrong_key_is_refused_in_one_line_that_does_not_hold_it(database, tmp_
 
 
 @pytest.mark.parametrize("key", ["publishable_key", "anon_key"])
-def test_a_key_of_the_public_is_refused_before_anything_is_written(database, tmp_path, key):
+def test_a_public_key_is_refused_before_anything_is_written(database, tmp_path, key):
     with pytest.raises(
         SupabaseError, match=r"permission denied for function mf_schema \(42501\): the key's role lacks"
     ):
@@ -174,7 +174,7 @@ def test_a_model_with_a_nan_is_refused_and_nothing_is_sent(database, client, tmp
 
 
 @pytest.mark.parametrize("ids", ["text", "uuid"])
-def test_ids_that_do_not_fit_the_databases_are_refused_with_the_command(database, client, tmp_path, ids):
+def test_ids_of_another_type_are_refused_with_the_migrations_command(database, client, tmp_path, ids):
     said = rf"user_id_type is '{ids}', but its migration was made for 'bigint': apply what "
     with pytest.raises(SupabaseError, match=rf"{said}`python -m mf schema --user_id_type {ids} --movie_id_type {ids}`"):
         rest(database).export(planted("r1", ids=ids).write(tmp_path), ExportConfig())
@@ -191,20 +191,20 @@ def test_integer_ids_go_into_a_database_of_text_ids(fresh_stack, tmp_path):
     assert [movie for movie, _ in answer] == [str(movie) for movie, _ in model.best(3, 5)]
 
 
-def test_a_view_that_the_migration_did_not_make_is_refused(database, client, tmp_path):
+def test_a_view_that_is_not_in_the_migration_is_refused(database, client, tmp_path):
     config = ExportConfig(movie_export_table="films")
     with pytest.raises(SupabaseError, match=r"made for 'movie_embeddings': .* schema --movie_export_table films`"):
         rest(database).export(planted("r1").write(tmp_path), config)
     assert writes(database) == []
 
 
-def test_without_the_migration_the_command_that_prints_it_is_told(fresh_stack, tmp_path):
+def test_without_the_migration_the_error_names_the_command_that_prints_it(fresh_stack, tmp_path):
     database = fresh_stack()
     with pytest.raises(SupabaseError, match=r"is the migration applied\? `python -m mf schema` prints it$"):
         rest(database).export(planted("r1").write(tmp_path), ExportConfig())
 
 
-def test_what_another_content_left_half_loaded_under_the_same_run_goes(database, client, tmp_path):
+def test_half_loaded_rows_of_another_content_under_the_same_run_are_deleted(database, client, tmp_path):
     first, second = planted("r1", users=200, seed=1), planted("r1", users=100, seed=2)
     database.gateway.faults.append(lambda request: Fault(status=403) if request.path.endswith("/mf_publish") else None)
     with pytest.raises(SupabaseError, match="cannot publish run r1"):
@@ -234,7 +234,7 @@ def test_surplus_rows_keep_a_run_from_being_published(database, client, tmp_path
     assert published_run(client) is None
 
 
-def test_pruning_keeps_the_published_run_the_one_before_it_and_what_loads(database, client, tmp_path):
+def test_pruning_keeps_the_published_the_previous_and_loading_runs(database, client, tmp_path):
     for seed in range(4):
         rest(database).export(
             planted(f"r{seed}", users=5, movies=5, seed=seed).write(tmp_path / str(seed)), ExportConfig()
@@ -252,7 +252,7 @@ def test_pruning_keeps_the_published_run_the_one_before_it_and_what_loads(databa
         call(client.rpc("mf_prune", {"keep": -1}), "prune")
 
 
-def test_the_previous_run_is_brought_back_and_a_lost_answer_does_not_undo_it(database, client, tmp_path):
+def test_a_rollback_publishes_the_previous_run_and_its_retry_does_not_undo_it(database, client, tmp_path):
     old, new = planted("old", seed=1), planted("new", seed=2)
     with pytest.raises(SupabaseError, match="there is no earlier run to roll back to"):
         rollback(client)

@@ -1,4 +1,4 @@
-"""Exports over the direct connection against real PostgreSQL, disturbed on the way."""
+"""Exports over the direct connection, with kills and locks."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def sql(database, text, *values):
 
 
 def refused(database, model_dir, url=None):
-    """The sentence of an export that cannot be; the password stands neither in it nor in what a traceback shows."""
+    """The error message of a failing export; neither it nor the traceback shows the password."""
     with pytest.raises(SupabaseError) as caught:
         (DirectTarget(Database(SecretStr(url))) if url else direct(database)).export(model_dir, CONFIG)
     said = str(caught.value)
@@ -52,7 +52,7 @@ def refused(database, model_dir, url=None):
 
 
 @pytest.mark.parametrize("ids", ["bigint", "text", "uuid"])
-def test_what_is_exported_directly_is_what_the_api_gives_back(fresh_stack, tmp_path, ids):
+def test_the_api_returns_exactly_what_was_exported_directly(fresh_stack, tmp_path, ids):
     database = fresh_stack()
     database.migrate(migration(SchemaConfig(user_id_type=ids, movie_id_type=ids)))
     model = planted("r é1", ids=ids)
@@ -75,7 +75,7 @@ def test_what_is_exported_directly_is_what_the_api_gives_back(fresh_stack, tmp_p
     assert not rest(database).export(tmp_path, CONFIG).changed
 
 
-def test_integer_ids_go_into_a_database_of_text_ids_and_every_float32_stays_itself(fresh_stack, tmp_path):
+def test_integer_ids_go_into_a_database_of_text_ids_and_float32_values_are_exact(fresh_stack, tmp_path):
     database = fresh_stack()
     database.migrate(migration(SchemaConfig(user_id_type="text", movie_id_type="text")))
     odd = np.array([[1e-42, 3.4e38], [-0.1, 16777217], [1 / 3, -1e-7]], np.float32)
@@ -100,7 +100,7 @@ def test_a_second_export_changes_nothing_and_a_retired_run_is_published_again(da
     assert sql(database, rows) == before
 
 
-def test_what_an_export_through_the_api_left_half_loaded_is_finished(database, tmp_path):
+def test_a_half_loaded_export_through_the_api_is_finished_directly(database, tmp_path):
     model = planted("r1")
     lost = iter([Fault(status=403)])
     database.gateway.faults.append(lambda request: next(lost, None) if "/mf_load_users" in request.path else None)
@@ -114,7 +114,7 @@ def test_what_an_export_through_the_api_left_half_loaded_is_finished(database, t
 
 
 @pytest.mark.parametrize("way", ["direct", "api"])
-def test_an_index_that_is_asked_for_stands_before_the_publish_and_goes_with_its_run(database, tmp_path, way):
+def test_an_index_is_built_before_the_publish_and_dropped_with_its_run(database, tmp_path, way):
     indexes = "select count(*) from pg_indexes where indexname like 'mf_hnsw%%'"
     config = ExportConfig(hnsw_index=True)
     for seed in range(3):
@@ -143,7 +143,7 @@ def test_a_model_with_a_nan_is_refused_and_no_connection_is_made(tmp_path):
         nowhere.export(model.write(tmp_path), CONFIG)
 
 
-def test_other_ids_other_views_and_a_missing_migration_are_told_as_through_the_api(database, fresh_stack, tmp_path):
+def test_other_ids_other_views_and_a_missing_migration_give_the_errors_of_the_api(database, fresh_stack, tmp_path):
     texts = planted("r1", ids="text").write(tmp_path / "text")
     assert "`python -m mf schema --user_id_type text --movie_id_type text`" in refused(database, texts)
     films = ExportConfig(movie_export_table="films")
@@ -154,7 +154,7 @@ def test_other_ids_other_views_and_a_missing_migration_are_told_as_through_the_a
     assert re.search(r"\(42883\): is the migration applied\? `python -m mf schema` prints it$", said)
 
 
-def test_a_wrong_password_and_a_host_that_does_not_answer_are_told_without_the_password(database, tmp_path):
+def test_errors_of_a_wrong_password_and_a_dead_host_do_not_show_the_password(database, tmp_path):
     model = planted("r1").write(tmp_path)
     wrong = re.sub(":[^:@]+@", ":hunter2hunter2@", database.db_url)
     assert "check the password in SUPABASE_DB_URL" in refused(database, model, wrong)
@@ -163,7 +163,7 @@ def test_a_wrong_password_and_a_host_that_does_not_answer_are_told_without_the_p
 
 @pytest.fixture
 def stranger(database):
-    """The address of a user who may connect and was granted nothing."""
+    """The URL of a user who may connect and has no grants."""
     with database.connect() as connection:
         connection.execute("drop role if exists stranger")
         connection.execute("create role stranger login password 'strangers-own'")
@@ -173,7 +173,7 @@ def stranger(database):
         connection.execute("drop role stranger")
 
 
-def test_a_user_without_grants_or_below_row_level_security_is_told_whom_to_be(database, stranger, tmp_path):
+def test_a_user_without_grants_or_under_row_level_security_is_told_which_role_to_use(database, stranger, tmp_path):
     model = planted("r1").write(tmp_path)
     advice = "let SUPABASE_DB_URL name the user who applied the migration; Supabase's is postgres"
     said = refused(database, model, stranger)
@@ -187,7 +187,7 @@ def test_a_user_without_grants_or_below_row_level_security_is_told_whom_to_be(da
     assert sql(database, COUNTS) == []
 
 
-def test_a_full_disk_is_told_and_readers_see_what_they_saw(database, tmp_path):
+def test_a_full_disk_is_reported_and_changes_nothing_for_readers(database, tmp_path):
     direct(database).export(planted("old").write(tmp_path / "old"), CONFIG)
     fill = """
     create function public.no_space() returns trigger language plpgsql as
@@ -218,8 +218,8 @@ PROGRAM = (
 
 @contextmanager
 def held_up(database):
-    """While the block lasts, an export stops in its transaction, at the users; gives what waits until one has, and
-    tells its backend."""
+    """Block exports in their transaction, at the users; yields a function that waits for one and returns its backend's
+    process id."""
     waiting = "select pid from pg_stat_activity where wait_event = 'relation' and query ilike '%%mf_user_embeddings%%'"
 
     def backend():
@@ -236,12 +236,12 @@ def held_up(database):
 
 @pytest.fixture
 def exporting(database):
-    """Exports in a thread of its own, and gives what is to come of it."""
+    """Export in a thread; returns a future."""
     with ThreadPoolExecutor() as pool:
         yield lambda model_dir: pool.submit(direct(database).export, model_dir, CONFIG)
 
 
-def test_an_exporter_that_is_killed_leaves_nothing_and_does_not_hold_up_the_next(database, tmp_path):
+def test_a_killed_export_leaves_nothing_behind_and_does_not_block_the_next(database, tmp_path):
     old, new = planted("old", seed=1).write(tmp_path / "old"), planted("new", seed=2).write(tmp_path / "new")
     direct(database).export(old, CONFIG)
     environment = os.environ | {"SUPABASE_DB_URL": database.db_url}
@@ -259,7 +259,7 @@ def test_an_exporter_that_is_killed_leaves_nothing_and_does_not_hold_up_the_next
     assert direct(database).export(new, CONFIG).previous == "old"
 
 
-def test_an_exporter_whose_connection_is_ended_says_so_and_can_be_run_again(database, exporting, tmp_path):
+def test_an_export_whose_connection_is_terminated_reports_it_and_can_be_run_again(database, exporting, tmp_path):
     new = planted("new").write(tmp_path)
     with held_up(database) as backend:
         ended = exporting(new)
@@ -273,7 +273,7 @@ def test_an_exporter_whose_connection_is_ended_says_so_and_can_be_run_again(data
 
 @pytest.mark.parametrize("other", ["direct", "api"])
 @pytest.mark.parametrize("same", [True, False])
-def test_of_two_exporters_at_once_both_end_whole_and_one_is_published(database, exporting, tmp_path, other, same):
+def test_two_concurrent_exports_both_finish_and_one_is_published(database, exporting, tmp_path, other, same):
     first = planted("first", seed=1).write(tmp_path / "first")
     second = first if same else planted("second", seed=2).write(tmp_path / "second")
 
@@ -293,7 +293,7 @@ def test_of_two_exporters_at_once_both_end_whole_and_one_is_published(database, 
     assert sql(database, COUNTS) == (alone if same else both)
 
 
-def test_an_exporter_that_waits_in_vain_says_that_another_is_at_work(database, exporting, tmp_path, monkeypatch):
+def test_a_lock_timeout_says_that_another_export_is_running(database, exporting, tmp_path, monkeypatch):
     with held_up(database) as backend:
         first = exporting(planted("first").write(tmp_path / "first"))
         backend()
@@ -307,7 +307,7 @@ def test_an_exporter_that_waits_in_vain_says_that_another_is_at_work(database, e
     assert sql(database, COUNTS) == [("first", "published", 120, 300)]
 
 
-def test_who_loads_the_same_run_through_the_api_meanwhile_finds_it_published(database, tmp_path):
+def test_a_concurrent_load_of_the_same_run_through_the_api_finds_it_published(database, tmp_path):
     model = planted("r1").write(tmp_path)
     small = ExportConfig(rows_per_request=20, clients=1)
     done = []
@@ -322,7 +322,7 @@ def test_who_loads_the_same_run_through_the_api_meanwhile_finds_it_published(dat
     assert sql(database, COUNTS) == [("r1", "published", 120, 300)]
 
 
-def test_an_export_whose_runs_name_another_content_takes_writes_nothing_among_its_rows(database, tmp_path):
+def test_an_export_whose_run_name_is_taken_by_another_content_writes_nothing(database, tmp_path):
     first, second = planted("r1", seed=1).write(tmp_path / "1"), planted("r1", seed=2).write(tmp_path / "2")
     taken = []
 

@@ -1,4 +1,4 @@
-"""A run with an index: what it finds, what it leaves to the exact search, and how it comes and goes."""
+"""Indexed runs: recall, fallback to the exact search, building and dropping."""
 
 import threading
 import time
@@ -80,7 +80,7 @@ def test_at_least_99_of_100_are_found_by_the_index_and_come_in_the_exact_order(d
 
 
 @pytest.mark.parametrize("left", [0, 7, 15, 1000])
-def test_all_are_found_that_there_are_however_many_a_user_has_rated(database, client, model, left):
+def test_lists_are_complete_however_many_movies_a_user_has_rated(database, client, model, left):
     user = 20
     order = movies(model.best(user, MOVIES))
     sql(database, "truncate public.votes")
@@ -109,16 +109,16 @@ def test_recommendations_from_ratings_come_from_the_index_too(database, client, 
     assert len(sql(database, INDEXES)) == 2
 
 
-def test_a_zero_vector_which_the_index_does_not_hold_is_as_like_one_movie_as_another(client, model):
+def test_a_zero_vector_which_the_index_lacks_is_equally_similar_to_all_movies(client, model):
     assert similar_movies(client, model.movie_ids[0], 5) == [(m, 0.0) for m in sorted([*model.movie_ids[1:]])[:5]]
 
 
-def test_to_index_again_changes_nothing(client, model):
+def test_indexing_again_changes_nothing(client, model):
     again = call(client.rpc("mf_index", {"run": "indexed"}), "index")
     assert (again["run_id"], again["changed"]) == ("indexed", False)
 
 
-def test_a_run_that_is_not_there_or_not_whole_is_not_indexed(database, client, model):
+def test_a_missing_or_incomplete_run_is_not_indexed(database, client, model):
     with pytest.raises(SupabaseError, match="there is no run nope: mf_list_runs"):
         call(client.rpc("mf_index", {"run": "nope"}), "index")
     run = {"run_id": "half", "content_hash": "h", "factors": 2, "mu": 0, "rating_min": 0, "rating_max": 1}
@@ -135,7 +135,7 @@ def test_more_factors_than_an_index_takes_are_refused(database, client, model):
         call(client.rpc("mf_index", {"run": "wide"}), "index")
 
 
-def test_of_a_build_that_was_killed_nothing_is_left(database, client, model):
+def test_a_killed_build_leaves_nothing_behind(database, client, model):
     sql(database, "select public.mf_drop_indexes('indexed')")
     with database.connect() as connection:
         connection.execute("begin")
@@ -149,7 +149,7 @@ def test_of_a_build_that_was_killed_nothing_is_left(database, client, model):
     assert len(sql(database, INDEXES)) == 2
 
 
-def test_readers_go_on_while_an_index_is_built(database, client, model):
+def test_readers_are_not_blocked_while_an_index_is_built(database, client, model):
     sql(database, "select public.mf_drop_indexes('indexed')")
     with database.connect() as builder, builder.transaction():
         builder.execute("select public.mf_index('indexed')")
@@ -158,7 +158,7 @@ def test_readers_go_on_while_an_index_is_built(database, client, model):
         assert len(similar_movies(client, model.movie_ids[0])) == 10
 
 
-def test_an_index_goes_with_its_run_without_making_readers_wait(database, client, model, tmp_path):
+def test_an_index_is_dropped_with_its_run_without_blocking_readers(database, client, model, tmp_path):
     others = [planted(f"r{i}", users=5, movies=5, seed=i) for i in range(2)]
     with database.connect() as reader:
         reader.execute("begin")

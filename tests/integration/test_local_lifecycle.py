@@ -1,4 +1,4 @@
-"""The embedded Supabase keeps its data, recovers by itself, and leaves nothing running however its program ends."""
+"""Start, crash recovery and shutdown of the embedded Supabase."""
 
 import contextlib
 import os
@@ -65,7 +65,7 @@ def program(home: Path, way: str = "main", prefix: tuple[str, ...] = ()) -> Iter
 
 
 def family(process: subprocess.Popen) -> dict[psutil.Process, str]:
-    """What the program started, each with its command line: the watchdog, PostgreSQL, PostgREST, the sleeper."""
+    """The processes started by the program, by command line: watchdog, PostgreSQL, PostgREST, sleeper."""
     parts = ("bin/postgres -D", "/postgrest", "watchdog.py", "time.sleep")
     deadline = time.monotonic() + 5
     while True:
@@ -79,7 +79,7 @@ def family(process: subprocess.Popen) -> dict[psutil.Process, str]:
 
 
 def alive(processes: Iterable[psutil.Process], timeout_s: float = 8.0) -> list[psutil.Process]:
-    """Those that still run after the time; a zombie does not run, and not every container's first process reaps."""
+    """Processes still running after the time; zombies do not count, as not every container's init reaps them."""
     deadline = time.monotonic() + timeout_s
     while (left := [process for process in processes if runs(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -154,7 +154,7 @@ def test_a_home_in_use_by_another_program_is_refused(home):
         databases(home)
 
 
-def test_a_stale_pid_file_whose_number_another_process_bears_is_no_hindrance(home):
+def test_a_stale_pid_file_with_the_pid_of_another_process_does_not_prevent_a_start(home):
     with LocalSupabase(home) as sb:
         data = Path(sb.connect().execute("show data_directory").fetchone()[0])
     (data / "postmaster.pid").write_text(f"{os.getpid()}\n{data}\n")
@@ -162,7 +162,7 @@ def test_a_stale_pid_file_whose_number_another_process_bears_is_no_hindrance(hom
         assert connection.execute("select 1").fetchone() == (1,)
 
 
-def test_a_first_start_that_was_interrupted_is_begun_anew(tmp_path):
+def test_an_interrupted_first_start_is_started_again_from_scratch(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     try:
@@ -173,7 +173,7 @@ def test_a_first_start_that_was_interrupted_is_begun_anew(tmp_path):
         delete_home(home)
 
 
-def test_a_home_holds_several_databases_and_one_can_be_made_anew(home):
+def test_a_home_holds_several_databases_and_one_can_be_recreated(home):
     with LocalSupabase(home, "ratings_a") as a, LocalSupabase(home, "ratings_b", postgres=a.postgres) as b:
         a.migrate("create table t (id int)")
         b.migrate("create table t (id text)")
@@ -183,7 +183,7 @@ def test_a_home_holds_several_databases_and_one_can_be_made_anew(home):
         assert [one.connect().execute("select to_regclass('t')::text").fetchone()[0] for one in (a, b)] == [None, "t"]
 
 
-def test_a_folder_that_is_no_home_yet_has_no_databases(tmp_path):
+def test_an_unused_folder_has_no_databases(tmp_path):
     assert databases(tmp_path / "nothing") == []
     assert list(tmp_path.iterdir()) == []
 
@@ -223,7 +223,7 @@ def test_a_closed_home_and_closed_programs_work_for_root_too(monkeypatch, tmp_pa
     assert not place.private_path(home).exists()
 
 
-def test_a_user_who_is_not_root_runs_it_as_himself(tmp_path):
+def test_a_user_other_than_root_runs_it_as_that_user(tmp_path):
     prefix: tuple[str, ...] = ()
     home = tmp_path / "home"
     home.mkdir()
@@ -261,7 +261,7 @@ def test_the_command_prints_where_it_is_and_ends_with_ctrl_c(home):
     assert alive(started, 0.0) == []
 
 
-def test_the_command_refuses_what_cannot_be_in_one_line(tmp_path):
+def test_the_command_reports_a_mistake_in_one_line(tmp_path):
     command = [sys.executable, "-m", "mf.local", "--home", str(tmp_path / "home"), "--database", "No Name"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

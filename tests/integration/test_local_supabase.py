@@ -1,4 +1,4 @@
-"""The embedded Supabase behaves towards its clients as Supabase does."""
+"""The embedded Supabase behaves like Supabase towards clients."""
 
 import os
 import time
@@ -34,7 +34,7 @@ $$;
 
 @pytest.fixture(scope="module")
 def sb(fresh_stack) -> LocalSupabase:
-    """A project of today: no default grants. One API answer holds two rows."""
+    """A new project: no default grants. An API response has at most two rows."""
     supabase = fresh_stack(legacy_grants=False, max_rows=2)
     supabase.migrate(PROJECT)
     return supabase
@@ -58,7 +58,7 @@ def test_supabase_py_reads_and_writes_with_the_secret_key(sb):
         assert client.table("movies").select("*").eq("movie_id", 3).execute().data == [{"movie_id": 3, "v": "[7,8]"}]
 
 
-def test_an_answer_holds_no_more_than_max_rows(sb):
+def test_a_response_has_at_most_max_rows(sb):
     assert len(ask(sb, "movies", sb.service_role_key).json()) == 2
 
 
@@ -110,7 +110,7 @@ def test_a_refused_migration_names_its_line_and_changes_nothing(sb):
         assert connection.execute("select to_regclass('half')").fetchone() == (None,)
 
 
-def test_a_migration_is_in_force_when_it_returns(sb):
+def test_the_api_serves_the_new_schema_when_migrate_returns(sb):
     sb.migrate("create function seven() returns int language sql as 'select 7'")
     assert ask(sb, "rpc/seven", sb.secret_key).json() == 7
     sb.migrate("create or replace function eight(n int) returns int language sql as 'select 8 + n'")
@@ -122,7 +122,7 @@ def count(sb: LocalSupabase) -> int:
         return connection.execute("select count(*) from movies").fetchone()[0]
 
 
-def test_a_fault_answers_in_the_servers_place(sb):
+def test_a_fault_responds_instead_of_the_server(sb):
     sb.gateway.faults.append(lambda request: Fault(status=503, body=b"busy") if request.method == "POST" else None)
     answer = ask(sb, "movies", sb.secret_key, method="POST", json={"movie_id": 9})
     assert (answer.status_code, answer.text, count(sb)) == (503, "busy", 3)
@@ -145,7 +145,7 @@ def test_a_connection_dropped_before_the_server_changes_nothing_and_after_it_eve
         connection.execute("delete from movies where movie_id = 102")
 
 
-def test_a_fault_delays_an_answer(sb):
+def test_a_fault_delays_a_response(sb):
     sb.gateway.faults.append(lambda request: Fault(delay_s=0.3))
     start = time.monotonic()
     assert ask(sb, "movies?movie_id=eq.1", sb.secret_key).status_code == 200
@@ -188,7 +188,7 @@ def test_npm_is_fetched_where_the_machine_has_none(monkeypatch, tmp_path: Path):
     assert list((tmp_path / "cache").iterdir()) == [binary]
 
 
-def test_pages_are_served_beside_the_api_without_a_key_and_read_anew(sb):
+def test_pages_are_served_without_a_key_and_read_at_each_request(sb):
     contents = [b"one", b"two"]
     sb.gateway.pages["/page"] = Page("text/plain", lambda: contents.pop(0))
     for expected in (b"one", b"two"):
@@ -198,7 +198,7 @@ def test_pages_are_served_beside_the_api_without_a_key_and_read_anew(sb):
     assert httpx.get(f"{sb.url}/pages").status_code == 404
 
 
-def test_a_browser_may_ask_from_a_page_of_another_origin(sb):
+def test_a_page_of_another_origin_may_call_the_api(sb):
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "apikey,authorization"}
     answer = httpx.options(f"{sb.url}/rest/v1/rpc/who", headers={"Origin": "http://localhost:5173", **asked})
     assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (200, "*")
@@ -206,7 +206,7 @@ def test_a_browser_may_ask_from_a_page_of_another_origin(sb):
     assert httpx.post(f"{sb.url}/rest/v1/rpc/who").status_code == 401
 
 
-def test_a_users_token_is_good_for_as_long_as_was_asked(sb):
+def test_a_users_token_expires_after_valid_s(sb):
     user = str(uuid4())
     assert ask(sb, "rpc/who", sb.publishable_key, sb.user_token(user, valid_s=60)).json()["uid"] == user
     answer = ask(sb, "rpc/who", sb.publishable_key, sb.user_token(user, valid_s=-60))

@@ -1,4 +1,4 @@
-"""Readers see one whole run in every statement, whatever becomes of the exporters."""
+"""Every statement of a reader sees one complete run, also when exporters are killed."""
 
 import pytest
 from planted import planted
@@ -25,9 +25,7 @@ def test_readers_see_whole_runs_through_fifty_publishes_kills_and_lost_connectio
 
 
 @pytest.mark.parametrize("connection", [direct, rest])
-def test_a_reader_of_many_pages_names_its_run_and_has_it_until_the_publish_after_the_next(
-    database, tmp_path, connection
-):
+def test_a_paging_reader_keeps_its_run_until_the_publish_after_the_next(database, tmp_path, connection):
     models = [planted(f"r{seed}", seed=seed) for seed in range(3)]
 
     def publish(model):

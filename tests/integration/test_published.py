@@ -1,4 +1,4 @@
-"""What is published is read back as it was sent, over either way."""
+"""Reading the published run back over both connections."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def export(target: Target, model: Planted, folder: Path, **fields: object) -> No
 
 
 @pytest.mark.parametrize("ids", ["bigint", "text", "uuid"])
-def test_a_run_is_read_back_to_the_bit_over_both_connections(fresh_stack, tmp_path, ids) -> None:
+def test_a_run_is_read_back_exactly_over_both_connections(fresh_stack, tmp_path, ids) -> None:
     stack = fresh_stack(max_rows=50)
     stack.migrate(migration(SchemaConfig(user_id_type=ids, movie_id_type=ids)))
     model = planted("r1", ids=ids)
@@ -64,9 +64,7 @@ def test_a_project_without_the_migration_or_without_a_run_has_none(fresh_stack) 
     assert [target.published_run() for target in targets(stack)] == [None, None]
 
 
-def test_the_run_that_was_asked_for_is_read_whatever_is_published_meanwhile_and_a_removed_one_is_an_error(
-    fresh_stack, tmp_path
-) -> None:
+def test_the_named_run_is_read_after_another_publish_and_a_removed_one_is_an_error(fresh_stack, tmp_path) -> None:
     stack = fresh_stack()
     stack.migrate(migration(SchemaConfig()))
     over_database, over_api = targets(stack)
@@ -83,9 +81,7 @@ def test_the_run_that_was_asked_for_is_read_whatever_is_published_meanwhile_and_
             target.embeddings(first)
 
 
-def test_a_database_that_does_not_answer_or_refuses_is_an_error_and_not_the_absence_of_a_run(
-    fresh_stack, monkeypatch
-) -> None:
+def test_a_database_that_is_down_or_refuses_is_an_error_not_the_absence_of_a_run(fresh_stack, monkeypatch) -> None:
     monkeypatch.setattr("mf.supabase.client.TRIES", 1)
     stack = fresh_stack()
     stack.migrate(migration(SchemaConfig()))

@@ -1,4 +1,4 @@
-"""What the API answers, against numpy on planted vectors."""
+"""Recommendations through the API, against numpy on planted vectors."""
 
 import json
 import random
@@ -96,11 +96,11 @@ def test_the_most_similar_movies_are_those_with_the_highest_cosine(client, model
         )
 
 
-def test_an_unknown_movie_is_like_no_other(client, model, kind):
+def test_an_unknown_movie_has_no_similar_movies(client, model, kind):
     assert similar_movies(client, UNKNOWN[kind]) == []
 
 
-def test_rated_movies_are_left_out_when_asked(client, model, database):
+def test_rated_movies_are_left_out_with_exclude_rated(client, model, database):
     rated = tuple(movie for movie, _ in model.best(0, 3)[::2])
     others = [movie for movie, _ in model.best(1, 5)]
     with database.connect() as connection, connection.cursor() as cursor:
@@ -111,7 +111,7 @@ def test_rated_movies_are_left_out_when_asked(client, model, database):
     assert_same(recommend_movies(client, user, exclude_rated=False), model.best(0, 10))
 
 
-def test_the_views_hold_the_model_as_it_is(client, model, kind):
+def test_the_views_hold_the_model_unchanged(client, model, kind):
     rows = client.table("movie_embeddings").select("*").execute().data
     assert list(rows[0]) == ["movie_id", "bias", "embedding", "run_id"]
     found = {row["movie_id"]: np.array([row["bias"], *json.loads(row["embedding"])], np.float32) for row in rows}
@@ -120,7 +120,7 @@ def test_the_views_hold_the_model_as_it_is(client, model, kind):
         np.testing.assert_array_equal(found[movie], [bias, *vector])
 
 
-def test_the_published_run_says_what_the_model_is(client, model):
+def test_the_published_run_describes_the_model(client, model):
     run = published_run(client)
     assert run is not None
     assert (run["run_id"], run["factors"], run["n_users"], run["n_movies"]) == (model.run_id, 8, 120, 300)
@@ -129,7 +129,7 @@ def test_the_published_run_says_what_the_model_is(client, model):
 
 
 @pytest.mark.parametrize("k", [None, -1])
-def test_a_k_that_cannot_be_is_refused_in_one_sentence(client, model, k):
+def test_an_invalid_k_is_refused_in_one_sentence(client, model, k):
     said = rf"k is {'null' if k is None else k}, expected a number of movies from 0 to 1000"
     with pytest.raises(SupabaseError, match=said):
         recommend_movies(client, model.user_ids[0], k)
@@ -137,7 +137,7 @@ def test_a_k_that_cannot_be_is_refused_in_one_sentence(client, model, k):
         similar_movies(client, model.movie_ids[0], k)
 
 
-def test_a_missing_id_is_refused_and_k_0_gives_nothing(client, model):
+def test_a_missing_id_is_refused_and_k_0_returns_nothing(client, model):
     with pytest.raises(SupabaseError, match="for_user is null"):
         recommend_movies(client, None)
     with pytest.raises(SupabaseError, match="for_movie is null"):
@@ -161,7 +161,7 @@ def plain(plain_database):
         yield client
 
 
-def test_equal_scores_come_in_the_order_of_the_ids_and_a_thousand_at_most(plain_database, plain, tmp_path):
+def test_ties_are_ordered_by_id_and_at_most_a_thousand_are_returned(plain_database, plain, tmp_path):
     ids = random.Random(1).sample(range(10_000), 1200)
     zeros, ones = np.zeros((1200, 2), np.float32), np.ones((1, 2), np.float32)
     model = Planted("ties", [1], np.zeros(1), ones, ids, np.repeat(np.float32([9, 0, -9]), 400), zeros)
@@ -189,7 +189,7 @@ def test_the_arguments_that_are_left_out_have_their_defaults(plain):
 
 
 def folded(model: Planted, ratings: dict, k: int) -> list:
-    """What recommend_from_ratings has to answer, from the library's own fold-in; the planted models' RMSE is 0.9."""
+    """The expected result of recommend_from_ratings, from the library's fold-in; the planted models' RMSE is 0.9."""
     row = {movie: i for i, movie in enumerate(model.movie_ids)}
     rows = [row[movie] for movie in ratings if movie in row]
     known = prior(model.p, model.user_bias, noise_variance=(4.5 / 5) ** 2)
@@ -214,7 +214,7 @@ def test_no_ratings_and_unknown_movies_give_what_an_unseen_user_gets(client, mod
     assert_same(recommend_from_ratings(client, {UNKNOWN[kind]: 1.0}), model.best(None, 10))
 
 
-def test_of_a_movie_that_is_passed_twice_the_last_rating_counts(client, model):
+def test_the_last_rating_of_a_repeated_movie_counts(client, model):
     first, second = model.movie_ids[:2]
     given = [{"movie_id": m, "rating": r} for m, r in ((first, 0.5), (second, 4), (first, 5.0))]
     rows = call(client.rpc("recommend_from_ratings", {"ratings": given, "k": 5}), "recommend")
@@ -235,14 +235,14 @@ BAD = [
 
 
 @pytest.mark.parametrize(("ratings", "said"), BAD)
-def test_ratings_that_cannot_be_are_refused_in_one_sentence(client, model, ratings, said):
+def test_invalid_ratings_are_refused_in_one_sentence(client, model, ratings, said):
     passed = json.loads(json.dumps(ratings).replace('"M"', json.dumps(model.movie_ids[0])))
     with pytest.raises(SupabaseError) as error:
         call(client.rpc("recommend_from_ratings", {"ratings": passed}), "recommend")
     assert said in str(error.value)
 
 
-def test_a_rating_beyond_every_number_and_an_id_of_another_type_are_refused(client, model, database, kind):
+def test_a_rating_out_of_range_and_an_id_of_another_type_are_refused(client, model, database, kind):
     huge = json.dumps([{"movie_id": model.movie_ids[0], "rating": 0}]).replace(": 0", ": 1e400")
     with database.connect() as connection, pytest.raises(psycopg.Error, match="entry 1 of ratings is"):
         connection.execute("select public.recommend_from_ratings(%s::jsonb)", [huge])
@@ -251,7 +251,7 @@ def test_a_rating_beyond_every_number_and_an_id_of_another_type_are_refused(clie
             recommend_from_ratings(client, {"no id": 3.0})
 
 
-def test_a_run_that_an_earlier_release_exported_says_what_to_do(client, model, database):
+def test_a_run_of_an_earlier_release_says_what_to_do(client, model, database):
     with database.connect() as connection, connection.transaction(force_rollback=True):
         connection.execute("delete from public.mf_priors")
         with pytest.raises(psycopg.Error, match=f"the run {model.run_id} was exported without .*: export it again"):

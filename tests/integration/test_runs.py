@@ -1,4 +1,4 @@
-"""`python -m mf runs` through the API, as a person at the keyboard sees it."""
+"""`python -m mf runs` against a real database."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def three(database, client, tmp_path):
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 
 
-def test_the_list_shows_what_readers_see_and_what_a_rollback_brings_back(runs, three):
+def test_the_list_marks_the_published_run_and_the_one_for_a_rollback(runs, three):
     status, out, err = runs("list")
     assert (status, err) == (0, "")
     lines = [re.sub(TIME, "TIME", line) for line in out.splitlines()]
@@ -63,7 +63,7 @@ def test_without_a_run_the_list_says_so(runs):
     assert runs("list") == (0, "no run has been exported yet\n", "")
 
 
-def test_a_rollback_goes_back_and_comes_again_and_takes_a_name(runs, three, client):
+def test_a_rollback_goes_back_and_forth_and_takes_a_name(runs, three, client):
     for argv, back, kept in (([], "second", "third"), ([], "third", "second"), (["second"], "second", "third")):
         assert runs("rollback", *argv) == (0, f"run {back} is published again; run {kept} is kept\n", "")
         assert published_run(client)["run_id"] == back
@@ -78,7 +78,7 @@ def test_a_rollback_goes_back_and_comes_again_and_takes_a_name(runs, three, clie
         (["rollback", ""], "there is no run : `python -m mf runs list` shows all runs"),
     ],
 )
-def test_a_run_that_cannot_be_brought_back_is_told_in_one_line_and_nothing_changes(runs, three, client, argv, said):
+def test_a_run_that_cannot_be_restored_is_an_error_in_one_line_and_nothing_changes(runs, three, client, argv, said):
     assert runs(*argv) == (2, "", f"error: {said}\n")
     assert published_run(client)["run_id"] == "third"
 
@@ -93,7 +93,7 @@ def test_a_run_that_cannot_be_brought_back_is_told_in_one_line_and_nothing_chang
         ([], "the following arguments are required: action (see python -m mf runs --help)"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_nothing_is_asked(runs, database, argv, said):
+def test_a_mistake_is_an_error_in_one_line_and_nothing_is_sent(runs, database, argv, said):
     status, out, err = runs(*argv)
     assert (status, out) == (2, "")
     assert err.startswith(f"error: {said}")
@@ -101,14 +101,14 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_asked(runs, database, argv
     assert database.gateway.requests == []
 
 
-def test_a_rollback_with_nothing_to_go_back_to_is_told(runs, database, client, tmp_path):
+def test_a_rollback_without_an_earlier_run_is_an_error(runs, database, client, tmp_path):
     said = "error: there is no earlier run to roll back to: the database keeps only the published run\n"
     rest(database).export(planted("only", users=5, movies=5).write(tmp_path), ExportConfig())
     assert runs("rollback") == (2, "", said)
     assert published_run(client)["run_id"] == "only"
 
 
-def test_prune_drops_what_is_not_to_be_kept_and_the_published_run_stays(runs, three, client):
+def test_prune_removes_old_runs_and_keeps_the_published_one(runs, three, client):
     assert runs("prune") == (0, "there was nothing to remove\n", "")
     assert runs("prune", "--keep", "0") == (0, "removed second\n", "")
     assert published_run(client)["run_id"] == "third"
@@ -116,7 +116,7 @@ def test_prune_drops_what_is_not_to_be_kept_and_the_published_run_stays(runs, th
 
 
 @pytest.mark.parametrize("key", ["publishable_key", "anon_key", "wrong", "user"])
-def test_any_but_the_secret_key_is_refused_in_one_line_that_does_not_hold_it(runs, database, monkeypatch, key):
+def test_any_key_but_the_secret_one_is_refused_in_one_line_without_the_key(runs, database, monkeypatch, key):
     value = "sb_secret_wrongwrongwrong" if key == "wrong" else None
     value = value or (
         database.user_token("6f0a4c1e-8a53-4f5e-9a51-0d5a5e0a3c11") if key == "user" else getattr(database, key)

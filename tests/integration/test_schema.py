@@ -53,7 +53,7 @@ def test_the_catalog_shows_what_is_expected_to_be_there(migrated):
     assert {name for name, *_ in rows(migrated, RELATIONS) + rows(migrated, FUNCTIONS)} == EXPECTED
 
 
-def test_no_privilege_is_left_and_every_object_is_guarded(migrated):
+def test_no_default_privilege_is_left_and_every_object_is_guarded(migrated):
     for role in ("anon", "authenticated"):
         for name, *_, oid in rows(migrated, RELATIONS):
             held = "SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER"
@@ -69,7 +69,7 @@ def test_no_privilege_is_left_and_every_object_is_guarded(migrated):
         assert 'search_path=""' in settings, name
 
 
-def test_no_argument_bears_a_columns_name_and_no_function_has_two_forms(migrated):
+def test_no_argument_has_a_columns_name_and_no_function_is_overloaded(migrated):
     columns = {
         c for (c,) in rows(migrated, "select column_name from information_schema.columns where table_schema = 'public'")
     }
@@ -146,7 +146,7 @@ def test_a_table_or_a_view_of_the_users_with_a_views_name_is_refused_with_the_co
         ),
     ],
 )
-def test_a_ratings_table_that_cannot_serve_is_refused(migrated, config, said):
+def test_an_unusable_ratings_table_is_refused(migrated, config, said):
     run(migrated, "create table if not exists public.votes (voter integer, movie bigint, name text)")
     try:
         with pytest.raises(SupabaseError) as error:
@@ -184,7 +184,7 @@ def test_a_function_of_the_users_own_is_refused_with_the_command_that_renames_it
     database.migrate(migration(SchemaConfig()))
 
 
-def test_a_project_of_the_first_migration_is_brought_up_to_date_with_its_runs_in_it(fresh_stack, tmp_path):
+def test_a_project_of_the_first_migration_is_upgraded_and_keeps_its_runs(fresh_stack, tmp_path):
     database = fresh_stack()
     database.migrate((Path(__file__).parent / "first_migration.sql").read_text())
     models = [planted(f"r{i}", users=20, movies=30, seed=i) for i in range(2)]

@@ -1,4 +1,4 @@
-"""The key from Secret Manager: the real SDK, over REST, against a small server that answers as the service does."""
+"""Keys from Secret Manager: the real SDK, over REST, against a fake of the service."""
 
 import base64
 import functools
@@ -75,7 +75,7 @@ def test_the_key_is_the_payload_of_the_secrets_version(asked: list[str], name: s
     assert asked == [f"/v1/{name if 'versions' in name else name + '/versions/latest'}:access"]
 
 
-def test_a_key_in_the_environment_goes_before_the_secret(asked: list[str]) -> None:
+def test_a_key_in_the_environment_takes_precedence_over_the_secret(asked: list[str]) -> None:
     assert find("good", SUPABASE_KEY="sb_secret_other").key.get_secret_value() == "sb_secret_other"
     assert asked == []
 
@@ -94,7 +94,7 @@ def test_a_key_in_the_environment_goes_before_the_secret(asked: list[str]) -> No
         ("binary", f"the key for {URL} holds characters that no Supabase key has: copy it again"),
     ],
 )
-def test_what_is_wrong_with_a_secret_is_told_in_a_line_of_its_own(asked: list[str], secret: str, said: str) -> None:
+def test_each_problem_with_a_secret_has_its_own_message(asked: list[str], secret: str, said: str) -> None:
     with pytest.raises(MfError) as error:
         find(secret)
     assert str(error.value) == said.format(name=NAME.format(secret))
@@ -103,18 +103,18 @@ def test_what_is_wrong_with_a_secret_is_told_in_a_line_of_its_own(asked: list[st
     assert "012345" not in shown
 
 
-def test_any_other_refusal_is_told_with_the_services_own_words(asked: list[str]) -> None:
+def test_any_other_refusal_shows_the_services_message(asked: list[str]) -> None:
     with pytest.raises(SupabaseError, match=r"^the secret \S+ could not be read: 400 .* is in DISABLED state\.$"):
         find("disabled")
 
 
-def test_a_name_that_cannot_be_one_is_refused_unasked(asked: list[str]) -> None:
+def test_a_malformed_name_is_refused_without_a_request(asked: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"^SUPABASE_KEY_SECRET is not of the form projects/PROJECT/secrets/NAME"):
         find("p/good")
     assert asked == []
 
 
-def test_the_databases_address_is_the_payload_of_the_secret_that_its_own_variable_names(asked: list[str]) -> None:
+def test_the_databases_url_is_the_payload_of_the_secret_named_by_its_variable(asked: list[str]) -> None:
     environ = {"SUPABASE_DB_URL_SECRET": NAME.format("database")}
     database = Database.find(environ)
     assert database is not None
@@ -123,7 +123,7 @@ def test_the_databases_address_is_the_payload_of_the_secret_that_its_own_variabl
     assert len(asked) == 1
 
 
-def test_what_is_wrong_with_that_secret_names_its_variable(asked: list[str]) -> None:
+def test_a_problem_with_that_secret_names_its_variable(asked: list[str]) -> None:
     for secret, said in {
         "missing": "correct SUPABASE_DB_URL_SECRET$",
         "empty": "add a version that holds the address of the database$",

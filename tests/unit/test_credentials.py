@@ -26,14 +26,14 @@ def test_they_are_found_in_the_environment() -> None:
     assert found(SUPABASE_URL=f"{URL}/", SUPABASE_KEY=f" {KEY}\n") == (URL, KEY)
 
 
-def test_the_processs_own_environment_is_read_at_the_moment_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processs_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     for key in ("sb_secret_one", "sb_secret_two"):
         monkeypatch.setenv("SUPABASE_URL", URL)
         monkeypatch.setenv("SUPABASE_KEY", key)
         assert Credentials.find().key.get_secret_value() == key
 
 
-def test_what_is_given_wins_over_the_environment() -> None:
+def test_arguments_take_precedence_over_the_environment() -> None:
     environ = {"SUPABASE_URL": "https://other.supabase.co", "SUPABASE_KEY": "other", "SUPABASE_KEY_SECRET": "no/name"}
     credentials = Credentials.find(URL, SecretStr(KEY), environ)
     assert (credentials.url, credentials.key.get_secret_value()) == (URL, KEY)
@@ -58,7 +58,7 @@ def test_what_is_given_wins_over_the_environment() -> None:
         ({"SUPABASE_URL": URL, "SUPABASE_KEY": "sb_secret_\0a"}, "holds characters that no Supabase key has: copy it"),
     ],
 )
-def test_what_is_missing_or_cannot_be_is_told_in_one_line(environ: dict[str, str], said: str) -> None:
+def test_missing_and_malformed_credentials_are_errors_in_one_line(environ: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError) as error:
         Credentials.find(environ=environ)
     assert said in str(error.value)
@@ -75,14 +75,14 @@ def test_what_is_missing_or_cannot_be_is_told_in_one_line(environ: dict[str, str
         "https://.supabase.co", "https://abc..co", "sb_secret_x",
     ],
 )  # fmt: skip
-def test_an_address_that_cannot_be_asked_is_refused_and_not_shown(url: str) -> None:
+def test_an_invalid_url_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigError) as error:
         Credentials.find(url, SecretStr(KEY), {})
     assert str(error.value) == "the Supabase URL is not of the form https://PROJECT.supabase.co"
 
 
 @pytest.mark.parametrize("url", [URL, "http://127.0.0.1:54321", "https://[::1]:8000", "https://example.org/supabase"])
-def test_an_address_that_can_be_asked_is_taken(url: str) -> None:
+def test_a_valid_url_is_accepted(url: str) -> None:
     assert Credentials.find(url, SecretStr(KEY), {}).url == url
 
 
@@ -101,7 +101,7 @@ def test_an_address_that_can_be_asked_is_taken(url: str) -> None:
         ("abc", "unknown"),
     ],
 )
-def test_the_role_is_what_the_key_itself_tells(key: str, role: str) -> None:
+def test_the_role_is_read_from_the_key(key: str, role: str) -> None:
     assert Credentials(URL, SecretStr(key)).role == role
 
 

@@ -18,18 +18,18 @@ def find(url: str) -> Database:
     return database
 
 
-def test_without_an_address_there_is_no_database() -> None:
+def test_without_a_url_there_is_no_database() -> None:
     assert Database.find({}) is None
     assert Database.find({"SUPABASE_DB_URL": " \n"}) is None
 
 
-def test_the_processs_own_environment_is_read_at_the_moment_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processs_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUPABASE_DB_URL", f" {DIRECT}\n")
     assert Database.find() == Database(SecretStr(DIRECT))
 
 
 @pytest.mark.parametrize(("url", "host"), [(DIRECT, "db.abcdef.supabase.co"), (POOLED, "aws-0-eu-west-1.pooler")])
-def test_an_address_tells_host_and_project_and_hides_its_password(url: str, host: str) -> None:
+def test_a_url_gives_host_and_project_and_hides_its_password(url: str, host: str) -> None:
     database = find(url)
     assert str(database).startswith(f"the database {host}")
     assert database.port == "5432"
@@ -38,7 +38,7 @@ def test_an_address_tells_host_and_project_and_hides_its_password(url: str, host
         assert "hunter2" not in shown
 
 
-def test_a_connection_to_supabase_is_encrypted_and_notices_a_host_that_does_not_answer() -> None:
+def test_a_connection_to_supabase_is_encrypted_and_detects_a_dead_host() -> None:
     parts = conninfo_to_dict(find(DIRECT).conninfo.get_secret_value())
     assert (parts["password"], parts["sslmode"], parts["connect_timeout"]) == ("hunter2@secret", "require", "15")
     parts = conninfo_to_dict(find(f"{DIRECT}?sslmode=verify-full&connect_timeout=3").conninfo.get_secret_value())
@@ -55,13 +55,13 @@ def test_a_connection_to_supabase_is_encrypted_and_notices_a_host_that_does_not_
         "postgresql://me:hunter2@h/d?option=1", "host=h user=me password=hunter2", "mysql://me:hunter2@h/d",
     ],
 )  # fmt: skip
-def test_an_address_that_cannot_be_one_is_refused_and_not_shown(url: str) -> None:
+def test_a_malformed_url_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^SUPABASE_DB_URL is not of the form postgresql://.* %40") as error:
         find(url)
     assert "hunter2" not in str(error.value)
 
 
-def test_the_transaction_pooler_and_a_placeholder_are_refused_with_what_to_take() -> None:
+def test_the_transaction_pooler_and_a_placeholder_are_refused_with_advice() -> None:
     for url in (DIRECT, POOLED):
         with pytest.raises(ConfigError, match=r"transaction pooler's, port 6543.*session pooler's address, port 5432"):
             find(url.replace("5432", "6543"))
@@ -88,7 +88,7 @@ def test_the_transaction_pooler_and_a_placeholder_are_refused_with_what_to_take(
         ("something else", "cannot read: something else: check SUPABASE_DB_URL and the network (the database db.abc"),
     ],
 )
-def test_what_either_driver_says_becomes_one_line_with_what_to_do(said: str, expected: str) -> None:
+def test_errors_of_both_drivers_become_one_line_with_advice(said: str, expected: str) -> None:
     errors: list[Exception] = [OperationalError(said), AdbcError(f"IO: [libpq] {said}", status_code=10)]
     for error in errors:
         message = find(DIRECT).explain(error, "read")
@@ -96,14 +96,14 @@ def test_what_either_driver_says_becomes_one_line_with_what_to_do(said: str, exp
         assert "\n" not in message
 
 
-def test_no_statement_and_no_password_stand_in_what_is_said() -> None:
+def test_errors_show_neither_statement_nor_password() -> None:
     error = OperationalError(
         f"ERROR:  no {DIRECT} hunter2@secret\nLINE 1: select\n\nQuery was: select 1. SQLSTATE: 42P01"
     )
     assert find(DIRECT).explain(error, "read").startswith("cannot read: no … …: check SUPABASE_DB_URL")
 
 
-def test_the_database_of_another_project_than_the_one_that_was_named_is_refused() -> None:
+def test_a_database_of_another_project_is_refused() -> None:
     with pytest.raises(ConfigError, match="project other, but SUPABASE_DB_URL is project abcdef: unset"):
         find(POOLED).check_project("https://other.supabase.co")
     for url in ("", "https://abcdef.supabase.co/", "http://127.0.0.1:8000", "https://db.example.org"):

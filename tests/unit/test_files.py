@@ -11,7 +11,7 @@ def break_off(file: Path) -> None:
     raise RuntimeError("halfway")
 
 
-def test_a_file_takes_its_place_when_the_block_ends_well(tmp_path: Path) -> None:
+def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file.txt"
     for text in ("old", "new"):
         with written_aside(path) as aside:
@@ -30,7 +30,7 @@ def test_a_block_that_raises_leaves_the_old_file_and_nothing_beside_it(tmp_path:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_directory_takes_the_place_of_an_older_one_with_all_it_held(tmp_path: Path) -> None:
+def test_a_directory_replaces_an_older_one_completely(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     for name in ("old", "new"):
         with written_aside(path) as aside:
@@ -40,7 +40,7 @@ def test_a_directory_takes_the_place_of_an_older_one_with_all_it_held(tmp_path: 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_files_that_belong_together_replace_their_likes_and_leave_others(tmp_path: Path) -> None:
+def test_files_of_a_directory_replace_those_of_the_same_name_and_keep_others(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     for text in ("old", "new"):
         with directory_written_aside(tmp_path, seal="seal") as aside:
@@ -62,7 +62,7 @@ def test_a_block_that_raises_leaves_the_directory_as_it_was(tmp_path: Path) -> N
         assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_seal_is_gone_while_files_of_two_writings_stand_side_by_side(tmp_path: Path) -> None:
+def test_the_seal_is_absent_while_old_and_new_files_are_mixed(tmp_path: Path) -> None:
     def write() -> None:
         with directory_written_aside(tmp_path, seal="a seal") as aside:
             for name in ("a seal", "b"):
@@ -76,9 +76,7 @@ def test_the_seal_is_gone_while_files_of_two_writings_stand_side_by_side(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-def test_a_link_and_the_working_directory_are_written_to_as_any_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_link_and_the_working_directory_can_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written beside the directory, which for a mounted volume is another file system."""
     (tmp_path / "volume").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "volume")
@@ -97,7 +95,7 @@ def test_a_link_and_the_working_directory_are_written_to_as_any_other(
         (PermissionError(13, "Permission denied", "x.csv"), "error: [Errno 13] Permission denied: 'x.csv'\n"),
     ],
 )
-def test_what_a_person_can_mend_is_one_line_and_exit_status_2(
+def test_a_users_mistake_is_one_line_and_exit_status_2(
     capsys: pytest.CaptureFixture[str], error: Exception, said: str
 ) -> None:
     with pytest.raises(SystemExit) as ended, reported():

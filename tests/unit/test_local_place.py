@@ -1,4 +1,4 @@
-"""Names and folders of the embedded Supabase that come from outside are checked."""
+"""Checks of the embedded Supabase's names and folders."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def home(monkeypatch, tmp_path):
     return tmp_path / "home"
 
 
-def test_the_private_folder_is_found_again_and_lets_others_pass_through_only(home):
+def test_the_private_folder_is_found_again_and_others_may_only_traverse_it(home):
     folder = place.private_folder(home)
     assert folder == place.private_folder(home)
     assert folder.stat().st_mode & 0o777 == 0o711
@@ -58,7 +58,7 @@ def test_a_closed_home_that_lost_its_data_is_an_error(closed_home, tmp_path):
         place.data_folder(moved, {})
     moved.rename(closed_home)
     data.rmdir()
-    with pytest.raises(SupabaseError, match="are gone; delete"):
+    with pytest.raises(SupabaseError, match="are missing; delete"):
         place.data_folder(closed_home, {})
 
 
@@ -69,7 +69,7 @@ def test_an_open_home_that_was_closed_later_is_an_error(closed_home):
 
 
 @pytest.mark.parametrize("name", ["", "1a", "Sample", "a-b", 'a"; drop', "template1", "postgres", "a" * 64])
-def test_a_name_that_cannot_be_a_database_is_refused(name):
+def test_an_invalid_database_name_is_refused(name):
     with pytest.raises(ConfigError, match=r"^database '.*': expected"):
         checked_name(name)
 

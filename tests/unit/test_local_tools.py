@@ -1,4 +1,4 @@
-"""Getting PostgREST's program: which one is taken, and what is said when there is none."""
+"""Finding and downloading PostgREST and supabase-js."""
 
 import platform
 from pathlib import Path

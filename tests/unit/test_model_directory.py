@@ -55,7 +55,7 @@ def test_the_content_hash_follows_the_published_content_and_nothing_else(tmp_pat
         ({"factors": 3}, "embedding has 2 values, model.json says factors 3"),
     ],
 )
-def test_a_header_that_cannot_be_is_refused(tmp_path, header, said):
+def test_an_invalid_header_is_refused(tmp_path, header, said):
     with pytest.raises(DataError) as error:
         read_model(write(tmp_path, header))
     assert said in str(error.value)
@@ -86,7 +86,7 @@ def float_lists(rows):
     ],
 )
 @pytest.mark.parametrize("layout", ["one row group", "many"])
-def test_embeddings_that_cannot_be_are_refused_by_file_row_and_column(tmp_path, columns, said, layout):
+def test_invalid_embeddings_are_refused_with_file_row_and_column(tmp_path, columns, said, layout):
     path = write(tmp_path, **columns) / "movie_embeddings.parquet"
     if layout == "many":
         pq.write_table(pq.read_table(path), path, row_group_size=1)
@@ -97,7 +97,7 @@ def test_embeddings_that_cannot_be_are_refused_by_file_row_and_column(tmp_path, 
     assert "\n" not in str(error.value)
 
 
-def test_no_rows_no_file_and_no_parquet_are_refused(tmp_path):
+def test_an_empty_a_missing_and_a_malformed_file_are_refused(tmp_path):
     path = write(tmp_path) / "user_embeddings.parquet"
     pq.write_table(pq.read_table(path).slice(0, 0), path)
     with pytest.raises(DataError, match=r"user_embeddings\.parquet: no rows"):

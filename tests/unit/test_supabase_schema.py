@@ -9,7 +9,7 @@ from mf.supabase.schema import migration
 MIGRATION = Path(__file__).parents[2] / "supabase" / "migrations" / "20261124000000_mf.sql"
 
 
-def test_the_kept_migration_is_the_one_that_the_defaults_print():
+def test_the_migration_in_the_repository_is_the_one_of_the_defaults():
     assert MIGRATION.read_bytes() == migration(SchemaConfig()).encode(), (
         f"write it anew: python -m mf schema > {MIGRATION.relative_to(MIGRATION.parents[2])}"
     )
@@ -23,7 +23,7 @@ def test_names_are_quoted_as_identifiers_and_as_literals():
     assert 'from public."Stars" rated' in sql
 
 
-def test_what_is_for_signed_in_users_and_for_everybody_is_there_only_where_it_is_asked_for():
+def test_functions_for_signed_in_users_and_public_policies_are_printed_only_on_request():
     plain, app = migration(SchemaConfig()), migration(SchemaConfig(user_id_type="uuid", public_read="movies"))
     for wanted in ("create or replace function public.recommend_for_me(", "create policy mf_public_read"):
         assert wanted not in plain
@@ -47,7 +47,7 @@ def test_what_is_for_signed_in_users_and_for_everybody_is_there_only_where_it_is
         ({"users_table": "x"}, "users_table: "),
     ],
 )
-def test_a_name_or_type_that_cannot_be_is_refused_in_one_line(values, said):
+def test_an_invalid_name_or_type_is_refused_in_one_line(values, said):
     with pytest.raises(ConfigError) as error:
         SchemaConfig.of(**values)
     assert said in str(error.value)

@@ -44,7 +44,7 @@ def trained(ids: str = "integers") -> TrainedModel:
 
 
 @pytest.mark.parametrize("ids", IDS)
-def test_a_model_directory_gives_back_the_model(tmp_path: Path, ids: str) -> None:
+def test_a_model_directory_round_trips(tmp_path: Path, ids: str) -> None:
     model = trained(ids)
     model.save(tmp_path / "deep" / "model")
     assert {path.name for path in (tmp_path / "deep" / "model").iterdir()} == FILES
@@ -82,7 +82,7 @@ def test_predictions_can_be_recomputed_from_the_parquet_files_and_the_card_alone
     assert len(set(expected)) > 8
 
 
-def test_the_state_dict_loads_without_pickle_and_the_card_says_what_it_must(tmp_path: Path) -> None:
+def test_the_state_dict_loads_without_pickle_and_the_card_is_complete(tmp_path: Path) -> None:
     trained().save(tmp_path)
     state = torch.load(tmp_path / "model.pt", weights_only=True)
     shapes = {name: tuple(value.shape) for name, value in state.items()}
@@ -98,7 +98,7 @@ def test_the_state_dict_loads_without_pickle_and_the_card_says_what_it_must(tmp_
     }  # fmt: skip
 
 
-def test_what_it_was_trained_on_is_read_back_and_none_for_a_model_without_a_record(tmp_path: Path) -> None:
+def test_trained_on_is_read_back_and_none_if_not_recorded(tmp_path: Path) -> None:
     trained().save(tmp_path)
     assert TrainedModel.load(tmp_path).trained_on == TRAINED_ON
     card = json.loads((tmp_path / "model.json").read_text())
@@ -118,7 +118,7 @@ def test_other_files_of_the_directory_are_kept_and_an_older_model_is_replaced(tm
     assert TrainedModel.load(tmp_path).users.ids.to_pylist() == IDS["integers"][0]
 
 
-def test_a_save_that_fails_while_writing_leaves_the_older_model_whole(tmp_path: Path) -> None:
+def test_a_save_that_fails_while_writing_keeps_the_older_model(tmp_path: Path) -> None:
     trained("text").save(tmp_path)
     with pytest.raises(FileNotFoundError):
         trained("integers").save(tmp_path, also=[tmp_path / "is not there"])
@@ -174,7 +174,7 @@ def spoilt(directory: Path, how: str) -> None:
         ("no run_id", "'run_id' is missing"),
     ],
 )
-def test_what_is_not_a_model_directory_is_named_in_one_line(tmp_path: Path, how: str, said: str) -> None:
+def test_an_invalid_model_directory_is_an_error_in_one_line(tmp_path: Path, how: str, said: str) -> None:
     trained().save(tmp_path)
     spoilt(tmp_path, how)
     with pytest.raises(DataError, match=said) as error:

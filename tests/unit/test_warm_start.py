@@ -1,4 +1,4 @@
-"""A training that starts from an earlier model: sooner there, and nothing else changed."""
+"""Warm start of training from an earlier model."""
 
 from functools import cache
 from pathlib import Path
@@ -68,7 +68,7 @@ def curve(model: TrainedModel) -> list[float]:
 
 
 @warm_solvers
-def test_three_epochs_come_where_ten_come_without_it_and_six_do_not(solver: str, tmp_path: Path) -> None:
+def test_three_epochs_reach_the_rmse_of_ten_without_it_and_beat_six(solver: str, tmp_path: Path) -> None:
     """Measured, with 3, without it with 6 and with 10 epochs: adam 0.574, 0.671, 0.578; sgd 0.552, 0.683, 0.549."""
     warm = fitted(solver, parts()[0], saved(yesterdays(solver), tmp_path), epochs=3)
     cold = {epochs: min(curve(fitted(solver, parts()[0], epochs=epochs))) for epochs in (6, 10)}
@@ -90,7 +90,7 @@ def test_before_the_first_step_it_predicts_what_the_earlier_model_does(solver: s
     assert curve(still)[0] < min(curve(yesterdays(solver))) + 0.02
 
 
-def test_factors_that_are_nought_on_both_sides_start_as_without_it_and_are_cut_where_there_are_fewer() -> None:
+def test_zero_factors_start_as_without_it_and_surplus_factors_are_cut() -> None:
     side = InitialRows(torch.tensor([2, 0]), torch.tensor([[1.0, 2, 0], [3, 0, 0]]), torch.tensor([0.5, 0.25]))
     vectors, biases = torch.full((3, 4), 9.0), torch.zeros(3)
     side.scatter_into(vectors, biases)
@@ -101,7 +101,7 @@ def test_factors_that_are_nought_on_both_sides_start_as_without_it_and_are_cut_w
     assert narrow.tolist() == [[9], [3], [1]]
 
 
-def test_text_ids_of_a_database_are_found_by_the_integers_that_they_are(tmp_path: Path) -> None:
+def test_text_ids_of_a_database_match_integer_ids(tmp_path: Path) -> None:
     model = yesterdays("sgd")
     earlier = saved(model, tmp_path)
     text = EarlierModel(
@@ -123,7 +123,7 @@ def test_ids_of_another_type_are_refused(tmp_path: Path) -> None:
         train(other, other.slice(0, 0), config, device=CPU, earlier=earlier)
 
 
-def test_no_directory_and_a_solver_that_cannot_are_refused(tmp_path: Path) -> None:
+def test_a_missing_directory_and_a_solver_without_warm_start_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"model\.json: cannot be read"):
         EarlierModel.find(str(tmp_path), pytest.fail)
     earlier = saved(yesterdays("sgd"), tmp_path)
