@@ -108,11 +108,11 @@ def test_a_measurement_in_a_process_of_its_own_gives_what_the_function_gives(tmp
     assert measured["cpu_seconds"] > 0
 
 
-def test_a_measurement_that_fails_is_said_and_not_fatal() -> None:
+def test_a_failing_measurement_is_reported_and_not_fatal() -> None:
     assert apart(peers.measure, data="planted:5000:0", name="nobody") == {"error": "KeyError: 'nobody'"}
 
 
-def test_a_peer_that_is_not_installed_is_said_and_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_is_not_installed_is_reported_and_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = peers.Peer("no-library-of-this-name", peers.cornac_mf, {})
     monkeypatch.setitem(peers.PEERS, "absent", absent)
     results = {"absent": peers.measure("planted:5000:0", "absent")}
