@@ -1,1 +1,1 @@
-"""Accuracy and speed of the solvers beside those of other libraries: ``make bench``."""
+"""Benchmarks of accuracy and speed against other libraries: ``make bench``."""

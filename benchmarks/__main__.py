@@ -1,11 +1,23 @@
-"""python -m benchmarks [SECTION]: prints as it goes, and writes docs/benchmarks.md."""
+"""python -m benchmarks [SECTION]: runs benchmarks, prints their results and writes docs/benchmarks.md."""
 
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks import accuracy, csv_ingest, export, fold_in, limits, publish, ranking, retrieval, speed, table_import
+from benchmarks import (
+    accuracy,
+    csv_ingest,
+    export,
+    fold_in,
+    gpu,
+    limits,
+    publish,
+    ranking,
+    retrieval,
+    speed,
+    table_import,
+)
 from benchmarks.planted import FULL
 from benchmarks.report import TITLES, machine, write_section
 
@@ -13,17 +25,17 @@ from benchmarks.report import TITLES, machine, write_section
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", choices=(*TITLES, "all"), nargs="?", default="all")
-    parser.add_argument("--ratings", type=Path, help="a CSV file of MovieLens ratings, for the accuracy and new users")
+    parser.add_argument("--ratings", type=Path, help="CSV file of MovieLens ratings, for accuracy and new users")
     parser.add_argument(
         "--rows",
         type=lambda text: int(float(text)),
         default=FULL,
-        help="planted ratings, for speed, imports and the evaluation",
+        help="number of planted ratings, for speed, imports and the evaluation",
     )
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks.md"))
     given = parser.parse_args(argv)
     if given.ratings and not given.ratings.is_file():
-        parser.error(f"--ratings: there is no file {given.ratings}")
+        parser.error(f"--ratings {given.ratings}: no such file")
     sections: dict[str, Callable[[], str]] = {
         "limits": limits.section,
         "accuracy": partial(accuracy.section, given.ratings),
@@ -34,13 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "publish": publish.section,
         "ranking": partial(ranking.section, given.rows),
         "retrieval": retrieval.section,
+        "gpu": gpu.section,
         **({"fold_in": partial(fold_in.section, given.ratings)} if given.ratings else {}),
     }
     if given.what not in (*sections, "all"):
         parser.error(f"{given.what} needs --ratings")
     print(machine())
     for name, section in sections.items():
-        if given.what in (name, "all"):
+        if given.what == name or (given.what == "all" and name != "gpu"):
             text = section()
             write_section(given.output, name, text)
             print(f"\n{text}\n", flush=True)

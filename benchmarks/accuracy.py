@@ -1,4 +1,4 @@
-"""How close the predictions come: RMSE of solvers and peers on the same splits."""
+"""Accuracy: RMSE of the solvers and of other libraries on the same splits."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ PLANTED = {"planted, 2 M": "planted:2000000:0", "planted, 500 k": "planted:50000
 
 
 def section(ratings: Path | None) -> str:
-    """The accuracy of everything, as Markdown; ``ratings`` is a file of MovieLens ratings."""
+    """RMSE of all solvers and peers, as Markdown; ``ratings`` is a CSV file of MovieLens ratings."""
     measurements: dict[str, Callable[[str], Result]] = {
         **{solver: partial(_ours, solver) for solver in SOLVERS},
         **{peer: partial(_peer, peer) for peer in peers.PEERS},
@@ -56,8 +56,7 @@ def _explained(ratings: Path | None) -> str:
     file = f"{ratings.name}: the mean of {len(SPLITS)} random splits. " if ratings else ""
     options = "; ".join(f"{name} {dict(peer.options)}" for name, peer in peers.PEERS.items())
     return (
-        "RMSE on a tenth of the ratings after training on all of the rest, clipped to the range of the ratings; "
-        f"the solvers with the pipeline's defaults. {file}Planted (`benchmarks/planted.py`): the RMSE divided by that "
-        "of the true parameters.\n\n"
+        "RMSE of clipped predictions on a tenth of the ratings, after training on the rest; the solvers with their "
+        f"defaults. {file}Planted (`benchmarks/planted.py`): the RMSE divided by that of the true parameters.\n\n"
         f"Peers' options: {options}."
     )

@@ -1,4 +1,4 @@
-"""Measurements, each in a process of its own: its memory and its threads are then nobody else's."""
+"""Run each measurement in its own process, with its own memory and threads."""
 
 import importlib
 import json
@@ -11,24 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# What was measured, with cpu_seconds (user and system) and peak_mb (resident, the ratings included); or, when it could
-# not be measured, {"error": why}.
+# The measured values, with cpu_seconds (user and system) and peak_mb (resident, ratings included); after a failure
+# {"error": reason}.
 Result = dict[str, Any]
 
 
 def apart(function: Callable[..., Result], **arguments: Any) -> Result:
-    """Calls a module's ``function`` in a new process, with ``arguments`` that JSON can carry."""
+    """Calls a module-level ``function`` in a new process; ``arguments`` must be JSON values."""
     words = [function.__module__, function.__name__, json.dumps(arguments)]
     done = subprocess.run([sys.executable, "-m", "benchmarks.apart", *words], capture_output=True, text=True)
     if done.returncode:
-        said = done.stderr.strip().splitlines()
-        return {"error": said[-1] if said else f"it ended with status {done.returncode}"}
-    result: Result = json.loads(done.stdout.splitlines()[-1])  # a library may have printed before it
+        lines = done.stderr.strip().splitlines()
+        return {"error": lines[-1] if lines else f"exit status {done.returncode}"}
+    result: Result = json.loads(done.stdout.splitlines()[-1])  # libraries may print before it
     return result
 
 
 def run(label: str, function: Callable[..., Result], **arguments: Any) -> Result:
-    """As ``apart``, and prints what came of it."""
+    """As ``apart``, and prints the result."""
     print(f"{label}:", end=" ", flush=True)
     result = apart(function, **arguments)
     numbers = (f"{key} {value:.5g}" for key, value in result.items() if isinstance(value, int | float))
@@ -37,7 +37,7 @@ def run(label: str, function: Callable[..., Result], **arguments: Any) -> Result
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -51,7 +51,7 @@ def _peak_mb() -> float:
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
-    # Not on Linux, where it begins with the memory of the process that started this one. In bytes on a Mac.
+    # Not on Linux, where it starts at the parent's memory. In bytes on a Mac.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
 
 

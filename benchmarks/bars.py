@@ -1,4 +1,4 @@
-"""What a measurement must reach, and whether it has."""
+"""Bounds for measured values, and whether they are met."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from benchmarks.report import number, table
 
 
 class Bar(NamedTuple):
-    """A figure and its bound; ``None`` is a figure that there is not, and reaches nothing."""
+    """A measured value and its bound; a missing value (``None``) does not meet it."""
 
     what: str
     found: float | None
@@ -31,11 +31,11 @@ class Bar(NamedTuple):
 
 
 def bars(them: Iterable[Bar]) -> str:
-    """A line each, as Markdown."""
+    """A Markdown table, one row per bar."""
     lines = [(bar.what, bar.bound, number(bar.found, bar.digits), "met" if bar.met else "NOT MET") for bar in them]
     return table(("bar", "", "found", ""), lines)
 
 
 def quotient(of: float | None, to: float | None) -> float | None:
-    """``of / to``; ``None`` when either is not there."""
+    """``of / to``; ``None`` when either is missing."""
     return None if of is None or not to else of / to

@@ -1,4 +1,4 @@
-"""The data sets, each divided into a training and a test part."""
+"""Data sets, split into training and test part."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ CACHE = Path("build/benchmarks")
 
 @dataclass(frozen=True)
 class Ratings:
-    """users int32[N], movies int32[N], ratings float32[N]."""
+    """Columns of ratings: users int32[N], movies int32[N], ratings float32[N]."""
 
     users: npt.NDArray[np.int32]
     movies: npt.NDArray[np.int32]
@@ -32,7 +32,7 @@ class Ratings:
 
 @dataclass(frozen=True)
 class Split:
-    """Two parts of ratings whose ids are 0 … n_users - 1 and 0 … n_movies - 1; some may occur in one part alone."""
+    """Training and test ratings, with ids from 0; an id may occur in only one of them."""
 
     train: Ratings
     test: Ratings
@@ -40,17 +40,17 @@ class Split:
     n_movies: int
 
     def rmse(self, predictions: npt.NDArray[np.floating]) -> float:
-        """RMSE on the test part of predictions clipped to the range of the training ratings; where there is none (NaN)
-        the mean stands for it."""
+        """RMSE on the test part of ``predictions`` clipped to the range of the training ratings; NaN counts as the
+        mean."""
         known = np.where(np.isnan(predictions), self.train.ratings.mean(), predictions)
         clipped = np.clip(known, self.train.ratings.min(), self.train.ratings.max())
         return float(np.sqrt(np.mean((clipped - self.test.ratings) ** 2, dtype=np.float64)))
 
 
 def load(name: str) -> Split:
-    """The data set ``planted:ROWS:SEED``, of which the first tenth is the test part, or ``csv:FILE:SEED``: a file with
-    a header and user, movie and rating in its first three columns, whose rows ``default_rng(SEED).permutation`` puts
-    into order; again the first tenth is the test part."""
+    """Loads ``planted:ROWS:SEED`` or ``csv:FILE:SEED``; the first tenth of the rows is the test part.
+
+    A CSV file has a header and user, movie and rating as its first columns; ``default_rng(SEED)`` shuffles its rows."""
     kind, _, rest = name.partition(":")
     place, _, number = rest.rpartition(":")
     if kind == "csv":
@@ -62,20 +62,20 @@ def load(name: str) -> Split:
 
 
 def floor(name: str) -> float:
-    """``floor_linear`` of a planted data set."""
+    """RMSE of the true parameters of a planted data set."""
     _, rows, seed = name.split(":")
     floor_linear: float = json.loads((_planted(int(rows), int(seed)) / "meta.json").read_text())["floor_linear"]
     return floor_linear
 
 
 def _planted(rows: int, seed: int) -> Path:
-    """The directory of a planted data set, written when it is not there: in a process of its own, since what the
-    generator needs is not part of what is measured."""
+    """The directory of a planted data set, generated if missing, in its own process: its memory is not part of the
+    measurement."""
     directory = CACHE / f"planted-{rows}-{seed}"
     if not (directory / "meta.json").exists():
         done = apart(planted.write, rows=rows, seed=seed, path=str(directory))
         if "error" in done:
-            raise RuntimeError(f"planted ratings could not be written: {done['error']}")
+            raise RuntimeError(f"cannot write planted ratings: {done['error']}")
     return directory
 
 

@@ -1,4 +1,4 @@
-"""How well the ratings of users whom training has not seen are predicted after their first ratings."""
+"""New users: accuracy of the fold-in after a few ratings."""
 
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from mf.solvers import SOLVERS, configure
 from mf.train import train
 
 NEW_USERS, VALIDATION = 0.2, 0.1
-SHOWN = (5, 10, 20)  # ratings that a new user has given
+SHOWN = (5, 10, 20)  # first ratings of a new user
 
 
 def section(ratings: Path, seeds: int = 3) -> str:
-    """The RMSE of every solver's models on the other ratings of new users, as Markdown."""
+    """RMSE on the later ratings of new users, for each solver, as Markdown."""
     results = {
         solver: run(f"{solver}, new users", measure, ratings=str(ratings), solver=solver, seeds=seeds)
         for solver in SOLVERS
@@ -47,16 +47,16 @@ def section(ratings: Path, seeds: int = 3) -> str:
         for k in SHOWN
     ]
     explained = (
-        "A fifth of the users take no part in the training. The RMSE on all but the first k ratings of each, in random "
-        "order, from: mu + b_m, the answer for an unseen user; that plus the mean of what the k ratings have above "
-        f"it, damped as by {DAMPING:.0f} more; and the fold-in of the k ratings. Means over {seeds} choice(s) of users."
+        "A fifth of the users is left out of the training. RMSE on all but the first k ratings of each, in random "
+        "order, for: mu + b_m, the prediction for an unseen user; that plus the user's mean deviation from it over the "
+        f"k ratings, damped by {DAMPING:.0f}; and the fold-in of the k ratings. Means over {seeds} choice(s) of users."
     )
     header = ("model", "from", *(f"k = {k}" for k in SHOWN))
     return "\n\n".join(part for part in (explained, table(header, rows), bars(reached), failures(results)) if part)
 
 
 def measure(ratings: str, solver: str, seeds: int) -> Result:
-    """Mean RMSE by way and by k."""
+    """Mean RMSE by prediction and by k."""
     each = [_measure(ratings, solver, seed) for seed in range(seeds)]
     return {"rmse": {way: {str(k): float(np.mean([one[way, k] for one in each])) for k in SHOWN} for way, _ in each[0]}}
 
@@ -88,13 +88,13 @@ def _measure(ratings: str, solver: str, seed: int) -> dict[tuple[str, int], floa
 def _predictions(
     model: Any, rows: npt.NDArray[np.int64], stars: npt.NDArray[np.float32], k: int
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Clipped predictions for all but the first k ratings of a user, by way; row -1 is a movie not trained on."""
+    """Clipped predictions for all but the first k ratings of a user; row -1 is an unseen movie."""
     m = model.module
     q, b_m, p, b_u = (
         side.weight.detach().double().numpy() for side in (m.movie_factors, m.movie_bias, m.user_factors, m.user_bias)
     )
     mu, known = m.mu.item(), rows[:k][rows[:k] >= 0]
-    q, b_m = np.vstack([q, np.zeros_like(q[:1])]), np.append(b_m, 0.0)  # row -1 reads the zeros that are appended
+    q, b_m = np.vstack([q, np.zeros_like(q[:1])]), np.append(b_m, 0.0)  # row -1 reads the appended zeros
     given = stars[:k][rows[:k] >= 0]
     unseen = mu + b_m[rows[k:]]
     above = (given - mu - b_m[known]).sum() / (len(known) + DAMPING)

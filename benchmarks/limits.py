@@ -1,4 +1,4 @@
-"""What the machine can do, and what a solver asks of it."""
+"""Limits of the machine, and the cost of a rating for each solver."""
 
 import time
 from collections.abc import Callable
@@ -15,8 +15,8 @@ ID_BYTES = 4 + 4 + 4  # a rating's user, movie and value
 
 
 def measure() -> Result:
-    """copy_1 and copy_all: bytes read and written a second; gemm_1 and gemm_all: float32 operations a second; with one
-    thread and with one a core."""
+    """copy_1 and copy_all, bytes read and written per second; gemm_1 and gemm_all, float32 operations per second; with
+    one thread and with one per core."""
     source, target = torch.ones(COPIED), torch.empty(COPIED)
     a, b, product = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE), torch.empty(SIDE, SIDE)
     measured = {}
@@ -28,7 +28,7 @@ def measure() -> Result:
 
 
 def _fastest(work: Callable[[], object], times: int = 5) -> float:
-    """Seconds of the fastest run, after one that does not count."""
+    """Seconds of the fastest run, after a warm-up."""
     work()
     seconds = []
     for _ in range(times):
@@ -40,12 +40,12 @@ def _fastest(work: Callable[[], object], times: int = 5) -> float:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a rating needs in an epoch, as if it fetched its rows from memory and brought them back.
+    """Cost of a rating per epoch, with its rows read from memory and written back.
 
     Attributes:
         bytes: read and written.
         flops: float32 operations.
-        counted: how they were counted.
+        counted: how they are counted.
     """
 
     bytes: int
@@ -54,20 +54,20 @@ class Cost:
 
 
 def cost(solver: str, rank: int) -> Cost:
-    """The cost of a solver that fits ``rank`` factors."""
+    """The cost for a solver with ``rank`` fitted factors."""
     if solver == "sgd":
         return Cost(ID_BYTES + 16 * rank, 6 * rank, "p and q read and written; a product, two gradients")
     if solver == "adam":
-        return Cost(ID_BYTES + 48 * rank, 30 * rank, "as sgd with two moments; 12 operations an entry for the step")
-    # mf.solvers.gaussian: a row of the packed second moments and of the means, added up for either side.
+        return Cost(ID_BYTES + 48 * rank, 30 * rank, "as sgd with two moments; 12 operations per entry for the step")
+    # mf.solvers.gaussian: a row of packed second moments and means, added for the user and again for the movie.
     entries = (rank + 1) * (rank + 6) // 2
     return Cost(
-        2 * (ID_BYTES + 4 * entries), 2 * entries, f"{entries} entries of a table read and added, for either side"
+        2 * (ID_BYTES + 4 * entries), 2 * entries, f"{entries} entries of a table read and added, for user and movie"
     )
 
 
 def section() -> str:
-    """The limits and the costs, as Markdown."""
+    """Limits and costs, as Markdown."""
     measured = run("the machine", measure)
     if "error" in measured:
         return f"Not measured: {measured['error']}"
@@ -81,6 +81,6 @@ def section() -> str:
         costs.append((solver, rank, needed.bytes, needed.flops, needed.counted))
     return (
         table(("in float32", "one core", f"{cores()} cores"), rows)
-        + "\n\nWhat a rating needs in an epoch, no cache being counted on:\n\n"
+        + "\n\nCost of a rating per epoch, without any cache:\n\n"
         + table(("solver", "factors fitted", "bytes", "operations", "counted"), costs)
     )

@@ -1,4 +1,4 @@
-"""The loop that a tutorial shows: a DataLoader over a TensorDataset, nn.Embedding, torch.optim.Adam."""
+"""Tutorial training loop: DataLoader over TensorDataset, nn.Embedding, torch.optim.Adam."""
 
 import math
 import time
@@ -15,7 +15,7 @@ WARM_UP, STEPS = 10, 100
 
 
 class Naive(nn.Module):
-    """b_u + b_m + p_u·q_m with dense gradients."""
+    """The model b_u + b_m + p_u·q_m, with dense gradients."""
 
     def __init__(self, n_users: int, n_movies: int) -> None:
         super().__init__()
@@ -32,8 +32,8 @@ def measure(data: str) -> Result:
     """Times the steps of an epoch after the first ``WARM_UP``.
 
     Returns:
-        step_s, the mean over the ``steps`` that were timed; epoch_s, that times the steps of an epoch (what comes
-        before the first step, the shuffle, is left out); threads.
+        step_s, the mean over ``steps`` timed steps; epoch_s, that times the steps per epoch (without the shuffle before
+        the first step); threads.
     """
     split = load(data)
     columns = (split.train.users, split.train.movies, split.train.ratings)

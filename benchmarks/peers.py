@@ -1,4 +1,4 @@
-"""Other libraries behind one interface. ``requirements/bench.in`` names them; only the benchmarks need them."""
+"""Other libraries behind one interface; installed from ``requirements/bench.in``."""
 
 import importlib.metadata
 import time
@@ -13,9 +13,9 @@ from benchmarks.apart import Result, cores
 from benchmarks.data import Ratings, Split, load
 
 Floats = npt.NDArray[np.floating]
-# Options and a split in; out come the seconds of the preparation (ratings to what fit takes), those of the fit, and
-# the predictions for the test part.
-Fit = Callable[[Mapping[str, Any], Split], tuple[float, float, Floats]]
+# From options and a split: seconds of preparation (ratings to the library's format), seconds of training, and
+# predictions for the test part.
+TrainAndPredict = Callable[[Mapping[str, Any], Split], tuple[float, float, Floats]]
 
 
 def surprise_svd(options: Mapping[str, Any], split: Split) -> tuple[float, float, Floats]:
@@ -45,7 +45,7 @@ def cornac_mf(options: Mapping[str, Any], split: Split) -> tuple[float, float, F
     started = time.perf_counter()
     ratings = Dataset.build(zip(train.users.tolist(), train.movies.tolist(), train.ratings.tolist(), strict=True))
     prepared = time.perf_counter()
-    # Without a seed: with one it uses one thread, whatever num_threads says.
+    # No seed: with one it ignores num_threads and uses one thread.
     model = MF(num_threads=cores(), **options)
     model.fit(ratings)
     fitted = time.perf_counter()
@@ -90,7 +90,7 @@ def myfm_ids(options: Mapping[str, Any], split: Split) -> tuple[float, float, Fl
 
 
 def _rows(known: Mapping[int, int], ids: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.int64]:
-    """The rows that a library gave to ``ids``, each below ``n``; -1 for one that it has not seen."""
+    """A library's rows for ``ids`` below ``n``; -1 for unseen ids."""
     rows = np.full(n, -1)
     rows[list(known.keys())] = list(known.values())
     return rows[ids]
@@ -105,22 +105,22 @@ def _biased(
     users: npt.NDArray[np.int64],
     movies: npt.NDArray[np.int64],
 ) -> Floats:
-    """mean + b_u + b_m + p_u·q_m, without what belongs to a row -1, as the libraries answer one pair at a time."""
+    """mean + b_u + b_m + p_u·q_m; row -1 has bias 0 and a zero vector, as in the libraries' own predictions."""
     scores: Floats = mean + np.where(users >= 0, user_bias[users], 0) + np.where(movies >= 0, movie_bias[movies], 0)
     return scores + np.where((users >= 0) & (movies >= 0), np.einsum("ij,ij->i", p[users], q[movies]), 0)
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A library and the options that it is run with: its defaults, or better ones where we know them."""
+    """A library and its options: the defaults, or better ones where known."""
 
     package: str
-    fit: Fit
+    fit: TrainAndPredict
     options: Mapping[str, Any]
 
     @property
     def version(self) -> str | None:
-        """The installed version; ``None`` when it is not installed."""
+        """The installed version; ``None`` if not installed."""
         try:
             return importlib.metadata.version(self.package)
         except importlib.metadata.PackageNotFoundError:
@@ -143,10 +143,10 @@ PEERS = {
 
 
 def measure(data: str, name: str) -> Result:
-    """Fits a peer to the training part of a data set.
+    """Trains a peer on a data set.
 
     Returns:
-        version, rmse, preparation_s, fit_s, total_s; or, for a peer that is not installed, error.
+        version, rmse, preparation_s, fit_s, total_s; or error if it is not installed.
     """
     peer = PEERS[name]
     if peer.version is None:

@@ -1,4 +1,4 @@
-"""Ratings shaped like MovieLens 25M whose truth is known.
+"""Planted ratings: shaped like MovieLens 25M, with known parameters.
 
 python -m benchmarks.planted 2e6 planted.csv
 python -m benchmarks.planted 2e6 some/directory --seed 3
@@ -21,16 +21,16 @@ Floats = npt.NDArray[np.float64]
 Float32s = npt.NDArray[np.float32]
 Int32s = npt.NDArray[np.int32]
 
-FULL = 23_585_165  # ratings of the full size; it has FULL_USERS and FULL_MOVIES
+FULL = 23_585_165  # ratings at full size, with FULL_USERS and FULL_MOVIES
 FULL_USERS, FULL_MOVIES = 160_000, 59_000
 MEAN, NOISE = 3.53, 0.70
 USER_BIAS, MOVIE_BIAS, TASTE, RANK = 0.40, 0.42, 0.46, 16  # standard deviations of b_u, b_m and p_u·q_m
 LOWEST, HIGHEST = 0.5, 5.0
-SMALLEST = 5000  # ratings: the 200 users that there are at least give more than 18 each
-CHUNK = 1 << 20  # ratings a time
+SMALLEST = 5000  # ratings: at least 200 users with more than 18 each
+CHUNK = 1 << 20  # ratings per step
 
-# How many ratings the movie at a popularity rank has at full size, read off MovieLens 25M; straight lines between
-# them on logarithmic scales.
+# Number of ratings of the movie at a popularity rank at full size, from MovieLens 25M; interpolated on logarithmic
+# scales.
 POPULARITY_RANK = (1, 10, 100, 1000, 3000, 5000, 10_000, 20_000, 30_000, FULL_MOVIES)
 POPULARITY_COUNT = (81e3, 60e3, 30e3, 5.5e3, 1.4e3, 550, 120, 18, 7, 1.2)
 
@@ -43,7 +43,7 @@ class Planted:
         users, movies: int32[N], from 0; each pair once.
         ratings: float32[N], 0.5, 1.0, … 5.0.
         scores: float32[N], the true score of each rating, not clipped.
-        n_users, n_movies: how many there are; a movie may have no rating.
+        n_users, n_movies: number of users and of movies; a movie may have no rating.
     """
 
     users: Int32s
@@ -55,16 +55,16 @@ class Planted:
 
     @property
     def floor_linear(self) -> float:
-        """RMSE of the true scores, clipped: what a model of this form reaches when it knows all parameters."""
+        """RMSE of the clipped true scores: that of a model of this form with the true parameters."""
         error = np.clip(self.scores, LOWEST, HIGHEST) - self.ratings
         return float(np.sqrt(np.mean(error**2, dtype=np.float64)))
 
 
 def generate(n: int, seed: int = 0) -> Planted:
-    """``n`` ratings; the same numbers for the same ``n`` and ``seed``. The order of the draws is part of that.
+    """Generates ``n`` ratings, the same for the same ``n`` and ``seed``; the order of the draws must not change.
 
     Raises:
-        ConfigError: fewer than ``SMALLEST``.
+        ConfigError: ``n`` is below ``SMALLEST``.
     """
     if n < SMALLEST:
         raise ConfigError(f"planted ratings: found {n:,}, expected {SMALLEST:,} or more: give a larger number")
@@ -75,7 +75,7 @@ def generate(n: int, seed: int = 0) -> Planted:
     users, movies = _pairs(rng, n, _activity(rng, n, n_users, n_movies), popularity)
 
     b_u = rng.normal(0, USER_BIAS, n_users).astype(np.float32)
-    known = np.log(popularity)  # popular movies are liked a little better
+    known = np.log(popularity)  # popular movies are rated slightly higher
     known = (known - known.mean()) / known.std()
     b_m = (MOVIE_BIAS * (0.35 * known + 0.937 * rng.normal(0, 1, n_movies))).astype(np.float32)
     b_m -= np.average(b_m, weights=np.bincount(movies, minlength=n_movies))
@@ -90,14 +90,14 @@ def generate(n: int, seed: int = 0) -> Planted:
         scores[part] = MEAN + b_u[u] + b_m[m] + np.einsum("ij,ij->i", p[u], q[m])
         noise = rng.standard_normal(len(u), dtype=np.float32) * NOISE
         ratings[part] = _half_star(scores[part] + noise)
-    # A sample that is not needed, drawn because the numbers that were published with this generator had it.
+    # Unused, but part of the sequence of draws behind the published figures.
     rng.choice(n, min(n, 2_000_000), replace=False)
     order = rng.permutation(n)
     return Planted(users[order], movies[order], ratings[order], scores[order], n_users, n_movies)
 
 
 def _popularity(n_movies: int) -> Floats:
-    """The share of the ratings that each movie gets, the most popular first."""
+    """Share of the ratings of each movie, in descending order."""
     rank = np.maximum(np.arange(1, n_movies + 1) * (FULL_MOVIES / n_movies), 1)
     count = np.exp(np.interp(np.log(rank), np.log(POPULARITY_RANK), np.log(POPULARITY_COUNT)))
     shares: Floats = count / count.sum()
@@ -105,7 +105,7 @@ def _popularity(n_movies: int) -> Floats:
 
 
 def _activity(rng: np.random.Generator, n: int, n_users: int, n_movies: int) -> Floats:
-    """The ratings that each user gives: log-normal, 18 at least, and never more than 12% of the movies."""
+    """Expected ratings per user: log-normal, at least 18, at most 12% of the movies."""
     activity = np.exp(rng.normal(0, 1.25, n_users))
     activity = 18 + activity * (n / n_users - 18) / activity.mean()
     capped: Floats = np.minimum(activity, n_movies * 0.12)
@@ -113,8 +113,8 @@ def _activity(rng: np.random.Generator, n: int, n_users: int, n_movies: int) -> 
 
 
 def _pairs(rng: np.random.Generator, n: int, activity: Floats, popularity: Floats) -> tuple[Int32s, Int32s]:
-    """``n`` different pairs: the two sides drawn apart and dealt to one another, until enough are left without the
-    repeated ones."""
+    """``n`` distinct pairs: users and movies are drawn independently and matched at random until enough distinct pairs
+    remain."""
     n_users, n_movies = len(activity), len(popularity)
     keys = np.empty(0, np.int64)
     while (missing := n - len(keys)) > 0:
@@ -136,8 +136,8 @@ def _half_star(scores: Float32s) -> Float32s:
 
 
 def write(rows: int, seed: int, path: str) -> dict[str, float]:
-    """Writes planted ratings: a CSV file when ``path`` ends with ``.csv``, else a directory with ``user.npy``,
-    ``movie.npy``, ``rating.npy`` and ``meta.json``, whose content it returns."""
+    """Writes planted ratings as CSV if ``path`` ends with ``.csv``, else as a directory of ``user.npy``, ``movie.npy``,
+    ``rating.npy`` and ``meta.json``. Returns the content of ``meta.json``."""
     data = generate(rows, seed)
     meta = {
         "n": rows,
@@ -160,7 +160,7 @@ def write(rows: int, seed: int, path: str) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planted", description=generate.__doc__)
-    parser.add_argument("rows", type=lambda text: int(float(text)), help="how many ratings")
+    parser.add_argument("rows", type=lambda text: int(float(text)), help="number of ratings")
     parser.add_argument("path", help="a .csv file, or a directory for .npy files")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)

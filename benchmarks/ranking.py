@@ -1,4 +1,4 @@
-"""What an evaluation costs: the errors, every test user's list of the whole catalogue, and the intervals."""
+"""Cost of an evaluation: errors, top lists of all test users, confidence intervals."""
 
 import shutil
 import time
@@ -22,11 +22,11 @@ from mf.train import train
 METRICS = [metric.name for metric in LIST_METRICS]
 RANKERS = {"model": "model", "user_movie_bias": "movie biases", "popularity": "popularity"}
 MINUTES, PEAK_MB = 5, 4000
-EPOCHS = 7  # of sgd: what is ranked should be a model, not the best one
+EPOCHS = 7  # of sgd: any reasonable model will do
 
 
 def section(rows: int) -> str:
-    """Seconds, memory and the rankings for ``rows`` planted ratings, as Markdown."""
+    """Seconds, memory and ranking metrics on ``rows`` planted ratings, as Markdown."""
     data = f"planted:{rows}:0"
     directory = CACHE / "ranking-model"
     fitted = run("a model to evaluate", fit, data=data, directory=str(directory))
@@ -63,7 +63,7 @@ def section(rows: int) -> str:
 
 
 def fit(data: str, directory: str) -> Result:
-    """Fits a model to the training part and saves it."""
+    """Trains a model and saves it."""
     training = _table(load(data).train)
     config = configure("sgd", {"epochs": EPOCHS})
     train(training, training[:0], config, device=torch.device("cpu")).save(Path(directory))
@@ -71,7 +71,7 @@ def fit(data: str, directory: str) -> Result:
 
 
 def measure(data: str, directory: str) -> Result:
-    """Seconds of the evaluation and of parts of it, and its ranking."""
+    """Seconds of the evaluation, and its results."""
     split, model = load(data), TrainedModel.load(Path(directory))
     training, test = _table(split.train), _table(split.test)
     del split

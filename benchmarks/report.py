@@ -1,4 +1,4 @@
-"""Tables in Markdown, and the document that holds them."""
+"""Markdown tables and the sections of docs/benchmarks.md."""
 
 import importlib.metadata
 import os
@@ -24,20 +24,21 @@ TITLES = {
     "ranking": "Evaluation",
     "retrieval": "Recommendations",
     "fold_in": "New users from a few ratings",
+    "gpu": "On a GPU",
 }
 INTRODUCTION = """# Benchmarks
 
-`make bench` writes this page; `make bench PEERS=1` first installs the libraries to compare with into `.venv`
-(`requirements/bench.in`; some are compiled, which needs a C++ compiler). `RATINGS=ratings.csv` adds MovieLens
-latest-small, or another file of its layout, to the accuracy, and new users; `ROWS=2000000` makes speed, imports and
-the evaluation smaller; `ONLY=limits`, or another section's name, leaves the rest of the page as it is. Every
-measurement runs in a process of its own, on a machine that should do nothing else: threads that share cores wait for
-one another, the naive loop's most.
+`make bench` writes this page. `make bench PEERS=1` first installs the libraries to compare with into `.venv`
+(`requirements/bench.in`; some are compiled and need a C++ compiler). `RATINGS=ratings.csv` adds MovieLens
+latest-small, or another file of that layout, to accuracy, and measures new users. `ROWS=2000000` makes speed, imports
+and the evaluation smaller. `ONLY=limits`, or another section, leaves the rest of the page unchanged; `ONLY=gpu` needs
+a GPU and is not part of the whole. Every measurement runs in a process of its own. The machine should be idle: threads
+that share cores wait for each other, those of the naive loop most.
 """
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; all columns but the first and those of long text are set to the right."""
+    """A Markdown table, right-aligned but for the first column and columns of long text."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
     right = [i > 0 and all(len(line[i]) < 30 for line in cells) for i in range(len(header))]
@@ -51,7 +52,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def ratio(of: float | None, to: float | None) -> str:
-    """``of / to`` in three digits; a dash when either is not there."""
+    """``of / to`` in three digits; a dash when either is missing."""
     if of is None or not to:
         return NONE
     value = of / to
@@ -59,17 +60,17 @@ def ratio(of: float | None, to: float | None) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """``value`` with so many digits behind the point; a dash when it is not there."""
+    """``value`` with ``digits`` decimals; a dash when it is missing."""
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
 def failures(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line for each measurement that there is not, with the reason."""
+    """One line per failed measurement, with the reason."""
     return "\n".join(f"- {name} was not measured: {r['error']}" for name, r in results.items() if "error" in r)
 
 
 def machine() -> str:
-    """What it was measured on and with, in a paragraph."""
+    """Machine, library versions and commit, as a sentence."""
     versions = [f"Python {platform.python_version()}"]
     for library in LIBRARIES:
         try:
@@ -91,7 +92,7 @@ def _processor() -> str:
 
 
 def write_section(path: Path, name: str, text: str) -> None:
-    """Puts ``text`` into the document at ``path`` as its section ``name``, in place of what it had there."""
+    """Replaces, or appends, section ``name`` of the document at ``path``."""
     document = path.read_text() if path.exists() else INTRODUCTION
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     section = f"{begin}\n## {TITLES[name]}\n\n{text}\n\n{machine()}\n{end}"

@@ -1,4 +1,4 @@
-"""How fast it goes: solvers beside the naive loop and beside peers, in one run on one machine."""
+"""Speed: solvers, the naive loop and other libraries, in one run on one machine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ SHOWN = (1, 2, 3, 5, 10, 20)  # epochs whose RMSE is shown
 
 @dataclass(frozen=True)
 class Case:
-    """A solver with the pipeline's defaults but for ``options``; a curve costs a second training."""
+    """A solver with its defaults overridden by ``options``; ``curve``: a second training, for the RMSE per epoch."""
 
     solver: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -24,7 +24,7 @@ class Case:
 
 CASES = {
     "sgd": Case("sgd"),
-    # What 23.6 million ratings need for a peer's RMSE and no more: fewer epochs, of larger steps.
+    # Enough to reach a peer's RMSE on 23.6 million ratings: fewer epochs with a higher learning rate.
     "sgd, 7 epochs": Case("sgd", {"epochs": 7, "lr": 0.08, "row_damping": 0.15, "batch_size": 65_536}),
     "adam, batch 65,536, blocked": Case("adam", {"batch_size": 65_536, "block_users": 8192}),
     "adam, batch 2,048": Case("adam", {"batch_size": 2048, "epochs": 1}, curve=False),
@@ -34,7 +34,7 @@ CASES = {
 
 
 def section(rows: int) -> str:
-    """The speed of everything on ``rows`` planted ratings, as Markdown."""
+    """Speed of solvers, naive loop and peers on ``rows`` planted ratings, as Markdown."""
     data = f"planted:{rows}:0"
     machine = run("the machine", limits.measure)
     loop = run("naive loop", naive.measure, data=data)
@@ -48,13 +48,13 @@ def section(rows: int) -> str:
     parts = (
         _explained(rows, floor(data)),
         throughput(rows - int(rows * HELD_OUT), loop, fits, machine),
-        _naive_said(loop),
+        _naive_explained(loop),
         "### RMSE over time",
-        "Seconds (preparation and finishing included) and RMSE after so many epochs:",
+        "Seconds (everything before and after included) and RMSE after each number of epochs:",
         over_time(fits, curves),
-        "### Beside peers",
+        "### Against other libraries",
         peers_table(theirs),
-        "Seconds until a solver has a peer's final RMSE, and how many times sooner that is (a dash: it never has):",
+        "Seconds until a solver reaches a library's final RMSE, and how many times sooner (a dash: never):",
         against_peers(fits, curves, theirs),
         failures({"the machine's limits": machine, "the naive loop": loop, **fits, **theirs}),
     )
@@ -69,25 +69,25 @@ def _fit(label: str, data: str, case: Case, validates: bool = False) -> Result:
 def _explained(rows: int, lowest: float) -> str:
     return (
         f"{rows:,} planted ratings (`benchmarks/planted.py`), of which a tenth is held out; 64 factors; "
-        f"{cores()} cores; the RMSE of the true parameters is {lowest:.4f}. The solvers have the pipeline's "
-        "defaults but for what is said of them."
+        f"{cores()} cores; the RMSE of the true parameters is {lowest:.4f}. The solvers have their defaults "
+        "except as named."
     )
 
 
-def _naive_said(loop: Result) -> str:
+def _naive_explained(loop: Result) -> str:
     if "error" in loop:
         return ""
     return (
         "The naive loop (`benchmarks/naive.py`: DataLoader over TensorDataset, nn.Embedding, torch.optim.Adam, batch "
-        f"{naive.BATCH:,}) took {loop['step_s'] * 1000:.0f} ms a step, measured over {loop['steps']} steps; its epoch "
-        "is extrapolated from that. Shares of the machine's limits are by the counts under "
+        f"{naive.BATCH:,}) took {loop['step_s'] * 1000:.0f} ms per step, measured over {loop['steps']} steps; its "
+        "epoch is extrapolated from that. Shares of the machine's limits follow the counts under "
         "[What the machine can do](#what-the-machine-can-do), with all cores; a solver that finds rows in the cache "
-        "can have more than 100% of the copy bandwidth."
+        "can exceed 100% of the copy bandwidth."
     )
 
 
 def throughput(ratings: int, loop: Result, fits: Mapping[str, Result], machine: Result) -> str:
-    """Seconds an epoch of ``ratings``, and what that is of the naive loop and of the machine."""
+    """Seconds per epoch, relative to the naive loop and to the machine's limits."""
     naive_s = loop.get("epoch_s")
     lines = [("naive loop", number(naive_s, 0), _rate(ratings, naive_s), "1", *[NONE] * 5, _gb(loop))]
     for label, fit in fits.items():
@@ -118,7 +118,7 @@ def _gb(result: Result) -> str:
 
 
 def _shares(solver: str, ratings: int, fit: Result, machine: Result) -> tuple[str, str]:
-    """The shares of the copy bandwidth and of the GEMM rate that an epoch reaches."""
+    """Shares of the copy bandwidth and of the GEMM rate."""
     if "error" in fit or "error" in machine:
         return NONE, NONE
     needed = limits.cost(solver, fit["rank"])
@@ -127,20 +127,20 @@ def _shares(solver: str, ratings: int, fit: Result, machine: Result) -> tuple[st
 
 
 def seconds_after(fit: Result, epoch: int) -> float:
-    """Seconds that the training would have taken had it stopped after ``epoch``."""
+    """Seconds of the training up to ``epoch``, preparation and finishing included."""
     seconds: float = fit["total_s"] - (fit["epochs"] - epoch) * fit["epoch_s"]
     return seconds
 
 
 def seconds_to(target: float, fit: Result, curve: Sequence[float]) -> float | None:
-    """Seconds until the RMSE is ``target`` or less; ``None`` when it never is."""
+    """Seconds until the RMSE is at most ``target``; ``None`` if it never is."""
     epochs = (epoch for epoch, rmse in enumerate(curve, start=1) if rmse <= target)
     first = next(epochs, None)
     return None if first is None else seconds_after(fit, first)
 
 
 def over_time(fits: Mapping[str, Result], curves: Mapping[str, Result]) -> str:
-    """The RMSE after some of the epochs, with the seconds it took."""
+    """RMSE and seconds after some of the epochs."""
     lines = []
     for label, measured in curves.items():
         curve = measured.get("curve", [])
@@ -153,7 +153,7 @@ def over_time(fits: Mapping[str, Result], curves: Mapping[str, Result]) -> str:
 
 
 def peers_table(theirs: Mapping[str, Result]) -> str:
-    """What the peers took and reached."""
+    """Times and RMSE of the peers."""
     lines = [
         (
             name,
@@ -168,7 +168,7 @@ def peers_table(theirs: Mapping[str, Result]) -> str:
 
 
 def against_peers(fits: Mapping[str, Result], curves: Mapping[str, Result], theirs: Mapping[str, Result]) -> str:
-    """Seconds until each solver has the final RMSE of each peer."""
+    """Seconds until each solver reaches the final RMSE of each peer."""
     lines = []
     for label, measured in curves.items():
         cells = []

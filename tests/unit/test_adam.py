@@ -86,7 +86,7 @@ def rmse(predicted: Tensor | np.ndarray, actual: Tensor) -> float:
     return float(np.sqrt(np.mean((np.asarray(predicted, np.float64) - actual.double().numpy()) ** 2)))
 
 
-def test_the_pipelines_defaults_come_near_the_noise_floor_of_planted_ratings() -> None:
+def test_the_defaults_come_near_the_noise_floor_of_planted_ratings() -> None:
     """Measured: 0.578 over a floor of 0.5 (40 ratings a user for 65 parameters each), biases alone 0.870."""
     test = planted()[2]
     model = rmse(planted_model()[0].predict(test.users, test.movies), test.ratings)
@@ -163,7 +163,7 @@ def all_rows(n: int) -> Segments:
     return Segments.of(torch.arange(n, dtype=torch.int32), n)
 
 
-def test_it_is_torchs_adam_when_every_batch_touches_every_row() -> None:
+def test_it_equals_torchs_adam_when_every_batch_touches_every_row() -> None:
     ours, theirs = (torch.randn(5, 3, generator=torch.Generator().manual_seed(0)) for _ in range(2))
     moments, adam = AdamState(ours, torch.zeros(5)), torch.optim.Adam([theirs], lr=0.02)
     generator = torch.Generator().manual_seed(1)
@@ -278,7 +278,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
     assert not torch.equal(states[0]["user_factors.weight"], states[2]["user_factors.weight"])
 
 
-def test_validation_ratings_steer_and_are_never_trained_on() -> None:
+def test_validation_ratings_are_not_trained_on() -> None:
     train, validation = small()
     config = original(epochs=1, factors=4, lr=0.05)
     with_it, without = fit(train, validation, config, CPU).state_dict(), fit(train, NONE, config, CPU).state_dict()
@@ -297,7 +297,7 @@ def test_validation_ratings_of_unseen_users_and_movies_are_scored() -> None:
     assert epochs[0].validation_rmse == pytest.approx(expected.square().mean().sqrt().item(), rel=1e-5)
 
 
-def test_one_cycle_is_torchs() -> None:
+def test_one_cycle_equals_torchs() -> None:
     adam = torch.optim.Adam([torch.zeros(1)])
     theirs = torch.optim.lr_scheduler.OneCycleLR(adam, 1.0, total_steps=1001, pct_start=0.1)
     for step in range(1000):
@@ -372,7 +372,7 @@ def test_the_range_is_that_of_all_ratings_and_the_mean_that_of_the_training_rati
     assert model.mu.item() == pytest.approx(train.ratings.double().mean().item(), abs=1e-3)
 
 
-def test_an_epochs_line_says_what_was_reached_how_fast_and_what_is_left() -> None:
+def test_an_epochs_line_shows_rmse_speed_and_remaining_time() -> None:
     report = EpochReport(3, 5, 0.8, 0.87314, 1.5, 12345.6, kept=True)
     assert report.line() == ("epoch 3/5  validation RMSE 0.8731  train RMSE 0.8000  1.5 s  12,346 ratings/s  3 s left")
     assert replace(report, validation_rmse=None).line().startswith("epoch 3/5  train RMSE 0.8000")

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from benchmarks import data, limits, naive, peers, planted, report, solvers, speed
+from benchmarks import data, gpu, limits, naive, peers, planted, report, solvers, speed
 from benchmarks.apart import apart
 from benchmarks.bars import Bar, bars, quotient
 
@@ -107,11 +108,11 @@ def test_a_measurement_in_a_process_of_its_own_gives_what_the_function_gives(tmp
     assert measured["cpu_seconds"] > 0
 
 
-def test_a_measurement_that_fails_is_said_and_not_fatal() -> None:
+def test_a_failing_measurement_is_reported_and_not_fatal() -> None:
     assert apart(peers.measure, data="planted:5000:0", name="nobody") == {"error": "KeyError: 'nobody'"}
 
 
-def test_a_peer_that_is_not_installed_is_said_and_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_is_not_installed_is_reported_and_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = peers.Peer("no-library-of-this-name", peers.cornac_mf, {})
     monkeypatch.setitem(peers.PEERS, "absent", absent)
     results = {"absent": peers.measure("planted:5000:0", "absent")}
@@ -223,3 +224,23 @@ def test_a_section_is_written_in_place_of_its_last_text_and_leaves_the_others(tm
     assert "old limits" not in text
     assert text.index("new limits") < text.index("<!-- limits: end -->") < text.index("fast")
     assert text.count("commit ") == 2
+
+
+def test_the_gpu_benchmark_runs_every_measurement_at_a_tiny_size_on_a_cpu(tmp_path: Path) -> None:
+    bench = gpu.Bench(torch.device("cpu"), budget_s=0, tiny=True, output=tmp_path / "gpu.json")
+    bench.sizes = {"small": 6000, "full": 8000, "huge": 6000}
+    results = bench.run()
+    values = [value for result in results.values() for value in (result, *result.values()) if isinstance(value, dict)]
+    assert [value["error"] for value in values if "error" in value] == []
+    assert {name for name, result in results.items() if "skipped" in result} == {"waits"}
+    assert results["same as the CPU"].keys() == {*gpu.SAME, "section_s"}
+    assert all(results["same as the CPU"][label]["same_bits_twice"] for label in gpu.SAME)
+    assert results["ranking"]["lists_equal_cpu"] == 1
+    assert json.loads((tmp_path / "gpu.json").read_text()).keys() == results.keys()
+    assert "| adam, batch 65,536" in gpu.markdown(results)
+
+
+def test_the_gpu_benchmark_skips_what_its_budget_does_not_allow(tmp_path: Path) -> None:
+    bench = gpu.Bench(torch.device("cpu"), budget_s=0, output=tmp_path / "gpu.json")
+    bench.section("slow", 5, lambda: {"value": 1})
+    assert bench.results["slow"]["skipped"].endswith("0 s left, needs about 5 s")

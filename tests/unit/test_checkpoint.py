@@ -25,12 +25,12 @@ def file(tmp_path: Path) -> CheckpointFile:
     return CheckpointFile(tmp_path / "states" / "c.pt")
 
 
-def test_where_nothing_was_kept_there_is_nothing(file: CheckpointFile) -> None:
+def test_without_a_file_there_is_no_state(file: CheckpointFile) -> None:
     assert file.load() is None
     file.remove()
 
 
-def test_what_was_kept_last_comes_back_to_the_bit(file: CheckpointFile) -> None:
+def test_the_state_saved_last_is_loaded_to_the_bit(file: CheckpointFile) -> None:
     file.save(state(1))
     file.save(state(2))
     kept = file.load()
@@ -41,7 +41,7 @@ def test_what_was_kept_last_comes_back_to_the_bit(file: CheckpointFile) -> None:
     assert (kept["settings"], kept["best_model"], len(kept["reports"])) == ({"lr": 0.1, "rank": None}, None, 2)
 
 
-def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(file: CheckpointFile) -> None:
+def test_a_failed_save_leaves_the_previous_state_and_no_other_file(file: CheckpointFile) -> None:
     file.save(state(1))
     with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
         file.save({**state(2), "best_model": lambda: None})
@@ -51,13 +51,13 @@ def test_a_save_that_fails_leaves_the_one_before_and_nothing_else(file: Checkpoi
     assert list(file.path.parent.iterdir()) == [file.path]
 
 
-def test_what_was_removed_is_gone(file: CheckpointFile) -> None:
+def test_remove_deletes_the_file(file: CheckpointFile) -> None:
     file.save(state(1))
     file.remove()
     assert list(file.path.parent.iterdir()) == []
 
 
-def test_a_file_that_is_no_checkpoint_is_one_line_that_says_what_to_do(file: CheckpointFile) -> None:
+def test_a_file_that_is_no_checkpoint_is_a_one_line_error(file: CheckpointFile) -> None:
     file.save(state(1))
     whole = file.path.read_bytes()
     torch.save({"weights": torch.ones(2)}, file.path)
@@ -92,7 +92,7 @@ def test_saving_takes_no_more_than_its_share_of_the_time(tmp_path: Path, monkeyp
     assert kept == [1, 1, 1, 4, 4]
 
 
-def test_what_a_killed_process_had_begun_to_write_goes_with_the_rest(file: CheckpointFile) -> None:
+def test_remove_deletes_unfinished_files_of_killed_processes(file: CheckpointFile) -> None:
     file.save(state(1))
     others = [file.path.with_name(name) for name in (".c.pt.x", "other.pt", ".other.pt.1.part")]
     for path in [*others, file.path.with_name(".c.pt.4711.part")]:
@@ -101,9 +101,7 @@ def test_what_a_killed_process_had_begun_to_write_goes_with_the_rest(file: Check
     assert sorted(file.path.parent.iterdir()) == sorted(others)
 
 
-def test_a_training_that_goes_on_is_told_of_in_one_line(
-    file: CheckpointFile, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resuming_prints_one_line(file: CheckpointFile, capsys: pytest.CaptureFixture[str]) -> None:
     file.save(state(2))
     file.load()
     tell = reporter(file)

@@ -120,7 +120,7 @@ def defaults(run: Run, solver: str) -> dict[str, str]:
     return shown
 
 
-def test_every_flag_has_the_default_that_is_promised(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flag_has_its_documented_default(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "500")
     assert defaults(run, "adam") == DEFAULTS
 
@@ -222,7 +222,7 @@ def test_the_seed_chooses_the_ratings_that_are_held_out(run: Run) -> None:
     assert means[0] != means[1] == means[2]
 
 
-def test_a_line_an_epoch_and_the_test_rmse_at_the_end(run: Run) -> None:
+def test_a_run_prints_a_line_per_epoch_and_the_test_rmse_at_the_end(run: Run) -> None:
     Path("r.csv").write_text(ratings())
     Path("test.csv").write_text(HEADER + "1,2,3.5\n2,99,1\n77,3,4.5\n")
     lines, card = trained(run, "--ratings_csv", "r.csv", "--test_csv", "test.csv", "--epochs", "5", "--lr", "0.05")
@@ -251,7 +251,7 @@ def stopped_after(epoch: int, monkeypatch: pytest.MonkeyPatch, run: Run, *argv: 
             run(*argv)
 
 
-def test_a_run_goes_on_from_its_checkpoint_and_removes_it_at_the_end(
+def test_a_run_resumes_from_its_checkpoint_and_deletes_it_at_the_end(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("r.csv").write_text(ratings())
@@ -368,7 +368,7 @@ def test_an_output_directory_keeps_the_files_of_others(run: Run) -> None:
         (HEADER + "1,2,3\n", "split random: 1 ratings leave none for the validation part with val_size 0.1"),
     ],
 )
-def test_ratings_that_cannot_be_used_are_told_in_one_line(run: Run, content: str | None, said: str) -> None:
+def test_unusable_ratings_are_a_one_line_error(run: Run, content: str | None, said: str) -> None:
     if content is not None:
         Path("r.csv").write_text(content)
     assert re.search(said, refused(run, "--ratings_csv", "r.csv"))
@@ -413,13 +413,13 @@ def test_ratings_that_cannot_be_used_are_told_in_one_line(run: Run, content: str
         (["schema"], "found a value without a flag (see python -m mf --help)"),
     ],
 )
-def test_a_flag_that_cannot_be_is_told_in_one_line(run: Run, argv: list[str], said: str) -> None:
+def test_an_invalid_flag_is_a_one_line_error(run: Run, argv: list[str], said: str) -> None:
     Path("r.csv").write_text(ratings())
     Path("text.csv").write_text(ratings(text))
     assert said in refused(run, "--ratings_csv", "r.csv", *argv)
 
 
-def test_a_table_without_supabase_is_told_in_one_line(run: Run) -> None:
+def test_a_table_without_supabase_is_a_one_line_error(run: Run) -> None:
     assert refused(run, "--import_table", "ratings") == "no Supabase project: give --supabase_url or set SUPABASE_URL"
 
 
@@ -447,7 +447,7 @@ def test_a_project_in_the_environment_is_read_when_no_file_is_named(run: Run, mo
         (["--ratings", "r.csv"], "unknown flag --ratings"),
     ],
 )
-def test_what_stands_behind_a_wrong_flag_is_not_shown(run: Run, argv: list[str], said: str) -> None:
+def test_the_value_of_a_wrong_flag_is_not_shown(run: Run, argv: list[str], said: str) -> None:
     assert refused(run, *argv) == f"{said} (see python -m mf --help)"
 
 
@@ -469,7 +469,7 @@ def test_schema_prints_the_migration(run: Run) -> None:
     assert run(*argv) == (0, migration(config), "")
 
 
-def test_schema_refuses_what_cannot_be_in_one_line(run: Run) -> None:
+def test_schema_refuses_invalid_flags_in_one_line(run: Run) -> None:
     assert refused(run, "schema", "--user_id_type", "int").startswith("argument --user_id_type: invalid choice: 'int'")
     assert refused(run, "schema", "--epochs", "3") == "unknown flag --epochs (see python -m mf schema --help)"
 

@@ -65,7 +65,7 @@ def test_enough_factors_reproduce_the_mean_of_the_samples_products(factors: int)
     torch.testing.assert_close(p.double() @ q.double().T, mean_product(drawn), atol=3e-5, rtol=0)
 
 
-def test_a_product_more_is_added_to_the_mean() -> None:
+def test_another_product_is_added_to_the_mean() -> None:
     drawn, more = samples(4), samples(1, k=2)[0]
     p, q = collapse(drawn, more, (torch.ones(60), torch.ones(40)), 18, generator())
     expected = mean_product(drawn) + more[0].double() @ more[1].double().T
@@ -90,7 +90,7 @@ def test_fewer_factors_leave_the_error_of_the_truncated_svd_and_no_more() -> Non
     assert best * 0.9999 < float((p.double() @ q.double().T - mean).square().sum()) < best * 1.01
 
 
-def test_weights_buy_accuracy_where_they_are_large() -> None:
+def test_large_weights_reduce_the_error() -> None:
     drawn = samples(10)
     mean = mean_product(drawn)
     weights = torch.linspace(0.01, 4, 60), torch.linspace(0.01, 4, 40)

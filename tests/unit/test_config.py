@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         ({"supabase_kei": "sb_secret_abc"}, "supabase_kei: Extra inputs are not permitted"),
     ],
 )
-def test_a_value_that_cannot_be_is_named_in_one_line(values: dict[str, object], said: str) -> None:
+def test_an_invalid_value_is_a_one_line_error(values: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError) as error:
         Example.of(**values)
     assert str(error.value) == said
@@ -74,12 +74,12 @@ def test_a_missing_value_is_named() -> None:
         Needy.of()
 
 
-def test_a_config_does_not_change() -> None:
+def test_a_config_is_immutable() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Example().size = 5  # type: ignore[misc]
 
 
-def test_a_key_shows_in_no_text_of_a_config() -> None:
+def test_no_text_of_a_config_shows_a_key() -> None:
     config = Example.of(key="sb_secret_abc")
     for text in (repr(config), str(config), config.model_dump_json(), str(config.model_dump())):
         assert "sb_secret_abc" not in text

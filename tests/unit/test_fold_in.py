@@ -17,13 +17,13 @@ def test_one_rating_of_a_movie_without_a_vector_gives_a_shrunken_bias():
     np.testing.assert_allclose([*p, b], [0, 0, 0, 1.0])
 
 
-def test_nobodys_ratings_give_the_unseen_user():
+def test_without_ratings_it_is_the_unseen_user():
     p, b = fold_in(np.zeros((0, 3)), [], [], mu=3.5, covariance=np.eye(4))
     assert (*p, b) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("k", [3, 40])
-def test_it_is_where_the_objective_has_no_slope(rng, k):
+def test_it_minimises_the_objective(rng, k):
     q, b_m, r = rng.normal(size=(k, 5)), rng.normal(size=k), rng.uniform(1, 5, k)
     covariance = prior(rng.normal(size=(50, 5)), rng.normal(size=50), noise_variance=0.7)
     p, b = fold_in(q, b_m, r, 3.5, covariance)

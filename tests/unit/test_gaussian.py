@@ -179,7 +179,7 @@ def test_a_sum_over_a_hundred_thousand_ratings_is_ten_times_as_exact_as_one_run_
     assert error(side.blocks[0].sums(table)) < error(one_run) / 10
 
 
-def test_sides_of_int32_and_int64_rows_are_the_same(ratings: Interactions) -> None:
+def test_int32_and_int64_rows_give_the_same_result(ratings: Interactions) -> None:
     wide = RatingsByRow(ratings.users, ratings.movies, ratings.ratings, USERS, RANK)
     narrow = RatingsByRow(ratings.users.int(), ratings.movies.int(), ratings.ratings, USERS, RANK)
     assert torch.equal(wide.blocks[0].columns, narrow.blocks[0].columns)
@@ -197,7 +197,7 @@ def test_the_total_of_the_second_moments_is_their_sum() -> None:
     ("n", "rows", "factors", "expected"),
     [(100_000, 10_000, 64, 16), (100_000, 10_000, 8, 8), (23_600_000, 219_000, 64, 16), (50_000_000, 250_000, 64, 32)],
 )
-def test_the_rank_follows_the_ratings_a_row_and_stays_below_the_factors(
+def test_the_default_rank_follows_the_ratings_per_row_up_to_the_factors(
     n: int, rows: int, factors: int, expected: int
 ) -> None:
     nothing = torch.empty(0)

@@ -73,20 +73,20 @@ def planted_fit() -> tuple[MatrixFactorization, Gibbs, tuple[EpochReport, ...]]:
     return model, training, tuple(reports)
 
 
-def test_the_fit_comes_within_a_tenth_of_the_noise() -> None:
+def test_the_rmse_is_within_a_tenth_of_the_noise() -> None:
     model, _, reports = planted_fit()
     floor = ((CALM**2 + WILD**2) / 2) ** 0.5
     assert 0.95 * floor < rmse(model, planted()[1]) < 1.1 * floor
     assert reports[-1].validation_rmse == rmse(model, planted()[1])
 
 
-def test_every_users_noise_is_found() -> None:
+def test_every_users_noise_is_recovered() -> None:
     found = planted_fit()[1].noise.alpha.rsqrt() * planted_fit()[1].scale
     for first, planted_noise in ((0, CALM), (1, WILD)):
         assert found[first::2].median() == pytest.approx(planted_noise, rel=0.1)
 
 
-def test_the_last_sweep_says_what_the_collapse_costs_and_only_the_last() -> None:
+def test_only_the_last_sweep_reports_the_loss_of_the_collapse() -> None:
     *first, last = planted_fit()[2]
     assert not any(report.note for report in first)
     collapsed = f"{last.validation_rmse:.4f}"
@@ -183,7 +183,7 @@ def test_ratings_on_a_scale_16_times_as_wide_give_predictions_16_times_as_large(
     ("options", "found"),
     [({"epochs": 5, "burn_in": 5}, "burn_in: found 5"), ({"factors": 8, "rank": 9}, "rank: found 9")],
 )
-def test_options_that_cannot_be_are_refused(options: dict[str, int], found: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, int], found: str) -> None:
     with pytest.raises(ConfigError, match=found):
         GibbsConfig.of(**options)
 
@@ -251,14 +251,14 @@ def test_a_sides_mean_covariance_and_directions_are_those_of_its_rows() -> None:
 
 
 @pytest.mark.parametrize("strength", [1.0, 20.0])
-def test_the_strength_of_who_rated_what_is_found(strength: float) -> None:
+def test_the_strength_of_who_rated_what_is_recovered(strength: float) -> None:
     basis, _, z = planted_rows(strength)
     prior = SampledPrior(basis, 3)
     found = draws(prior, z, lambda *_: prior.strength)
     assert float(found) == pytest.approx(strength, rel=0.5)
 
 
-def test_the_prior_of_the_users_noise_is_found() -> None:
+def test_the_prior_of_the_users_noise_is_recovered() -> None:
     rng = generator(2, 1)
     alpha = torch._standard_gamma(torch.full((4000,), 3.0), generator=rng) / 1.5
     counts = torch.full((4000,), 30)
@@ -310,7 +310,7 @@ def error_on_a(data: Interactions, held: Tensor, leaks: bool) -> float:
     return rmse(run(training)[0], of_a)
 
 
-def test_held_out_pairs_tell_nothing_and_would_if_they_were_in_the_basis() -> None:
+def test_held_out_pairs_do_not_leak_into_the_basis() -> None:
     data, held = marked()
     # Who does not know the half can only answer 3.5, and is wrong by 1.5, and by the noise of 0.5.
     assert error_on_a(data, held, leaks=False) > 1.5

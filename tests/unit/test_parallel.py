@@ -6,7 +6,7 @@ import pytest
 from mf.parallel import MOST_WORKERS, in_order
 
 
-def test_results_come_in_the_order_of_the_items_whichever_is_done_first() -> None:
+def test_results_keep_the_order_of_the_items() -> None:
     second = threading.Event()
 
     def work(item: int) -> int:
@@ -18,7 +18,7 @@ def test_results_come_in_the_order_of_the_items_whichever_is_done_first() -> Non
     assert list(in_order(work, range(100))) == [i * i for i in range(100)]
 
 
-def test_few_items_are_taken_ahead() -> None:
+def test_the_read_ahead_is_bounded() -> None:
     taken = []
 
     def items() -> Iterator[int]:
@@ -31,7 +31,7 @@ def test_few_items_are_taken_ahead() -> None:
 
 
 @pytest.mark.parametrize("culprit", ["function", "items"])
-def test_what_is_raised_comes_through_in_its_turn(culprit: str) -> None:
+def test_exceptions_are_passed_on_in_order(culprit: str) -> None:
     def work(item: int) -> int:
         return 1 // (item - 7 if culprit == "function" else 1)
 

@@ -36,7 +36,7 @@ def pair(users: Tensor, movies: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("spans", [None, (slice(0, 2), slice(0, 3)), (slice(0, 1), slice(0, 2))])
 @pytest.mark.parametrize(("progress", "lr"), [(0.0, 0.1), (0.5, 0.051), (1.0, 0.002)])
-def test_a_step_is_the_one_computed_by_hand(progress: float, lr: float, spans: tuple[slice, slice] | None) -> None:
+def test_a_step_equals_the_one_computed_by_hand(progress: float, lr: float, spans: tuple[slice, slice] | None) -> None:
     """User 0 gives 2.5 to movie 0 and 1.5 to movie 1, predicted 1.5 and 2.5; user 1 and movie 2 are not in it."""
     vectors = [[1.0], [7.0]], [[1.0], [2.0], [7.0]]
     tables = Tables(*map(torch.tensor, (*vectors, [0.5, 7.0], [0.0, 0.0, 7.0])))
@@ -69,7 +69,7 @@ def test_bias_damping_leaves_n_by_n_plus_damping_of_a_rows_mean_error() -> None:
     assert bias == pytest.approx([-1 / 5, 1 / 5, -1 / 2, 1 / 2, -5 / 6, 5 / 6], abs=0.005)
 
 
-def test_the_number_of_workers_does_not_show_in_the_outcome() -> None:
+def test_the_result_does_not_depend_on_the_number_of_workers() -> None:
     train, validation = uneven()
 
     def fitted(workers: int) -> tuple[MatrixFactorization, list[EpochReport]]:
@@ -105,7 +105,7 @@ def recorded() -> tuple[Interactions, SGDTraining, Recorded]:
     return train, training, workers
 
 
-def test_what_is_worked_on_at_the_same_time_shares_no_user_and_no_movie() -> None:
+def test_threads_at_work_at_the_same_time_share_no_user_and_no_movie() -> None:
     _, training, workers = recorded()
     training.epoch(1)
     assert [len(turn) for turn in workers.turns] == [MOVIE_SHARDS] * 8  # 8 blocks and 4 parts, 4 at a time
@@ -115,7 +115,7 @@ def test_what_is_worked_on_at_the_same_time_shares_no_user_and_no_movie() -> Non
                 assert not torch.isin(rows, others).any()
 
 
-def test_every_rating_is_drawn_once_an_epoch_in_another_order_each_time() -> None:
+def test_every_epoch_draws_each_rating_once_in_a_new_order() -> None:
     train, training, workers = recorded()
     movie_of_row = training.ratings.movie_rows.argsort()
     drawn = []
@@ -143,7 +143,7 @@ def test_a_batch_keeps_each_ratings_user_movie_and_value_together_sorted_by_user
                 assert ((span.start <= rows) & (rows < span.stop)).all()
 
 
-def test_the_tables_rows_of_movies_are_theirs_again_in_the_model() -> None:
+def test_the_model_has_the_movies_in_their_original_order() -> None:
     train, validation = uneven()
     training = SGDTraining(train, validation, BLOCKED)
     training.epoch(1)
@@ -156,7 +156,7 @@ def test_the_tables_rows_of_movies_are_theirs_again_in_the_model() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 64, 999, 6000, 100_000])
-def test_plain_batches_are_of_one_size_that_is_not_above_the_one_asked_for(batch_size: int) -> None:
+def test_plain_batches_have_equal_sizes_up_to_the_batch_size(batch_size: int) -> None:
     train = uneven()[0]
     (batches,) = BlockedRatings(train, batch_size).batches(0, seed=1)
     *first, last = [len(users) for users, _, _ in batches]
@@ -165,7 +165,7 @@ def test_plain_batches_are_of_one_size_that_is_not_above_the_one_asked_for(batch
     assert last <= max([*first, last]) <= batch_size
 
 
-def test_blocks_hold_whole_users_and_are_of_a_size_but_for_one_users_ratings() -> None:
+def test_blocks_hold_whole_users_and_have_equal_sizes_up_to_one_users_ratings() -> None:
     train = uneven()[0]
     blocked = BlockedRatings(train, 64, blocks=8, shards=4)
     busiest = int(train.counts()[0].max())
@@ -176,7 +176,7 @@ def test_blocks_hold_whole_users_and_are_of_a_size_but_for_one_users_ratings() -
     assert (users[edges - 1] != users[edges]).all()
 
 
-def test_movie_parts_are_of_a_size_but_for_the_most_popular_movies_ratings() -> None:
+def test_movie_shards_have_equal_sizes_up_to_the_most_popular_movies_ratings() -> None:
     train = uneven()[0]
     blocked = BlockedRatings(train, 64, blocks=8, shards=4)
     counts, part = blocked.counts[1], blocked.shard_of_row.long()

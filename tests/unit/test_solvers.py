@@ -133,7 +133,7 @@ def test_its_error_is_near_the_noise_floor_and_far_below_that_of_biases(solver: 
 
 @every_solver
 @pytest.mark.parametrize("unseen", ["user", "movie"])
-def test_beside_an_unseen_row_it_answers_as_the_damped_bias_model(solver: str, unseen: str) -> None:
+def test_predictions_for_unseen_rows_are_those_of_the_damped_bias_model(solver: str, unseen: str) -> None:
     test = planted()[2]
     nobody = torch.full_like(test.users, -1)
     pairs = (nobody, test.movies) if unseen == "user" else (test.users, nobody)
@@ -193,7 +193,7 @@ def test_validation_ratings_are_never_trained_on(solver: str) -> None:
 
 
 @every_solver
-def test_validation_ratings_of_unseen_users_and_movies_are_answered_as_the_model_does(solver: str) -> None:
+def test_the_validation_rmse_of_unseen_rows_is_that_of_the_model(solver: str) -> None:
     train, _, test = planted()
     known = torch.arange(len(test))
     validation = replace(test, users=test.users.where(known % 3 > 0, -1), movies=test.movies.where(known % 4 > 0, -1))
@@ -206,7 +206,7 @@ def test_validation_ratings_of_unseen_users_and_movies_are_answered_as_the_model
 
 
 @every_solver
-def test_every_epoch_reports_errors_time_and_speed_and_the_kept_one_is_the_models(solver: str) -> None:
+def test_every_epoch_reports_rmse_time_and_speed_and_the_kept_one_is_the_models(solver: str) -> None:
     model, reports = planted_fit(solver)
     validation = planted()[1]
     assert [r.epoch for r in reports] == list(range(1, len(reports) + 1))
@@ -256,7 +256,7 @@ def timeless(reports: list[EpochReport]) -> list[dict[str, Any]]:
 
 @every_solver
 @pytest.mark.parametrize("stopped_after", [1, 4])
-def test_a_fit_that_is_interrupted_and_gone_on_with_ends_as_if_it_had_not_been(
+def test_an_interrupted_and_resumed_training_gives_the_same_bits(
     solver: str, stopped_after: int, tmp_path: Path
 ) -> None:
     train, validation, _ = planted()
@@ -272,7 +272,7 @@ def test_a_fit_that_is_interrupted_and_gone_on_with_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.parametrize("solver", ["adam", "sgd"])
-def test_a_best_epoch_before_the_interruption_is_still_the_one_that_is_kept(solver: str, tmp_path: Path) -> None:
+def test_a_best_epoch_before_the_interruption_is_kept(solver: str, tmp_path: Path) -> None:
     """The validation ratings are turned upside down, so that all that is learned is for the worse."""
     train, validation, _ = planted()
     against = replace(validation, ratings=7 - validation.ratings)
@@ -287,7 +287,7 @@ def test_a_best_epoch_before_the_interruption_is_still_the_one_that_is_kept(solv
 
 
 @every_solver
-def test_a_checkpoint_of_other_options_or_ratings_is_refused_and_they_are_named(solver: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_options_or_ratings_is_refused_by_name(solver: str, tmp_path: Path) -> None:
     train, validation, test = planted()
     file = CheckpointFile(tmp_path / "state")
     config = configure(solver, SHORT[solver])
@@ -323,7 +323,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_left_alone(solver: str, tmp
 
 
 @pytest.mark.parametrize(("solver", "lr"), [("adam", 1e20), ("sgd", 1e6)])
-def test_a_step_size_that_is_too_large_is_an_error_that_names_the_epoch_and_the_option(solver: str, lr: float) -> None:
+def test_a_learning_rate_that_diverges_is_an_error_that_names_the_epoch_and_the_option(solver: str, lr: float) -> None:
     """Adam moves a parameter by lr, whatever is asked of it: at 1e20 the products are beyond float32."""
     train, validation, _ = planted()
     for part in (validation, none(validation)):
@@ -359,13 +359,13 @@ def test_one_user_one_movie_or_one_rating_is_enough(solver: str, users: int, mov
 @pytest.mark.parametrize(
     ("solver", "option"), [("adam", "rank"), ("sgd", "dropout"), ("vb", "lr"), ("gibbs", "batch_size")]
 )
-def test_an_option_that_a_solver_does_not_have_is_refused_with_those_that_it_has(solver: str, option: str) -> None:
+def test_an_option_of_another_solver_is_refused_with_the_solvers_own(solver: str, option: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"^--{option}: not an option of solver {solver}; its options are --factors, "
     ):
         configure(solver, {option: 1}, prefix="--")
 
 
-def test_an_unknown_solver_is_refused_with_those_that_there_are() -> None:
+def test_an_unknown_solver_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"^solver: found 'als', expected one of adam, sgd, vb, gibbs$"):
         configure("als", {})

@@ -15,7 +15,7 @@ ROWS, COUNTS = [2, 5, 7], [3, 1, 2]
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("bound", [1, 300, 1 << 16, (1 << 16) + 1, 200_000, 1 << 30])
-def test_the_order_is_numpys_stable_one(bound: int, dtype: torch.dtype) -> None:
+def test_the_order_equals_numpys_stable_argsort(bound: int, dtype: torch.dtype) -> None:
     drawn = torch.randint(min(bound, 4000), (20_000,), generator=torch.Generator().manual_seed(0))
     keys = bound - 1 - drawn * (bound // min(bound, 4000))  # many equal ones, over the whole range
     keys[:2] = torch.tensor([0, bound - 1])
@@ -37,7 +37,7 @@ def test_a_known_number_of_runs_has_the_same_runs_first_and_then_empty_ones(at_m
 
 
 @pytest.mark.parametrize("at_most", [3, 4, 6, 10])
-def test_sums_and_bags_are_those_of_each_run_and_zero_for_empty_ones(at_most: int) -> None:
+def test_sums_are_those_of_each_run_and_zero_for_empty_ones(at_most: int) -> None:
     values = torch.tensor([1.0, 2.0, -4.0, 8.0, 16.0, 0.5])
     rows, vectors = torch.tensor([1, 0, 1, 0, 1, 1], dtype=torch.int32), torch.tensor([[1.0, 10.0], [2.0, 20.0]])
     for segments in (Segments.of(RUNS, at_most), Segments.of_known_size(RUNS, at_most)):
@@ -50,7 +50,7 @@ def test_sums_and_bags_are_those_of_each_run_and_zero_for_empty_ones(at_most: in
 
 @pytest.mark.parametrize("shape", [(10,), (10, 2)])
 @pytest.mark.parametrize("build", [Segments.of, Segments.of_known_size])
-def test_what_is_put_lands_in_the_rows_of_the_runs_and_nowhere_else(build: type, shape: tuple[int, ...]) -> None:
+def test_scatter_writes_the_rows_of_the_runs_and_no_others(build: type, shape: tuple[int, ...]) -> None:
     """An empty run names a row as well, here one that a run has: what is given for it must not show."""
     segments: Segments = build(RUNS, 10)
     table = torch.arange(10.0).view(-1, *(1 for _ in shape[1:])).expand(shape).clone()

@@ -70,7 +70,7 @@ def test_ids_of_another_type_than_the_models_are_refused() -> None:
         fitted().predict(pa.array(["10"]), pa.array([7]))
 
 
-def test_what_is_known_of_the_training_stands_in_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_records_its_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MF_GIT_SHA", "0123456789ab")
     seen: list[EpochReport] = []
     model = train(RATINGS, VALIDATION, CONFIG, device=CPU, callbacks=[seen.append])
@@ -83,7 +83,7 @@ def test_what_is_known_of_the_training_stands_in_the_model(monkeypatch: pytest.M
     assert [epoch["validation_rmse"] for epoch in model.metrics["epochs"]] == errors
 
 
-def test_the_epoch_that_is_named_is_the_one_whose_model_it_is() -> None:
+def test_the_best_epoch_is_the_one_of_the_returned_model() -> None:
     """vb returns its last sweep, whatever the validation ratings say of it."""
     rows = [(u, m, float(u * m % 5 + 1)) for u in range(20) for m in range(20)]
     contrary = [(u, m, 6 - rating) for u, m, rating in rows]
@@ -108,7 +108,7 @@ class Memory:
             raise KeyboardInterrupt
 
 
-def test_a_training_that_goes_on_from_a_checkpoint_has_the_metrics_of_a_whole_one() -> None:
+def test_a_resumed_training_has_the_metrics_of_an_uninterrupted_one() -> None:
     whole, checkpoint = fitted(), Memory(last=2)
     with pytest.raises(KeyboardInterrupt):
         train(RATINGS, VALIDATION, CONFIG, device=CPU, checkpoint=checkpoint)
@@ -125,7 +125,7 @@ def test_without_validation_ratings_the_last_epoch_is_the_best() -> None:
     assert (metrics["validation_rmse"], metrics["best_epoch"]) == (None, 3)
 
 
-def test_the_run_id_names_the_time_and_is_another_one_each_time() -> None:
+def test_the_run_id_holds_the_time_and_is_unique() -> None:
     first, second = fitted(), fitted()
     assert first.run_id != second.run_id
     assert [len(part) for part in first.run_id.split("-")] == [8, 6, 6]
@@ -164,7 +164,7 @@ def test_the_train_step_gives_a_solver_the_options_that_are_no_sentinels(solver:
     assert model.metadata["solver"] == solver
 
 
-def test_the_gpu_is_taken_when_asked_for_and_its_absence_is_told() -> None:
+def test_the_gpu_is_used_on_request_and_its_absence_is_reported() -> None:
     assert pick_device(use_cuda=False) == (CPU, "training on the CPU")
     device, said = pick_device(use_cuda=True)
     if torch.cuda.is_available():
@@ -182,7 +182,7 @@ def test_the_gpu_is_taken_when_asked_for_and_its_absence_is_told() -> None:
         ("13.0", True, 1, r"^expected 1 GPU, but this PyTorch \(.*\) cannot use the Tesla P4: [^\n]+$"),
     ],
 )
-def test_a_gpu_that_must_be_there_and_cannot_be_used_is_an_error_that_says_why(
+def test_a_required_gpu_that_cannot_be_used_is_an_error_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, cuda: str | None, available: bool, gpus: int, said: str
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", cuda)
@@ -200,7 +200,7 @@ def refuse(*_: Any, **__: Any) -> None:
     raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors …")
 
 
-def test_more_gpus_than_one_are_idle_and_fewer_than_asked_for_are_an_error(
+def test_additional_gpus_are_reported_idle_and_too_few_are_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mf.train._gpu_trouble", lambda: "")

@@ -60,7 +60,7 @@ def answers(model: MatrixFactorization) -> Tensor:
 
 
 @pytest.mark.parametrize("factors", [K + 2, K + 5, USERS + 10])
-def test_with_room_for_two_factors_more_known_pairs_keep_their_answer_and_the_biases_are_the_damped_ones(
+def test_with_room_for_two_more_factors_predictions_stay_and_biases_are_the_damped_ones(
     factors: int,
 ) -> None:
     model = fallback().to_model(*fitted(), factors, K)
@@ -72,7 +72,7 @@ def test_with_room_for_two_factors_more_known_pairs_keep_their_answer_and_the_bi
 
 
 @pytest.mark.parametrize("factors", [K, K + 1, K + 5])
-def test_without_room_known_pairs_keep_their_answer_and_the_biases_come_near_the_damped_ones(factors: int) -> None:
+def test_without_room_predictions_stay_and_biases_come_near_the_damped_ones(factors: int) -> None:
     model = fallback().to_model(*fitted(), factors, factors)
     assert model.user_factors.weight.shape == (USERS, factors)
     torch.testing.assert_close(answers(model), known(*fitted()), rtol=0, atol=2e-5)
@@ -90,7 +90,7 @@ def test_without_room_known_pairs_keep_their_answer_and_the_biases_come_near_the
         assert found.item() == pytest.approx(least.item(), rel=1e-4)
 
 
-def test_more_than_the_vectors_hold_is_cut_to_the_best_approximation_for_the_ratings() -> None:
+def test_too_many_factors_are_truncated_to_the_best_weighted_approximation() -> None:
     found = answers(fallback().to_model(*fitted(), 3, 1))
     base = ratings().ratings.double().mean() + biases()[0].unsqueeze(1) + biases()[1]
     roots = [counts.double().sqrt() for counts in ratings().counts()]
@@ -100,7 +100,7 @@ def test_more_than_the_vectors_hold_is_cut_to_the_best_approximation_for_the_rat
     assert (weights * (found - known(*fitted()))).square().sum().item() == pytest.approx(best, rel=1e-4)
 
 
-def test_what_is_cut_is_turned_to_the_same_axes_however_it_was_fitted() -> None:
+def test_truncated_factors_do_not_depend_on_the_solvers_axes() -> None:
     p, q, b_u, b_m = fitted()
     turn = torch.randn(K, K, generator=torch.Generator().manual_seed(2)) + 2 * torch.eye(K)
     one, other = (

@@ -215,7 +215,7 @@ def test_one_rating_is_enough_to_fit() -> None:
 
 
 @pytest.mark.parametrize(("factors", "ratings", "fits"), [(64, 100_000, 4), (40, 100_000, 2), (64, 23_600_000, 1)])
-def test_as_many_fits_are_averaged_as_the_vectors_hold_and_one_of_many_ratings(
+def test_the_default_number_of_fits_fills_the_vectors_and_is_one_for_many_ratings(
     factors: int, ratings: int, fits: int
 ) -> None:
     assert vb.derived_fits(ratings, 16, factors) == fits

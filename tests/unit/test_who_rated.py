@@ -58,7 +58,7 @@ def test_directions_that_no_user_has_are_left_out() -> None:
     assert len(basis(pairs, 20).values) == torch.linalg.matrix_rank(pairs.double())
 
 
-def test_what_is_expected_of_a_row_has_the_covariance_of_its_gram_matrix() -> None:
+def test_the_expected_vectors_have_the_covariance_of_the_gram_matrix() -> None:
     found = basis(rated(), 100)
     means = found.means(torch.eye(len(found.values)))
     torch.testing.assert_close((means @ means.T).double(), gram(rated()), atol=1e-4, rtol=0)
