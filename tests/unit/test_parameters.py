@@ -70,11 +70,11 @@ def test_nothing_given_is_nothing() -> None:
         ("solver_options.seed=1", "solver_options.seed: seed is set to 0 as a parameter"),
         (
             "solver_options=[1]",
-            "parameter solver_options: expected a table as JSON, for example {\"rank\": 16}, found '[1]'",
+            "parameter solver_options: expected JSON such as {\"rank\": 16} (for one entry: name.rank=16), found '[1]'",
         ),
         (
             "solver_options={",
-            "parameter solver_options: expected a table as JSON, for example {\"rank\": 16}, found '{'",
+            "parameter solver_options: expected JSON such as {\"rank\": 16} (for one entry: name.rank=16), found '{'",
         ),
         ("epochs.x=1", f"the pipeline has no parameter 'epochs.x'; it has {', '.join(sorted(DEFINITIONS))}"),
         (
