@@ -38,7 +38,7 @@ settings = --settings="$$GIVEN_SETTINGS"
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
-install: $(INSTALLED) ## make the virtual environment (.venv) from the lock files
+install: $(INSTALLED) ## create the virtual environment (.venv) from the lock files
 
 $(INSTALLED): requirements/all.lock requirements/pipeline-components.lock pyproject.toml
 	@$(PYTHON) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, found " + sys.version.split()[0])'
@@ -56,37 +56,37 @@ run: $(INSTALLED) ## train, evaluate and publish on this machine: RATINGS=file.c
 seed-table: $(INSTALLED) ## fill the table "ratings" of the embedded Supabase from RATINGS=file.csv, else from the sample
 	@$(PY) -m pipelines seed-table $(source) $(params)
 
-demo: $(INSTALLED) ## a page to play with on the sample's recommendations, in your browser until Ctrl-C
+demo: $(INSTALLED) ## serve a demo page of the sample's recommendations until Ctrl-C
 	@$(PY) -m pipelines demo
 
 test: $(INSTALLED) ## run all tests
 	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-images: $(INSTALLED) ## build the images of the steps and push them: CPU_ONLY=1 trains without a GPU, BASE_IMAGE=…
+images: $(INSTALLED) ## build and push the images of the steps: CPU_ONLY=1 trains without a GPU, BASE_IMAGE=…
 	@$(PY) -m pipelines images $(settings) $(if $(value CPU_ONLY),--cpu_only) $(call flag,BASE_IMAGE,--base_image) $(call flag,TORCH_INDEX,--torch_index)
 
-compile: $(INSTALLED) ## write build/mf-training.yaml, what Vertex AI Pipelines runs
+compile: $(INSTALLED) ## write build/mf-training.yaml for Vertex AI Pipelines
 	@$(PY) -m pipelines compile $(settings)
 
-submit: compile ## run it on Vertex AI, where pipelines/settings.toml says; WAIT=1 follows the run to its end
+submit: compile ## run it on Vertex AI, as pipelines/settings.toml says; WAIT=1 follows the run to its end
 	@$(PY) -m pipelines submit $(settings) $(params) $(if $(value WAIT),--wait)
 
-schedule: compile ## run it on Vertex AI at set times: CRON="0 3 * * *" TZ=Europe/Berlin (else UTC) NAME=nightly
+schedule: compile ## run it on Vertex AI on a schedule: CRON="0 3 * * *" TZ=Europe/Berlin (else UTC) NAME=nightly
 	@$(PY) -m pipelines schedule $(settings) --cron="$$GIVEN_CRON" $(call typed_flag,TZ,--tz) $(call typed_flag,NAME,--name) $(params)
 
-doctor: $(INSTALLED) ## look at all that a run on Vertex AI needs, and say what to run where it is missing
+doctor: $(INSTALLED) ## check everything that a run on Vertex AI needs; print the command for each missing thing
 	@$(PY) -m pipelines doctor $(settings)
 
 unschedule: $(INSTALLED) ## delete the schedule: NAME=nightly
 	@$(PY) -m pipelines unschedule $(settings) $(call typed_flag,NAME,--name)
 
-bench: $(INSTALLED) ## write docs/benchmarks.md, for hours: PEERS=1 RATINGS=file.csv ROWS=2000000 ONLY=section
+bench: $(INSTALLED) ## write docs/benchmarks.md (takes hours): PEERS=1 RATINGS=file.csv ROWS=2000000 ONLY=section
 	@$(if $(value PEERS),$(PIP) -r requirements/bench.in)
 	@$(PY) -m benchmarks $(if $(value ONLY),"$$GIVEN_ONLY",all) $(call flag,RATINGS,--ratings) $(call flag,ROWS,--rows)
 
 lint: $(INSTALLED) ## check style and types
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 
-clean: ## remove what was made here, the virtual environment and local databases included
+clean: ## remove all that make created, with the virtual environment and the local databases
 	@test ! -d .mf/supabase || test ! -x $(PY) || $(PY) -c 'from pathlib import Path; from mf.local import delete_home; delete_home(Path(".mf/supabase"))'
 	@rm -rf $(VENV) .mf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

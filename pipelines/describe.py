@@ -84,11 +84,11 @@ Flags are also accepted with hyphens. A flag that the chosen solver does not use
 {_flag_table(trainer_parser())}
 ## Parameters of the pipeline
 
-Give them to a run with `PARAMS`, split into words as in a shell:
+Give them to a run with `PARAMS`, which is split into words as in a shell; the console takes `solver_options` as JSON:
 
 ```sh
 make run RATINGS=ratings.csv PARAMS='epochs=20 solver_options.l2=0.1'
-make submit PARAMS='solver=gibbs solver_options={{"rank":16,"burn_in":10}} movie_column="Book Title"'
+make submit PARAMS='solver=gibbs solver_options.rank=16 movie_column="Book Title"'
 ```
 
 All of them are checked before anything is spent: by `make submit` before it sends anything, and by the first step.

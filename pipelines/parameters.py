@@ -33,7 +33,7 @@ TYPES: dict[str, tuple[Callable[[str], Any], str]] = {
     "NUMBER_DOUBLE": (_number, "a finite number"),
     "BOOLEAN": ({"true": True, "false": False}.__getitem__, "true or false"),
     "STRING": (str, "a text"),
-    "STRUCT": (_table, 'a table as JSON, for example {"rank": 16}'),
+    "STRUCT": (_table, 'JSON such as {"rank": 16} (for one entry: name.rank=16)'),
 }
 
 

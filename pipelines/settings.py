@@ -1,4 +1,4 @@
-"""Where and with what the pipeline runs on Vertex AI: ``settings.toml``, and the environment over it."""
+"""Settings of the pipeline on Vertex AI: ``settings.toml``, overridden by the environment."""
 
 import json
 import os
@@ -22,9 +22,9 @@ from pipelines.vertex.machines import all_regions, is_region
 
 DIGEST = r"^([^\s@]+@sha256:[0-9a-f]{64})?$"
 DEFAULT_FILE = Path(__file__).with_name("settings.toml")
-# The variable MF_REGION of the environment stands above the setting region.
+# MF_REGION in the environment overrides the setting region.
 PREFIX = "MF_"
-RUN_LABELS = ("git_sha", "version", "content")  # that every run has, whatever the settings say
+RUN_LABELS = ("git_sha", "version", "content")  # set by every run, so the settings may not
 
 Email = Annotated[str, StringConstraints(pattern=r"^[^\s@,]+@[^\s@,]+$")]
 LabelName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
@@ -75,36 +75,38 @@ class Settings(Config):
         "", pattern=r"^(gs://[a-z0-9][a-z0-9._-]+(/.*)?)?$", description="gs://bucket/folder for artifacts"
     )
     service_account: str = Field(
-        "", pattern=r"^([^\s@]+@[^\s@]+)?$", description="account that the steps run as; empty: the project's default"
+        "", pattern=r"^([^\s@]+@[^\s@]+)?$", description="service account of the steps; empty: the project's default"
     )
     network: str = Field(
         "",
         pattern=r"^(projects/[^/]+/global/networks/[^/]+)?$",
-        description="network that the steps are peered with; empty: none",
+        description="VPC network that the steps are peered with; empty: none",
     )
     image_repository: str = Field("mf", min_length=1, description="registry path that the images were pushed to")
     image_tag: str = Field("", pattern=r"^[\w.-]*$", description="their tag; empty: the commit")
     cpu_image: str = Field("", pattern=DIGEST, description="the CPU image by digest; empty: by its tag")
     gpu_image: str = Field("", pattern=DIGEST, description="the GPU image by digest; empty: by its tag")
     supabase_url: Annotated[str, AfterValidator(_address)] = Field(
-        "", description="Supabase project of the runs; a run may name another"
+        "", description="default of the parameter supabase_url: the Supabase project of the runs"
     )
     supabase_key_secret: SecretName = Field(
         "", description="name of the Secret Manager secret that holds the Supabase key"
     )
     supabase_db_url_secret: SecretName = Field(
         "",
-        description="name of the secret that holds the database's address; empty: its REST API is used",
+        description="name of the secret that holds the database URL; empty: the REST API is used",
     )
-    spot: bool = Field(False, description="train on a spot machine, which may be taken away")
+    spot: bool = Field(False, description="train on a spot machine, which may be preempted")
     retries: int = Field(
-        2, ge=0, le=10, description="how often a step that trains or speaks to a service is run again when it fails"
+        2, ge=0, le=10, description="retries of a failed step, for the steps that train or call a service"
     )
-    notify_log: bool = Field(False, description="end every run with a line in the log, an error when it failed")
+    notify_log: bool = Field(
+        False, description="log one line at the end of every run, with severity ERROR if it failed"
+    )
     model_registry: bool = Field(False, description="upload every published model to the Model Registry")
-    notify_emails: tuple[Email, ...] = Field((), description="who is written to when a run ends")
+    notify_emails: tuple[Email, ...] = Field((), description="e-mail addresses to notify when a run ends")
     labels: dict[LabelName, LabelValue] = Field(
-        default_factory=dict, description="labels of every run, beside git_sha and version"
+        default_factory=dict, description="labels of every run, besides git_sha and version"
     )
     machines: dict[str, Resources] = Field(default_factory=dict, description="CPU and memory of the steps, by step")
     parameters: dict[str, Value | dict[str, Value]] = Field(
@@ -114,7 +116,7 @@ class Settings(Config):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if bool(self.cpu_image) != bool(self.gpu_image):
-            raise ValueError("one of cpu_image and gpu_image is set; set both, as `make images` does, or none")
+            raise ValueError("one of cpu_image and gpu_image is set; set both, as `make images` does, or neither")
         if self.notify_log and self.notify_emails:
             raise ValueError("notify_log and notify_emails are both set, and a pipeline has one final step: choose one")
         if taken := [name for name in RUN_LABELS if name in self.labels]:
@@ -143,14 +145,14 @@ class Settings(Config):
 
     @property
     def pinned(self) -> bool:
-        """Whether the images are named by digest, which always means the same bytes, as a tag does not."""
+        """Whether the images are named by digest, which unlike a tag always means the same bytes."""
         return bool(self.cpu_image)
 
     def image(self, kind: str) -> str:
         """The image ``cpu`` or ``gpu`` that a step runs in."""
         if digest := {"cpu": self.cpu_image, "gpu": self.gpu_image}[kind]:
             return digest
-        # The settings file is in the checkout and in no image: filled in, it makes the one dirty and not the other.
+        # An edited settings file makes the checkout dirty but is in no image, so the tag is that of the clean commit.
         return f"{self.image_repository}/mf-python-{kind}:{self.image_tag or git_sha().removesuffix('-dirty')}"
 
     def defaults(self) -> list[str]:

@@ -30,7 +30,7 @@ NAME = "mf-training"
 
 
 class Step(NamedTuple):
-    """How a step runs; CPU and memory are what the settings do not say otherwise."""
+    """How a step runs. The settings can override CPU and memory."""
 
     image: str  # cpu or gpu
     cpu: str  # cores
@@ -48,7 +48,7 @@ STEPS = {
     "evaluate": Step("cpu", "4", "16G", retried=True, secrets=True),
     "export": Step("cpu", "2", "8G", retried=True, secrets=True),
     "register": Step("cpu", "1", "4G", retried=True),
-    "notify": Step("cpu", "1", "2G", cached=True),
+    "notify": Step("cpu", "1", "2G"),
 }
 INGEST, SPLIT, GATE, EXPORT = IngestConfig(import_table="ratings"), SplitConfig(), GateConfig(), ExportConfig()
 NO_OPTIONS: dict[str, Any] = {}
@@ -107,7 +107,7 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         train_accelerator_count: int = TRAIN_GPUS["train_accelerator_count"],
     ) -> None:
         """Trains user and movie embeddings on ratings and publishes them to Supabase if they are good enough."""
-        parameters = dict(locals())
+        parameters = dict(locals())  # every parameter goes to the step inputs of its name
         train = components.train
         if settings.spot:
             train = train_on_spot(settings, machines_of(settings)["train"], {**TRAIN_GPUS, **defaults})
@@ -118,6 +118,7 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
 
         tasks: dict[str, PipelineTask] = {}
         with final_step(settings):
+            # Ingest takes all parameters, because it validates those of every step.
             ingested = components.ingest(**inputs(components.ingest), gpus=machines.gpus_in(settings.region))
             parts = components.split(ratings=ingested.outputs["ratings"], **inputs(components.split))
             trained = train(
@@ -158,10 +159,10 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
 
 
 def machines_of(settings: Settings) -> dict[str, Resources]:
-    """CPU and memory of each step that a run with these settings may have.
+    """CPU and memory of each step of a run with these settings.
 
     Raises:
-        ConfigError: the settings name a step that there is not.
+        ConfigError: the settings name a step that does not exist.
     """
     if unknown := [name for name in settings.machines if name not in STEPS]:
         raise ConfigError(f"machines: there is no step {unknown[0]!r}; the steps are {', '.join(STEPS)}")
@@ -176,7 +177,7 @@ def machines_of(settings: Settings) -> dict[str, Resources]:
 def configure(task: PipelineTask, name: str, settings: Settings) -> None:
     """Sets the image, machine, caching, retries and secrets of a step, as ``STEPS`` and the settings say."""
     step, machine = STEPS[name], machines_of(settings)[name]
-    if not (name == "train" and settings.spot):  # whose machine is settled in the custom job
+    if not (name == "train" and settings.spot):  # the custom job sets its own machine
         task.set_container_image(settings.image(step.image))
         task.set_cpu_limit(machine.cpu).set_memory_limit(machine.memory)
     if not step.cached:

@@ -19,7 +19,7 @@ from pipelines.__main__ import main
 ROOT = Path(__file__).parents[2]
 EXECUTOR = "kfp.dsl.executor_main"
 # A training much longer than the tests.
-LONG = ["--param", "epochs=1000000", "--param", "patience=0"]
+LONG = ["--param", "epochs=1000000", "--param", "solver_options.patience=0"]
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def pipeline(fresh_stack: Callable[..., LocalSupabase], tmp_path_factory: pytest
         printed = io.StringIO()
         with redirect_stdout(printed), redirect_stderr(printed):
             from_csv = run(supabase, supabase.secret_key, work / "csv", ratings_csv=str(csv))
-            from_table = run(supabase, supabase.service_role_key, work / "table")
+            from_table = run(supabase, supabase.service_role_key, work / "table", relevance_threshold="-1")
             with environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=supabase.secret_key):
                 compile_pipeline(Settings(), work / "mf-training.yaml")
         yield Pipeline(supabase, work, sample, from_csv, from_table, printed.getvalue())
@@ -160,6 +160,11 @@ def test_the_report_recommends_by_title_what_the_user_has_not_rated(pipeline: Pi
     assert {movie["title"] for user in without_titles for movie in user["recommended"]} == {None}
 
 
+def test_a_threshold_of_minus_1_is_no_sentinel(pipeline: Pipeline) -> None:
+    thresholds = [scores(one)["ranking"]["relevance_threshold"] for one in (pipeline.from_csv, pipeline.from_table)]
+    assert thresholds == [pytest.approx(3.875), -1]
+
+
 def test_bad_rows_are_counted_and_kept_with_their_reasons(pipeline: Pipeline) -> None:
     _, provenance = read_ratings(pipeline.from_csv / "ingest" / "ratings.parquet")
     assert (provenance.rows_read, provenance.rows_rejected, provenance.rows_kept) == (11_003, 3, 11_000)
@@ -229,6 +234,23 @@ def refused(pipeline: Pipeline, client: Client, key: str, folder: Path, **parame
     assert recommend_movies(client, user) == recommended
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def test_faults_of_five_steps_are_named_by_the_first_step_and_no_other_starts(
+    pipeline: Pipeline, client: Client, tmp_path: Path
+) -> None:
+    faults = {
+        "max_reject_fraction": 2.0,
+        "val_size": 1.0,
+        "solver_options": {"rank": 16, "patience": -1},
+        "min_users": -1,
+        "movie_export_table": "mf_movies",
+    }
+    said = refused(pipeline, client, pipeline.supabase.secret_key, tmp_path, **faults, ratings_csv="no such file")
+    assert said.startswith("the step ingest failed: 5 values are not valid: max_reject_fraction: Input should be less ")
+    assert all(f"; {name}" in said for name in ("val_size: ", "solver_options.rank: ", "min_users: ", "movie_export"))
+    (outputs,) = tmp_path.glob("mf-training-*")
+    assert [step.name for step in outputs.iterdir()] == ["ingest"]
 
 
 def test_a_file_with_too_many_bad_rows_ends_the_run_with_the_steps_own_sentence(

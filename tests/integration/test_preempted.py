@@ -19,16 +19,14 @@ from steps import executor_input, output, started
 import components
 from mf.ingest import ingest
 from mf.model_directory import TrainedModel
+from mf.parameters import OR_SOLVERS_OWN, SOLVER_PARAMETERS, SOLVERS_OWN
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.schema import read_ratings, write_ratings
 from mf.ratings.split import split
 from mf.sample import write_sample
 from mf.solvers import configure
-from mf.train import SOLVERS_OWN, train
+from mf.train import train
 
-OWN_TEXT, OWN = SOLVERS_OWN
-# Of each type of parameter what leaves it to the solver.
-SOLVERS_CHOICE = {"Integer": OWN, "Float": OWN, "String": OWN_TEXT}
 # Long enough to be killed in the middle of.
 OPTIONS: dict[str, dict[str, Any]] = {
     "adam": {"factors": 16, "seed": 3, "epochs": 60, "patience": 0, "dropout": 0.1},
@@ -49,11 +47,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def given(parts: dict[str, Path], folder: Path, solver: str, gpus: int = 0) -> dict[str, Any]:
     asked = components.train.component_spec.inputs
-    own = {name: SOLVERS_CHOICE[one.type] for name, one in asked.items() if one.type in SOLVERS_CHOICE}
     # An artifact that the parts do not have is there as a run leaves it that does not use it: as nothing.
     inputs = {name: parts.get(name, folder / name) for name, one in asked.items() if "@" in one.type}
-    chosen = {**OPTIONS[solver], "solver": solver, "gpus": gpus}
-    return executor_input(components.train, folder, inputs, **{**own, **chosen})
+    parameters = dict.fromkeys(OR_SOLVERS_OWN, SOLVERS_OWN) | {"solver": solver, "train_accelerator_count": gpus}
+    options = OPTIONS[solver].items()
+    parameters |= {name: value for name, value in options if name in SOLVER_PARAMETERS}
+    rest = {name: value for name, value in options if name not in SOLVER_PARAMETERS}
+    return executor_input(components.train, folder, inputs, **parameters, solver_options=rest)
 
 
 def killed_in_the_middle(process: "Any", epochs: int) -> int:

@@ -266,8 +266,10 @@ def test_a_missing_or_invalid_value_is_reported_before_any_request(
 def test_on_spot_a_run_cannot_name_another_machine(vertex: FakeVertex, run: Run, tmp_path: Path) -> None:
     file = tmp_path / "spot.yaml"
     compile_pipeline(Settings.of(**SETTINGS, spot=True), file)
-    said = run("schedule", EVERY_NIGHT, "--param=train_cpu=16", more="spot = true\n", file=file, status=2)
-    assert said.startswith("error: train_cpu: the train step's spot machine was settled when the pipeline was compiled")
+    said = run("schedule", EVERY_NIGHT, "--param=train_accelerator_count=2", more="spot = true\n", file=file, status=2)
+    assert said.startswith(
+        "error: train_accelerator_count: the train step's spot machine was settled when the pipeline was compiled"
+    )
     assert vertex.requests == []
     assert "NVIDIA_L4, spot\n" in run("schedule", EVERY_NIGHT, more="spot = true\n", file=file)
 

@@ -160,7 +160,7 @@ def evaluate(folder: Path) -> tuple[Any, dict[str, Any]]:
     module = MatrixFactorization(2, 2, 1, rating_min=1, rating_max=5)
     TrainedModel(module, ids, ids, "run-1", "adam", {}, {}, {"epochs": []}).save(folder / "fitted")
     inputs = {f"{part}_ratings": folder / "r.parquet" for part in ("train", "validation", "test")}
-    gate = GateConfig().model_dump() | {"relevance_threshold": -1, "supabase_url": TABLE["supabase_url"]}
+    gate = GateConfig().model_dump() | {"relevance_threshold": "", "supabase_url": TABLE["supabase_url"]}
     return components.evaluate, executor_input(
         components.evaluate, folder, {**inputs, "model": folder / "fitted"}, **gate
     )

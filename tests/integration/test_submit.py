@@ -1,6 +1,7 @@
 """Submitting a run: the requests of the real SDK, the output and the errors."""
 
 import signal
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,11 @@ def test_a_run_is_started_with_the_given_parameters_and_settings(vertex: FakeVer
     assert console.startswith("console   https://console.cloud.google.com/vertex-ai/")
 
 
-def test_the_machine_of_each_step_is_printed(vertex: FakeVertex, submit: Submit) -> None:
-    said = submit("train_accelerator_count=4", "train_cpu=32", "train_memory=100G", "export_memory=4G")
+def test_the_machines_of_the_steps_are_printed(vertex: FakeVertex, submit: Submit, tmp_path: Path) -> None:
+    machines = '[machines]\ntrain = {cpu = "32", memory = "100G"}\nexport = {memory = "4G"}\n'
+    file = tmp_path / "other.yaml"
+    compile_pipeline(Settings.of(**SETTINGS, machines=tomllib.loads(machines)["machines"]), file)
+    said = submit("train_accelerator_count=4", file=file, more=machines)
     assert said.splitlines()[1:-1] == [
         "  ingest    4 CPU, 16G",
         "  split     4 CPU, 16G",
@@ -128,7 +132,15 @@ def test_without_an_account_or_a_network_none_is_sent(vertex: FakeVertex, submit
             ["train_accelerator_count=3"],
             "error: train_accelerator_count: found 3, a machine has 1, 2, 4, 8 of",
         ),
-        (SETTINGS, ["train_memory=1T"], "error: train_memory: found 1T, a step has at most 624G\n"),
+        (
+            SETTINGS,
+            ["val_size=1", "epochs=0", "max_rmse=-1", "user_export_table=mf_x", "train_accelerator_count=3"],
+            "error: 5 values are not valid: val_size: Input should be less than 1 (given: 1.0); "
+            "epochs: Input should be greater than or equal to 1 (given: 0); "
+            "max_rmse: Input should be greater than or equal to 0 (given: -1.0); "
+            "user_export_table: names that start with mf_ belong to the tables behind the views: choose another "
+            "(given: 'mf_x'); train_accelerator_count: found 3, a machine has 1, 2, 4, 8 of NVIDIA_L4\n",
+        ),
         (
             SETTINGS | {"region": "us-west2"},
             [],
@@ -148,7 +160,7 @@ def test_a_missing_or_invalid_value_is_reported_before_any_request(
 
 @pytest.mark.parametrize(
     "given",
-    [["train_cpu=16"], ["train_memory=64G"], ["train_accelerator_type=NVIDIA_TESLA_T4"], ["train_accelerator_count=2"]],
+    [["train_accelerator_type=NVIDIA_TESLA_T4"], ["train_accelerator_count=2"]],
 )
 def test_with_spot_a_run_cannot_have_another_machine(
     vertex: FakeVertex, submit: Submit, tmp_path: Path, given: list[str]
@@ -158,14 +170,17 @@ def test_with_spot_a_run_cannot_have_another_machine(
     said = submit(*given, more="spot = true\n", file=file, status=2)
     assert said == (
         f"error: {given[0].partition('=')[0]}: the train step's spot machine was settled when the pipeline was "
-        "compiled, as g2-standard-8: set it under [parameters] in pipelines/settings.toml and run `make compile`\n"
+        "compiled, with 1 NVIDIA_L4: set it under [parameters] in pipelines/settings.toml and run `make compile`\n"
     )
     assert vertex.requests == []
 
 
 def test_a_missing_compiled_file_is_one_line(vertex: FakeVertex, submit: Submit, tmp_path: Path) -> None:
     file = tmp_path / "none.yaml"
-    assert submit(file=file, status=2) == f"error: {file}: no compiled pipeline there: run `make compile`\n"
+    assert (
+        submit(file=file, status=2)
+        == f"error: {file}: no such file, expected a compiled pipeline: run `make compile`\n"
+    )
     assert vertex.requests == []
 
 

@@ -1,50 +1,84 @@
-"""What make hands on to the command line."""
+"""The command lines that make's variables become."""
 
+import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SETTINGS = "--settings=pipelines/settings.toml"
+ODD = """it's "a b" $x $(y ${z} `w`; exit 7 # \\ é"""
 
 
-def command(target: str, *variables: str, **environ: str) -> str:
-    """The line with which ``make target`` calls the pipeline's command of that name."""
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program in place of Python that prints its arguments as JSON."""
+    program = tmp_path_factory.mktemp("python") / "python"
+    program.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[2:]))\n")
+    program.chmod(0o755)
+    return program
+
+
+def command(python: Path, target: str, *variables: str, **environ: str) -> list[str]:
+    """The arguments with which ``make target`` calls the pipeline's command of that name."""
     done = subprocess.run(
-        ["make", "--dry-run", "--always-make", target, *variables],
+        ["make", "--silent", target, f"PY={python}", "INSTALLED=", *variables],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], **environ},
         capture_output=True,
         text=True,
         check=True,
     )
-    (line,) = [line for line in done.stdout.splitlines() if f"-m pipelines {target}" in line]
-    return " ".join(line.partition(" -m pipelines ")[2].split())
+    return list(json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["submit"], "submit --settings 'pipelines/settings.toml'"),
+        (["submit"], ["pipelines", "submit", SETTINGS]),
         (
             ["submit", "WAIT=1", "PARAMS=epochs=3 factors=8", "SETTINGS=my.toml"],
-            "submit --settings 'my.toml' --param 'epochs=3' --param 'factors=8' --wait",
+            ["pipelines", "submit", "--settings=my.toml", "--params=epochs=3 factors=8", "--wait"],
         ),
-        (["schedule", "CRON=0 3 * * *"], "schedule --settings 'pipelines/settings.toml' --cron '0 3 * * *'"),
+        (["schedule", "CRON=0 3 * * *"], ["pipelines", "schedule", SETTINGS, "--cron=0 3 * * *"]),
         (
-            ["schedule", "CRON=0 3 * * *", "TZ=Europe/Berlin", "NAME=nightly", "PARAMS=epochs=3"],
-            "schedule --settings 'pipelines/settings.toml' --cron '0 3 * * *' --tz 'Europe/Berlin' --name 'nightly' "
-            "--param 'epochs=3'",
+            ["schedule", "CRON=0 3 * * *", "TZ=Europe/Berlin", "NAME=nightly"],
+            ["pipelines", "schedule", SETTINGS, "--cron=0 3 * * *", "--tz=Europe/Berlin", "--name=nightly"],
         ),
-        (["demo"], "demo"),
-        (["unschedule", "NAME=nightly"], "unschedule --settings 'pipelines/settings.toml' --name 'nightly'"),
+        (["run", "RATINGS=a b.csv"], ["pipelines", "run", "--ratings=a b.csv"]),
+        (["seed-table", "IMPORT_TABLE=r"], ["pipelines", "seed-table", "--import_table=r"]),
+        (["demo"], ["pipelines", "demo"]),
+        (["unschedule", "NAME=nightly"], ["pipelines", "unschedule", SETTINGS, "--name=nightly"]),
+        (["images", "CPU_ONLY=1", "BASE_IMAGE=b"], ["pipelines", "images", SETTINGS, "--cpu_only", "--base_image=b"]),
+        (["bench"], ["benchmarks", "all"]),
+        (["bench", "ONLY=speed", "ROWS=9"], ["benchmarks", "speed", "--rows=9"]),
     ],
 )
-def test_variables_become_flags(given: list[str], expected: str) -> None:
-    assert command(*given) == expected
+def test_variables_become_flags(python: Path, given: list[str], expected: list[str]) -> None:
+    assert command(python, *given) == expected
 
 
-def test_the_zone_and_the_name_of_the_shell_are_not_meant() -> None:
-    line = command("schedule", "CRON=0 3 * * *", TZ="Asia/Tokyo", NAME="laptop")
-    assert line == "schedule --settings 'pipelines/settings.toml' --cron '0 3 * * *'"
+@pytest.mark.parametrize(
+    ("target", "variable", "flag"),
+    [
+        ("run", "PARAMS", "--params"),
+        ("run", "RATINGS", "--ratings"),
+        ("run", "IMPORT_TABLE", "--import_table"),
+        ("submit", "SETTINGS", "--settings"),
+        ("schedule", "CRON", "--cron"),
+        ("schedule", "NAME", "--name"),
+        ("images", "BASE_IMAGE", "--base_image"),
+        ("images", "TORCH_INDEX", "--torch_index"),
+        ("bench", "ROWS", "--rows"),
+    ],
+)
+def test_a_value_arrives_as_it_was_typed_whatever_is_in_it(python: Path, target: str, variable: str, flag: str) -> None:
+    assert f"{flag}={ODD}" in command(python, target, f"{variable}={ODD}")
+
+
+def test_the_zone_and_the_name_of_the_environment_do_not_count(python: Path) -> None:
+    expected = ["pipelines", "schedule", SETTINGS, "--cron=0 3 * * *"]
+    assert command(python, "schedule", "CRON=0 3 * * *", TZ="Asia/Tokyo", NAME="laptop") == expected

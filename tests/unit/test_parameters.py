@@ -1,8 +1,10 @@
 import pytest
 
 from mf.errors import ConfigError
+from mf.flags import Parser
 from mf.parameters import OR_SOLVERS_OWN, SOLVERS_OWN, check_gpus, evaluate_config, solver_config
 from mf.solvers import SOLVERS, configure
+from pipelines.__main__ import _parameter_flag
 from pipelines.compiled import definitions
 from pipelines.parameters import complete, parse, with_defaults
 
@@ -68,11 +70,11 @@ def test_nothing_given_is_nothing() -> None:
         ("solver_options.seed=1", "solver_options.seed: seed is set to 0 as a parameter"),
         (
             "solver_options=[1]",
-            "parameter solver_options: expected a table as JSON, for example {\"rank\": 16}, found '[1]'",
+            "parameter solver_options: expected JSON such as {\"rank\": 16} (for one entry: name.rank=16), found '[1]'",
         ),
         (
             "solver_options={",
-            "parameter solver_options: expected a table as JSON, for example {\"rank\": 16}, found '{'",
+            "parameter solver_options: expected JSON such as {\"rank\": 16} (for one entry: name.rank=16), found '{'",
         ),
         ("epochs.x=1", f"the pipeline has no parameter 'epochs.x'; it has {', '.join(sorted(DEFINITIONS))}"),
         (
@@ -182,3 +184,19 @@ def test_defaults_can_be_others_than_the_signature_shows() -> None:
 
     assert pipeline() == (1, 20, "")
     assert pipeline(c="x", a=3) == (3, 20, "x")
+
+
+def test_params_are_split_as_a_shell_splits_words() -> None:
+    parser = Parser("example", None)
+    _parameter_flag(parser)
+    text = """movie_column="Book Title" columns='a,$x;b' user_column=it\\'s solver_options='{"patience": 1}'"""
+    given = parser.parse_args(["--param", "epochs=3", f"--params={text}"]).param
+    assert parse(given, DEFINITIONS) == {
+        "epochs": 3,
+        "movie_column": "Book Title",
+        "columns": "a,$x;b",
+        "user_column": "it's",
+        "solver_options": {"patience": 1},
+    }
+    with pytest.raises(ConfigError, match=r"^--params: no closing quotation, expected words as in a shell$"):
+        parser.parse_args(["--params=columns='a"])

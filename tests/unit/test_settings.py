@@ -65,7 +65,7 @@ def test_the_parameters_that_it_shows_are_the_pipelines_own_defaults() -> None:
         ('image_tag = "a b"', "image_tag: String should match pattern"),
         ('image_repository = ""', "image_repository: String should have at least 1 character (given: '')"),
         ('cpu_image = "r/mf/mf-python-cpu:v1"', "cpu_image: String should match pattern"),
-        (f'cpu_image = "{CPU}"', "one of cpu_image and gpu_image is set; set both, as `make images` does, or none"),
+        (f'cpu_image = "{CPU}"', "one of cpu_image and gpu_image is set; set both, as `make images` does, or neither"),
         (
             'supabase_key_secret = "key"',
             "supabase_key_secret: a name of the form projects/PROJECT/secrets/NAME/",

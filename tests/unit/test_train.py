@@ -15,11 +15,12 @@ from mf import version
 from mf.config import Config
 from mf.errors import ConfigError, DataError
 from mf.model_directory import TrainedModel
+from mf.parameters import OR_SOLVERS_OWN, SOLVER_PARAMETERS, SOLVERS_OWN
 from mf.ratings.schema import Provenance, ratings_schema, write_ratings
 from mf.solvers import SOLVERS, EpochReport, configure
 from mf.solvers.adam import ORIGINAL, AdamConfig
 from mf.solvers.vb import VBConfig
-from mf.train import options_given, pick_device, train
+from mf.train import pick_device, train
 from mf.version import git_sha
 
 CPU = torch.device("cpu")
@@ -31,7 +32,6 @@ GIVEN: dict[str, dict[str, Any]] = {
     "vb": {"epochs": 3, "rank": 2, "fits": 2},
     "gibbs": {"epochs": 4, "rank": 3, "burn_in": 1},
 }
-KINDS = (str, int, float)
 CHECKOUT = Path(version.__file__).parents[1]
 
 
@@ -141,25 +141,23 @@ def test_no_ratings_are_an_error_that_says_what_to_do() -> None:
         fitted(ratings=table([]))
 
 
-def test_a_sentinel_is_an_option_that_was_not_given() -> None:
-    assert options_given(a=-1, b=-1.0, c="", d=0, e=0.0, f="x") == {"d": 0, "e": 0.0, "f": "x"}
-
-
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_the_train_step_gives_a_solver_the_options_that_are_no_sentinels(solver: str, tmp_path: Path) -> None:
+def test_the_train_step_gives_a_solver_the_options_that_are_set(solver: str, tmp_path: Path) -> None:
     for name in ("train", "validation"):
         write_ratings(RATINGS, tmp_path / name, Provenance("here", 9, 0, 0, 9))
-    inputs = {name: kind for name, kind in components.train.python_func.__annotations__.items() if kind in KINDS}
-    asked = {"solver": solver, "factors": 4, "seed": 3, **GIVEN[solver]}
+    asked = {"factors": 4, "seed": 3, **GIVEN[solver]}
+    parameters = dict.fromkeys(OR_SOLVERS_OWN, SOLVERS_OWN) | {n: v for n, v in asked.items() if n in SOLVER_PARAMETERS}
     components.train.python_func(
         train_ratings=SimpleNamespace(path=tmp_path / "train"),
         validation_ratings=SimpleNamespace(path=tmp_path / "validation"),
         initial_model=SimpleNamespace(path=tmp_path / "initial_model"),
         model=(model := SimpleNamespace(path=tmp_path / "step" / "model", metadata={})),
-        **{**{name: "" if kind is str else -1 for name, kind in inputs.items()}, **asked},
+        solver=solver,
+        solver_options={name: value for name, value in asked.items() if name not in SOLVER_PARAMETERS},
+        train_accelerator_count=0,
+        **parameters,
     )
     card = json.loads((tmp_path / "step" / "model" / "model.json").read_text())
-    del asked["solver"]
     assert card["config"] == configure(solver, asked).model_dump()
     assert model.metadata["solver"] == solver
 
