@@ -29,7 +29,7 @@ from benchmarks import planted
 from benchmarks.apart import Result
 from benchmarks.data import CACHE
 from benchmarks.report import table
-from mf.evaluation.topk import by_vectors
+from mf.evaluation.topk import top_k_by_product
 from mf.model import MatrixFactorization
 from mf.solvers import SOLVERS, EpochReport, Interactions, configure, fit
 from mf.solvers.minibatch import MiniBatchTraining
@@ -478,12 +478,12 @@ class Bench:
         pairs = train.users.cpu().numpy(), train.movies.cpu().numpy()
         rated = csr_array((np.ones(len(train), bool), pairs), (train.n_users, train.n_movies))
         some = min(2000, train.n_users)
-        by_vectors(p[:some], q, b_m, rated[:some], 10)
+        top_k_by_product(p[:some], q, b_m, rated[:some], 10)
         self.wait()
         started = time.perf_counter()
-        lists = by_vectors(p, q, b_m, rated, 10)
+        lists = top_k_by_product(p, q, b_m, rated, 10)
         seconds = time.perf_counter() - started
-        on_cpu = by_vectors(p[:some].cpu(), q.cpu(), b_m.cpu(), rated[:some], 10)
+        on_cpu = top_k_by_product(p[:some].cpu(), q.cpu(), b_m.cpu(), rated[:some], 10)
         return {
             "users": train.n_users,
             "movies": train.n_movies,

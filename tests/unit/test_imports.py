@@ -12,7 +12,7 @@ PACKAGES = ("mf", "components", "pipelines")
 ROOMS = (
     ("pipelines",),
     ("components",),
-    ("mf.__main__",),
+    ("mf.__main__", "mf.parameters"),
     ("mf.evaluation", "mf.ingest", "mf.train", "mf.local"),
     ("mf.warm_start",),
     ("mf.supabase",),
