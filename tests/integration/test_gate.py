@@ -149,7 +149,8 @@ def story(project: Project) -> dict[str, Outcome]:
     def then(name: str, file: Path, **parameters: Any) -> None:
         told[name] = project.run(name, file, **parameters)
 
-    then("too few", file, **TWO_FACTORS, min_rows=5000, init_from="published")
+    then("too few", file, **TWO_FACTORS, min_rows=5000)
+    then("nothing to start from", file, **UNTRAINED, init_from="published")
     then("first", file, **ONE_FACTOR)
     then("better", file, **TWO_FACTORS, direct=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -169,7 +170,7 @@ def test_a_model_of_too_few_ratings_is_refused_and_the_database_stays_empty(stor
     found = story["too few"]
     assert found.reasons == ["1,200 training ratings, min_rows is 5,000"]
     assert (sorted(found.steps), found.runs, found.recommended) == (sorted(PARTS), {}, [])
-    assert "ingest    nothing is published yet: starting from nothing\n" in found.printed
+    assert "ingest    nothing is published yet: starting from nothing\n" in story["nothing to start from"].printed
 
 
 def test_the_first_run_is_measured_by_the_biases_alone_and_published(story: dict[str, Outcome]) -> None:
