@@ -150,7 +150,8 @@ def story(project: Project) -> dict[str, Outcome]:
     def then(name: str, file: Path, **parameters: Any) -> None:
         outcomes[name] = project.run(name, file, **parameters)
 
-    then("too few", file, **TWO_FACTORS, min_rows=5000, init_from="published")
+    then("too few", file, **TWO_FACTORS, min_rows=5000)
+    then("nothing to start from", file, **UNTRAINED, init_from="published")
     then("first", file, **ONE_FACTOR)
     then("better", file, **TWO_FACTORS, direct=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -170,7 +171,8 @@ def test_a_model_of_too_few_ratings_is_refused_and_the_database_stays_empty(stor
     found = story["too few"]
     assert found.reasons == ["1,200 training ratings, min_rows is 5,000"]
     assert (sorted(found.steps), found.runs, found.recommended) == (sorted(PARTS), {}, [])
-    assert "ingest    no run is published yet: training starts from scratch\n" in found.printed
+    printed = story["nothing to start from"].printed
+    assert "ingest    no run is published yet: training starts from scratch\n" in printed
 
 
 def test_the_first_run_is_compared_with_the_baselines_alone_and_published(story: dict[str, Outcome]) -> None:

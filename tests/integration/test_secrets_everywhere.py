@@ -30,7 +30,9 @@ from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
 from pipelines.__main__ import main
+from pipelines.compiled import definitions
 from pipelines.laptop.run import environment, run_steps
+from pipelines.parameters import complete
 
 __all__ = ["asked", "server"]  # fixtures
 
@@ -124,27 +126,13 @@ def secret_manager(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ANSWERS, "half-url", (200, DB_URL.partition("@")[0].encode()))
 
 
-TABLE = {"import_table": "ratings", "supabase_url": "http://127.0.0.1:9", "max_reject_fraction": 0.01}
-COLUMNS = dict.fromkeys(
-    [
-        "ratings_csv",
-        "columns",
-        "user_column",
-        "movie_column",
-        "rating_column",
-        "timestamp_column",
-        "key_columns",
-        "rated_since",
-        "rated_before",
-        "init_from",
-    ],
-    "",
-)
+TABLE = {"import_table": "ratings", "supabase_url": "http://127.0.0.1:9", "train_accelerator_count": 0}
 VIEWS = {"movie_export_table": "movie_embeddings", "user_export_table": "user_embeddings", "hnsw_index": False}
 
 
 def ingest(folder: Path) -> tuple[Any, dict[str, Any]]:
-    return components.ingest, executor_input(components.ingest, folder, {}, **{**COLUMNS, **TABLE})
+    parameters = {**complete({}, definitions()), **TABLE, "gpus": {}}
+    return components.ingest, executor_input(components.ingest, folder, {}, **parameters)
 
 
 def export(folder: Path) -> tuple[Any, dict[str, Any]]:
