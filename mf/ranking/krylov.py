@@ -1,0 +1,65 @@
+"""Orthonormal basis of a block Krylov space (Musco and Musco 2015)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mf.ranking.workers import Workers, pieces
+
+NEGLIGIBLE = (
+    1e-9  # share of the largest eigenvalue of a block's normalised Gram matrix: the direction is rounding noise
+)
+WEAK = 1e-4  # a direction that lost all but this of its squared length is orthogonalised a second time
+
+
+def krylov_basis(
+    start: Tensor, expand: Callable[[Tensor, slice], Tensor | None], rank: int, workers: Workers
+) -> Tensor:
+    """float32[n, at most rank], orthonormal columns that span start, A start, A² start, …
+
+    Args:
+        start: float32[n, K]; overwritten.
+        expand: given the newest orthonormal columns and their place in the basis, returns A times them, or ``None``
+            after the last.
+        rank: columns of the basis, at most; fewer where the space has fewer.
+    """
+    chunks = pieces(len(start))
+    basis = torch.empty(len(start), rank, device=start.device)
+    block: Tensor | None = start
+    have = 0
+    while block is not None:
+        columns = _orthonormal(block, basis[:, :have], workers, chunks)[:, : rank - have]
+        if not columns.shape[1]:
+            return basis[:, :have]
+        at = slice(have, have + columns.shape[1])
+        basis[:, at] = columns
+        have = at.stop
+        block = expand(columns, at)
+    return basis[:, :have]
+
+
+def _orthonormal(block: Tensor, basis: Tensor, workers: Workers, chunks: list[slice]) -> Tensor:
+    """Orthonormal columns that span ``block`` beyond ``basis``; none where the block lies within it."""
+
+    def remove(at: slice) -> None:
+        block[at].addmm_(basis[at], known, alpha=-1)
+
+    lengths = workers.sum(lambda at: block[at].square().sum(0), chunks)
+    for second in (False, True):
+        if basis.shape[1]:
+            known = workers.sum(lambda at: basis[at].T @ block[at], chunks).float()  # noqa: B023
+            workers.map(remove, chunks)
+        gram = workers.sum(lambda at: block[at].T @ block[at], chunks)  # noqa: B023
+        inverse = lengths.clamp(min=1e-30).rsqrt()
+        values, vectors = torch.linalg.eigh(gram * inverse[:, None] * inverse)
+        kept = values > NEGLIGIBLE * values[-1].clamp(min=1)
+        if not kept.any():
+            return block[:, :0]
+        turn = (inverse[:, None] * vectors[:, kept] / values[kept].sqrt()).float()
+        weak = bool(values[0] < WEAK)
+        block = torch.cat(workers.map(lambda at: block[at] @ turn, chunks))  # noqa: B023
+        if second or not weak:
+            break
+        lengths = torch.ones(block.shape[1], dtype=torch.float64, device=block.device)
+    return block
