@@ -1,5 +1,6 @@
 """Fitting the ranking model, top to bottom."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from mf.errors import DataError, TrainingError
 from mf.ranking.config import RankingConfig
 from mf.ranking.interactions import Floats, Interactions, UserRows
-from mf.ranking.matrix import LIKING, RATED, TARGET, RatingMatrix
+from mf.ranking.matrix import LIKING, RATED, RatingMatrix
 from mf.ranking.model import RankingModel
 from mf.ranking.passes import Passes, PassReport
 from mf.ranking.student import cut
@@ -83,8 +84,11 @@ def fit(
 
 
 def teacher_rank(ratings: int, factors: int) -> int:
-    """Singular vectors of the full model."""
-    return max(512, 2 * factors)
+    """Singular vectors of the full model: 512 below 8 million ratings, then 64 more per eightfold number of ratings.
+
+    docs/ranking.md has what was measured.
+    """
+    return max(512 + 64 * max(0, int(math.log(ratings / 1e6, 8))), 2 * factors)
 
 
 @dataclass(frozen=True)
@@ -121,14 +125,14 @@ def _matrix(
     rows: UserRows, n_movies: int, scale: _Scale, config: RankingConfig, device: torch.device, workers: Workers
 ) -> RatingMatrix:
     """The inputs, each user scaled by (n_u / mean n)^-input_exponent, and the targets, by ^-target_exponent."""
-    counts = rows.counts
-    busy = np.maximum(counts, 1) / np.maximum(counts, 1).mean()
+    counts = np.maximum(rows.counts, 1)
+    busy = counts / counts.mean()
+    inputs, targets = ((busy**-power).astype(np.float32) for power in (config.input_exponent, config.target_exponent))
     values: dict[str, Floats | None] = {RATED: None}
-    target = np.repeat((busy ** (config.input_exponent - config.target_exponent)).astype(np.float32), counts)
+    liked = None
     if scale.used:
         assert rows.ratings is not None
-        target *= np.where(rows.ratings >= scale.threshold, np.float32(1), np.float32(config.rated_target))
+        liked = rows.ratings >= np.float32(scale.threshold)
         if config.rho:
             values[LIKING] = (rows.ratings - np.float32(scale.mu)) * np.float32(config.rho / scale.sd)
-    values[TARGET] = target
-    return RatingMatrix(rows, n_movies, values, (busy**-config.input_exponent).astype(np.float32), device, workers)
+    return RatingMatrix(rows, n_movies, values, liked, config.rated_target, inputs, targets, device, workers)

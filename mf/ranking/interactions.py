@@ -98,8 +98,9 @@ class UserRows:
             last = np.flatnonzero(~np.r_[repeated, False])
             offsets = np.searchsorted(last, offsets)
             movies, order = movies[last], last if order is None else order[last]
-        values = (x if x is None or order is None else x[order] for x in (ratings, times))
-        return cls(offsets, movies, *values)
+        if order is not None:
+            ratings, times = (x if x is None else x[order] for x in (ratings, times))
+        return cls(offsets, movies, ratings, times)
 
 
 def _rows(given: Tensor, n: int, what: str) -> Int32s:

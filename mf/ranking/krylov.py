@@ -21,35 +21,33 @@ def krylov_basis(
     Args:
         start: float32[n, K]; overwritten.
         expand: given the newest orthonormal columns and their place in the basis, returns A times them, or ``None``
-            after the last.
+            after the last of ``rank`` columns.
         rank: columns of the basis, at most; fewer where the space has fewer.
     """
     chunks = pieces(len(start))
     basis = torch.empty(len(start), rank, device=start.device)
-    block: Tensor | None = start
-    have = 0
-    while block is not None:
-        columns = _orthonormal(block, basis[:, :have], workers, chunks)[:, : rank - have]
-        if not columns.shape[1]:
+    have, block = 0, start
+    while True:
+        block = _orthonormal(block, basis[:, :have], workers, chunks)[:, : rank - have]
+        if not block.shape[1]:
             return basis[:, :have]
-        at = slice(have, have + columns.shape[1])
-        basis[:, at] = columns
+        at = slice(have, have + block.shape[1])
+        basis[:, at] = block
+        del block  # as large as the next one
         have = at.stop
-        block = expand(columns, at)
-    return basis[:, :have]
+        following = expand(basis[:, at], at)
+        if following is None:
+            return basis
+        block = following
 
 
 def _orthonormal(block: Tensor, basis: Tensor, workers: Workers, chunks: list[slice]) -> Tensor:
-    """Orthonormal columns that span ``block`` beyond ``basis``; none where the block lies within it."""
-
-    def remove(at: slice) -> None:
-        block[at].addmm_(basis[at], known, alpha=-1)
-
+    """Orthonormal columns that span ``block`` beyond ``basis``; none where it lies within. ``block`` is overwritten."""
     lengths = workers.sum(lambda at: block[at].square().sum(0), chunks)
     for second in (False, True):
         if basis.shape[1]:
             known = workers.sum(lambda at: basis[at].T @ block[at], chunks).float()  # noqa: B023
-            workers.map(remove, chunks)
+            workers.map(lambda at: block[at].addmm_(basis[at], known, alpha=-1), chunks)  # noqa: B023
         gram = workers.sum(lambda at: block[at].T @ block[at], chunks)  # noqa: B023
         inverse = lengths.clamp(min=1e-30).rsqrt()
         values, vectors = torch.linalg.eigh(gram * inverse[:, None] * inverse)
@@ -57,9 +55,9 @@ def _orthonormal(block: Tensor, basis: Tensor, workers: Workers, chunks: list[sl
         if not kept.any():
             return block[:, :0]
         turn = (inverse[:, None] * vectors[:, kept] / values[kept].sqrt()).float()
-        weak = bool(values[0] < WEAK)
-        block = torch.cat(workers.map(lambda at: block[at] @ turn, chunks))  # noqa: B023
-        if second or not weak:
+        workers.map(lambda at: block[at, : turn.shape[1]].copy_(block[at] @ turn), chunks)  # noqa: B023
+        block = block[:, : turn.shape[1]]
+        if second or values[0] >= WEAK:
             break
         lengths = torch.ones(block.shape[1], dtype=torch.float64, device=block.device)
     return block

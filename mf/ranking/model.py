@@ -25,8 +25,8 @@ Ints = npt.NDArray[np.int64]
 class RankingModel:
     """score = p_u . q_m + b_m, with p_u = sum over the user's ratings of (history_m + like x liking_m).
 
-    like = rho (r - mu) / sd, and 0 where ratings are not looked at. An unseen user has p_u = 0 and gets the order of the
-    biases. A row is a movie, in the order of the training's row numbers.
+    like = rho (r - mu) / sd, and 0 where ratings are not looked at. An unseen user has p_u = 0 and gets the order of
+    the biases. A row is a movie, in the order of the training's row numbers.
 
     Attributes:
         bias: float32[movies], b.
@@ -171,11 +171,13 @@ class RankingModel:
         order = np.argsort(rows, kind="stable")
         rows, history, liking = rows[order], history[order], liking[order]
         vectors = history[:, None] * self.history[rows] + liking[:, None] * self.liking[rows]
-        return rows[np.argmax(vectors @ self.embedding[wanted].astype(np.float64).T, axis=0)]
+        best: Ints = rows[np.argmax(vectors @ self.embedding[wanted].astype(np.float64).T, axis=0)]
+        return best
 
     def _like(self, ratings: Floats) -> Floats:
         """float32[n], rho (r - mu) / sd."""
-        assert self.mu is not None and self.sd is not None
+        assert self.mu is not None
+        assert self.sd is not None
         return np.asarray(self.rho / self.sd * (ratings.astype(np.float64) - self.mu), dtype=np.float32)
 
     def _given(self, ratings: Floats | None, n: int) -> Floats:

@@ -46,13 +46,13 @@ def fit_teacher(matrix: RatingMatrix, rank: int, config: RankingConfig, passes: 
     predicted from itself; docs/ranking.md derives it."""
     names, workers, device = matrix.channels, matrix.workers, matrix.device
     images = {name: torch.empty(matrix.movies, rank, device=device) for name in [*names, TARGET]}  # X_name' basis
-    scale = matrix.scale[:, None]
 
     def expand(block: Tensor, at: slice) -> Tensor | None:
-        found = matrix.transposed(block * scale, images)
-        for name, image in found.items():
-            images[name][:, at] = image
-        following = None if at.stop == rank else matrix.times({name: found[name] for name in names}, matrix.scale)
+        newest = {name: image[:, at] for name, image in images.items()}
+        matrix.transposed(block, newest)
+        following = None
+        if at.stop < rank:
+            following = matrix.times({name: newest[name].contiguous() for name in names}, matrix.scale)
         passes.done(f"teacher {at.stop}/{rank} directions")
         return following
 

@@ -32,7 +32,7 @@ class Workers:
 
     def __init__(self, device: torch.device, threads: int | None = None) -> None:
         self.device = device
-        count = (threads or len(os.sched_getaffinity(0))) if device.type == "cpu" else 1
+        count = (threads or _cores()) if device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) if count > 1 else None
 
     def map(self, work: Callable[[Item], Outcome], items: Iterable[Item]) -> list[Outcome]:
@@ -58,3 +58,8 @@ class Workers:
         torch.set_num_threads(self._threads)
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """Cores that this process may use; not every system can tell which."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
