@@ -16,7 +16,7 @@ class RankingConfig(Config):
         ge=1,
         le=8192,
         description="singular vectors that the ranking model is computed from before it is cut to factors; default: "
-        "512 below 8 million ratings, and 64 more per eightfold number",
+        "all where there are up to 768, else 512 below 8 million ratings and 64 more per eightfold number",
     )
     regularization_index: int = Field(
         64,

@@ -19,6 +19,7 @@ from mf.ranking.teacher import fit_teacher
 from mf.ranking.workers import Workers
 
 UPPER_QUARTER = 0.75  # of the range of the ratings, where a movie counts as liked by default
+SMALL_RANK = 768  # up to which inputs are taken whole: a second of one core
 CONSTANT = 1e-6  # a standard deviation below which all ratings are the same
 
 
@@ -54,8 +55,9 @@ def fit(
         matrix = _matrix(rows, interactions.n_movies, scale, config, device, workers)
         del rows
         passes.done("ratings sorted")
-        rank = config.teacher_rank or teacher_rank(int(matrix.user_counts.sum()), config.factors)
-        teacher = fit_teacher(matrix, min(rank, matrix.users, len(matrix.channels) * matrix.movies), config, passes)
+        whole = min(matrix.users, len(matrix.channels) * matrix.movies)
+        rank = config.teacher_rank or teacher_rank(int(matrix.user_counts.sum()), whole, config.factors)
+        teacher = fit_teacher(matrix, min(rank, whole), config, passes)
         matrix.drop_targets()
         q, inputs = cut(teacher, matrix, config.factors, passes)
         regularization, found, beyond = teacher.regularization, len(teacher.singular), teacher.energy_beyond
@@ -83,11 +85,17 @@ def fit(
     )
 
 
-def teacher_rank(ratings: int, factors: int) -> int:
-    """Singular vectors of the full model: 512 below 8 million ratings, then 64 more per eightfold number of ratings.
+def teacher_rank(ratings: int, whole: int, factors: int) -> int:
+    """Singular vectors of the full model: all that there may be up to 768; else 512 and 64 more per eightfold million.
 
     docs/ranking.md has what was measured.
+
+    Args:
+        ratings: how many there are.
+        whole: the largest rank that the inputs can have.
     """
+    if whole <= SMALL_RANK:
+        return whole
     return max(512 + 64 * max(0, int(math.log(ratings / 1e6, 8))), 2 * factors)
 
 

@@ -7,9 +7,7 @@ from torch import Tensor
 
 from mf.ranking.workers import Workers, pieces
 
-NEGLIGIBLE = (
-    1e-9  # share of the largest eigenvalue of a block's normalised Gram matrix: the direction is rounding noise
-)
+NEGLIGIBLE = 1e-6  # of a direction's squared length: as little beyond the basis is rounding noise
 WEAK = 1e-4  # a direction that lost all but this of its squared length is orthogonalised a second time
 
 
@@ -42,7 +40,10 @@ def krylov_basis(
 
 
 def _orthonormal(block: Tensor, basis: Tensor, workers: Workers, chunks: list[slice]) -> Tensor:
-    """Orthonormal columns that span ``block`` beyond ``basis``; none where it lies within. ``block`` is overwritten."""
+    """Orthonormal columns that span ``block`` beyond ``basis``, the longest first; none where it lies within.
+
+    ``block`` is overwritten.
+    """
     lengths = workers.sum(lambda at: block[at].square().sum(0), chunks)
     for second in (False, True):
         if basis.shape[1]:
@@ -51,13 +52,12 @@ def _orthonormal(block: Tensor, basis: Tensor, workers: Workers, chunks: list[sl
         gram = workers.sum(lambda at: block[at].T @ block[at], chunks)  # noqa: B023
         inverse = lengths.clamp(min=1e-30).rsqrt()
         values, vectors = torch.linalg.eigh(gram * inverse[:, None] * inverse)
-        kept = values > NEGLIGIBLE * values[-1].clamp(min=1)
-        if not kept.any():
-            return block[:, :0]
+        values, vectors = values.flip(0), vectors.flip(1)
+        kept = values > NEGLIGIBLE
         turn = (inverse[:, None] * vectors[:, kept] / values[kept].sqrt()).float()
         workers.map(lambda at: block[at, : turn.shape[1]].copy_(block[at] @ turn), chunks)  # noqa: B023
         block = block[:, : turn.shape[1]]
-        if second or values[0] >= WEAK:
+        if second or values[-1] >= WEAK:
             break
         lengths = torch.ones(block.shape[1], dtype=torch.float64, device=block.device)
     return block
