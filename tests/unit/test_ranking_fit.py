@@ -11,6 +11,11 @@ import torch
 from mf.errors import ConfigError, DataError
 from mf.ranking import Interactions, PassReport, RankingConfig, RankingModel, fit
 from mf.ranking.fit import teacher_rank
+from mf.ranking.interactions import UserRows
+from mf.ranking.matrix import RATED, RatingMatrix
+from mf.ranking.passes import Passes
+from mf.ranking.teacher import fit_teacher
+from mf.ranking.workers import Workers
 
 CPU = torch.device("cpu")
 USERS, MOVIES = 150, 24
@@ -102,13 +107,30 @@ def test_the_regularization_is_the_squared_singular_value_at_a_tenth_of_the_user
 def test_what_lies_beyond_the_rank_is_reported_as_a_share_of_the_energy() -> None:
     data = toy(movies=100)
     squares = np.linalg.svd(dense(data), compute_uv=False) ** 2
-    for rank in (40, 70, 99):
+    last = 1.0
+    for rank in (40, 70, 90, 99):
         model = fitted(data, rated_only=True, input_exponent=0, teacher_rank=rank)
         assert model.teacher_rank == rank
-        assert (
-            squares[rank:].sum() / squares.sum() <= model.energy_beyond < 1 - squares[:rank].sum() / squares.sum() * 0.9
-        )
+        assert squares[rank:].sum() / squares.sum() <= model.energy_beyond < last
+        last = model.energy_beyond
+    assert last < 0.01
     assert fitted(data, rated_only=True, input_exponent=0).energy_beyond < 1e-5
+
+
+def test_diagonals_of_a_cut_basis_are_estimated_from_what_lies_beyond() -> None:
+    """EASE's diagonal at 90 of 160 directions: 13% off, where the known directions alone are 41% off."""
+    data = toy(users=400, movies=160)
+    ones = np.ones(400, np.float32)
+    with torch.no_grad(), Workers(CPU, 1) as workers:
+        matrix = RatingMatrix(UserRows.of(data), 160, {RATED: None}, None, 0.5, ones, ones, CPU, workers)
+        teacher = fit_teacher(matrix, 90, RankingConfig(regularization_index=20), Passes(None))
+    x, ridge = dense(data), teacher.regularization
+    leverage = 1 - ridge * np.diag(np.linalg.inv(x.T @ x + ridge * np.eye(160)))
+    shrunk = (teacher.singular**2 / (teacher.singular**2 + ridge)).numpy()
+    known = (teacher.images[RATED] / teacher.singular).numpy() ** 2 @ shrunk
+    exact, estimated, plain = leverage / (1 - leverage), teacher.gamma[RATED].numpy(), known / (1 - known)
+    assert np.abs(estimated - exact).mean() < 0.2 * exact.mean()
+    assert np.abs(plain - exact).mean() > 0.3 * exact.mean()
 
 
 @pytest.mark.parametrize("repeated", [2, 5])
