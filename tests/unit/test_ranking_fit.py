@@ -12,8 +12,9 @@ from mf.errors import ConfigError, DataError
 from mf.ranking import Interactions, PassReport, RankingConfig, RankingModel, fit
 from mf.ranking.fit import teacher_rank
 from mf.ranking.interactions import UserRows
-from mf.ranking.matrix import RATED, RatingMatrix
+from mf.ranking.matrix import LIKING, RATED, RatingMatrix
 from mf.ranking.passes import Passes
+from mf.ranking.taste import taste_vectors
 from mf.ranking.teacher import fit_teacher
 from mf.ranking.workers import Workers
 
@@ -53,8 +54,8 @@ def scores(model: RankingModel, data: Interactions) -> Floats:
     return model.scores(model.user_vectors(data)).astype(np.float64)
 
 
-def assert_close(found: Floats, expected: Floats) -> None:
-    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+def assert_close(found: Floats, expected: Floats, tolerance: float = 1e-4) -> None:
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
 FULL: dict[str, Any] = {"factors": 64, "prior_ratings": 0.0, "taste": 0.0}  # more factors than movies: nothing is cut
@@ -157,6 +158,44 @@ def test_lists_find_the_planted_groups(options: dict[str, Any]) -> None:
     found[dense(data) > 0] = -np.inf
     best = np.argsort(-found, axis=1)[:, :5]
     assert (best % 2 == np.arange(400)[:, None] % 2).mean() > 0.85
+
+
+def test_the_cut_keeps_the_largest_directions_of_scores_of_length_1_per_user() -> None:
+    """All users' directions are looked at (4 x factors), so that the result is that of a dense decomposition."""
+    data = toy(users=40, movies=60)
+    model = fitted(data, rated_only=True, input_exponent=0, target_exponent=0, factors=10)
+    x = dense(data)
+    inverse = np.linalg.inv(x.T @ x + model.regularization * np.eye(60))
+    leverage = 1 - model.regularization * np.diag(inverse)
+    answers = x @ (np.eye(60) - inverse / np.diag(inverse))  # EASE's scores, of the rated movies too
+    unseen = answers + x * (leverage / (1 - leverage))  # as if nobody had rated the movie
+    directions = np.linalg.svd(answers / np.linalg.norm(unseen, axis=1, keepdims=True))[2][:10]
+    assert_close(model.embedding.astype(np.float64) @ model.embedding.T, directions.T @ directions, 1e-3)
+
+
+def test_taste_vectors_are_those_of_a_loop_over_the_movies() -> None:
+    data, k, unit, weight = toy(users=90, movies=25, share=0.1), 9, 0.8, 0.5
+    rows = UserRows.of(data)
+    assert rows.ratings is not None
+    users, movies, above = rows.users, rows.movies, rows.ratings - rows.ratings.mean()
+    assert np.bincount(movies).min() < k < np.bincount(movies).max()
+    rng = torch.Generator().manual_seed(0)
+    p, q, rated, liking = (torch.randn(n, k, generator=rng) for n in (90, 25, 25, 25))
+    scale = np.linspace(0.5, 2, 90, dtype=np.float32)
+    with torch.no_grad(), Workers(CPU, 1) as workers:
+        matrix = RatingMatrix(rows, 25, {RATED: None, LIKING: above / unit}, None, 0.5, scale, scale, CPU, workers)
+        found = taste_vectors(matrix, p, q, {RATED: rated, LIKING: liking}, unit, weight).numpy()
+    rest = above - (np.bincount(movies, above) / (np.bincount(movies) + 5))[movies]
+    rest = rest - (np.bincount(users, rest, 90) / (np.bincount(users, minlength=90) + 5))[users]
+    expected = np.zeros((25, k))
+    for movie in range(25):
+        at = np.flatnonzero(movies == movie)
+        own = rated[movie].numpy() + np.outer(above[at] / unit, liking[movie].numpy())
+        z = (p.numpy()[users[at]] - own) / np.linalg.norm(p.numpy()[users[at]], axis=1, keepdims=True)
+        expected[movie] = np.linalg.solve(z.T @ z + np.eye(k), z.T @ rest[at])
+    one = p.numpy() / np.linalg.norm(p.numpy(), axis=1, keepdims=True)
+    expected *= weight * (one @ q.numpy().T).std(1).mean() / (one @ expected.T).std(1).mean()
+    assert_close(found, expected)
 
 
 def test_taste_lifts_what_is_liked_above_what_is_only_rated() -> None:
