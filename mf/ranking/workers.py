@@ -1,0 +1,65 @@
+"""Threads for independent pieces of work, and sums in a fixed order."""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+ROWS = 8192  # rows per piece of dense work: what two of 64 floats each take stays in a core's cache
+
+
+def pieces(n: int, step: int = ROWS) -> list[slice]:
+    """Slices of ``step`` rows that cover 0 … n - 1."""
+    return [slice(start, min(n, start + step)) for start in range(0, n, step)]
+
+
+class Workers:
+    """Does pieces of work on one thread per core on a CPU, one after another on a GPU.
+
+    Pieces do not depend on the number of threads and their results come back in order, so that the outcome has the same
+    bits for any number. Within the ``with`` block PyTorch itself uses one thread per piece.
+
+    Args:
+        threads: default: one per core that this process may use.
+    """
+
+    def __init__(self, device: torch.device, threads: int | None = None) -> None:
+        self.device = device
+        count = (threads or _cores()) if device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) if count > 1 else None
+
+    def map(self, work: Callable[[Item], Outcome], items: Iterable[Item]) -> list[Outcome]:
+        """[work(item) for each item]."""
+        return list(self._pool.map(work, items) if self._pool else map(work, items))
+
+    def sum(self, work: Callable[[Item], Tensor], items: Iterable[Item]) -> Tensor:
+        """float64, the sum of ``work(item)``, added in the order of the items."""
+        first, *rest = self.map(work, items)
+        total = first.double()
+        for part in rest:
+            total += part
+        return total
+
+    def __enter__(self) -> "Workers":
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        torch.set_num_threads(self._threads)
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """Cores that this process may use; not every system can tell which."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
