@@ -1,6 +1,7 @@
-"""Reading and writing model directories: model.pt, model.json and embeddings in Parquet.
+"""Reading and writing model directories: model.pt, model.json, embeddings and ranking vectors in Parquet.
 
-r̂ = clip(mu + b_u + b_m + p_u·q_m, rating_min, rating_max); an unknown user or movie has bias 0 and a zero vector.
+r̂ = clip(mu + b_u + b_m + p_u·q_m, rating_min, rating_max); an unknown user or movie has bias 0 and a zero vector. The
+ranking score is p_u·q_m + b_m of the ranking vectors.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from torch import Tensor
 from mf.errors import DataError
 from mf.files import directory_written_aside
 from mf.model import MatrixFactorization
+from mf.ranking import RankingModel
 from mf.ratings.schema import MOVIE, USER, IdType, TrainedOn, id_type
 from mf.ratings.vocabulary import Vocabulary
 
@@ -31,6 +33,12 @@ FORMAT = 1
 WEIGHTS = "model.pt"
 CARD = "model.json"
 PARQUET = {USER: "user_embeddings.parquet", MOVIE: "movie_embeddings.parquet"}
+RANKING_PARQUET = {USER: "user_ranking.parquet", MOVIE: "movie_ranking.parquet"}
+# Fields of the ranking model that are numbers; the arrays are columns of movie_ranking.parquet.
+RANKING_NUMBERS = (
+    "mu", "sd", "rho", "regularization", "teacher_rank", "energy_beyond", "relevance_threshold", "recency",
+)  # fmt: skip
+RANKING_COLUMNS = ("embedding", "history", "liking")
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,62 @@ class PublishedModel:
 
 
 @dataclass
+class TrainedRanking:
+    """A ranking model with its ids, the vectors of its users and its training record."""
+
+    model: RankingModel
+    users: Vocabulary
+    movies: Vocabulary
+    vectors: npt.NDArray[np.float32]  # [users, factors], p
+    config: dict[str, Any]  # the ranking model's configuration
+    metrics: dict[str, Any] = field(default_factory=dict)  # seconds and memory of the training
+
+    @property
+    def factors(self) -> int:
+        return self.vectors.shape[1]
+
+    def card(self) -> dict[str, Any]:
+        """The entry ``ranking`` of ``model.json``."""
+        return {
+            "factors": self.factors,
+            "options": self.config,
+            **{name: getattr(self.model, name) for name in RANKING_NUMBERS},
+            "users": len(self.users),
+            "movies": len(self.movies),
+            "metrics": self.metrics,
+        }
+
+    def write(self, directory: Path) -> None:
+        """Write ``user_ranking.parquet`` (``user_id``, ``embedding``) and ``movie_ranking.parquet`` (``movie_id``,
+        ``bias``, ``embedding``, ``history``, ``liking``)."""
+        vectors = {name: _lists(getattr(self.model, name)) for name in RANKING_COLUMNS}
+        tables = {
+            USER: pa.table({USER: self.users.ids, "embedding": _lists(self.vectors)}),
+            MOVIE: pa.table({MOVIE: self.movies.ids, "bias": self.model.bias, **vectors}),
+        }
+        for key, table in tables.items():
+            pq.write_table(table, directory / RANKING_PARQUET[key], compression="zstd")
+
+    @classmethod
+    def read(cls, directory: Path, card: Mapping[str, Any]) -> "TrainedRanking":
+        """Read the files written by ``write``; ``card`` is the entry ``ranking`` of ``model.json``."""
+        users, movies = (pq.read_table(directory / file) for file in RANKING_PARQUET.values())
+        columns: dict[str, Any] = {
+            name: _checked_vectors(movies[name].combine_chunks(), directory / RANKING_PARQUET[MOVIE], card["factors"])
+            for name in RANKING_COLUMNS
+        }
+        columns["bias"] = _checked_bias(movies["bias"].combine_chunks(), directory / RANKING_PARQUET[MOVIE])
+        return cls(
+            RankingModel(**columns, **{name: card[name] for name in RANKING_NUMBERS}),
+            Vocabulary(users[USER].combine_chunks()),
+            Vocabulary(movies[MOVIE].combine_chunks()),
+            _checked_vectors(users["embedding"].combine_chunks(), directory / RANKING_PARQUET[USER], card["factors"]),
+            card["options"],
+            card["metrics"],
+        )
+
+
+@dataclass
 class TrainedModel:
     """A trained model with its ids and its training record."""
 
@@ -96,6 +160,7 @@ class TrainedModel:
     metrics: dict[str, Any] = field(default_factory=dict)  # validation and test RMSE, the training curve
     git_sha: str = "unknown"
     trained_on: TrainedOn | None = None  # None: not recorded
+    ranking: TrainedRanking | None = None  # None: lists are ordered by predicted rating
 
     def summary(self) -> str:
         """One line for a person: size, initial model, validation RMSE."""
@@ -126,7 +191,7 @@ class TrainedModel:
                 (self.movies, m.movie_bias, m.movie_factors),
             )
         )
-        _write(directory, self.card(), users, movies, m.state_dict(), also)
+        _write(directory, self.card(), users, movies, m.state_dict(), also, self.ranking)
 
     def card(self) -> dict[str, Any]:
         """The content of ``model.json``."""
@@ -146,6 +211,7 @@ class TrainedModel:
             "git_sha": self.git_sha,
             "trained_on": asdict(self.trained_on) if self.trained_on else None,
             "metrics": self.metrics,
+            "ranking": self.ranking.card() if self.ranking else None,
         }
 
     @classmethod
@@ -168,11 +234,12 @@ class TrainedModel:
             )
             module.load_state_dict(torch.load(directory / WEIGHTS, weights_only=True))
             record = {name: card[name] for name in ("run_id", "solver", "config", "rows", "metrics", "git_sha")}
+            ranking = TrainedRanking.read(directory, card["ranking"]) if card.get("ranking") else None
         except KeyError as error:
             raise DataError(f"{directory} is not a complete model directory: {error} is missing") from None
         except Exception as error:  # on a corrupt file torch.load raises whatever its parser runs into
             raise DataError(f"{directory} is not a model directory: {' '.join(str(error).split())[:300]}") from None
-        return cls(module, users, movies, **record, trained_on=TrainedOn.read(card.get("trained_on")))
+        return cls(module, users, movies, **record, trained_on=TrainedOn.read(card.get("trained_on")), ranking=ranking)
 
 
 def write_published(
@@ -190,22 +257,25 @@ def _write(
     movies: Embeddings,
     state: Mapping[str, Tensor] | None = None,
     also: Sequence[Path] = (),
+    ranking: TrainedRanking | None = None,
 ) -> None:
     with directory_written_aside(directory, seal=CARD) as aside:
         if state is not None:
             torch.save(state, aside / WEIGHTS)
         for key, rows in ((USER, users), (MOVIE, movies)):
-            _write_embeddings(aside / PARQUET[key], key, rows)
+            table = pa.table({key: rows.ids, "bias": rows.bias, "embedding": _lists(rows.vectors)})
+            pq.write_table(table, aside / PARQUET[key], compression="zstd")
+        if ranking:
+            ranking.write(aside)
         for file in also:
             shutil.copy(file, aside)
         (aside / CARD).write_text(json.dumps(card, indent=2) + "\n")
 
 
-def _write_embeddings(path: Path, key: str, rows: Embeddings) -> None:
-    """Columns ``key`` (the ids), ``bias`` float32 and ``embedding`` list<float32>[factors]."""
-    offsets = pa.array(np.arange(0, rows.vectors.size + 1, rows.vectors.shape[1], dtype=np.int64))
-    embedding = pa.LargeListArray.from_arrays(offsets, pa.array(rows.vectors.ravel())).cast(pa.list_(pa.float32()))
-    pq.write_table(pa.table({key: rows.ids, "bias": rows.bias, "embedding": embedding}), path, compression="zstd")
+def _lists(vectors: npt.NDArray[np.float32]) -> pa.Array:
+    """list<float32>[n] of float32[n, factors]."""
+    offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int64))
+    return pa.LargeListArray.from_arrays(offsets, pa.array(vectors.ravel())).cast(pa.list_(pa.float32()))
 
 
 def read_model(directory: Path) -> PublishedModel:

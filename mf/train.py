@@ -2,7 +2,8 @@
 
 import dataclasses
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -12,8 +13,11 @@ import torch
 from mf.biases import Ints
 from mf.config import Config
 from mf.errors import ConfigError, DataError
-from mf.model_directory import TrainedModel
-from mf.ratings.schema import MOVIE, RATING, USER, Provenance, TrainedOn
+from mf.model_directory import TrainedModel, TrainedRanking
+from mf.ranking import Interactions as RankingInteractions
+from mf.ranking import PassReport, RankingConfig
+from mf.ranking import fit as fit_ranking
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, Provenance, TrainedOn, times
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, Interactions, fit, solver_of
 from mf.solvers.base import Callback, Checkpoint
@@ -85,6 +89,43 @@ def train(
         git_sha=git_sha(),
         trained_on=_trained_on(provenance, ratings, validation, earlier) if provenance else None,
     )
+
+
+def train_ranking(
+    ratings: pa.Table,
+    config: RankingConfig,
+    *,
+    device: torch.device,
+    progress: Callable[[PassReport], None] | None = None,
+) -> TrainedRanking:
+    """Trains the ranking model on ``ratings``: of the training and the validation part, since nothing is tuned.
+
+    Args:
+        ratings: a ratings table; without the column ``rating``, implicit feedback.
+        config: options of the ranking model.
+        device: device to compute on.
+        progress: called after every pass.
+
+    Raises:
+        DataError: there are no ratings.
+        TrainingError: a vector is not finite.
+    """
+    started = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        (users, user_rows), (movies, movie_rows) = pool.map(Vocabulary.encode, (ratings[USER], ratings[MOVIE]))
+    has = ratings.column_names
+    interactions = RankingInteractions(
+        torch.from_numpy(user_rows),
+        torch.from_numpy(movie_rows),
+        torch.tensor(ratings[RATING].to_numpy()) if RATING in has else None,
+        len(users),
+        len(movies),
+        torch.tensor(times(ratings)) if RATED_AT in has else None,
+    )
+    model = fit_ranking(interactions, config, device, progress)
+    vectors = model.user_vectors(interactions)
+    metrics = {"seconds": time.perf_counter() - started, "ratings": len(ratings)}
+    return TrainedRanking(model, users, movies, vectors, config.model_dump(), metrics)
 
 
 def _trained_on(

@@ -17,7 +17,7 @@ ROOMS = (
     ("mf.warm_start",),
     ("mf.supabase",),
     ("mf.model_directory", "mf.checkpoint"),
-    ("mf.ratings", "mf.solvers"),
+    ("mf.ratings", "mf.solvers", "mf.ranking"),
     ("mf.model", "mf.fold_in"),
     ("mf",),
 )
@@ -29,6 +29,7 @@ FORBIDDEN = (
     ("mf.ratings", "torch"),
     ("mf.model", "pyarrow"),
     ("mf.solvers", "pyarrow"),
+    ("mf.ranking", "pyarrow"),
     ("pipelines.vertex", "pipelines.laptop"),
     ("pipelines.laptop", "pipelines.vertex"),
 )
