@@ -103,7 +103,7 @@ class TrainedRanking:
 
     @property
     def factors(self) -> int:
-        return self.vectors.shape[1]
+        return int(self.vectors.shape[1])
 
     def card(self) -> dict[str, Any]:
         """The entry ``ranking`` of ``model.json``."""
