@@ -97,7 +97,7 @@ def test_two_channels_at_full_rank_give_the_scores_of_the_dense_regression() -> 
 
 
 def test_the_regularization_is_the_squared_singular_value_at_a_tenth_of_the_users() -> None:
-    data = toy()
+    data = toy(movies=60)
     model = fitted(data, rated_only=True, input_exponent=0)
     singular = np.linalg.svd(dense(data), compute_uv=False)
     assert model.regularization == pytest.approx(singular[USERS // 10 - 1] ** 2, rel=1e-4)
@@ -277,6 +277,7 @@ def all_of_a_block() -> Interactions:
 
 RNG = np.random.default_rng(5)
 PAIRS = np.nonzero(RNG.random((200, 50)) < 0.2)
+SPARSE = np.nonzero(RNG.random((354, 20)) < 0.01)
 EVERYTHING = np.array([[200] * 50, range(50)])
 DEGENERATE: dict[str, Interactions] = {
     "two blocks, each rated in full": all_of_a_block(),
@@ -294,6 +295,7 @@ DEGENERATE: dict[str, Interactions] = {
     "counts to 100,000": interactions(*PAIRS, np.exp(RNG.uniform(0, np.log(1e5), len(PAIRS[0]))).round()),
     "the same rating everywhere": interactions(*PAIRS, np.full(len(PAIRS[0]), 3.7)),
     "no user has two ratings": interactions(range(60), np.arange(60) % 7, np.arange(60) % 5),
+    "a few ratings of many users": interactions(*SPARSE, np.exp(RNG.uniform(0, 11.5, len(SPARSE[0]))), (354, 20)),
     "rows without a rating": interactions([3, 5, 5], [4, 4, 9], [1, 2, 5], (20, 12)),
 }  # fmt: skip
 
