@@ -39,6 +39,7 @@ RANKING_NUMBERS = (
     "mu", "sd", "rho", "regularization", "teacher_rank", "energy_beyond", "relevance_threshold", "recency",
 )  # fmt: skip
 RANKING_COLUMNS = ("embedding", "history", "liking")
+WITH_RATINGS = ("mu", "sd", "relevance_threshold")  # null where the model does not look at ratings
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,23 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
+class PublishedRanking:
+    """The ranking model of a model directory: score = p_u·q_m + b_m.
+
+    Its users and movies are those of training and validation part, the star model's and more.
+    """
+
+    numbers: dict[str, Any]  # the entry "ranking" of model.json: factors, mu, sd, rho, recency, …
+    movie_ids: pa.Array  # int64 or string [n]
+    bias: npt.NDArray[np.float32]  # [n], b
+    embedding: npt.NDArray[np.float32]  # [n, factors], q
+    history: npt.NDArray[np.float32]  # [n, factors]
+    liking: npt.NDArray[np.float32]  # [n, factors]
+    user_ids: pa.Array  # int64 or string [m]
+    vectors: npt.NDArray[np.float32]  # [m, factors], p
+
+
+@dataclass(frozen=True)
 class PublishedModel:
     """The part of a model directory that an export publishes."""
 
@@ -88,6 +106,7 @@ class PublishedModel:
     content_hash: str  # distinguishes two contents under one run id
     noise_variance: float  # of a rating around its prediction, in squared stars
     trained_on: TrainedOn | None  # None: not recorded
+    ranking: PublishedRanking | None = None  # None: lists are ordered by predicted rating
 
 
 @dataclass
@@ -116,6 +135,13 @@ class TrainedRanking:
             "metrics": self.metrics,
         }
 
+    def summary(self) -> str:
+        """One line for a person."""
+        return (
+            f"ranking model of {self.factors} factors, teacher rank {self.model.teacher_rank}, "
+            f"{self.model.energy_beyond:.1%} of the energy beyond it, {self.metrics['seconds']:.1f} s"
+        )
+
     def write(self, directory: Path) -> None:
         """Write ``user_ranking.parquet`` (``user_id``, ``embedding``) and ``movie_ranking.parquet`` (``movie_id``,
         ``bias``, ``embedding``, ``history``, ``liking``)."""
@@ -129,18 +155,18 @@ class TrainedRanking:
 
     @classmethod
     def read(cls, directory: Path, card: Mapping[str, Any]) -> "TrainedRanking":
-        """Read the files written by ``write``; ``card`` is the entry ``ranking`` of ``model.json``."""
-        users, movies = (pq.read_table(directory / file) for file in RANKING_PARQUET.values())
-        columns: dict[str, Any] = {
-            name: _checked_vectors(movies[name].combine_chunks(), directory / RANKING_PARQUET[MOVIE], card["factors"])
-            for name in RANKING_COLUMNS
-        }
-        columns["bias"] = _checked_bias(movies["bias"].combine_chunks(), directory / RANKING_PARQUET[MOVIE])
+        """Read the files written by ``write``; ``card`` is the entry ``ranking`` of ``model.json``.
+
+        Raises:
+            DataError: as ``read_model``.
+        """
+        read = _read_ranking(directory, _ranking_numbers(directory / CARD, card))
+        arrays = {name: getattr(read, name) for name in ("bias", *RANKING_COLUMNS)}
         return cls(
-            RankingModel(**columns, **{name: card[name] for name in RANKING_NUMBERS}),
-            Vocabulary(users[USER].combine_chunks()),
-            Vocabulary(movies[MOVIE].combine_chunks()),
-            _checked_vectors(users["embedding"].combine_chunks(), directory / RANKING_PARQUET[USER], card["factors"]),
+            RankingModel(**arrays, **{name: card[name] for name in RANKING_NUMBERS}),
+            Vocabulary(read.user_ids),
+            Vocabulary(read.movie_ids),
+            read.vectors,
             card["options"],
             card["metrics"],
         )
@@ -234,9 +260,11 @@ class TrainedModel:
             )
             module.load_state_dict(torch.load(directory / WEIGHTS, weights_only=True))
             record = {name: card[name] for name in ("run_id", "solver", "config", "rows", "metrics", "git_sha")}
-            ranking = TrainedRanking.read(directory, card["ranking"]) if card.get("ranking") else None
+            ranking = TrainedRanking.read(directory, card["ranking"]) if card.get("ranking") is not None else None
         except KeyError as error:
             raise DataError(f"{directory} is not a complete model directory: {error} is missing") from None
+        except DataError:
+            raise
         except Exception as error:  # on a corrupt file torch.load raises whatever its parser runs into
             raise DataError(f"{directory} is not a model directory: {' '.join(str(error).split())[:300]}") from None
         return cls(module, users, movies, **record, trained_on=TrainedOn.read(card.get("trained_on")), ranking=ranking)
@@ -267,9 +295,12 @@ def _write(
             pq.write_table(table, aside / PARQUET[key], compression="zstd")
         if ranking:
             ranking.write(aside)
-        for file in also:
-            shutil.copy(file, aside)
+        for extra in also:
+            shutil.copy(extra, aside)
         (aside / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    if not ranking:
+        for file in RANKING_PARQUET.values():
+            (directory / file).unlink(missing_ok=True)  # of an earlier model
 
 
 def _lists(vectors: npt.NDArray[np.float32]) -> pa.Array:
@@ -279,46 +310,75 @@ def _lists(vectors: npt.NDArray[np.float32]) -> pa.Array:
 
 
 def read_model(directory: Path) -> PublishedModel:
-    """Read and check ``model.json``, ``user_embeddings.parquet`` and ``movie_embeddings.parquet``.
+    """Read and check ``model.json`` and the Parquet files.
 
     Raises:
-        DataError: a file is missing or malformed; a value is not finite, an embedding does not have ``factors``
-            values, an id is missing or occurs twice. The message names file, row and column.
+        DataError: a file is missing or malformed; a value is not finite, a vector does not have ``factors`` values, an
+            id is missing or occurs twice. The message names file, row and column.
     """
     directory = Path(directory)
-    header, noise_variance, trained_on = _read_header(directory / CARD)
+    card = _read_card(directory / CARD)
+    header, entry = _header(directory / CARD, card), card.get("ranking")
+    numbers = None if entry is None else _ranking_numbers(directory / CARD, entry)
     files = {key: directory / name for key, name in PARQUET.items()}
     # In parallel: a database can load a model in the time that one core needs to read it.
     with ThreadPoolExecutor(2) as pool:
         users, movies = (pool.submit(_read_embeddings, file, key, header.factors) for key, file in files.items())
-        content = pool.submit(_content_hash, header, [*files.values()])
-        return PublishedModel(header, users.result(), movies.result(), content.result(), noise_variance, trained_on)
+        ranking = pool.submit(_read_ranking, directory, numbers) if numbers else None
+        content = pool.submit(_content_hash, directory, header, numbers)
+        # content last: an unreadable file is reported by the part that it belongs to.
+        return PublishedModel(
+            header,
+            users.result(),
+            movies.result(),
+            ranking=ranking.result() if ranking else None,
+            content_hash=content.result(),
+            noise_variance=_noise_variance(card.get("metrics"), header),
+            trained_on=TrainedOn.read(card.get("trained_on")),
+        )
 
 
-def _content_hash(header: Header, files: list[Path]) -> str:
+def _content_hash(directory: Path, header: Header, ranking: dict[str, Any] | None) -> str:
     content = hashlib.sha256(json.dumps(asdict(header), sort_keys=True).encode())
-    for path in files:
-        content.update(path.read_bytes())
+    files = [*PARQUET.values()]
+    if ranking:
+        numbers = {name: ranking[name] for name in ("factors", *RANKING_NUMBERS)}
+        content.update(json.dumps(numbers, sort_keys=True).encode())
+        files += RANKING_PARQUET.values()
+    for file in files:
+        content.update((directory / file).read_bytes())
     return content.hexdigest()[:16]
 
 
-def _read_header(path: Path) -> tuple[Header, float, TrainedOn | None]:
+def _read_card(path: Path) -> dict[str, Any]:
     try:
-        model: Any = json.loads(path.read_text(encoding="utf-8"))
+        card: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}): is this a model directory?") from None
-    fields = model if isinstance(model, dict) else {}
-    if not isinstance(fields.get("run_id"), str) or not fields["run_id"].strip():
-        raise DataError(f"{path}: run_id is {fields.get('run_id')!r}, expected a non-empty text")
-    factors = fields.get("factors")
-    if type(factors) is not int or factors < 1:
-        raise DataError(f"{path}: factors is {factors!r}, expected an integer of 1 or more")
-    for name in ("mu", "rating_min", "rating_max"):
-        value = fields.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise DataError(f"{path}: {name} is {value!r}, expected a finite number")
-    header = Header(fields["run_id"], factors, *(float(fields[name]) for name in ("mu", "rating_min", "rating_max")))
-    return header, _noise_variance(fields.get("metrics"), header), TrainedOn.read(fields.get("trained_on"))
+    return card if isinstance(card, dict) else {}
+
+
+def _header(path: Path, card: Mapping[str, Any]) -> Header:
+    if not isinstance(card.get("run_id"), str) or not card["run_id"].strip():
+        raise DataError(f"{path}: run_id is {card.get('run_id')!r}, expected a non-empty text")
+    factors = _checked_factors(path, "factors", card.get("factors"))
+    return Header(
+        card["run_id"],
+        factors,
+        *(_checked_number(path, name, card.get(name)) for name in ("mu", "rating_min", "rating_max")),
+    )
+
+
+def _checked_factors(path: Path, name: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise DataError(f"{path}: {name} is {value!r}, expected an integer of 1 or more")
+    return value
+
+
+def _checked_number(path: Path, name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{path}: {name} is {value!r}, expected a finite number")
+    return float(value)
 
 
 def _noise_variance(metrics: Any, header: Header) -> float:
@@ -332,18 +392,57 @@ def _noise_variance(metrics: Any, header: Header) -> float:
 
 
 def _read_embeddings(path: Path, key: str, factors: int) -> Embeddings:
+    ids, bias, embedding = _read_columns(path, key, "bias", "embedding")
+    return Embeddings(
+        _checked_ids(ids, path, key), _checked_bias(bias, path), _checked_vectors(embedding, path, factors)
+    )
+
+
+def _ranking_numbers(path: Path, entry: Any) -> dict[str, Any]:
+    """The checked entry ``ranking`` of a ``model.json``."""
+    if not isinstance(entry, dict):
+        raise DataError(f"{path}: ranking is {entry!r}, expected an object or null")
+    _checked_factors(path, "ranking.factors", entry.get("factors"))
+    if not isinstance(entry.get("recency"), bool):
+        raise DataError(f"{path}: ranking.recency is {entry.get('recency')!r}, expected true or false")
+    for name in RANKING_NUMBERS:
+        if name != "recency" and not (name in WITH_RATINGS and entry.get(name, "") is None):
+            _checked_number(path, f"ranking.{name}", entry.get(name))
+    return entry
+
+
+def _read_ranking(directory: Path, numbers: dict[str, Any]) -> PublishedRanking:
+    factors = numbers["factors"], "ranking.factors"
+    users, movies = directory / RANKING_PARQUET[USER], directory / RANKING_PARQUET[MOVIE]
+    user_ids, vectors = _read_columns(users, USER, "embedding")
+    movie_ids, bias, *columns = _read_columns(movies, MOVIE, "bias", *RANKING_COLUMNS)
+    embedding, history, liking = (
+        _checked_vectors(column, movies, *factors, name) for name, column in zip(RANKING_COLUMNS, columns, strict=True)
+    )
+    return PublishedRanking(
+        numbers,
+        _checked_ids(movie_ids, movies, MOVIE),
+        _checked_bias(bias, movies),
+        embedding,
+        history,
+        liking,
+        _checked_ids(user_ids, users, USER),
+        _checked_vectors(vectors, users, *factors),
+    )
+
+
+def _read_columns(path: Path, *names: str) -> list[pa.Array]:
+    """The named columns of a Parquet file."""
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
-    if missing := {key, "bias", "embedding"} - set(table.column_names):
-        raise DataError(f"{path}: no column {', '.join(sorted(missing))}: expected {key}, bias and embedding")
+    if missing := {*names} - {*table.column_names}:
+        *first, last = names
+        raise DataError(f"{path}: no column {', '.join(sorted(missing))}: expected {', '.join(first)} and {last}")
     if not len(table):
         raise DataError(f"{path}: no rows: there is nothing to publish")
-    ids, bias, embedding = (table[name].combine_chunks() for name in (key, "bias", "embedding"))
-    return Embeddings(
-        _checked_ids(ids, path, key), _checked_bias(bias, path), _checked_vectors(embedding, path, factors)
-    )
+    return [table[name].combine_chunks() for name in names]
 
 
 def _checked_ids(ids: pa.Array, path: Path, key: str) -> pa.Array:
@@ -374,23 +473,25 @@ def _checked_bias(bias: pa.Array, path: Path) -> npt.NDArray[np.float32]:
     return values
 
 
-def _checked_vectors(embedding: pa.Array, path: Path, factors: int) -> npt.NDArray[np.float32]:
-    """float32[n, factors], a view of the column's memory."""
-    kind = embedding.type
+def _checked_vectors(
+    column: pa.Array, path: Path, factors: int, expected: str = "factors", name: str = "embedding"
+) -> npt.NDArray[np.float32]:
+    """float32[n, factors], a view of the column's memory. ``expected`` is what ``model.json`` calls ``factors``."""
+    kind = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) or (
         kind.value_type != pa.float32()
     ):
-        raise DataError(f"{path}: embedding is of type {kind}, expected list<float>")
-    lengths = pc.fill_null(pc.list_value_length(embedding), 0)
+        raise DataError(f"{path}: {name} is of type {kind}, expected list<float>")
+    lengths = pc.fill_null(pc.list_value_length(column), 0)
     if not pc.all(matching := pc.equal(lengths, factors)).as_py():
         row = _first_row(pc.invert(matching))
-        raise DataError(f"{path} row {row}: embedding has {lengths[row]} values, model.json says factors {factors}")
-    values = embedding.flatten()
+        raise DataError(f"{path} row {row}: {name} has {lengths[row]} values, model.json says {expected} {factors}")
+    values = column.flatten()
     if values.null_count:
-        raise DataError(f"{path} row {_first_row(values.is_null()) // factors}: embedding holds a null")
+        raise DataError(f"{path} row {_first_row(values.is_null()) // factors}: {name} holds a null")
     vectors: npt.NDArray[np.float32] = values.to_numpy().reshape(-1, factors)
     if not (finite := np.isfinite(vectors).all(axis=1)).all():
-        raise DataError(f"{path} row {_first_row(~finite)}: embedding holds a value that is not finite")
+        raise DataError(f"{path} row {_first_row(~finite)}: {name} holds a value that is not finite")
     return vectors
 
 

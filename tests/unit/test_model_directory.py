@@ -110,3 +110,112 @@ def test_an_empty_a_missing_and_a_malformed_file_are_refused(tmp_path):
         read_model(tmp_path)
     with pytest.raises(DataError, match=r"model\.json: cannot be read as JSON"):
         read_model(tmp_path / "nowhere")
+
+
+NUMBERS = {
+    "factors": 2, "mu": 3.5, "sd": 1.0, "rho": 0.5, "regularization": 9.0, "teacher_rank": 3, "energy_beyond": 0.0,
+    "relevance_threshold": 4.0, "recency": False,
+}  # fmt: skip
+
+
+def write_ranking(directory, numbers=None, *, kind="movie", **columns):
+    """A model with a ranking model of four users and four movies, some columns of one side replaced."""
+    tables = {
+        "user": {"user_id": pa.array([4, 5, 6, 7]), "embedding": float_lists([[7, 8]] * 4)},
+        "movie": {
+            "movie_id": pa.array([4, 5, 6, 7]),
+            "bias": pa.array([0.1, 0.2, 0.3, 0.4], pa.float32()),
+            **{name: float_lists([[i, i]] * 4) for i, name in enumerate(("embedding", "history", "liking"))},
+        },
+    }
+    tables[kind] |= columns
+    for side, table in tables.items():
+        present = {name: column for name, column in table.items() if column is not None}
+        pq.write_table(pa.table(present), directory / f"{side}_ranking.parquet")
+    return write(directory, {"ranking": NUMBERS | (numbers or {})})
+
+
+def test_the_ranking_model_is_read_with_its_own_users_and_movies(tmp_path):
+    ranking = read_model(write_ranking(tmp_path)).ranking
+    assert ranking.numbers == NUMBERS
+    assert ranking.movie_ids.to_pylist() == ranking.user_ids.to_pylist() == [4, 5, 6, 7]
+    np.testing.assert_array_equal(ranking.bias, np.float32([0.1, 0.2, 0.3, 0.4]))
+    for i, name in enumerate(("embedding", "history", "liking")):
+        np.testing.assert_array_equal(getattr(ranking, name), np.full((4, 2), i, np.float32))
+    np.testing.assert_array_equal(ranking.vectors, np.float32([[7, 8]] * 4))
+
+
+def test_a_directory_without_a_ranking_model_is_valid_whatever_lies_beside_it(tmp_path):
+    plain = read_model(write(tmp_path))
+    assert plain.ranking is None
+    write_ranking(tmp_path)
+    write(tmp_path, {"ranking": None})
+    assert read_model(tmp_path).ranking is None
+    assert read_model(tmp_path).content_hash == plain.content_hash
+
+
+def test_the_content_hash_covers_the_ranking_model(tmp_path):
+    first = read_model(write_ranking(tmp_path)).content_hash
+    assert first != read_model(write(tmp_path)).content_hash
+    assert read_model(write_ranking(tmp_path, {"metrics": {"seconds": 3.1}})).content_hash == first
+    assert read_model(write_ranking(tmp_path, {"rho": 0.4})).content_hash != first
+    assert read_model(write_ranking(tmp_path, liking=float_lists([[2, 3]] * 4))).content_hash != first
+    assert read_model(write_ranking(tmp_path, kind="user", embedding=float_lists([[7, 9]] * 4))).content_hash != first
+
+
+def test_a_model_of_implicit_feedback_has_no_scale_of_ratings(tmp_path):
+    without = {"mu": None, "sd": None, "relevance_threshold": None, "rho": 0.0}
+    assert read_model(write_ranking(tmp_path, without)).ranking.numbers["mu"] is None
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"factors": 2.0}, "ranking.factors is 2.0, expected an integer of 1 or more"),
+        ({"factors": 3}, "embedding has 2 values, model.json says ranking.factors 3"),
+        ({"rho": None}, "model.json: ranking.rho is None, expected a finite number"),
+        ({"sd": float("inf")}, "model.json: ranking.sd is inf, expected a finite number"),
+        ({"recency": None}, "model.json: ranking.recency is None, expected true or false"),
+    ],
+)
+def test_invalid_numbers_of_the_ranking_model_are_refused(tmp_path, numbers, said):
+    with pytest.raises(DataError) as error:
+        read_model(write_ranking(tmp_path, numbers))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "said"),
+    [
+        (
+            "movie",
+            {"history": float_lists([[1, 2], [1, float("nan")], [1, 2], [3, 4]])},
+            "row 1: history holds a value",
+        ),
+        ("movie", {"liking": float_lists([[1, 2], [1, None], [1, 2], [3, 4]])}, "row 1: liking holds a null"),
+        ("movie", {"liking": float_lists([[1, 2]] * 3 + [[1]])}, "row 3: liking has 1 values, model.json says"),
+        ("movie", {"bias": pa.array([0, 1, np.inf, 0], pa.float32())}, "row 2: bias is not finite"),
+        ("movie", {"movie_id": pa.array([4, 5, 5, 7])}, "movie_id 5 occurs in more than one row"),
+        ("movie", {"history": None}, "no column history: expected movie_id, bias, embedding, history and liking"),
+        ("user", {"user_id": pa.array(["a", "b", "b", "c"])}, "user_id 'b' occurs in more than one row"),
+        (
+            "user",
+            {"embedding": float_lists([[np.nan, 1]] + [[1, 2]] * 3)},
+            "row 0: embedding holds a value that is not",
+        ),
+        ("user", {"embedding": None}, "no column embedding: expected user_id and embedding"),
+    ],
+)
+def test_invalid_ranking_vectors_are_refused_with_file_row_and_column(tmp_path, kind, columns, said):
+    with pytest.raises(DataError) as error:
+        read_model(write_ranking(tmp_path, kind=kind, **columns))
+    assert f"{kind}_ranking.parquet" in str(error.value)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["user", "movie"])
+def test_a_missing_ranking_file_is_refused(tmp_path, kind):
+    (write_ranking(tmp_path) / f"{kind}_ranking.parquet").unlink()
+    with pytest.raises(DataError, match=rf"{kind}_ranking\.parquet: cannot be read as Parquet"):
+        read_model(tmp_path)

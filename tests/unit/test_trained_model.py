@@ -13,12 +13,14 @@ import torch
 
 from mf.errors import DataError
 from mf.model import MatrixFactorization
-from mf.model_directory import TrainedModel
+from mf.model_directory import TrainedModel, TrainedRanking
+from mf.ranking import RankingModel
 from mf.ratings.schema import TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 
 TRAINED_ON = TrainedOn("r.csv", {"rating": "stars"}, "0a", None)
 FILES = {"model.pt", "model.json", "user_embeddings.parquet", "movie_embeddings.parquet"}
+RANKING_FILES = {"user_ranking.parquet", "movie_ranking.parquet"}
 IDS: dict[str, tuple[list[Any], list[Any]]] = {
     "integers": ([-7, 3, 2**53 + 1], [10, 20, 2**62]),
     "text": (["Zoë", "a,b", "o'x"], ['"q"', "007", "x y"]),
@@ -35,11 +37,19 @@ def random_model(users: int, movies: int, factors: int = 4) -> MatrixFactorizati
     return model.eval()
 
 
-def trained(ids: str = "integers") -> TrainedModel:
+def ranking(ids: str = "integers") -> TrainedRanking:
+    """A ranking model of the same users and movies, with other vectors and of another length."""
+    users, movies = (Vocabulary.of(pa.array(values)) for values in IDS[ids])
+    bias, q, history, liking, p = np.random.default_rng(0).normal(size=(5, 3, 2)).astype(np.float32)
+    model = RankingModel(bias[:, 0].copy(), q, history, liking, 3.5, 1.1, 0.5, 9.0, 3, 0.01, 4.0)
+    return TrainedRanking(model, users, movies, p, {"factors": 2}, {"seconds": 0.1})
+
+
+def trained(ids: str = "integers", ranked: TrainedRanking | None = None) -> TrainedModel:
     users, movies = (Vocabulary.of(pa.array(values)) for values in IDS[ids])
     return TrainedModel(
         random_model(3, 3), users, movies, "run-1", "adam", {"factors": 4}, {"train": 9}, {"test_rmse": 0.9}, "abc",
-        TRAINED_ON,
+        TRAINED_ON, ranked,
     )  # fmt: skip
 
 
@@ -54,6 +64,37 @@ def test_a_model_directory_round_trips(tmp_path: Path, ids: str) -> None:
     assert loaded.card() == model.card()
     for name, value in model.module.state_dict().items():
         assert torch.equal(loaded.module.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("ids", IDS)
+def test_a_ranking_model_round_trips_beside_the_star_model(tmp_path: Path, ids: str) -> None:
+    model = trained(ids, ranking(ids))
+    model.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES | RANKING_FILES
+    loaded = TrainedModel.load(tmp_path)
+    assert loaded.card() == model.card()
+    assert loaded.ranking
+    assert loaded.ranking.users.ids.to_pylist() == IDS[ids][0]
+    assert loaded.ranking.movies.ids.to_pylist() == IDS[ids][1]
+    np.testing.assert_array_equal(loaded.ranking.vectors, ranking(ids).vectors)
+    for name in ("bias", "embedding", "history", "liking"):
+        np.testing.assert_array_equal(getattr(loaded.ranking.model, name), getattr(ranking(ids).model, name))
+
+
+def test_a_model_without_a_ranking_model_leaves_no_ranking_files_of_an_earlier_one(tmp_path: Path) -> None:
+    trained(ranked=ranking()).save(tmp_path)
+    trained().save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    assert TrainedModel.load(tmp_path).ranking is None
+
+
+def test_a_damaged_ranking_file_is_named_with_its_row(tmp_path: Path) -> None:
+    trained(ranked=ranking()).save(tmp_path)
+    table = pq.read_table(tmp_path / "movie_ranking.parquet")
+    bad = pa.array([0.0, float("nan"), 0.0], pa.float32())
+    pq.write_table(table.set_column(1, "bias", bad), tmp_path / "movie_ranking.parquet")
+    with pytest.raises(DataError, match=r"movie_ranking\.parquet row 1: bias is not finite$"):
+        TrainedModel.load(tmp_path)
 
 
 @pytest.mark.parametrize("ids", IDS)
