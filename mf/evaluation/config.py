@@ -35,6 +35,9 @@ class GateConfig(Config):
         description="largest increase of the test RMSE over the published run's at which a model is still published, "
         "in rating units",
     )
+    max_ndcg_regression: float = Field(
+        0.01, ge=0, description="largest loss of NDCG@k against the published run on the same test ratings"
+    )
     max_rmse: float = Field(
         0, ge=0, description="largest test RMSE at which a model is published, in rating units; 0: no limit"
     )
