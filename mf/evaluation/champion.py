@@ -14,7 +14,7 @@ from mf.biases import Floats, Ints
 from mf.evaluation.bootstrap import SAMPLES, Interval, bootstrap_ratios, paired_difference, percentile_interval
 from mf.evaluation.encoded import take_rows
 from mf.evaluation.metrics import NDCG, RMSE
-from mf.evaluation.ranking import PREDICTED_RATING, RANKING_MODEL, PublishedLists, find_hits
+from mf.evaluation.ranking import LISTED_USERS, PREDICTED_RATING, RANKING_MODEL, PublishedLists, find_hits, sample
 from mf.evaluation.topk import top_k_by_product
 from mf.model import MatrixFactorization
 from mf.model_directory import Embeddings, PublishedRanking, TrainedModel
@@ -24,7 +24,6 @@ from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.target import PublishedRun, Target
 
 LEAST_USERS = 30  # with fewer users among the newer ratings the interval is too wide to be of use
-LISTED_USERS = 20_000  # users whose lists are compared, at most: the interval is then about 0.005 wide
 
 
 @dataclass(frozen=True)
@@ -159,11 +158,9 @@ def _paired_ndcg(
     liked = (rows >= 0) & (test[RATING].to_numpy() >= lists.threshold)
     rows, movies = rows[liked], test[MOVIE].filter(pa.array(liked))
     counts = np.bincount(rows, minlength=len(lists.users))
-    chosen = np.flatnonzero(counts)
+    chosen = sample(np.flatnonzero(counts), LISTED_USERS, seed)
     if not len(chosen):
         return None
-    if len(chosen) > LISTED_USERS:
-        chosen = np.sort(np.random.default_rng(seed).choice(chosen, LISTED_USERS, replace=False))
     users, rated, counts = lists.users.take(pa.array(chosen)), lists.rated[chosen], counts[chosen]
 
     def score(top: Ints, catalogue: Vocabulary | Embeddings) -> Floats:

@@ -30,6 +30,8 @@ UPPER_QUARTER = 0.75
 RECENT = 0.1  # the newest tenth of the training ratings, which recent popularity counts
 FOLDED_IN = (1, 3, 10)  # training ratings per user in the cold-start curve
 FOLDED_IN_USERS = 2000  # users of the cold-start curve, at most
+# Users for whom lists are made beside the published ones, at most: NDCG's interval is then about 0.005 wide.
+LISTED_USERS = 20_000
 EXPOSED = ("model", "user_movie_bias", "popularity")
 RANKING_MODEL, PREDICTED_RATING = "ranking model", "predicted rating"
 
@@ -55,6 +57,7 @@ class Ranking:
     reason: str = ""  # why there are no scores
     ordered_by: str = PREDICTED_RATING  # order of the lists that are published; "ranking model" where there is one
     predicted_rating: Scores | None = None  # by the star model's prediction; only beside a ranking model
+    predicted_rating_users: int = 0  # whose lists by predicted rating are scored: at most LISTED_USERS, a sample
     recent_popularity: Scores | None = None  # by number of recent ratings; only beside a ranking model, with times
     recent_since: str | None = None  # ISO 8601, the oldest rating that recent popularity counts
     ndcg_difference: Interval | None = None  # of NDCG(model) - NDCG(popularity) over the same draws of users
@@ -137,8 +140,30 @@ class ListResults:
     seen: Ranking  # users seen in training
     unseen: Ranking  # cold-start users
     exposure: tuple[ExposureBin, ...]  # in the lists of ``seen``
-    curve: ColdStartCurve | None  # None without a ranking model
-    published: PublishedLists | None  # None without a ranking model
+    curve: ColdStartCurve | None = None  # None without a ranking model, as is the next one
+    published: PublishedLists | None = None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Everything that the lists of both groups of users are made and scored with."""
+
+    model: TrainedModel
+    ratings: EncodedRatings
+    config: EvaluateConfig
+    threshold: float
+    catalogue: Vocabulary
+    columns: Ints  # [training ratings], rows of the catalogue
+    rated: csr_array  # bool[test users, catalogue]
+    relevant: csr_array  # bool[test users, catalogue]
+    relevant_counts: Ints  # [test users], movies outside the catalogue included
+    train_counts: Ints  # [catalogue], training ratings
+    orders: dict[str, Floats | Ints]  # [catalogue], scores by which a baseline orders the movies for everybody
+    recent_since: str | None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.module.mu.device
 
 
 @dataclass(frozen=True)
@@ -167,63 +192,95 @@ def score_lists(
         movie_bias: float64[training movies], b_m of the bias baseline.
         config: k, threshold, bootstrap and seed.
     """
+    task = _task(ratings, model, movie_bias, config)
+    known = model.ranking.users.rows(ratings.users.test_ids) if model.ranking else ratings.users.test_id_rows
+    seen, group = _score_group(task, known >= 0, "seen")
+    unseen, _ = _score_group(task, known < 0, "unseen")
+    exposed = exposure(task.train_counts, {name: group.lists[name] for name in EXPOSED}) if seen.users else ()
+    if not model.ranking:
+        return ListResults(seen, unseen, exposed)
+    published = PublishedLists(
+        config.k, task.threshold, group.ids, task.catalogue, group.rated, group.lists["model"], ratings.known()
+    )
+    return ListResults(seen, unseen, exposed, _cold_start_curve(task, model.ranking.model, group), published)
+
+
+def _task(ratings: EncodedRatings, model: TrainedModel, movie_bias: Floats, config: EvaluateConfig) -> _Task:
     threshold = config.relevance_threshold
     if threshold is None:
         low, high = (float(end) for end in (ratings.train_ratings.min(), ratings.train_ratings.max()))
         # In float32, as the ratings are: three quarters from 0.1 to 0.5 must not be a little more than 0.4.
         threshold = float(np.float32(low + UPPER_QUARTER * (high - low)))
-    own, device = model.ranking, model.module.mu.device
-    catalogue = own.movies if own else ratings.movies.vocabulary
+    catalogue = model.ranking.movies if model.ranking else ratings.movies.vocabulary
     columns = ratings.train_columns(catalogue)
-    rated, relevant = ratings.already_rated(catalogue), ratings.relevant(threshold, catalogue)
-    relevant_counts = ratings.relevant_counts(threshold)
     train_counts = _count(columns, len(catalogue))
-    orders = {"user_movie_bias": ratings.of_train_movies(movie_bias, catalogue), "popularity": train_counts}
+    orders: dict[str, Floats | Ints] = {
+        "user_movie_bias": ratings.of_train_movies(movie_bias, catalogue),
+        "popularity": train_counts,
+    }
     since = None
-    if own and (recent := _recent(ratings)):
+    if model.ranking and (recent := _recent(ratings)):
         chosen, since = recent
         # Of movies with equally many recent ratings the more popular one comes first.
         orders["recent_popularity"] = _count(columns[chosen], len(catalogue)) + train_counts / (train_counts.max() + 1)
-    in_training = (own.users.rows(ratings.users.test_ids) if own else ratings.users.test_id_rows) >= 0
-    found: list[tuple[Ranking, _Group]] = []
-    for is_cold in (False, True):
-        everybody = in_training != is_cold
-        users = np.flatnonzero(everybody & (relevant_counts > 0))
-        ids, left_out = ratings.users.test_ids.take(pa.array(users)), rated[users]
-        stars = _star_lists(model, ids, catalogue, left_out, config.k)
-        if own:
-            p = torch.from_numpy(take_rows(own.vectors, own.users.rows(ids))).to(device)
-            lists = {"model": ranking_lists(own.model, p, left_out, config.k), "predicted_rating": stars}
-        else:
-            lists = {"model": stars}
-        lists |= {name: top_k_in_one_order(order, left_out, config.k) for name, order in orders.items()}
-        group = _Group(users, ids, left_out, relevant[users], relevant_counts[users], lists)
-        scores, difference = _scores(lists, group.relevant, group.relevant_counts, config) if len(users) else ({}, None)
-        total = int(group.relevant_counts.sum())
-        ranking = Ranking(
-            k=config.k,
-            relevance_threshold=threshold,
-            movies=len(catalogue),
-            left_out="training" if ratings.validation is None else "training and validation",
-            users=len(users),
-            users_without=int(everybody.sum()) - len(users),
-            relevant=total,
-            out_of_reach=total - group.relevant.nnz,
-            reason="" if len(users) else _reason(int(everybody.sum()), is_cold, threshold),
-            ordered_by=RANKING_MODEL if own else PREDICTED_RATING,
-            recent_since=since,
-            ndcg_difference=difference,
-            **scores,
-        )
-        found.append((ranking, group))
-    (seen, group), (unseen, _) = found
-    curve = published = None
+    return _Task(
+        model=model,
+        ratings=ratings,
+        config=config,
+        threshold=threshold,
+        catalogue=catalogue,
+        columns=columns,
+        rated=ratings.already_rated(catalogue),
+        relevant=ratings.relevant(threshold, catalogue),
+        relevant_counts=ratings.relevant_counts(threshold),
+        train_counts=train_counts,
+        orders=orders,
+        recent_since=since,
+    )
+
+
+def _score_group(task: _Task, everybody: npt.NDArray[np.bool_], kind: str) -> tuple[Ranking, _Group]:
+    """Scores of the test users ``everybody`` bool[test users], who are "seen" or "unseen" in training."""
+    own, config, ratings = task.model.ranking, task.config, task.ratings
+    users = np.flatnonzero(everybody & (task.relevant_counts > 0))
+    ids, rated = ratings.users.test_ids.take(pa.array(users)), task.rated[users]
     if own:
-        curve = _cold_start_curve(own.model, ratings, columns, group, config, device)
-        top = group.lists["model"]
-        published = PublishedLists(config.k, threshold, group.ids, catalogue, group.rated, top, ratings.known())
-    exposed = exposure(train_counts, {name: group.lists[name] for name in EXPOSED}) if seen.users else ()
-    return ListResults(seen, unseen, exposed, curve, published)
+        p = torch.from_numpy(take_rows(own.vectors, own.users.rows(ids))).to(task.device)
+        lists = {"model": ranking_lists(own.model, p, rated, config.k)}
+    else:
+        lists = {"model": _star_lists(task, ids, rated)}
+    lists |= {name: top_k_in_one_order(order, rated, config.k) for name, order in task.orders.items()}
+    group = _Group(users, ids, rated, task.relevant[users], task.relevant_counts[users], lists)
+    scores: dict[str, Scores] = {}
+    difference, sampled = None, sample(np.arange(len(users)), LISTED_USERS, config.seed)
+    if len(users):
+        scores, difference = _scores(lists, group.relevant, group.relevant_counts, config)
+        if own:
+            stars = {"predicted_rating": _star_lists(task, ids.take(pa.array(sampled)), rated[sampled])}
+            scores |= _scores(stars, group.relevant[sampled], group.relevant_counts[sampled], config)[0]
+    total = int(group.relevant_counts.sum())
+    ranking = Ranking(
+        k=config.k,
+        relevance_threshold=task.threshold,
+        movies=len(task.catalogue),
+        left_out="training" if ratings.validation is None else "training and validation",
+        users=len(users),
+        users_without=int(everybody.sum()) - len(users),
+        relevant=total,
+        out_of_reach=total - group.relevant.nnz,
+        reason="" if len(users) else _reason(int(everybody.sum()), kind, task.threshold),
+        ordered_by=RANKING_MODEL if own else PREDICTED_RATING,
+        predicted_rating_users=len(sampled) if own else 0,
+        recent_since=task.recent_since,
+        ndcg_difference=difference,
+        **scores,
+    )
+    return ranking, group
+
+
+def sample(rows: Ints, most: int, seed: int) -> Ints:
+    """At most ``most`` of ``rows``, drawn at random, in their order."""
+    return rows if len(rows) <= most else np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
 
 
 def _count(columns: Ints, movies: int) -> Ints:
@@ -247,30 +304,24 @@ def ranking_lists(model: RankingModel, p: Tensor, rated: csr_array, k: int) -> I
     return top_k_by_product(p, q, b_m, rated, k)
 
 
-def _star_lists(model: TrainedModel, ids: pa.Array, catalogue: Vocabulary, rated: csr_array, k: int) -> Ints:
+def _star_lists(task: _Task, ids: pa.Array, rated: csr_array) -> Ints:
     """int64[users, k], lists by predicted rating; an id that the star model does not know has bias 0 and a zero
     vector."""
-    device = model.module.mu.device
-    user_rows = torch.from_numpy(model.users.rows(ids)).to(device)
-    movie_rows = torch.from_numpy(model.movies.rows(catalogue.ids)).to(device)
+    model, k = task.model, task.config.k
+    user_rows = torch.from_numpy(model.users.rows(ids)).to(task.device)
+    movie_rows = torch.from_numpy(model.movies.rows(task.catalogue.ids)).to(task.device)
     with torch.no_grad():
         p, q, _, b_m = model.module.embed(user_rows.clamp(min=0), movie_rows.clamp(min=0))
     user_known, movie_known = (user_rows >= 0).unsqueeze(1), (movie_rows >= 0).unsqueeze(1)
     return top_k_by_product(p * user_known, q * movie_known, b_m * movie_known.squeeze(1), rated, k)
 
 
-def _cold_start_curve(
-    model: RankingModel,
-    ratings: EncodedRatings,
-    columns: Ints,
-    group: _Group,
-    config: EvaluateConfig,
-    device: torch.device,
-) -> ColdStartCurve:
-    """The curve for a sample of the users of ``group``; ``columns`` [training ratings] are rows of the catalogue."""
+def _cold_start_curve(task: _Task, model: RankingModel, group: _Group) -> ColdStartCurve:
+    """The curve for a sample of the users of ``group``."""
+    ratings, config = task.ratings, task.config
     rng, most = np.random.default_rng(config.seed), FOLDED_IN[-1]
     suitable = np.flatnonzero(ratings.users.train_counts[group.users] >= most)
-    chosen = np.sort(rng.choice(suitable, min(FOLDED_IN_USERS, len(suitable)), replace=False))
+    chosen = sample(suitable, FOLDED_IN_USERS, config.seed)
     if not len(chosen):
         return ColdStartCurve(0, 0)
     number = np.full(len(ratings.users.vocabulary), -1)  # training user -> number among the chosen
@@ -288,13 +339,14 @@ def _cold_start_curve(
         at = rows[first]
         some = Interactions(
             torch.from_numpy(users[first]),
-            torch.from_numpy(columns[at]),
+            torch.from_numpy(task.columns[at]),
             torch.from_numpy(ratings.train_ratings[at]),
             len(chosen),
             len(model.bias),
             None if rated_at is None else torch.from_numpy(rated_at[at]),
         )
-        lists[str(n)] = ranking_lists(model, torch.from_numpy(model.user_vectors(some)).to(device), rated, config.k)
+        p = torch.from_numpy(model.user_vectors(some)).to(task.device)
+        lists[str(n)] = ranking_lists(model, p, rated, config.k)
     scores, _ = _scores({**lists, "popularity": group.lists["popularity"][chosen]}, relevant, counts, config)
     points = tuple(CurvePoint(n, scores[str(n)]) for n in FOLDED_IN)
     return ColdStartCurve(len(chosen), len(suitable), points, scores["popularity"])
@@ -304,7 +356,7 @@ def _scores(
     lists: Mapping[str, Ints], relevant: csr_array, relevant_counts: Ints, config: EvaluateConfig
 ) -> tuple[dict[str, Scores], Interval | None]:
     """Scores of each ranker's lists, all intervals from the same draws of users, and the interval of the first
-    ranker's NDCG minus popularity's."""
+    ranker's NDCG minus popularity's, if both are there."""
     per_user = {name: score_users(find_hits(top, relevant), relevant_counts) for name, top in lists.items()}
     draws = bootstrap_ratios(
         np.column_stack(list(per_user.values())), np.ones(len(relevant_counts)), config.bootstrap, config.seed
@@ -319,13 +371,14 @@ def _scores(
             metric.name: percentile_interval(draws[:, i * n + j], len(top)) for j, metric in enumerate(LIST_METRICS)
         }
         scores[name] = Scores(values, intervals)
-    ndcg = [rank * n + LIST_METRICS.index(NDCG) for rank in (0, list(lists).index("popularity"))]
-    return scores, percentile_interval(draws[:, ndcg[0]] - draws[:, ndcg[1]], len(relevant_counts))
+    if "popularity" not in lists:
+        return scores, None
+    first, popularity = (rank * n + LIST_METRICS.index(NDCG) for rank in (0, list(lists).index("popularity")))
+    return scores, percentile_interval(draws[:, first] - draws[:, popularity], len(relevant_counts))
 
 
-def _reason(users: int, is_cold: bool, threshold: float) -> str:
+def _reason(users: int, kind: str, threshold: float) -> str:
     """Why there are no scores."""
-    kind = "unseen" if is_cold else "seen"
     if not users:
         return f"no test user is {kind} in training"
     return f"none of the {users:,} test users {kind} in training rated a test movie {threshold:g} or higher"

@@ -116,6 +116,17 @@ def test_recent_popularity_counts_the_newest_tenth_and_then_all_ratings() -> Non
     assert ndcg(found.recent_popularity) == pytest.approx((SECOND / BOTH + 1 + 1 / BOTH + 0) / 4)
 
 
+def test_of_many_users_a_sample_has_lists_by_predicted_rating(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = evaluated().ranking
+    monkeypatch.setattr("mf.evaluation.ranking.LISTED_USERS", 3)
+    found = evaluated().ranking
+    assert (before.predicted_rating_users, found.predicted_rating_users) == (4, 3)
+    assert (found.model, found.popularity) == (before.model, before.popularity)
+    # Three of the four users, whose NDCGs are these.
+    each = [1 / BOTH, SECOND, 1 / BOTH, 0]
+    assert ndcg(found.predicted_rating) in [pytest.approx((sum(each) - left_out) / 3) for left_out in each]
+
+
 @pytest.mark.parametrize("times", ["no column", "all unknown"])
 def test_without_times_there_is_no_recent_popularity(times: str) -> None:
     train, validation = TRAIN.drop_columns(RATED_AT), VALIDATION.drop_columns(RATED_AT)
