@@ -8,12 +8,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from scipy.sparse import csr_array
 
-from mf.evaluation.bootstrap import Interval, paired_difference
-from mf.evaluation.metrics import RMSE
+from mf.biases import Floats, Ints
+from mf.evaluation.bootstrap import SAMPLES, Interval, bootstrap_ratios, paired_difference, percentile_interval
+from mf.evaluation.encoded import take_rows
+from mf.evaluation.metrics import NDCG, RMSE
+from mf.evaluation.ranking import LISTED_USERS, PREDICTED_RATING, RANKING_MODEL, PublishedLists, find_hits, sample
+from mf.evaluation.topk import top_k_by_product
 from mf.model import MatrixFactorization
-from mf.model_directory import Embeddings, TrainedModel
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER, TrainedOn
+from mf.model_directory import Embeddings, PublishedRanking, TrainedModel
+from mf.ranking import Interactions, RankingModel
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER, TrainedOn, times
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.target import PublishedRun, Target
 
@@ -33,6 +39,20 @@ class PairedRmse:
 
 
 @dataclass(frozen=True)
+class PairedNdcg:
+    """NDCG@k of champion and challenger for the same users and test ratings."""
+
+    k: int
+    users: int  # with a relevant one among these test ratings; at most ``LISTED_USERS``, drawn at random
+    ndcg: float  # the challenger's
+    champion_ndcg: float
+    difference: float  # ndcg - champion_ndcg: below 0 the challenger is worse
+    interval: Interval | None  # of the difference, a paired bootstrap over users; None with one user
+    clean: bool  # as in PairedRmse
+    ordered_by: str  # the champion's lists: by its ranking model or, without one, by predicted rating
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Comparison of a new model with the published run."""
 
@@ -40,9 +60,12 @@ class Comparison:
     published_at: str  # ISO 8601
     note: str  # one sentence: what the figures show, or why there are none
     figures: PairedRmse | None = None  # None: not comparable
+    lists: PairedNdcg | None = None  # None: not comparable, no ranking model, or no relevant test rating
 
 
-def compare(model: TrainedModel, test: pa.Table, target: Target, seed: int = 0) -> Comparison | None:
+def compare(
+    model: TrainedModel, test: pa.Table, target: Target, seed: int = 0, lists: PublishedLists | None = None
+) -> Comparison | None:
     """Scores the published run of ``target`` and ``model`` on the same ratings of ``test``.
 
     Runs of another source are not compared. The champion may have been trained on ratings that are test ratings now,
@@ -55,6 +78,7 @@ def compare(model: TrainedModel, test: pa.Table, target: Target, seed: int = 0) 
         test: ratings that the challenger was not trained on.
         target: where it would be published.
         seed: seed of the bootstrap.
+        lists: of the challenger's ranking model, which are compared with the published run's; ``None``: they are not.
 
     Returns:
         ``None`` when no run is published.
@@ -75,8 +99,10 @@ def compare(model: TrainedModel, test: pa.Table, target: Target, seed: int = 0) 
         note = f"not compared: this model was trained on {ours.source}, the published run on {other}"
         return Comparison(run_id, run.published_at, note)
     comparable, clean, note = _comparable_part(test, ours, theirs)
-    figures = _paired_rmse(model, run, target.embeddings(run), comparable, seed, clean)
-    return Comparison(run_id, run.published_at, note, figures)
+    embeddings = target.embeddings(run)
+    figures = _paired_rmse(model, run, embeddings, comparable, seed, clean)
+    paired = _paired_ndcg(lists, target.ranking(run), embeddings, comparable, seed, clean) if lists else None
+    return Comparison(run_id, run.published_at, note, figures, paired)
 
 
 def _comparable_part(test: pa.Table, ours: TrainedOn, theirs: TrainedOn) -> tuple[pa.Table, bool, str]:
@@ -117,6 +143,90 @@ def _paired_rmse(
     interval = paired_difference(users, challenger - actual, champion - actual, seed)
     ours, theirs = RMSE.of(actual, challenger), RMSE.of(actual, champion)
     return PairedRmse(len(test), ours, theirs, ours - theirs, interval, clean)
+
+
+def _paired_ndcg(
+    lists: PublishedLists,
+    ranking: PublishedRanking | None,
+    embeddings: tuple[Embeddings, Embeddings],
+    test: pa.Table,
+    seed: int,
+    clean: bool,
+) -> PairedNdcg | None:
+    """Both models' lists, each from its own catalogue; ``None`` without a relevant rating in ``test``."""
+    rows = Vocabulary(lists.users).rows(test[USER])
+    liked = (rows >= 0) & (test[RATING].to_numpy() >= lists.threshold)
+    rows, movies = rows[liked], test[MOVIE].filter(pa.array(liked))
+    counts = np.bincount(rows, minlength=len(lists.users))
+    chosen = sample(np.flatnonzero(counts), LISTED_USERS, seed)
+    if not len(chosen):
+        return None
+    users, rated, counts = lists.users.take(pa.array(chosen)), lists.rated[chosen], counts[chosen]
+
+    def score(top: Ints, catalogue: Vocabulary | Embeddings) -> Floats:
+        columns = catalogue.rows(movies)
+        there = columns >= 0
+        pairs = np.ones(there.sum(), np.bool_), (rows[there], columns[there])
+        relevant = csr_array(pairs, shape=(len(lists.users), len(catalogue)))[chosen]
+        return NDCG.of_users(find_hits(top, relevant), counts)
+
+    theirs = Embeddings(ranking.movie_ids, ranking.bias, ranking.embedding) if ranking else embeddings[1]
+    p = (
+        _ranking_vectors(ranking, theirs, users, lists.known)
+        if ranking
+        else take_rows(embeddings[0].vectors, embeddings[0].rows(users))
+    )
+    q, b_m = torch.from_numpy(theirs.vectors), torch.from_numpy(theirs.bias)
+    left_out = _in_columns(rated, theirs.rows(lists.movies.ids), len(theirs))
+    champion = score(top_k_by_product(torch.from_numpy(p), q, b_m, left_out, lists.k), theirs)
+    challenger = score(lists.lists[chosen], lists.movies)
+    draws = bootstrap_ratios(np.column_stack([challenger, champion]), np.ones(len(chosen)), SAMPLES, seed)
+    ours, published = float(challenger.mean()), float(champion.mean())
+    return PairedNdcg(
+        k=lists.k,
+        users=len(chosen),
+        ndcg=ours,
+        champion_ndcg=published,
+        difference=ours - published,
+        interval=percentile_interval(draws[:, 0] - draws[:, 1], len(chosen)),
+        clean=clean,
+        ordered_by=RANKING_MODEL if ranking else PREDICTED_RATING,
+    )
+
+
+def _ranking_vectors(
+    ranking: PublishedRanking, movies: Embeddings, users: pa.Array, known: pa.Table
+) -> npt.NDArray[np.float32]:
+    """float32[users, factors], p as the database has it: the stored vectors or, where it sums them up from its table of
+    ratings, sums over the ratings of ``known``."""
+    if len(ranking.user_ids):
+        stored = Embeddings(ranking.user_ids, np.zeros(len(ranking.user_ids), np.float32), ranking.vectors)
+        return take_rows(stored.vectors, stored.rows(users))
+    numbers = ranking.numbers
+    model = RankingModel(
+        ranking.bias, ranking.embedding, ranking.history, ranking.liking,
+        mu=numbers["mu"], sd=numbers["sd"], rho=numbers["rho"], recency=bool(numbers["recency"]),
+        regularization=0.0, teacher_rank=0, energy_beyond=0.0, relevance_threshold=None,  # of the training alone
+    )  # fmt: skip
+    rows = Vocabulary(users).rows(known[USER])
+    known, rows = known.filter(pa.array(rows >= 0)), rows[rows >= 0]
+    return model.user_vectors(
+        Interactions(
+            torch.from_numpy(rows),
+            torch.from_numpy(movies.rows(known[MOVIE])),
+            torch.tensor(known[RATING].to_numpy()),
+            len(users),
+            len(movies),
+            torch.tensor(times(known)) if RATED_AT in known.column_names else None,
+        )
+    )
+
+
+def _in_columns(matrix: csr_array, columns: Ints, n: int) -> csr_array:
+    """``matrix`` with its column i as column ``columns[i]`` of ``n``; -1 leaves it out."""
+    rows, moved = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), columns[matrix.indices]
+    there = moved >= 0
+    return csr_array((np.ones(there.sum(), np.bool_), (rows[there], moved[there])), shape=(matrix.shape[0], n))
 
 
 def predict(run: PublishedRun, users: Embeddings, movies: Embeddings, test: pa.Table) -> npt.NDArray[np.float32]:

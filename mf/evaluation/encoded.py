@@ -8,9 +8,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy.sparse import csr_array
 
-from mf.biases import Ints
+from mf.biases import Floats, Ints
 from mf.errors import DataError
-from mf.ratings.schema import MOVIE, RATING, USER
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, UNKNOWN_TIME, USER, times
 from mf.ratings.vocabulary import Vocabulary
 
 
@@ -49,12 +49,13 @@ class EncodedIds:
 
 @dataclass(frozen=True)
 class EncodedRatings:
-    """Training and test part, encoded; the validation part as it came."""
+    """Training and test part, encoded, and their tables."""
 
     users: EncodedIds
     movies: EncodedIds
     train_ratings: npt.NDArray[np.float32]
     test_ratings: npt.NDArray[np.float32]
+    train: pa.Table  # as it came
     validation: pa.Table | None
 
     @classmethod
@@ -69,31 +70,64 @@ class EncodedRatings:
         if len(train) == 0:
             raise DataError(f"the training part is empty (the test part has {len(test):,} ratings): lower test_size")
         users, movies = (EncodedIds.of(train[column], test[column]) for column in (USER, MOVIE))
-        return cls(users, movies, train[RATING].to_numpy(), test[RATING].to_numpy(), validation)
+        return cls(users, movies, train[RATING].to_numpy(), test[RATING].to_numpy(), train, validation)
 
-    def already_rated(self) -> csr_array:
-        """bool[test users, training movies]: rated in the training or the validation part."""
+    def train_times(self) -> npt.NDArray[np.int64] | None:
+        """int64[training ratings], microseconds, ``UNKNOWN_TIME`` where unknown; None where all are unknown."""
+        if RATED_AT not in self.train.column_names:
+            return None
+        found = times(self.train)
+        return None if (found == UNKNOWN_TIME).all() else found
+
+    def known(self) -> pa.Table:
+        """The ratings of the training and the validation part."""
+        return self.train if self.validation is None else pa.concat_tables([self.train, self.validation])
+
+    def train_columns(self, catalogue: Vocabulary) -> Ints:
+        """[training ratings], row in ``catalogue`` of each training rating's movie; -1: not in it."""
+        if catalogue is self.movies.vocabulary:
+            return self.movies.train_rows
+        return catalogue.rows(self.movies.vocabulary.ids)[self.movies.train_rows]
+
+    def of_train_movies(self, values: Floats, catalogue: Vocabulary) -> Floats:
+        """float64[catalogue], ``values`` [training movies]; 0 for a movie without a training rating."""
+        # Row -1 reads the appended zero.
+        return (
+            values
+            if catalogue is self.movies.vocabulary
+            else np.append(values, 0.0)[self.movies.vocabulary.rows(catalogue.ids)]
+        )
+
+    def already_rated(self, catalogue: Vocabulary) -> csr_array:
+        """bool[test users, catalogue]: rated in the training or the validation part."""
         index = np.full(len(self.users.vocabulary), -1, np.int32)  # training user -> test user
         in_train = self.users.test_id_rows >= 0
         index[self.users.test_id_rows[in_train]] = np.flatnonzero(in_train)
-        users, movies = index[self.users.train_rows], self.movies.train_rows
+        users, movies = index[self.users.train_rows], self.train_columns(catalogue)
         if self.validation is not None:
             more = Vocabulary(self.users.test_ids).rows(self.validation[USER])
             users = np.concatenate([users, more])
-            movies = np.concatenate([movies, self.movies.vocabulary.rows(self.validation[MOVIE])])
-        return self._matrix(users, movies)
+            movies = np.concatenate([movies, catalogue.rows(self.validation[MOVIE])])
+        return self._matrix(users, movies, catalogue)
 
-    def relevant(self, threshold: float) -> csr_array:
-        """bool[test users, training movies]: rated ``threshold`` or higher in the test part."""
+    def relevant(self, threshold: float, catalogue: Vocabulary) -> csr_array:
+        """bool[test users, catalogue]: rated ``threshold`` or higher in the test part."""
         liked = self.test_ratings >= threshold
-        return self._matrix(self.users.test_index[liked], self.movies.test_rows[liked])
+        columns = catalogue.rows(self.movies.test_ids)[self.movies.test_index[liked]]
+        return self._matrix(self.users.test_index[liked], columns, catalogue)
 
     def relevant_counts(self, threshold: float) -> Ints:
-        """int64[test users], test ratings of ``threshold`` or higher, cold-start movies included."""
+        """int64[test users], test ratings of ``threshold`` or higher, movies outside the catalogue included."""
         return np.bincount(self.users.test_index[self.test_ratings >= threshold], minlength=len(self.users.test_ids))
 
-    def _matrix(self, users: Ints, movies: Ints) -> csr_array:
-        """bool[test users, training movies], true at these pairs; a pair with a -1 is left out."""
+    def _matrix(self, users: Ints, movies: Ints, catalogue: Vocabulary) -> csr_array:
+        """bool[test users, catalogue], true at these pairs; a pair with a -1 is left out."""
         both = (users >= 0) & (movies >= 0)
-        shape = len(self.users.test_ids), len(self.movies.vocabulary)
+        shape = len(self.users.test_ids), len(catalogue)
         return csr_array((np.ones(both.sum(), np.bool_), (users[both], movies[both])), shape)
+
+
+def take_rows(vectors: npt.NDArray[np.float32], rows: Ints) -> npt.NDArray[np.float32]:
+    """float32[len(rows), factors], these rows of ``vectors`` [n, factors]; row -1, an unknown id, is a zero vector."""
+    # Row -1 reads the appended zeros.
+    return np.vstack([vectors, np.zeros((1, vectors.shape[1]), np.float32)])[rows]

@@ -25,15 +25,17 @@ from mf.evaluation.bootstrap import Interval
 from mf.evaluation.config import EvaluateConfig
 from mf.evaluation.encoded import EncodedRatings
 from mf.evaluation.metrics import METRICS, RATING_METRICS, Scores
-from mf.evaluation.ranking import ExposureBin, Ranking, score_lists
+from mf.evaluation.ranking import ColdStartCurve, ExposureBin, PublishedLists, Ranking, score_lists
 from mf.model_directory import TrainedModel
 from mf.ratings.schema import MOVIE, USER
 
 LABELS = {
     "model": "this model",
+    "predicted_rating": "by predicted rating",
     "user_movie_bias": "user + movie biases",
     "global_mean": "global mean",
     "popularity": "popularity",
+    "recent_popularity": "recent popularity",
 }
 
 
@@ -59,6 +61,7 @@ class Evaluation:
     ranking: Ranking  # list metrics for users seen in training
     ranking_unseen_users: Ranking  # for cold-start users, whose lists are ordered by movie bias
     exposure: tuple[ExposureBin, ...]  # deciles of the catalogue, the least rated first; empty without lists
+    cold_start_curve: ColdStartCurve | None = None  # None without a ranking model
 
     def scores(self) -> dict[str, Scores]:
         """Rating and list metrics together, by the name of the model or baseline (``LABELS``); the model first."""
@@ -67,18 +70,20 @@ class Evaluation:
         return {name: ratings.get(name, Scores()) | lists.get(name, Scores()) for name in LABELS}
 
     def headline(self) -> str:
-        """One sentence: the first metric that has a figure, and how much better or worse the baseline is."""
+        """The lists beside popularity, where there is a ranking model; then the first metric that has a figure, and how
+        much better or worse the baseline is."""
+        lists = f"{self.ranking.line()}; " if self.ranking.has_ranking_model else ""
         scores = self.scores()
         metric = next((metric for metric in METRICS if scores["model"].get(metric.name) is not None), None)
         if metric is None:
-            return f"no metric could be computed: {self.ranking.reason}"
+            return f"{lists}no metric could be computed: {self.ranking.reason}"
         value, baseline = scores["model"][metric.name], scores[metric.baseline][metric.name]
         gain = metric.gain(value, baseline)
         difference = f"{metric.text(abs(gain))} {'better' if gain > 0 else 'worse'} than" if gain else "no better than"
         on = f"on {self.test_rows:,} test ratings" if metric in RATING_METRICS else f"for {self.ranking.users:,} users"
         return (
-            f"{metric.heading(self.ranking.k)} {metric.text(value)} {on}: {difference} {LABELS[metric.baseline]} "
-            f"({metric.text(baseline)})"
+            f"{lists}{metric.heading(self.ranking.k)} {metric.text(value)} {on}: {difference} "
+            f"{LABELS[metric.baseline]} ({metric.text(baseline)})"
         )
 
     def log_line(self) -> str:
@@ -99,15 +104,29 @@ def evaluate(
     config: EvaluateConfig | None = None,
     validation: pa.Table | None = None,
 ) -> Evaluation:
+    """As ``evaluate_with_lists``, without the lists."""
+    return evaluate_with_lists(train, test, model, config, validation)[0]
+
+
+def evaluate_with_lists(
+    train: pa.Table,
+    test: pa.Table,
+    model: TrainedModel,
+    config: EvaluateConfig | None = None,
+    validation: pa.Table | None = None,
+) -> tuple[Evaluation, PublishedLists | None]:
     """Scores ``model`` on ``test`` beside baselines fitted to ``train``, on the model's device.
 
     Args:
-        train: the ratings that the model was trained on.
+        train: the ratings that the model was trained on; the ranking model on ``validation`` too.
         test: ratings that it was not trained on, with ids of the same types.
         model: its predictions are scored unchanged; the baselines are clipped to its rating range.
         config: options; default: ``EvaluateConfig()``.
         validation: ratings that steered the training; a user's list leaves out the movies that the user has rated in
             ``train`` or here.
+
+    Returns:
+        The evaluation, and the lists of the ranking model; ``None`` without one.
 
     Raises:
         DataError: a part is empty, ids are of different types, or a number of the model is not finite.
@@ -127,8 +146,8 @@ def evaluate(
     (model_scores, mean_scores, baseline_scores), difference = score_ratings(
         users.test_index, actual, [predicted, mean, baseline], config.bootstrap, config.seed
     )
-    ranking, ranking_unseen_users, exposure = score_lists(ratings, model, biases.movie_bias, config)
-    return Evaluation(
+    lists = score_lists(ratings, model, biases.movie_bias, config)
+    evaluation = Evaluation(
         train_rows=len(train),
         test_rows=len(test),
         test_users=len(users.test_ids),
@@ -144,10 +163,12 @@ def evaluate(
         calibration=calibration(actual, predicted),
         baseline_calibration=calibration(actual, baseline),
         distribution=distribution(actual, predicted, baseline, low, high),
-        ranking=ranking,
-        ranking_unseen_users=ranking_unseen_users,
-        exposure=exposure,
+        ranking=lists.seen,
+        ranking_unseen_users=lists.unseen,
+        exposure=lists.exposure,
+        cold_start_curve=lists.curve,
     )
+    return evaluation, lists.published
 
 
 def _check_finite(test: pa.Table, predictions: npt.NDArray[np.float32]) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from mf.evaluation.encoded import take_rows
 from mf.model_directory import TrainedModel
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER
 
@@ -93,12 +94,18 @@ def _example(user: Any, rated: pa.Table, test: pa.Table, model: TrainedModel, ti
 
 @torch.no_grad()
 def _recommended(user: Any, rated: pa.ChunkedArray, model: TrainedModel) -> pa.Array:
-    """Ids of the movies with the highest unclipped predictions, less those ``rated``; of equal ones the lower id."""
-    device = model.module.mu.device
-    row = torch.from_numpy(model.users.rows(pa.array([user], model.users.ids.type))).to(device)
-    movies = torch.arange(len(model.movies), device=device)
-    scores = model.module(row.expand(len(movies)), movies).cpu().numpy()
-    rated_rows = model.movies.rows(rated)
+    """Ids of the movies with the highest ranking scores or, without a ranking model, unclipped predictions, less those
+    ``rated``; of equal ones the lower id."""
+    who = pa.array([user], model.users.ids.type)
+    if model.ranking:
+        catalogue, vectors = model.ranking.movies, take_rows(model.ranking.vectors, model.ranking.users.rows(who))
+        scores = model.ranking.model.scores(vectors)[0]
+    else:
+        device, catalogue = model.module.mu.device, model.movies
+        movies = torch.arange(len(catalogue), device=device)
+        user_row = torch.from_numpy(model.users.rows(who)).to(device)
+        scores = model.module(user_row.expand(len(movies)), movies).cpu().numpy()
+    rated_rows = catalogue.rows(rated)
     scores[rated_rows[rated_rows >= 0]] = -np.inf
     best = np.argsort(-scores, kind="stable")[:SHOWN]
-    return model.movies.ids.take(pa.array(best[scores[best] > -np.inf]))
+    return catalogue.ids.take(pa.array(best[scores[best] > -np.inf]))

@@ -8,7 +8,8 @@ from typing import Any
 from mf.evaluation.champion import Comparison
 from mf.evaluation.config import PUBLISH, REFUSE, GateConfig
 from mf.evaluation.evaluate import LABELS, Evaluation
-from mf.evaluation.metrics import plain
+from mf.evaluation.metrics import NDCG, plain
+from mf.evaluation.ranking import Ranking
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Decision:
     forced: bool  # published although a check failed
     reasons: tuple[str, ...]  # texts of the failed checks
     checks: tuple[Check, ...]
+    lists: str = ""  # NDCG of the lists and of popularity, or why there is none; empty where lists are not checked
 
     @property
     def verdict(self) -> str:
@@ -38,10 +40,11 @@ class Decision:
 
     def summary(self) -> str:
         """One line for a person."""
+        lists = f"; {self.lists}" if self.lists else ""
         if not self.reasons:
-            return f"accepted for publication: all {len(self.checks)} checks passed"
+            return f"accepted for publication: all {len(self.checks)} checks passed{lists}"
         start = "accepted by force_publish although" if self.forced else "not published:"
-        return f"{start} {'; '.join(self.reasons)}"
+        return f"{start} {'; '.join(self.reasons)}{lists}"
 
 
 def decide(
@@ -50,6 +53,10 @@ def decide(
     """Accepts a model when
 
     - all its metrics are finite,
+    - where it has a ranking model, its lists are not worse than popularity's: the 95% interval of the difference in
+      NDCG@k (a paired bootstrap over users) does not lie wholly below 0,
+    - nor than the published run's lists: NDCG@k on the same test ratings is at most ``max_ndcg_regression`` lower, or
+      the interval of the difference includes 0; as with the RMSE, a loss counts only in a clean comparison,
     - its RMSE is below that of user + movie biases and that of the global mean,
     - it is not worse than the published run: its RMSE on the same test ratings is at most ``max_regression`` higher, or
       the 95% interval of the difference (a paired bootstrap over users) includes 0, so that it may be chance. Where the
@@ -57,7 +64,7 @@ def decide(
     - its RMSE is at most ``max_rmse``, if given,
     - it has at least ``min_rows`` training ratings, ``min_users`` users and ``min_movies`` movies.
 
-    A check without a figure passes.
+    A check without a figure passes; but a model that has neither an RMSE nor lists to score is refused.
 
     Args:
         evaluation: of the model.
@@ -67,8 +74,15 @@ def decide(
         movies: number of movies that it has vectors of.
     """
     rmse = evaluation.model.get("rmse")
+    ranking = evaluation.ranking
     # Every condition is written so that a NaN does not pass.
-    checks = [_finite(evaluation), _beats_baselines(evaluation), _not_worse(comparison, config.max_regression)]
+    checks = [_finite(evaluation)]
+    check_lists = ranking.has_ranking_model or rmse is None
+    if check_lists:
+        checks.append(_beats_popularity(ranking, required=rmse is None))
+    if ranking.has_ranking_model:
+        checks.append(_lists_not_worse(comparison, ranking, config.max_ndcg_regression))
+    checks += [_beats_baselines(evaluation), _not_worse(comparison, config.max_regression)]
     if config.max_rmse and rmse is not None:
         checks.append(_max_rmse(rmse, config.max_rmse))
     checks += [
@@ -78,13 +92,56 @@ def decide(
     ]
     reasons = tuple(check.text for check in checks if not check.passed)
     forced = bool(reasons) and config.force_publish
-    return Decision(publish=not reasons or forced, forced=forced, reasons=reasons, checks=tuple(checks))
+    return Decision(
+        publish=not reasons or forced,
+        forced=forced,
+        reasons=reasons,
+        checks=tuple(checks),
+        lists=ranking.line() if check_lists else "",
+    )
 
 
 def _finite(evaluation: Evaluation) -> Check:
     bad = [name for name, value in _numbers(plain(evaluation)) if not math.isfinite(value)]
     text = f"not finite: {', '.join(bad)}" if bad else "all metrics are finite"
     return Check("finite", len(bad), 0, not bad, text)
+
+
+def _beats_popularity(ranking: Ranking, required: bool) -> Check:
+    """``required``: the model has no other figure, so that it fails without this one."""
+    if ranking.model is None or ranking.popularity is None:
+        text = f"NDCG@{ranking.k} of the lists has no figure: {ranking.reason}"
+        if required:
+            text += "; nothing else measures this model"
+        return Check("lists", None, None, not required, text)
+    ndcg, popularity, interval = ranking.model[NDCG.name], ranking.popularity[NDCG.name], ranking.ndcg_difference
+    passed = math.isfinite(ndcg) and (interval is None or interval.high >= 0)
+    relation = "above" if ndcg > popularity else "not above"
+    ends = f" (95% interval of the difference {interval.low:+.4f} to {interval.high:+.4f})" if interval else ""
+    text = f"{NDCG.heading(ranking.k)} {ndcg:.4f} is {relation} that of popularity, {popularity:.4f}{ends}"
+    return Check("lists", ndcg, popularity, passed, text)
+
+
+def _lists_not_worse(comparison: Comparison | None, ranking: Ranking, limit: float) -> Check:
+    if comparison is None or comparison.lists is None:
+        if comparison is None:
+            text = "there is no published run whose lists to compare with"
+        elif comparison.figures is None:
+            text = f"lists {comparison.note}"
+        else:
+            text = "lists not compared: no user seen in training has a relevant rating among the compared ones"
+        return Check("champion_lists", None, -limit, True, text)
+    figures, interval = comparison.lists, comparison.lists.interval
+    passed = figures.difference >= -limit or interval is None or interval.high >= 0
+    ends = f" (95% interval {interval.low:+.4f} to {interval.high:+.4f})" if interval else ""
+    text = (
+        f"{NDCG.heading(figures.k)} {figures.ndcg:.4f} against {figures.champion_ndcg:.4f} of the published run "
+        f"{comparison.run_id} for the same {figures.users:,} users: {figures.difference:+.4f}{ends}, "
+        f"max_ndcg_regression is {limit:g}"
+    )
+    if not passed and not figures.clean:
+        text += "; this does not count, because that run may have been trained on these ratings"
+    return Check("champion_lists", figures.difference, -limit, passed or not figures.clean, text)
 
 
 def _beats_baselines(evaluation: Evaluation) -> Check:

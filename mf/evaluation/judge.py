@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mf.evaluation.champion import Comparison, compare
 from mf.evaluation.config import EvaluateConfig, GateConfig
-from mf.evaluation.evaluate import Evaluation, evaluate
+from mf.evaluation.evaluate import Evaluation, evaluate_with_lists
 from mf.evaluation.examples import examples
 from mf.evaluation.gate import Decision, decide
 from mf.evaluation.metrics import METRICS
@@ -38,6 +38,9 @@ class Judgement:
         if self.comparison and self.comparison.figures:
             logged["champion_rmse"] = self.comparison.figures.champion_rmse
             logged["rmse_above_champion"] = self.comparison.figures.difference
+        if self.comparison and self.comparison.lists:
+            logged["champion_ndcg"] = self.comparison.lists.champion_ndcg
+            logged["ndcg_above_champion"] = self.comparison.lists.difference
         return logged | {
             "test_rows": self.evaluation.test_rows,
             "unseen_users": self.evaluation.unseen_users.ids,
@@ -81,8 +84,8 @@ def judge(
         SupabaseError: ``target`` cannot be reached, or refused.
     """
     config = config or EvaluateConfig()
-    evaluation = evaluate(train, test, model, config, validation)
-    comparison = compare(model, test, target, config.seed) if target else None
+    evaluation, lists = evaluate_with_lists(train, test, model, config, validation)
+    comparison = compare(model, test, target, config.seed, lists) if target else None
     decision = decide(evaluation, comparison, gate or GateConfig(), users=len(model.users), movies=len(model.movies))
     users = examples(train, validation, test, model, titles)
     epochs = model.metrics.get("epochs", [])
@@ -97,6 +100,9 @@ def _facts(model: TrainedModel, train: pa.Table, provenance: Provenance | None) 
         "model": f"{model.run_id}, solver {model.solver}, {model.module.factors} factors",
         "trained on": f"{len(train):,} ratings of {len(model.users):,} users and {len(model.movies):,} movies",
     }
+    if ranking := model.ranking:
+        size = f"{len(ranking.users):,} users and {len(ranking.movies):,} movies of training and validation part"
+        facts["ranking model"] = f"{ranking.factors} factors, {size}"
     if provenance:
         facts = {"ratings": provenance.summary(), **facts, "data hash": provenance.content_hash}
     return {**facts, "code": model.git_sha}

@@ -67,7 +67,9 @@ def plots(evaluation: Evaluation, history: Sequence[Epoch]) -> list[Plot]:
     if history:
         drawn.insert(0, _training(history))
     if evaluation.exposure:
-        drawn.append(_exposure(evaluation.exposure, evaluation.ranking.k))
+        # Lists come first where there is a ranking model.
+        at = 0 if evaluation.ranking.has_ranking_model else len(drawn)
+        drawn.insert(at, _exposure(evaluation.exposure, evaluation.ranking.k))
     return drawn
 
 

@@ -1,52 +1,110 @@
-"""Quality of top-k lists over the whole catalogue: the model's and two baselines'."""
+"""Quality of top-k lists over the whole catalogue: the published ones and their baselines."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from scipy.sparse import csr_array
+from torch import Tensor
 
 from mf.biases import Floats, Ints
 from mf.evaluation.accuracy import deciles
-from mf.evaluation.bootstrap import bootstrap_ratios, percentile_interval
+from mf.evaluation.bootstrap import Interval, bootstrap_ratios, percentile_interval
 from mf.evaluation.config import EvaluateConfig
-from mf.evaluation.encoded import EncodedRatings
-from mf.evaluation.metrics import CATALOGUE_METRICS, LIST_METRICS, Hits, Scores
+from mf.evaluation.encoded import EncodedRatings, take_rows
+from mf.evaluation.metrics import CATALOGUE_METRICS, LIST_METRICS, NDCG, Hits, Scores
 from mf.evaluation.topk import top_k_by_product, top_k_in_one_order
 from mf.model_directory import TrainedModel
+from mf.ranking import Interactions, RankingModel
+from mf.ratings.schema import UNKNOWN_TIME
+from mf.ratings.vocabulary import Vocabulary
 
 # The default threshold, as a share of the range of the training ratings: 4 on scales of 1 to 5 and of half stars, 8 of
 # 1 to 10, 1 of 0 and 1. The mean would do as well, but on half stars it is near 3.5, so that a rating of 3.5 would be
 # relevant in one run and not in the next.
 UPPER_QUARTER = 0.75
+RECENT = 0.1  # the newest tenth of the training ratings, which recent popularity counts
+FOLDED_IN = (1, 3, 10)  # training ratings per user in the cold-start curve
+FOLDED_IN_USERS = 2000  # users of the cold-start curve, at most
+# Users for whom lists are made beside the published ones, at most: NDCG's interval is then about 0.005 wide.
+LISTED_USERS = 20_000
+EXPOSED = ("model", "user_movie_bias", "popularity")
+RANKING_MODEL, PREDICTED_RATING = "ranking model", "predicted rating"
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Scores of top-k lists for one group of users: by the model and by two baselines.
+    """Scores of top-k lists for one group of users: by the model and by baselines.
 
     The global mean is no baseline here, since it gives every movie the same score.
     """
 
     k: int  # length of the lists
     relevance_threshold: float  # a test movie rated this or higher is relevant
-    movies: int  # size of the catalogue: movies with a training rating
+    movies: int  # size of the catalogue: movies that the ranking model knows; without one, with a training rating
     left_out: str  # parts whose movies are left out of the user's own list: "training", or "training and validation"
     users: int  # users with a relevant test movie; the metrics are means over them
     users_without: int  # test users without one; not counted
     relevant: int  # relevant test ratings
     out_of_reach: int  # relevant test ratings of movies outside the catalogue, which no list can hold
-    model: Scores | None = None  # None when there are no users
+    model: Scores | None = None  # of the lists that are published; None when there are no users
     user_movie_bias: Scores | None = None  # by movie bias: the user's bias does not change the order
     popularity: Scores | None = None  # by number of training ratings
     reason: str = ""  # why there are no scores
+    ordered_by: str = PREDICTED_RATING  # order of the lists that are published; "ranking model" where there is one
+    predicted_rating: Scores | None = None  # by the star model's prediction; only beside a ranking model
+    predicted_rating_users: int = 0  # whose lists by predicted rating are scored: at most LISTED_USERS, a sample
+    recent_popularity: Scores | None = None  # by number of recent ratings; only beside a ranking model, with times
+    recent_since: str | None = None  # ISO 8601, the oldest rating that recent popularity counts
+    ndcg_difference: Interval | None = None  # of NDCG(model) - NDCG(popularity) over the same draws of users
+
+    @property
+    def has_ranking_model(self) -> bool:
+        return self.ordered_by == RANKING_MODEL
 
     def scores(self) -> dict[str, Scores]:
         """Scores by the name of the model or baseline; empty when there are no users."""
-        rankers = {"model": self.model, "user_movie_bias": self.user_movie_bias, "popularity": self.popularity}
+        rankers = {
+            "model": self.model,
+            "popularity": self.popularity,
+            "recent_popularity": self.recent_popularity,
+            "predicted_rating": self.predicted_rating,
+            "user_movie_bias": self.user_movie_bias,
+        }
         return {name: scores for name, scores in rankers.items() if scores}
+
+    def line(self) -> str:
+        """``lists  NDCG@10 0.256, popularity 0.124``, or why there are no figures."""
+        if self.model is None or self.popularity is None:
+            return f"lists  no figure: {self.reason}"
+        name = NDCG.name
+        return f"lists  {NDCG.heading(self.k)} {self.model[name]:.3f}, popularity {self.popularity[name]:.3f}"
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Scores of the lists of users folded in with a few ratings each."""
+
+    ratings: int  # per user, drawn at random from the user's training ratings
+    model: Scores
+
+
+@dataclass(frozen=True)
+class ColdStartCurve:
+    """Lists of test users whom the ranking model is given as new users, with few of their training ratings.
+
+    The lists leave out everything that the user has rated in training and validation, so that the same test movies are
+    to be found at every point.
+    """
+
+    users: int  # drawn at random, the same at every point
+    drawn_from: int  # users with a relevant test movie and at least as many training ratings as the last point has
+    points: tuple[CurvePoint, ...] = ()
+    popularity: Scores | None = None  # of the same users; None when there are none
 
 
 @dataclass(frozen=True)
@@ -62,9 +120,67 @@ class ExposureBin:
     popularity: float
 
 
+@dataclass(frozen=True)
+class PublishedLists:
+    """The lists of users seen in training that the model would publish, to be compared with another model's."""
+
+    k: int
+    threshold: float  # relevance threshold
+    users: pa.Array  # ids of the users with a relevant test movie, sorted
+    movies: Vocabulary  # the catalogue
+    rated: csr_array  # bool[users, movies], what the lists leave out
+    lists: Ints  # int64[users, k], rows of ``movies``; -1: empty position
+    known: pa.Table  # the ratings of the training and the validation part, of all users
+
+
+@dataclass(frozen=True)
+class ListResults:
+    """Everything that is known of the lists of the test users."""
+
+    seen: Ranking  # users seen in training
+    unseen: Ranking  # cold-start users
+    exposure: tuple[ExposureBin, ...]  # in the lists of ``seen``
+    curve: ColdStartCurve | None = None  # None without a ranking model, as is the next one
+    published: PublishedLists | None = None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Everything that the lists of both groups of users are made and scored with."""
+
+    model: TrainedModel
+    ratings: EncodedRatings
+    config: EvaluateConfig
+    threshold: float
+    catalogue: Vocabulary
+    columns: Ints  # [training ratings], rows of the catalogue
+    rated: csr_array  # bool[test users, catalogue]
+    relevant: csr_array  # bool[test users, catalogue]
+    relevant_counts: Ints  # [test users], movies outside the catalogue included
+    train_counts: Ints  # [catalogue], training ratings
+    orders: dict[str, Floats | Ints]  # [catalogue], scores by which a baseline orders the movies for everybody
+    recent_since: str | None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.module.mu.device
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Test users with a relevant test movie, seen in training or not, and their lists by the ranker's name."""
+
+    users: Ints  # rows of the test part's users
+    ids: pa.Array
+    rated: csr_array  # bool[users, catalogue]
+    relevant: csr_array  # bool[users, catalogue]
+    relevant_counts: Ints  # movies outside the catalogue included
+    lists: dict[str, Ints]  # int64[users, k]
+
+
 def score_lists(
     ratings: EncodedRatings, model: TrainedModel, movie_bias: Floats, config: EvaluateConfig
-) -> tuple[Ranking, Ranking, tuple[ExposureBin, ...]]:
+) -> ListResults:
     """Scores the lists of users seen in training, those of cold-start users, and the exposure in the former.
 
     A list is taken from the whole catalogue, less the movies that the user has already rated. A sample of the catalogue
@@ -74,59 +190,173 @@ def score_lists(
         ratings: training and test part.
         model: the model to score.
         movie_bias: float64[training movies], b_m of the bias baseline.
-        config: k, threshold and bootstrap.
+        config: k, threshold, bootstrap and seed.
     """
+    task = _task(ratings, model, movie_bias, config)
+    known = model.ranking.users.rows(ratings.users.test_ids) if model.ranking else ratings.users.test_id_rows
+    seen, group = _score_group(task, known >= 0, "seen")
+    unseen, _ = _score_group(task, known < 0, "unseen")
+    exposed = exposure(task.train_counts, {name: group.lists[name] for name in EXPOSED}) if seen.users else ()
+    if not model.ranking:
+        return ListResults(seen, unseen, exposed)
+    published = PublishedLists(
+        config.k, task.threshold, group.ids, task.catalogue, group.rated, group.lists["model"], ratings.known()
+    )
+    return ListResults(seen, unseen, exposed, _cold_start_curve(task, model.ranking.model, group), published)
+
+
+def _task(ratings: EncodedRatings, model: TrainedModel, movie_bias: Floats, config: EvaluateConfig) -> _Task:
     threshold = config.relevance_threshold
     if threshold is None:
         low, high = (float(end) for end in (ratings.train_ratings.min(), ratings.train_ratings.max()))
         # In float32, as the ratings are: three quarters from 0.1 to 0.5 must not be a little more than 0.4.
         threshold = float(np.float32(low + UPPER_QUARTER * (high - low)))
-    rated, relevant = ratings.already_rated(), ratings.relevant(threshold)
-    relevant_counts = ratings.relevant_counts(threshold)
-    train_counts = np.bincount(ratings.movies.train_rows, minlength=rated.shape[1])
-    results = []
-    for is_cold in (False, True):
-        group = (ratings.users.test_id_rows < 0) == is_cold
-        users = np.flatnonzero(group & (relevant_counts > 0))
-        lists = {
-            "model": _model_lists(model, ratings, users, rated[users], config.k),
-            "user_movie_bias": top_k_in_one_order(movie_bias, rated[users], config.k),
-            "popularity": top_k_in_one_order(train_counts, rated[users], config.k),
-        }
-        scores = _scores(lists, relevant[users], relevant_counts[users], config) if len(users) else {}
-        total = int(relevant_counts[users].sum())
-        ranking = Ranking(
-            k=config.k,
-            relevance_threshold=threshold,
-            movies=len(train_counts),
-            left_out="training" if ratings.validation is None else "training and validation",
-            users=len(users),
-            users_without=int(group.sum()) - len(users),
-            relevant=total,
-            out_of_reach=total - relevant[users].nnz,
-            reason="" if len(users) else _reason(int(group.sum()), is_cold, threshold),
-            **scores,
-        )
-        results.append((ranking, exposure(train_counts, lists) if len(users) else ()))
-    (seen, seen_exposure), (cold, _) = results
-    return seen, cold, seen_exposure
+    catalogue = model.ranking.movies if model.ranking else ratings.movies.vocabulary
+    columns = ratings.train_columns(catalogue)
+    train_counts = _count(columns, len(catalogue))
+    orders: dict[str, Floats | Ints] = {
+        "user_movie_bias": ratings.of_train_movies(movie_bias, catalogue),
+        "popularity": train_counts,
+    }
+    since = None
+    if model.ranking and (recent := _recent(ratings)):
+        chosen, since = recent
+        # Of movies with equally many recent ratings the more popular one comes first.
+        orders["recent_popularity"] = _count(columns[chosen], len(catalogue)) + train_counts / (train_counts.max() + 1)
+    return _Task(
+        model=model,
+        ratings=ratings,
+        config=config,
+        threshold=threshold,
+        catalogue=catalogue,
+        columns=columns,
+        rated=ratings.already_rated(catalogue),
+        relevant=ratings.relevant(threshold, catalogue),
+        relevant_counts=ratings.relevant_counts(threshold),
+        train_counts=train_counts,
+        orders=orders,
+        recent_since=since,
+    )
 
 
-def _model_lists(model: TrainedModel, ratings: EncodedRatings, users: Ints, rated: csr_array, k: int) -> Ints:
-    """int64[users, k], the model's lists; an id that the model does not know has bias 0 and a zero vector."""
-    device = model.module.mu.device
-    user_rows = torch.from_numpy(model.users.rows(ratings.users.test_ids.take(pa.array(users)))).to(device)
-    movie_rows = torch.from_numpy(model.movies.rows(ratings.movies.vocabulary.ids)).to(device)
+def _score_group(task: _Task, everybody: npt.NDArray[np.bool_], kind: str) -> tuple[Ranking, _Group]:
+    """Scores of the test users ``everybody`` bool[test users], who are "seen" or "unseen" in training."""
+    own, config, ratings = task.model.ranking, task.config, task.ratings
+    users = np.flatnonzero(everybody & (task.relevant_counts > 0))
+    ids, rated = ratings.users.test_ids.take(pa.array(users)), task.rated[users]
+    if own:
+        p = torch.from_numpy(take_rows(own.vectors, own.users.rows(ids))).to(task.device)
+        lists = {"model": ranking_lists(own.model, p, rated, config.k)}
+    else:
+        lists = {"model": _star_lists(task, ids, rated)}
+    lists |= {name: top_k_in_one_order(order, rated, config.k) for name, order in task.orders.items()}
+    group = _Group(users, ids, rated, task.relevant[users], task.relevant_counts[users], lists)
+    scores: dict[str, Scores] = {}
+    difference, sampled = None, sample(np.arange(len(users)), LISTED_USERS, config.seed)
+    if len(users):
+        scores, difference = _scores(lists, group.relevant, group.relevant_counts, config)
+        if own:
+            stars = {"predicted_rating": _star_lists(task, ids.take(pa.array(sampled)), rated[sampled])}
+            scores |= _scores(stars, group.relevant[sampled], group.relevant_counts[sampled], config)[0]
+    total = int(group.relevant_counts.sum())
+    ranking = Ranking(
+        k=config.k,
+        relevance_threshold=task.threshold,
+        movies=len(task.catalogue),
+        left_out="training" if ratings.validation is None else "training and validation",
+        users=len(users),
+        users_without=int(everybody.sum()) - len(users),
+        relevant=total,
+        out_of_reach=total - group.relevant.nnz,
+        reason="" if len(users) else _reason(int(everybody.sum()), kind, task.threshold),
+        ordered_by=RANKING_MODEL if own else PREDICTED_RATING,
+        predicted_rating_users=len(sampled) if own else 0,
+        recent_since=task.recent_since,
+        ndcg_difference=difference,
+        **scores,
+    )
+    return ranking, group
+
+
+def sample(rows: Ints, most: int, seed: int) -> Ints:
+    """At most ``most`` of ``rows``, drawn at random, in their order."""
+    return rows if len(rows) <= most else np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+
+
+def _count(columns: Ints, movies: int) -> Ints:
+    """int64[movies], how often each occurs in ``columns``; -1 is no movie."""
+    return np.bincount(columns[columns >= 0], minlength=movies)
+
+
+def _recent(ratings: EncodedRatings) -> tuple[npt.NDArray[np.bool_], str] | None:
+    """Which training ratings are recent, bool[training ratings], and the time of the oldest of them; ``None`` without
+    times."""
+    rated_at = ratings.train_times()
+    if rated_at is None:
+        return None
+    since = np.quantile(rated_at[rated_at != UNKNOWN_TIME], 1 - RECENT, method="inverted_cdf")
+    return rated_at >= since, (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(since))).isoformat()
+
+
+def ranking_lists(model: RankingModel, p: Tensor, rated: csr_array, k: int) -> Ints:
+    """int64[users, k], the lists of users with the vectors ``p`` [users, factors], computed on its device."""
+    q, b_m = (torch.from_numpy(part).to(p.device) for part in (model.embedding, model.bias))
+    return top_k_by_product(p, q, b_m, rated, k)
+
+
+def _star_lists(task: _Task, ids: pa.Array, rated: csr_array) -> Ints:
+    """int64[users, k], lists by predicted rating; an id that the star model does not know has bias 0 and a zero
+    vector."""
+    model, k = task.model, task.config.k
+    user_rows = torch.from_numpy(model.users.rows(ids)).to(task.device)
+    movie_rows = torch.from_numpy(model.movies.rows(task.catalogue.ids)).to(task.device)
     with torch.no_grad():
         p, q, _, b_m = model.module.embed(user_rows.clamp(min=0), movie_rows.clamp(min=0))
     user_known, movie_known = (user_rows >= 0).unsqueeze(1), (movie_rows >= 0).unsqueeze(1)
     return top_k_by_product(p * user_known, q * movie_known, b_m * movie_known.squeeze(1), rated, k)
 
 
+def _cold_start_curve(task: _Task, model: RankingModel, group: _Group) -> ColdStartCurve:
+    """The curve for a sample of the users of ``group``."""
+    ratings, config = task.ratings, task.config
+    rng, most = np.random.default_rng(config.seed), FOLDED_IN[-1]
+    suitable = np.flatnonzero(ratings.users.train_counts[group.users] >= most)
+    chosen = sample(suitable, FOLDED_IN_USERS, config.seed)
+    if not len(chosen):
+        return ColdStartCurve(0, 0)
+    number = np.full(len(ratings.users.vocabulary), -1)  # training user -> number among the chosen
+    number[ratings.users.test_id_rows[group.users[chosen]]] = np.arange(len(chosen))
+    rows = np.flatnonzero(number[ratings.users.train_rows] >= 0)
+    rows = rng.permutation(rows)
+    rows = rows[np.argsort(number[ratings.users.train_rows[rows]], kind="stable")]  # each user's in a random order
+    users = number[ratings.users.train_rows[rows]]
+    place = np.arange(len(rows)) - np.searchsorted(users, users)
+    rated_at = ratings.train_times()
+    rated, relevant, counts = (part[chosen] for part in (group.rated, group.relevant, group.relevant_counts))
+    lists = {}
+    for n in FOLDED_IN:
+        first = place < n
+        at = rows[first]
+        some = Interactions(
+            torch.from_numpy(users[first]),
+            torch.from_numpy(task.columns[at]),
+            torch.from_numpy(ratings.train_ratings[at]),
+            len(chosen),
+            len(model.bias),
+            None if rated_at is None else torch.from_numpy(rated_at[at]),
+        )
+        p = torch.from_numpy(model.user_vectors(some)).to(task.device)
+        lists[str(n)] = ranking_lists(model, p, rated, config.k)
+    scores, _ = _scores({**lists, "popularity": group.lists["popularity"][chosen]}, relevant, counts, config)
+    points = tuple(CurvePoint(n, scores[str(n)]) for n in FOLDED_IN)
+    return ColdStartCurve(len(chosen), len(suitable), points, scores["popularity"])
+
+
 def _scores(
     lists: Mapping[str, Ints], relevant: csr_array, relevant_counts: Ints, config: EvaluateConfig
-) -> dict[str, Scores]:
-    """Scores of each ranker's lists, all intervals from the same draws of users."""
+) -> tuple[dict[str, Scores], Interval | None]:
+    """Scores of each ranker's lists, all intervals from the same draws of users, and the interval of the first
+    ranker's NDCG minus popularity's, if both are there."""
     per_user = {name: score_users(find_hits(top, relevant), relevant_counts) for name, top in lists.items()}
     draws = bootstrap_ratios(
         np.column_stack(list(per_user.values())), np.ones(len(relevant_counts)), config.bootstrap, config.seed
@@ -141,12 +371,14 @@ def _scores(
             metric.name: percentile_interval(draws[:, i * n + j], len(top)) for j, metric in enumerate(LIST_METRICS)
         }
         scores[name] = Scores(values, intervals)
-    return scores
+    if "popularity" not in lists:
+        return scores, None
+    first, popularity = (rank * n + LIST_METRICS.index(NDCG) for rank in (0, list(lists).index("popularity")))
+    return scores, percentile_interval(draws[:, first] - draws[:, popularity], len(relevant_counts))
 
 
-def _reason(users: int, is_cold: bool, threshold: float) -> str:
+def _reason(users: int, kind: str, threshold: float) -> str:
     """Why there are no scores."""
-    kind = "unseen" if is_cold else "seen"
     if not users:
         return f"no test user is {kind} in training"
     return f"none of the {users:,} test users {kind} in training rated a test movie {threshold:g} or higher"

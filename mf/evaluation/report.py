@@ -17,7 +17,7 @@ from mf.evaluation.champion import Comparison
 from mf.evaluation.evaluate import LABELS, Evaluation
 from mf.evaluation.examples import Example
 from mf.evaluation.gate import Decision
-from mf.evaluation.metrics import CATALOGUE_METRICS, LIST_METRICS, RATING_METRICS, plain
+from mf.evaluation.metrics import CATALOGUE_METRICS, LIST_METRICS, NDCG, RATING_METRICS, plain
 from mf.evaluation.plots import Epoch, plots
 from mf.files import written_aside
 
@@ -26,6 +26,8 @@ HEADLINES = {
     "forced": "Accepted by force_publish",
     "refused": "Refused: not published",
 }
+
+CURVE_METRICS = (NDCG, LIST_METRICS[-1])  # NDCG and hit rate
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Report:
             labels=LABELS,
             rating_metrics=RATING_METRICS,
             list_metrics=[*LIST_METRICS, *CATALOGUE_METRICS],
+            curve_metrics=CURVE_METRICS,
             decision=self.decision,
             comparison=self.comparison,
             plots=plots(self.evaluation, self.training),

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from mf.errors import SupabaseError
 from mf.fold_in import prior
-from mf.model_directory import Embeddings, Header, PublishedModel, read_model
+from mf.model_directory import Embeddings, Header, PublishedModel, PublishedRanking, read_model
 from mf.ratings.schema import TrainedOn, id_type
 from mf.supabase.config import ExportConfig
 from mf.supabase.schema import command
@@ -106,6 +106,10 @@ class Target(ABC):
         Raises:
             SupabaseError: the run has been removed since; or as ``published_run``.
         """
+
+    def ranking(self, run: PublishedRun) -> PublishedRanking | None:
+        """The ranking model of ``run``; ``None``: it has none."""
+        return None
 
     def check(
         self, user_ids: pa.Array | pa.ChunkedArray, movie_ids: pa.Array | pa.ChunkedArray, config: ExportConfig

@@ -1,11 +1,14 @@
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from mf.evaluation.examples import Movie, examples
 from mf.model import MatrixFactorization
-from mf.model_directory import TrainedModel
+from mf.model_directory import TrainedModel, TrainedRanking
+from mf.ranking import RankingModel
 from mf.ratings.vocabulary import Vocabulary
 
 
@@ -34,6 +37,18 @@ def test_recommended_movies_are_unrated_and_ordered_by_unclipped_prediction() ->
     (ann,) = examples(TRAIN, VALIDATION, TEST, MODEL, {"5": "Five"})
     # 3, which the validation part has, is left out; 5 and 4 are both predicted 5, and 5 is ahead before clipping.
     assert ann.recommended == (Movie(5, "Five", 1.5, 5), Movie(4, None, None, 5), Movie(6, None, None, 2))
+
+
+def test_with_a_ranking_model_recommended_movies_are_in_its_order() -> None:
+    arrays = [
+        np.array(part, np.float32) for part in ([0, 0, 0, 0.3, 0, 0.2, 0], *[[[0], [0], [0], [0], [1], [0], [0]]] * 3)
+    ]
+    fitted = RankingModel(*arrays, 3.0, 1.0, 0.5, 1.0, 1, 0.0, 4.0)
+    movies = Vocabulary(pa.array([1, 2, 3, 4, 5, 6, 7]))
+    ranking = TrainedRanking(fitted, MODEL.users, movies, np.array([[1.0], [0], [0]], np.float32), {})
+    (ann,) = examples(TRAIN, VALIDATION, TEST, replace(MODEL, ranking=ranking), {})
+    # Movie 7, which the star model does not know, comes last.
+    assert [(movie.movie_id, movie.predicted) for movie in ann.recommended] == [(5, 5), (4, 5), (6, 2), (7, 3)]
 
 
 def test_the_best_rated_movies_are_from_training_and_validation() -> None:

@@ -190,8 +190,8 @@ def test_the_report_shows_every_metric_beside_the_baselines(page: Page) -> None:
     assert "Global mean 1.0498 1.016–1.086 0.8342" in text
     assert "10,083 test ratings by 597 users" in text
     assert "minus that of user + movie biases: -0.0317 to -0.0170." in text
-    assert "NDCG@10 0.0712 0.060–0.083 0.0288 0.021–0.037 0.1235 0.109–0.138 recall@10 0.0676 0.0228 0.1182" in text
-    assert "MAP@10 0.0349 0.0162 0.0671 hit rate@10 0.3237 0.1241 0.4550 coverage 0.0688 0.0027 0.0089" in text
+    assert "NDCG@10 0.0712 0.060–0.083 0.1235 0.109–0.138 0.0288 0.021–0.037 recall@10 0.0676 0.1182 0.0228" in text
+    assert "MAP@10 0.0349 0.0671 0.0162 hit rate@10 0.3237 0.4550 0.1241 coverage 0.0688 0.0089 0.0027" in text
     assert "Recommending the most rated movies to everyone finds more" in text
     assert "New users 0 0 – – – New movies 375 397 1.0127 1.0128 1.1512" in text
     assert "Source ratings.csv Solver adam" in text

@@ -7,11 +7,12 @@ import pyarrow as pa
 import pytest
 
 from mf.evaluation.bootstrap import Interval
-from mf.evaluation.champion import Comparison, PairedRmse
+from mf.evaluation.champion import Comparison, PairedNdcg, PairedRmse
 from mf.evaluation.config import EvaluateConfig, GateConfig
 from mf.evaluation.evaluate import Evaluation, evaluate
 from mf.evaluation.gate import Check, Decision, decide
 from mf.evaluation.metrics import Scores
+from mf.evaluation.ranking import PREDICTED_RATING, RANKING_MODEL
 from mf.model import MatrixFactorization
 from mf.model_directory import TrainedModel
 from mf.ratings.vocabulary import Vocabulary
@@ -151,10 +152,120 @@ def test_force_publish_accepts_and_names_every_failed_check(evaluation: Evaluati
     assert not judged(scored(evaluation, 0.8), force_publish=True).forced
 
 
-def test_a_model_without_an_rmse_is_not_measured_by_one(evaluation: Evaluation) -> None:
-    decision = judged(replace(evaluation, model=Scores()), max_rmse=0.5)
+def test_a_model_without_an_rmse_is_measured_by_its_lists(evaluation: Evaluation) -> None:
+    unrated = replace(listed(evaluation, 0.1, 0.1, None), model=Scores())
+    decision = judged(unrated, max_rmse=0.5)
     assert decision.publish
-    assert decision.checks[1] == Check(
+    assert [check.name for check in decision.checks[:4]] == ["finite", "lists", "baselines", "champion"]
+    assert decision.checks[2] == Check(
         "baselines", None, None, True, "the model has no RMSE to compare with the baselines'"
     )
     assert "max_rmse" not in [check.name for check in decision.checks]
+    worse = judged(replace(listed(evaluation, 0.05, 0.1, Interval(-0.06, -0.01)), model=Scores()))
+    assert failed(worse) == ["lists"]
+
+
+def test_a_model_without_an_rmse_and_without_lists_is_refused(evaluation: Evaluation) -> None:
+    nothing = replace(evaluation.ranking, model=None, popularity=None, reason="nobody liked a movie")
+    decision = judged(replace(evaluation, model=Scores(), ranking=nothing))
+    assert decision.reasons == (
+        "NDCG@10 of the lists has no figure: nobody liked a movie; nothing else measures this model",
+    )
+
+
+def listed(
+    evaluation: Evaluation, ndcg: float, popularity: float, difference: Interval | None, by: str = PREDICTED_RATING
+) -> Evaluation:
+    """A good RMSE and these lists."""
+    ranking = replace(
+        evaluation.ranking,
+        model=Scores({"ndcg": ndcg}),
+        popularity=Scores({"ndcg": popularity}),
+        ndcg_difference=difference,
+        ordered_by=by,
+    )
+    return replace(scored(evaluation, 0.8), ranking=ranking)
+
+
+@pytest.mark.parametrize(
+    ("ndcg", "interval", "passes"),
+    [
+        (0.256, Interval(0.11, 0.15), True),
+        (0.12, Interval(-0.02, 0.0), True),  # worse, but perhaps by chance
+        (0.12, Interval(-0.02, -0.0001), False),
+        (0.12, None, True),  # no interval with one user
+        (float("nan"), Interval(float("nan"), float("nan")), False),
+    ],
+)
+def test_lists_are_refused_where_popularitys_are_certainly_better(
+    evaluation: Evaluation, ndcg: float, interval: Interval | None, passes: bool
+) -> None:
+    found = listed(evaluation, ndcg, 0.124, interval, RANKING_MODEL)
+    assert ("lists" in failed(judged(found))) != passes
+    assert "lists" not in failed(judged(replace(found, ranking=replace(found.ranking, ordered_by=PREDICTED_RATING))))
+
+
+def test_the_verdict_names_the_lists_and_popularity(evaluation: Evaluation) -> None:
+    good = judged(listed(evaluation, 0.256, 0.124, Interval(0.11, 0.15), RANKING_MODEL))
+    assert good.checks[1].text == (
+        "NDCG@10 0.2560 is above that of popularity, 0.1240 (95% interval of the difference +0.1100 to +0.1500)"
+    )
+    assert good.summary() == "accepted for publication: all 8 checks passed; lists  NDCG@10 0.256, popularity 0.124"
+    bad = judged(listed(evaluation, 0.1, 0.124, Interval(-0.03, -0.01), RANKING_MODEL))
+    assert bad.summary() == (
+        "not published: NDCG@10 0.1000 is not above that of popularity, 0.1240 (95% interval of the difference -0.0300 "
+        "to -0.0100); lists  NDCG@10 0.100, popularity 0.124"
+    )
+
+
+def test_without_a_relevant_test_rating_the_checks_of_lists_have_no_figure(evaluation: Evaluation) -> None:
+    nothing = replace(
+        evaluation.ranking, model=None, popularity=None, reason="nobody liked a movie", ordered_by=RANKING_MODEL
+    )
+    decision = judged(replace(scored(evaluation, 0.8), ranking=nothing), against(0.0, -0.1))
+    assert [(check.name, check.figure) for check in decision.checks[1:3]] == [("lists", None), ("champion_lists", None)]
+    assert decision.summary() == (
+        "accepted for publication: all 8 checks passed; lists  no figure: nobody liked a movie"
+    )
+
+
+@pytest.mark.parametrize(
+    ("difference", "high", "clean", "passes"),
+    [
+        (0.05, 0.06, True, True),  # better
+        (-0.01, -0.005, True, True),  # significantly worse, by as much as is allowed
+        (-0.0101, -0.005, True, False),  # significantly worse, by more
+        (-0.0101, 0.0, True, True),  # by more, but perhaps by chance
+        (-0.0101, None, True, True),  # no interval with one user
+        (-0.0101, -0.005, False, True),  # not clean
+        (float("nan"), float("nan"), True, False),
+    ],
+)
+def test_lists_may_be_worse_than_the_published_runs_by_max_ndcg_regression_or_by_chance(
+    evaluation: Evaluation, difference: float, high: float | None, clean: bool, passes: bool
+) -> None:
+    interval = None if high is None else Interval(2 * difference - high, high)
+    lists = PairedNdcg(10, 500, 0.2, 0.2 - difference, difference, interval, clean, RANKING_MODEL)
+    comparison = replace(against(0.0, -0.1), lists=lists)
+    found = listed(evaluation, 0.2, 0.1, None, RANKING_MODEL)
+    decision = judged(found, comparison, max_ndcg_regression=0.01)
+    assert failed(decision) == ([] if passes else ["champion_lists"])
+    assert ("this does not count" in decision.checks[2].text) == (not clean)
+    without = replace(found, ranking=replace(found.ranking, ordered_by=PREDICTED_RATING))
+    assert failed(judged(without, comparison)) == []
+
+
+def test_a_failed_comparison_of_lists_names_both_ndcgs_and_the_interval(evaluation: Evaluation) -> None:
+    lists = PairedNdcg(10, 500, 0.2, 0.23, -0.03, Interval(-0.04, -0.02), True, RANKING_MODEL)
+    found = listed(evaluation, 0.2, 0.1, None, RANKING_MODEL)
+    (reason,) = judged(found, replace(against(0.0, -0.1), lists=lists)).reasons
+    assert reason == (
+        "NDCG@10 0.2000 against 0.2300 of the published run r1 for the same 500 users: -0.0300 (95% interval -0.0400 "
+        "to -0.0200), max_ndcg_regression is 0.01"
+    )
+
+
+def test_the_lists_of_a_run_that_is_not_comparable_are_not_compared(evaluation: Evaluation) -> None:
+    comparison = Comparison("r1", "2026-11-24T03:00:00+00:00", "not compared: another source")
+    decision = judged(listed(evaluation, 0.2, 0.1, None, RANKING_MODEL), comparison)
+    assert decision.checks[2] == Check("champion_lists", None, -0.01, True, "lists not compared: another source")
