@@ -289,7 +289,7 @@ def test_an_export_over_the_direct_connection_stores_the_same_and_an_interrupted
         # Publishing stops before the last of the ranking's tables: readers see the earlier run.
         stop = Fault(status=403, body=b'{"code": "42501", "message": "stop"}', content_type="application/json")
         stack.gateway.faults.append(lambda request: stop if "/mf_load_user_ranking" in request.path else None)
-        with pytest.raises(SupabaseError, match="cannot write user ranking 0 to 150 of run .*: stop"):
+        with pytest.raises(SupabaseError, match=r"cannot write user ranking 0 to 150 of run .*: stop"):
             rest(stack).export(directory, ExportConfig())
         stack.gateway.faults.clear()
         assert recommend_movies(client, 20) == by_stars

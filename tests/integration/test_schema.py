@@ -4,6 +4,7 @@ import uuid
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from planted import planted
 from targets import api, pairs, rest
@@ -12,7 +13,7 @@ from mf.errors import SupabaseError
 from mf.model_directory import read_model
 from mf.supabase.client import call
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.recommend import recommend_from_ratings, recommend_movies
+from mf.supabase.recommend import recommend_from_ratings, recommend_movies, similar_movies
 from mf.supabase.runs import rollback
 from mf.supabase.schema import migration
 
@@ -190,9 +191,10 @@ def test_a_function_of_the_users_own_is_refused_with_the_command_that_renames_it
     database.migrate(migration(SchemaConfig()))
 
 
-def test_a_project_of_the_first_migration_is_upgraded_and_keeps_its_runs(fresh_stack, tmp_path):
+@pytest.mark.parametrize("earlier", ["first", "second"])
+def test_a_project_of_an_earlier_migration_is_upgraded_and_keeps_its_runs(fresh_stack, tmp_path, earlier):
     database = fresh_stack()
-    database.migrate((Path(__file__).parent / "first_migration.sql").read_text())
+    database.migrate((Path(__file__).parent / f"{earlier}_migration.sql").read_text())
     models = [planted(f"r{i}", users=20, movies=30, seed=i) for i in range(2)]
     for model, status in zip(models, ("retired", "published"), strict=True):
         content = read_model(model.write(tmp_path / model.run_id)).content_hash
@@ -211,20 +213,44 @@ def test_a_project_of_the_first_migration_is_upgraded_and_keeps_its_runs(fresh_s
                     (model.run_id, *row) for row in zip(ids, bias.tolist(), map(str, vectors.tolist()), strict=True)
                 ]
                 cursor.executemany(f"insert into public.mf_{side}_embeddings values (%s, %s, %s, %s)", values)
-    before = rows(database, "select * from public.mf_runs order by 1")
+    before = rows(database, "select to_jsonb(r) from public.mf_runs r order by run_id")
+    with pytest.raises(SupabaseError, match=r"is older than this release, .*: apply what `python -m mf schema` prints"):
+        rest(database).export(tmp_path / "r1", ExportConfig())
     for _ in range(2):
         database.migrate(migration(SchemaConfig()))
-    # What is new in a run's row tells nothing of a run of before.
-    assert rows(database, "select * from public.mf_runs order by 1") == [(*row, None, None) for row in before]
+    # New columns are null in a run of before.
+    after = rows(database, "select to_jsonb(r) from public.mf_runs r order by run_id")
+    assert [row for (row,) in after] == [{"trained_on": None, **row, "ranking": None} for (row,) in before]
     ratings = {models[1].movie_ids[0]: 5.0}
     with api(database) as client:
         best = [movie for movie, _ in models[1].best(0, 5)]
         assert [movie for movie, _ in pairs(recommend_movies(client, models[1].user_ids[0], 5))] == best
+        assert len(similar_movies(client, best[0], 5)) == 5
         with pytest.raises(SupabaseError, match=r"the run r1 was exported without .*: export it again"):
             recommend_from_ratings(client, ratings)
         assert not rest(database).export(tmp_path / "r1", ExportConfig()).changed
         assert len(recommend_from_ratings(client, ratings, 5)) == 5
         assert rollback(client) == ("r0", "r1")
+        best = [movie for movie, _ in models[0].best(0, 5)]
+        assert [row.movie_id for row in recommend_movies(client, models[0].user_ids[0], 5)] == best
+
+
+def test_an_export_of_an_earlier_release_still_works(migrated, tmp_path):
+    model, run = planted("r1", users=3, movies=4), {"run": "r1", "content": "h"}
+    with api(migrated) as client:
+        registered = {"run_id": "r1", "content_hash": "h", "factors": 8, "mu": 3.5, "rating_min": 0.5, "rating_max": 5}
+        registered |= {"n_users": 3, "n_movies": 4, "trained_on": None, "prior": np.eye(9).ravel().tolist()}
+        call(client.rpc("mf_register", {"run": registered}), "register")
+        for side, ids, bias, vectors in (
+            ("users", model.user_ids, model.user_bias, model.p),
+            ("movies", model.movie_ids, model.movie_bias, model.q),
+        ):
+            loaded = {"ids": ids, "biases": bias.tolist(), "embeddings": [str(vector) for vector in vectors.tolist()]}
+            call(client.rpc(f"mf_load_{side}", run | loaded), "load")
+        call(client.rpc("mf_publish", {"run": "r1"}), "publish")
+        assert pairs(recommend_movies(client, model.user_ids[0])) == [
+            (movie, pytest.approx(rating, abs=1e-5)) for movie, rating in model.best(0, 10)
+        ]
 
 
 def test_an_owner_who_is_no_superuser_as_supabases_can_do_all_of_it(fresh_stack, tmp_path):
