@@ -16,7 +16,7 @@ from benchmarks.apart import Result
 from benchmarks.data import Ratings, load
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, Interactions, configure, fit
-from mf.solvers.gaussian import derived_rank
+from mf.solvers.gaussian import GaussianConfig
 
 
 def measure(data: str, solver: str, options: Mapping[str, Any], validates: bool = False) -> Result:
@@ -56,15 +56,9 @@ def measure(data: str, solver: str, options: Mapping[str, Any], validates: bool 
         "preparation_s": ends[0] - reports[0].seconds - started,
         "epoch_s": median(report.seconds for report in reports),
         "epochs": len(reports),
-        "rank": _rank(config.model_dump(), train),
+        "rank": config.fitted_rank(train) if isinstance(config, GaussianConfig) else config.model_dump()["factors"],
         "curve": [report.validation_rmse for report in reports] if validates else [],
     }
-
-
-def _rank(config: Mapping[str, Any], train: Interactions) -> int:
-    factors: int = config["factors"]
-    rank: int | None = config.get("rank", factors)
-    return rank or derived_rank(train, factors)
 
 
 def _interactions(part: Ratings, users: Vocabulary, movies: Vocabulary) -> Interactions:

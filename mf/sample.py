@@ -16,8 +16,12 @@ from mf.files import directory_written_aside
 Floats = npt.NDArray[np.float64]
 
 USERS, MOVIES, RATINGS, RANK = 320, 240, 11_000, 2
-MEAN, NOISE = 3.5, 0.55
-USER_BIAS, MOVIE_BIAS, TASTE = 0.35, 0.45, 0.65  # standard deviations of b_u, b_m and p_u·q_m
+MEAN, NOISE = 3.4, 0.55
+USER_BIAS, MOVIE_BIAS, TASTE = 0.35, 0.45, 0.70  # standard deviations of b_u, b_m and p_u·q_m
+# Users rate what they like: the chance that a pair is rated is multiplied by exp(CHOICE · p_u·q_m), 2.9 between a
+# movie one standard deviation above a user's mean taste and one as far below. With 0 lists hardly beat popularity; with
+# 1 popular movies are those of the common taste, and the biases leave the model too little.
+CHOICE = 0.75
 FIRST_SECOND, SECONDS = 1_577_836_800, 4 * 365 * 86_400  # four years from 2020-01-01
 
 TITLE_WORDS = (
@@ -41,14 +45,16 @@ def write_sample(directory: Path, seed: int = 0) -> Sample:
     and ``truth.json`` to ``directory``.
 
     A rating is mu + b_u + b_m + p_u·q_m + noise, rounded to half stars and clipped to 0.5 … 5. A few users and movies
-    have most of the ratings. The noise floor is the RMSE of the conditional mean of the rounded rating, given the true
+    have most of the ratings, and users rate rather what suits their taste p_u·q_m, so that a list can be better than
+    the most popular movies. The noise floor is the RMSE of the conditional mean of the rounded rating, given the true
     parameters.
     """
     rng = np.random.default_rng(seed)
-    users, movies = _rated_pairs(rng)
     p, q = (rng.normal(size=(n, RANK)) * np.sqrt(TASTE / np.sqrt(RANK)) for n in (USERS, MOVIES))
+    taste = p @ q.T
+    users, movies = _rated_pairs(rng, taste)
     b_u, b_m = rng.normal(0, USER_BIAS, USERS), rng.normal(0, MOVIE_BIAS, MOVIES)
-    score = MEAN + b_u[users] + b_m[movies] + (p[users] * q[movies]).sum(1)
+    score = MEAN + b_u[users] + b_m[movies] + taste[users, movies]
     ratings = np.clip(np.round((score + rng.normal(0, NOISE, len(score))) * 2) / 2, 0.5, 5.0)
     times = FIRST_SECOND + rng.integers(0, SECONDS, len(score))
     names = [str(uuid.UUID(bytes=rng.bytes(16), version=4)) for _ in range(USERS)]
@@ -68,11 +74,12 @@ def write_sample(directory: Path, seed: int = 0) -> Sample:
     return Sample(directory / "ratings.csv", titles, floor)
 
 
-def _rated_pairs(rng: np.random.Generator) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Distinct pairs in random order; activity of users is log-normal, popularity of movies a power law."""
+def _rated_pairs(rng: np.random.Generator, taste: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Distinct pairs in random order; activity of users is log-normal, popularity of movies a power law, and the chance
+    grows with ``taste`` float64[users, movies]."""
     activity = rng.lognormal(0, 0.7, USERS)
     popularity = 1 / (np.arange(MOVIES) + 8) ** 0.7
-    chance = np.outer(activity, rng.permutation(popularity)).ravel()
+    chance = (np.outer(activity, rng.permutation(popularity)) * np.exp(CHOICE * taste)).ravel()
     pairs = rng.choice(USERS * MOVIES, RATINGS, replace=False, p=chance / chance.sum())
     return pairs // MOVIES, pairs % MOVIES
 

@@ -19,7 +19,7 @@ pass for the covariances. A row costs 6 µs beside its ratings at rank 16, for t
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -47,6 +47,8 @@ MeanOrSample = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor | None]]
 class GaussianConfig(Config):
     """Options that ``vb`` and ``gibbs`` share."""
 
+    RATINGS_PER_FACTOR: ClassVar[int] = 6
+
     factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
     rank: int | None = Field(
         None,
@@ -62,12 +64,13 @@ class GaussianConfig(Config):
             raise ValueError(f"rank: found {self.rank}, expected at most factors ({self.factors})")
         return self
 
-
-def derived_rank(train: Interactions, factors: int) -> int:
-    """Default rank: a sixth of the mean number of ratings per user or movie, as a multiple of 4 within 16 to 32, and at
-    most ``factors``."""
-    per_row = len(train) / (train.n_users + train.n_movies)
-    return min(factors, max(16, min(32, round(per_row / 24) * 4)))
+    def fitted_rank(self, train: Interactions) -> int:
+        """``rank``; by default the mean number of ratings per user or movie / ``RATINGS_PER_FACTOR``, as a multiple of
+        4 within 16 to 32, and at most ``factors``."""
+        if self.rank is not None:
+            return self.rank
+        per_row = len(train) / (train.n_users + train.n_movies)
+        return min(self.factors, max(16, min(32, round(per_row / self.RATINGS_PER_FACTOR / 4) * 4)))
 
 
 @dataclass(frozen=True)

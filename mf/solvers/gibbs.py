@@ -14,7 +14,7 @@ the more the longer the chain runs. At the end the products p·q of the samples 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -30,7 +30,6 @@ from mf.solvers.gaussian import (
     Prior,
     RatingsByRow,
     by_user_and_movie,
-    derived_rank,
     update,
 )
 from mf.solvers.unseen import BiasFallback
@@ -53,6 +52,16 @@ INIT_SHAPE = 10.0
 class GibbsConfig(GaussianConfig):
     """Options of the ``gibbs`` solver."""
 
+    # Twice vb's: an RMSE 0.004 lower at a million real ratings (100 per row), and 0.0015 at two million planted ones
+    # (63 per row: rank 20). Rank 32 gains 0.0009 more on latest-small (9 per row), for twice the time.
+    RATINGS_PER_FACTOR: ClassVar[int] = 3
+    rank: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="number of fitted factors, at most factors; default: a third of the mean number of ratings per "
+        "user or movie, within 16 to 32",
+    )
     # Two million planted ratings converge within 20. Latest-small does not, but 300 with a burn-in of 50 gain nothing.
     epochs: int = Field(120, ge=1, description=EPOCHS)
     burn_in: int = Field(20, ge=0, description="passes before the first sample that enters the mean")
@@ -359,7 +368,7 @@ def start(
     train: Interactions, validation: Interactions, config: GibbsConfig, *, initial: Initial | None = None
 ) -> Gibbs:
     """A chain before its first sweep."""
-    rank = config.rank or derived_rank(train, config.factors)
+    rank = config.fitted_rank(train)
     workers = Workers(train.ratings.device)
     scale = train.ratings.double().std(correction=0).item() or 1.0
     by_user, by_movie = by_user_and_movie(replace(train, ratings=train.ratings / scale), rank, workers)

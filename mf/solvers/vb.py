@@ -20,7 +20,6 @@ from mf.solvers.gaussian import (
     Prior,
     RatingsByRow,
     by_user_and_movie,
-    derived_rank,
     update,
 )
 from mf.solvers.unseen import BiasFallback
@@ -143,7 +142,7 @@ class VB:
 
     def __init__(self, train: Interactions, validation: Interactions, config: VBConfig) -> None:
         self.validation, self.config = validation, config
-        self.rank = rank = config.rank or derived_rank(train, config.factors)
+        self.rank = rank = config.fitted_rank(train)
         fits = config.fits or derived_fits(len(train), rank, config.factors)
         device = train.ratings.device
         self.workers = Workers(device)

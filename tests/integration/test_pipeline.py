@@ -139,7 +139,7 @@ def in_order(file: Path) -> pa.Table:
 def test_the_model_comes_near_the_noise_floor_and_well_below_the_biases(pipeline: Pipeline) -> None:
     found = scores(pipeline.from_csv)
     assert found["test_rows"] == 1100
-    assert pipeline.sample.noise_floor < found["model"]["rmse"] < pipeline.sample.noise_floor + 0.125  # 0.108 measured
+    assert pipeline.sample.noise_floor < found["model"]["rmse"] < pipeline.sample.noise_floor + 0.125  # 0.111 measured
     assert found["model"]["rmse"] < found["user_movie_bias"]["rmse"] - 0.13  # 0.188 measured
     assert found["user_movie_bias"]["rmse"] < found["global_mean"]["rmse"]
 

@@ -6,7 +6,9 @@ from torch import Tensor
 
 from mf.solvers import gaussian
 from mf.solvers.base import Interactions
-from mf.solvers.gaussian import PosteriorMoments, Prior, RatingsByRow, derived_rank, update
+from mf.solvers.gaussian import GaussianConfig, PosteriorMoments, Prior, RatingsByRow, update
+from mf.solvers.gibbs import GibbsConfig
+from mf.solvers.vb import VBConfig
 from mf.solvers.workers import Workers
 
 USERS, MOVIES, RANK = 40, 30, 3
@@ -194,13 +196,24 @@ def test_the_total_of_the_second_moments_is_their_sum() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "rows", "factors", "expected"),
-    [(100_000, 10_000, 64, 16), (100_000, 10_000, 8, 8), (23_600_000, 219_000, 64, 16), (50_000_000, 250_000, 64, 32)],
+    ("config", "n", "rows", "factors", "expected"),
+    [
+        (VBConfig, 100_000, 10_000, 64, 16),
+        (VBConfig, 100_000, 10_000, 8, 8),
+        (VBConfig, 23_600_000, 219_000, 64, 16),
+        (VBConfig, 50_000_000, 250_000, 64, 32),
+        (GibbsConfig, 91_000, 10_334, 64, 16),  # latest-small
+        (GibbsConfig, 1_800_000, 28_755, 64, 20),
+        (GibbsConfig, 900_000, 10_000, 64, 32),
+        (GibbsConfig, 900_000, 10_000, 24, 24),
+        (GibbsConfig, 50_000_000, 250_000, 64, 32),
+    ],
 )
 def test_the_default_rank_follows_the_ratings_per_row_up_to_the_factors(
-    n: int, rows: int, factors: int, expected: int
+    config: type[GaussianConfig], n: int, rows: int, factors: int, expected: int
 ) -> None:
     nothing = torch.empty(0)
     data = Interactions(nothing, nothing, nothing.expand(0), n_users=rows // 2, n_movies=rows - rows // 2)
     many = Interactions(nothing, nothing, torch.zeros(1).expand(n), data.n_users, data.n_movies)
-    assert derived_rank(many, factors) == expected
+    assert config(factors=factors).fitted_rank(many) == expected
+    assert config(factors=factors, rank=3).fitted_rank(many) == 3

@@ -8,11 +8,21 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
 from mf import sample
+from mf.evaluation.bootstrap import bootstrap_ratios, percentile_interval
+from mf.evaluation.encoded import EncodedRatings
+from mf.evaluation.metrics import LIST_METRICS
+from mf.evaluation.ranking import find_hits, score_users
+from mf.evaluation.topk import top_k_in_one_order
 from mf.ingest import ingest
-from mf.ratings.config import IngestConfig
+from mf.ranking import Interactions, RankingConfig, fit
+from mf.ratings.config import IngestConfig, SplitConfig
+from mf.ratings.schema import read_ratings
+from mf.ratings.split import split
 from mf.sample import Sample, write_sample
 
 
@@ -59,6 +69,43 @@ def test_few_users_are_busy_and_few_movies_popular(written: Sample) -> None:
         busiest_fifth = sum(counts[-len(counts) // 5 :]) / sum(counts)
         assert busiest_fifth > 0.35
         assert counts[0] < np.median(counts) / 2
+
+
+def test_the_odds_of_a_rating_grow_exponentially_with_taste() -> None:
+    rng = np.random.default_rng(0)
+    taste = rng.choice([-1.0, 1.0], (sample.USERS, sample.MOVIES))
+    liked = taste[sample._rated_pairs(rng, taste)] > 0
+    # No pair is drawn twice, which takes some of it from the busy users.
+    assert 0.8 * 2 * sample.CHOICE < np.log(liked.mean() / (1 - liked.mean())) < 2 * sample.CHOICE
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_lists_of_the_ranking_model_beat_popularity(written: Sample, tmp_path: Path, seed: int) -> None:
+    ingest(IngestConfig(ratings_csv=str(written.ratings_csv)), tmp_path / "ratings.parquet", tmp_path / "rejects.csv")
+    ratings, _ = read_ratings(tmp_path / "ratings.parquet")
+    parts = split(ratings, SplitConfig(split="random", seed=seed, val_size=0.1, test_size=0.1))
+    encoded = EncodedRatings.of(pa.concat_tables([parts.train, parts.validation]), parts.test)
+    train, n_movies = encoded.train_ratings, len(encoded.movies.vocabulary)
+    threshold = train.min() + 0.75 * (train.max() - train.min())
+    rows = (torch.from_numpy(ids.train_rows) for ids in (encoded.users, encoded.movies))
+    data = Interactions(*rows, torch.from_numpy(train.copy()), len(encoded.users.vocabulary), n_movies)
+    model = fit(data, RankingConfig(), torch.device("cpu"))
+
+    counts = encoded.relevant_counts(threshold)
+    users = np.flatnonzero((encoded.users.test_id_rows >= 0) & (counts > 0))
+    rated, relevant = encoded.already_rated()[users], encoded.relevant(threshold)[users]
+    vectors = model.user_vectors(data)[encoded.users.test_id_rows[users]]
+    popular = top_k_in_one_order(np.bincount(encoded.movies.train_rows, minlength=n_movies), rated, 10)
+    ndcg = [metric.name for metric in LIST_METRICS].index("ndcg")
+    ours, theirs = (
+        score_users(find_hits(lists, relevant), counts[users])[:, ndcg]
+        for lists in (model.recommend(vectors, 10, rated)[0], popular)
+    )
+    draws = bootstrap_ratios((ours - theirs)[:, None], np.ones(len(users)), samples=1000, seed=0)
+    interval = percentile_interval(draws[:, 0], len(users))
+    assert interval is not None
+    assert interval.low > 0
+    assert ours.mean() > 1.3 * theirs.mean()
 
 
 def test_the_expected_rating_is_the_mean_of_many_drawn_ones() -> None:
