@@ -1,6 +1,5 @@
 """CSV reader: delimiter, header and gzip are detected, every line becomes a rating or a rejected row."""
 
-import csv
 import gzip
 import re
 import zlib
@@ -22,6 +21,19 @@ from mf.progress import Progress
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig, shown
 from mf.ratings.fetch import local_copy
+from mf.ratings.quotes import (
+    BadLineError,
+    Stray,
+    fields,
+    is_closed,
+    is_regular,
+    lines_before_open,
+    may_be_quoted,
+    pieces,
+    records,
+    text_of,
+    whole_records,
+)
 from mf.ratings.schema import RATING
 from mf.ratings.values import NUMBER, check, reason, trim
 
@@ -34,8 +46,6 @@ UNIT_SEPARATOR = b"\x1f"
 # White space that ``trim`` takes off values (UTF-8, some by its first bytes), but for line ends.
 SPACES = (b" ", b"\t", b"\v", b"\f", b"\x1c", b"\x1d", b"\x1e")
 WIDE_SPACES = (b"\xc2\x85", b"\xc2\xa0", b"\xe1\x9a\x80", b"\xe2\x80", b"\xe2\x81\x9f", b"\xe3\x80\x80")
-# Lines with quotes around whole values that hold neither quotes nor the delimiter: there the quotes can be left out.
-QUOTED = rb'(?:(?>"[^"%b\r\n]*"|[^"%b\n]*)(?:%b|\r?\n|\Z))*+'
 BLANK_LINES = re.compile(rb"(?: *\r?\n)*")
 
 
@@ -57,43 +67,49 @@ class Piece(NamedTuple):
     lines: int
 
 
-class BadLineError(Exception):
-    """A line that is not a row; ``str()`` is the reason."""
-
-
 def read(config: IngestConfig, sink: Collector) -> dict[str, str]:
     """Read the file ``config.ratings_csv`` into ``sink``; bad rows with their line number (from 1, blank lines counted)
     and reason.
 
-    A line is a row: a quoted value cannot hold a line break, and a line with a part of such a value is a malformed row.
-    In files separated by ``::`` quotes are ordinary characters. White space around a value is not part of it; for the
-    values see ``mf.ratings.values.check``.
+    A record is a row. Quoted values may hold delimiters and line breaks (RFC 4180); in files separated by ``::`` quotes
+    are ordinary characters. White space around a value is not part of it; for the values see
+    ``mf.ratings.values.check``.
 
     Returns:
         Which column was read as what, ``{"user_id": "userId", …}``.
 
     Raises:
-        DataError: the file cannot be read, is empty, or its columns are not understood; or as ``sink.add`` raises.
+        DataError: the file cannot be read, is empty, its columns are not understood, or a quote is not closed; or as
+            ``sink.add`` raises.
             (A file with only a header is an error when the sink finishes.)
     """
     with local_copy(config.ratings_csv) as path, Progress(f"read {sink.source}") as progress:
         blocks = _blocks(path, sink.source)
         first, line = _first_block(blocks, sink.source)
-        header, _, body = first.partition(b"\n")
+        header, body = _first_record(first)
         try:
-            layout, columns = _layout(_text(header.removesuffix(b"\r")), f"{sink.source} line {line}", config)
+            layout, columns = _layout(text_of(header), f"{sink.source} line {line}", config)
         except BadLineError as error:
             raise DataError(f"{sink.source} line {line}: {error}, expected a CSV file in UTF-8") from None
         if not config.columns:
-            first, line = body, line + 1
-        for pieces in in_order(partial(_parse, layout), chain([first], blocks)):
-            for piece in pieces:
+            line += first.count(b"\n", 0, len(first) - len(body))
+            first = body
+        left: list[bytes] = []
+        whole = whole_records(chain([first], blocks), layout.delimiter, BLOCK, left)
+        for parsed in in_order(partial(_parse, layout), whole):
+            for piece in parsed:
                 for offset, why, row in piece.bad:
                     sink.reject(f"line {line + offset}", why, row)
                 forms = piece.time_forms.items()
                 sink.add(piece.ratings, {form: f"line {line + offset}: {text}" for form, (offset, text) in forms})
                 line += piece.lines
                 progress.advance(piece.lines)
+        if left:
+            line += lines_before_open(left[0], layout.delimiter)
+            raise DataError(
+                f"{sink.source} line {line}: a quoted value begins here and does not end properly, so that the rows "
+                "after it cannot be told from its text: close the quote, and double each quote within the value"
+            )
     return columns
 
 
@@ -135,6 +151,15 @@ def _first_block(blocks: Iterator[bytes], name: str) -> tuple[bytes, int]:
     raise DataError(f"{name}: the file is empty, expected ratings")
 
 
+def _first_record(block: bytes) -> tuple[bytes, bytes]:
+    """The first record, without its line end, and what follows it."""
+    end = block.find(b"\n") + 1 or len(block)
+    if not is_closed(block[:end], max(DELIMITERS, key=lambda delimiter: block.count(delimiter.encode(), 0, end))):
+        while block.count(b'"', 0, end) % 2 and end < len(block):
+            end = block.find(b"\n", end) + 1 or len(block)
+    return block[:end].removesuffix(b"\n").removesuffix(b"\r"), block[end:]
+
+
 def _layout(text: str, where: str, config: IngestConfig) -> tuple[Layout, dict[str, str]]:
     """The file's layout, from its first line and the configuration, and which column was read as what."""
     splits = {delimiter: _fields_or_none(text, delimiter) for delimiter in DELIMITERS}
@@ -168,22 +193,15 @@ def _header_columns(names: list[str], where: str, config: IngestConfig) -> dict[
         raise
 
 
-def _parse(layout: Layout, block: bytes) -> list[Piece]:
-    """The rows of ``block``. A block that the fast parser refuses is given to it again in small pieces, so that the
-    careful parser reads only those with an irregular line."""
-    texts = _split_fast(block, layout)
-    if texts is None and len(block) > PIECE:
-        return [_piece(piece, layout, _split_fast(piece, layout)) for piece in _cut(block)]
-    return [_piece(block, layout, texts)]
-
-
-def _cut(block: bytes) -> Iterator[bytes]:
-    """``block`` in pieces of about ``PIECE`` bytes that end at a line's end."""
-    start = 0
-    while start < len(block):
-        end = block.find(b"\n", start + PIECE) + 1 or len(block)
-        yield block[start:end]
-        start = end
+def _parse(layout: Layout, block: tuple[bytes, bool]) -> list[Piece]:
+    """The rows of a block of ``whole_records``. A block that the fast parser refuses is given to it again in small
+    pieces, so that the careful parser reads only those with an irregular line."""
+    data, regular = block
+    texts = _split_fast(data, layout, regular) if regular else None
+    if texts is None and len(data) > PIECE:
+        parts = pieces(data, layout.delimiter, PIECE)
+        return [_piece(part, layout, _split_fast(part, layout)) for part in parts]
+    return [_piece(data, layout, texts)]
 
 
 def _piece(block: bytes, layout: Layout, texts: pa.Table | None) -> Piece:
@@ -197,16 +215,17 @@ def _piece(block: bytes, layout: Layout, texts: pa.Table | None) -> Piece:
     ratings, usable, forms = check(texts, is_file=True)
     refused = zip(lines[~usable].tolist(), texts.filter(pa.array(~usable)).to_pylist(), strict=True)
     bad |= {number: reason(row) for number, row in refused}
-    raw = block.split(b"\n") if bad else []
-    rows = [(i, bad[i], raw[i].removesuffix(b"\r").decode(errors="backslashreplace")) for i in sorted(bad)]
+    raw = dict(records(block, layout.delimiter)) if bad else {}
+    rows = [(i, bad[i], raw[i].decode(errors="backslashreplace")) for i in sorted(bad)]
     return Piece(ratings, rows, {form: (int(lines[row]), text) for form, (row, text) in forms.items()}, count)
 
 
-def _split_fast(block: bytes, layout: Layout) -> pa.Table | None:
-    """The fields of ``block``, one row of trimmed strings per line; None when a line is irregular."""
+def _split_fast(block: bytes, layout: Layout, regular: bool = False) -> pa.Table | None:
+    """The fields of ``block``, one row of trimmed strings per line; None when a line is irregular. ``regular``: its
+    quotes are known to be."""
     delimiter = layout.delimiter
-    if b'"' in block and delimiter != "::":
-        if not re.fullmatch(QUOTED % ((re.escape(delimiter).encode(),) * 3), block):
+    if may_be_quoted(block, delimiter):
+        if not (regular or is_regular(block, delimiter)):
             return None
         block = block.replace(b'"', b"")
     if not _is_plain(block):
@@ -252,24 +271,22 @@ def _is_plain(block: bytes) -> bool:
 
 
 def _split_careful(block: bytes, layout: Layout) -> tuple[pa.Table, npt.NDArray[np.int64], dict[int, str]]:
-    """As ``_split_fast``, for any bytes: the fields, the offset of each row's line, and the reasons for the lines that
-    are not rows."""
+    """As ``_split_fast``, for any bytes: the fields, the offset of each row's first line, and the reasons for the
+    records that are not rows."""
     rows, lines, bad = [], [], {}
-    for number, raw in enumerate(block.split(b"\n")):
-        raw = raw.removesuffix(b"\r")
+    for number, raw in records(block, layout.delimiter):
         if not raw.strip(b" "):
             continue
         try:
-            text = _text(raw)
-            fields = _fields(text, layout.delimiter)
-            if len(fields) != layout.width:
-                raise BadLineError(f"expected {layout.width} fields, found {len(fields)}")
-            if '"' in text and layout.delimiter != "::":
-                _check_quotes(text, layout)
+            row = fields(text_of(raw), layout.delimiter)
+            if len(row) != layout.width:
+                raise BadLineError(f"expected {layout.width} fields, found {len(row)}")
+            if any(isinstance(row[position], Stray) for position in layout.positions.values()):
+                raise BadLineError("malformed quotes (a quote within a value that does not begin with one)")
         except BadLineError as error:
             bad[number] = str(error)
         else:
-            rows.append(fields)
+            rows.append(row)
             lines.append(number)
     texts = {
         role: pa.array([row[position].strip() for row in rows], pa.string())
@@ -278,39 +295,8 @@ def _split_careful(block: bytes, layout: Layout) -> tuple[pa.Table, npt.NDArray[
     return pa.table(texts), np.array(lines, np.int64), bad
 
 
-def _text(raw: bytes) -> str:
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        raise BadLineError("not UTF-8 text") from None
-    if "\0" in text:
-        raise BadLineError("a NUL byte")
-    if "\r" in text:
-        raise BadLineError("a carriage return that does not end the line")
-    return text
-
-
-def _fields(text: str, delimiter: str) -> list[str]:
-    if '"' not in text or delimiter == "::":
-        return text.split(delimiter)
-    try:
-        return next(csv.reader([text], delimiter=delimiter, strict=True))
-    except csv.Error as error:
-        raise BadLineError(f"malformed quotes ({error})") from None
-
-
-def _check_quotes(text: str, layout: Layout) -> None:
-    """Refuse a quote within a wanted value that does not begin with one, such as the end of a value with a line break;
-    the csv module reads it as a character."""
-    delimiter = re.escape(layout.delimiter)
-    written = re.findall(rf'(?:^|{delimiter})("(?:[^"]|"")*"|[^{delimiter}]*)', text)
-    for position in layout.positions.values():
-        if '"' in written[position] and not written[position].startswith('"'):
-            raise BadLineError("malformed quotes (a quote within a value that does not begin with one)")
-
-
 def _fields_or_none(text: str, delimiter: str) -> list[str]:
     try:
-        return _fields(text, delimiter)
+        return fields(text, delimiter) if is_closed(text.encode(), delimiter) else []
     except BadLineError:
         return []

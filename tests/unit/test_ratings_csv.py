@@ -109,9 +109,8 @@ def test_named_columns_win_over_recognised_ones(tmp_path: Path) -> None:
         (b"5\0,7,3,1", "a NUL byte"),
         (b"5\r,7,3,1", "a carriage return that does not end the line"),
         (b"5,7,3,1\r", "a carriage return that does not end the line"),
-        (b'"5,7,3,1', "malformed quotes (unexpected end of data)"),
         (b'5",7,3,1', "malformed quotes (a quote within a value that does not begin with one)"),
-        (b'"5", "7",3,1', "malformed quotes (a quote within a value that does not begin with one)"),
+        (b'5, "7"x,3,1', "malformed quotes (a quote within a value that does not begin with one)"),
         (b'"5"x,7,3,1', "malformed quotes (',' expected after '\"')"),
     ],
 )
@@ -120,7 +119,7 @@ def test_a_bad_line_is_rejected_with_its_number_and_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes, reason: str, careful: bool
 ) -> None:
     if careful:
-        monkeypatch.setattr(csv, "_split_fast", lambda block, layout: None)
+        monkeypatch.setattr(csv, "_split_fast", lambda *_: None)
     read = Read(tmp_path, b"userId,movieId,rating,timestamp\n1,7,3,1\n\n" + line + b"\r\n2,8,4,1\n")
     assert read.rejects == [("line 4", reason, line.decode(errors="backslashreplace"))]
     assert [row[:3] for row in read.rows] == [(1, 7, 3.0), (2, 8, 4.0)]
@@ -131,7 +130,7 @@ def test_a_rating_without_its_time_is_kept_and_older_than_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, careful: bool
 ) -> None:
     if careful:
-        monkeypatch.setattr(csv, "_split_fast", lambda block, layout: None)
+        monkeypatch.setattr(csv, "_split_fast", lambda *_: None)
     read = Read(tmp_path, b"userId,movieId,rating,timestamp\n5,7,3,-1\n5,7,4, \n2,8,4,1\n6,7,1,\n")
     assert read.rejects == []
     assert [row[:3] for row in read.rows] == [(2, 8, 4.0), (5, 7, 3.0), (6, 7, 1.0)]
@@ -145,7 +144,7 @@ def test_rejects_stand_in_the_order_of_the_lines_with_their_true_numbers_over_bl
     monkeypatch.setattr(csv, "BLOCK", block)
     monkeypatch.setattr(csv, "PIECE", 100)
     lines = [b"userId,movieId,rating"] + [b"%d,%d,3" % (i, i) for i in range(2, 1001)]
-    bad = {10: b"x,1", 11: b"1,1,bad", 12: b"\xff,1,1", 500: b",1,1", 700: b'"8', 701: b'8",8,3', 1000: b"1,1,inf"}
+    bad = {10: b"x,1", 11: b"1,1,bad", 12: b"\xff,1,1", 500: b",1,1", 700: b'8"', 701: b'"8"8,8,3', 1000: b"1,1,inf"}
     for number, line in bad.items():
         lines[number - 1] = line
     read = Read(tmp_path, b"\n".join(lines))
@@ -175,8 +174,64 @@ def test_ids_stay_what_they_were(tmp_path: Path, ids: list[str], expected: list[
 
 def test_a_quoted_id_may_hold_quotes_and_the_delimiter(tmp_path: Path) -> None:
     read = Read(tmp_path, b'note,userId,movieId,rating\nsay "a", "a""b, c",1,3\n"x, 7""","d,""e",1,3\n')
-    assert read.rejects[0][:2] == ("line 2", "expected 4 fields, found 5")
-    assert read.table[USER].to_pylist() == ['d,"e']
+    assert read.table[USER].to_pylist() == ['a"b, c', 'd,"e']
+
+
+@pytest.mark.parametrize("careful", [False, True])
+def test_blanks_beside_quotes_are_not_part_of_the_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, careful: bool
+) -> None:
+    if careful:
+        monkeypatch.setattr(csv, "_split_fast", lambda *_: None)
+    content = b'"userId" , "movieId", rating\n"u1" , "m1", 5\n  "u2",\t"m2"\t, "4"\n"u3" , " m, 3 ",1\n'
+    assert Read(tmp_path, content).rows == [("u1", "m1", 5), ("u2", "m2", 4), ("u3", "m, 3", 1)]
+
+
+REVIEW = b'7,99,1,"bad\n1,1,5\n2,1,5,y\r\n\r3,1,5,z"'
+
+
+@pytest.mark.parametrize("block", [64, 300, 1 << 20])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_quoted_line_breaks_belong_to_the_value_and_count_as_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, end: bytes
+) -> None:
+    monkeypatch.setattr(csv, "BLOCK", block)
+    monkeypatch.setattr(csv, "PIECE", 50)
+    lines = [b'user_id,movie_id,rating,"what\nthey wrote"']
+    lines += [b'%d,5,3,"fine, ""really"""' % user if user % 3 else b'%d,5,3,5" tall' % user for user in range(20)]
+    lines += [REVIEW, b'x,5,none,"a\n\nb"', b'"u\n8",5,3,""', b"9,5,,"]
+    read = Read(tmp_path, end.join(lines))
+    users = sorted(str(row[0]) for row in read.rows)
+    assert users == sorted([*map(str, range(20)), "7", "u\n8"])
+    assert ("7", 99, 1.0) in read.rows
+    assert read.rejects == [
+        ("line 27", 'rating "none" is not a number', 'x,5,none,"a\n\nb"'),
+        ("line 32", "empty rating", "9,5,,"),
+    ]
+
+
+@pytest.mark.parametrize("block", [64, 300, 1 << 20])
+@pytest.mark.parametrize(
+    "opened",
+    [
+        b'8,99,1,"never closed',
+        b'8,99,1, "never closed',
+        b'8,"a""b",1,"never closed""',
+        b'8,"a\nb",1,"never closed',
+        b'"8,99,1,5',
+    ],
+)
+@pytest.mark.parametrize("rest", [b"9,34,3,fine", b'9,34,3,"fine"', b'9,34,3,6" tall', b""])
+def test_a_quote_that_is_not_closed_is_an_error_with_the_line_where_it_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, opened: bytes, rest: bytes
+) -> None:
+    monkeypatch.setattr(csv, "BLOCK", block)
+    lines = [b"user_id,movie_id,rating,review", *(b'%d,5,3,"a\nb"' % user for user in range(50)), opened]
+    lines += [rest] * 40
+    where = 102 + opened.count(b"\n")
+    assert error_of(tmp_path, b"\n".join(lines), max_reject_fraction=1).startswith(
+        f"ratings.csv line {where}: a quoted value begins here and does not end properly"
+    )
 
 
 def test_timestamps_of_every_kind_are_read_whatever_stands_beside_them(tmp_path: Path) -> None:
@@ -208,7 +263,7 @@ def test_dates_beside_epoch_times_are_refused_wherever_the_file_is_cut_into_bloc
 ) -> None:
     monkeypatch.setattr(csv, "BLOCK", block)
     if careful:
-        monkeypatch.setattr(csv, "_split_fast", lambda block, layout: None)
+        monkeypatch.setattr(csv, "_split_fast", lambda *_: None)
     lines = [b"userId,movieId,rating,timestamp", *(b"%d,1,3,881250949" % i for i in range(200))]
     lines[100:150] = [b"%d,1,3,20150102" % i for i in range(50)]
     assert error_of(tmp_path, b"\n".join(lines)) == (
