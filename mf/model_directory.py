@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from mf.errors import DataError
+from mf.errors import DataError, TrainingError
 from mf.files import directory_written_aside
 from mf.model import MatrixFactorization
 from mf.ranking import RankingModel
@@ -182,8 +182,14 @@ class TrainedModel:
         return predictions
 
     def save(self, directory: Path, also: Sequence[Path] = ()) -> None:
-        """Write the model directory (``model.json`` last) with copies of the files ``also``."""
+        """Write the model directory (``model.json`` last) with copies of the files ``also``.
+
+        Raises:
+            TrainingError: mu lies outside the rating range; nothing is written.
+        """
         m = self.module.cpu()
+        if problem := _mu_problem(m.mu.item(), m.rating_min.item(), m.rating_max.item()):
+            raise TrainingError(f"model {self.run_id}: {problem}: nothing is saved; choose another --solver")
         users, movies = (
             Embeddings(vocabulary.ids, bias.weight.detach().numpy().ravel(), factors.weight.detach().numpy())
             for vocabulary, bias, factors in (
@@ -318,7 +324,16 @@ def _read_header(path: Path) -> tuple[Header, float, TrainedOn | None]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise DataError(f"{path}: {name} is {value!r}, expected a finite number")
     header = Header(fields["run_id"], factors, *(float(fields[name]) for name in ("mu", "rating_min", "rating_max")))
+    if problem := _mu_problem(header.mu, header.rating_min, header.rating_max):
+        raise DataError(f"{path}: {problem}: train the model again")
     return header, _noise_variance(fields.get("metrics"), header), TrainedOn.read(fields.get("trained_on"))
+
+
+def _mu_problem(mu: float, rating_min: float, rating_max: float) -> str:
+    """What is wrong with mu, the prediction for an unseen user and an unseen movie; empty if nothing is."""
+    if rating_min <= mu <= rating_max:
+        return ""
+    return f"mu is {mu:g}, expected a mean rating within the rating range {rating_min:g} to {rating_max:g}"
 
 
 def _noise_variance(metrics: Any, header: Header) -> float:
