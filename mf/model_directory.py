@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from mf.errors import DataError
+from mf.errors import DataError, TrainingError
 from mf.files import directory_written_aside
 from mf.model import MatrixFactorization
 from mf.ranking import RankingModel
@@ -208,8 +208,14 @@ class TrainedModel:
         return predictions
 
     def save(self, directory: Path, also: Sequence[Path] = ()) -> None:
-        """Write the model directory (``model.json`` last) with copies of the files ``also``."""
+        """Write the model directory (``model.json`` last) with copies of the files ``also``.
+
+        Raises:
+            TrainingError: mu lies outside the rating range; nothing is written.
+        """
         m = self.module.cpu()
+        if problem := _mu_problem(m.mu.item(), m.rating_min.item(), m.rating_max.item()):
+            raise TrainingError(f"model {self.run_id}: {problem}: nothing is saved; choose another --solver")
         users, movies = (
             Embeddings(vocabulary.ids, bias.weight.detach().numpy().ravel(), factors.weight.detach().numpy())
             for vocabulary, bias, factors in (
@@ -362,11 +368,10 @@ def _header(path: Path, card: Mapping[str, Any]) -> Header:
     if not isinstance(card.get("run_id"), str) or not card["run_id"].strip():
         raise DataError(f"{path}: run_id is {card.get('run_id')!r}, expected a non-empty text")
     factors = _checked_factors(path, "factors", card.get("factors"))
-    return Header(
-        card["run_id"],
-        factors,
-        *(_checked_number(path, name, card.get(name)) for name in ("mu", "rating_min", "rating_max")),
-    )
+    numbers = [_checked_number(path, name, card.get(name)) for name in ("mu", "rating_min", "rating_max")]
+    if problem := _mu_problem(*numbers):
+        raise DataError(f"{path}: {problem}: train the model again")
+    return Header(card["run_id"], factors, *numbers)
 
 
 def _checked_factors(path: Path, name: str, value: Any) -> int:
@@ -379,6 +384,13 @@ def _checked_number(path: Path, name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise DataError(f"{path}: {name} is {value!r}, expected a finite number")
     return float(value)
+
+
+def _mu_problem(mu: float, rating_min: float, rating_max: float) -> str:
+    """What is wrong with mu, the prediction for an unseen user and an unseen movie; empty if nothing is."""
+    if rating_min <= mu <= rating_max:
+        return ""
+    return f"mu is {mu:g}, expected a mean rating within the rating range {rating_min:g} to {rating_max:g}"
 
 
 def _noise_variance(metrics: Any, header: Header) -> float:

@@ -297,10 +297,9 @@ class Gibbs:
         b_u, b_m = (bias.float() for bias in self.mean.means()[:2])
         rng = generator(self.config.seed, self.epochs + 1, self.device)
         fallback, factors, vectors = self.fallback, self.config.factors, self.mean.vectors
-        if fallback.has_room(self.rank, factors):
-            return fallback.model(*collapse(vectors, fallback.bias_factors(b_u, b_m), fallback.counts, factors, rng))
-        nothing = b_u.new_zeros(len(b_u), 0), b_m.new_zeros(len(b_m), 0)
-        return fallback.shifted_model(*collapse(vectors, nothing, fallback.counts, factors, rng), b_u, b_m)
+        rest, room = fallback.bias_factors(b_u, b_m), fallback.has_room(self.rank, factors)
+        collapsed = fallback.model(*collapse(vectors, rest, fallback.counts, factors + (0 if room else 2), rng))
+        return collapsed if room else fallback.reduced(collapsed, factors)
 
     def _cost_of_collapse(self) -> str:
         probes = "validation ratings" if len(self.validation) else f"{len(self.probes):,} training ratings"

@@ -1,5 +1,8 @@
 """Cold start: predictions for unseen users and movies are those of the damped bias model."""
 
+from dataclasses import replace
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,11 +10,20 @@ from torch.nn.functional import pad
 
 from mf.biases import BiasModel
 from mf.model import MatrixFactorization
-from mf.solvers.base import Interactions
+from mf.solvers.base import Interactions, rmse
+from mf.solvers.gaussian import Block, PosteriorMoments, RatingsByRow, normal_equations
+from mf.solvers.workers import Workers
 
 # With this many fitted factors, giving two to the biases costs known pairs nothing: what real ratings have in common
 # fits into fewer.
 ENOUGH_FACTORS = 32
+# With fewer, vectors are refitted when the training RMSE rises by more, in standard deviations of the ratings.
+ALLOWED_LOSS = 0.005
+# Largest number of training ratings, evenly spaced, for a training RMSE: accurate to a thousandth or two.
+RMSE_SAMPLE = 1 << 18
+# Sweeps of a refit, and the weight of its prior at the vectors before the sweep, in ratings of an average row. The
+# weight makes a sweep move the vectors a little: they stay near the solver's, which overfit less than least squares.
+REFIT_SWEEPS, PRIOR_WEIGHT = 10, 4.0
 
 
 class BiasFallback:
@@ -22,7 +34,8 @@ class BiasFallback:
 
         b_u + b_m + p·q = β_u + β_m + [p, b_u - β_u, 1]·[q, 1, b_m - β_m]
 
-    Vectors without room for two more factors get biases near β instead: see ``shifted_model``.
+    The sum has two factors more than the solver's vectors, and is then truncated to ``factors``. Where few factors make
+    that cost training RMSE, the truncated vectors are refitted: see ``reduced``.
 
     Args:
         train: the training ratings; every row has at least one.
@@ -33,12 +46,16 @@ class BiasFallback:
         user_bias, movie_bias: float32[n_users] and float32[n_movies], the damped biases.
         counts: float32[n_users] and float32[n_movies], training ratings per row, at least 1.
         range: rating_min and rating_max.
+        sample: training ratings, evenly spaced, for training RMSEs.
     """
 
     def __init__(self, train: Interactions, validation: Interactions) -> None:
         extremes = [r for data in (train, validation) if len(data) for r in data.ratings.aminmax()]
         self.range = {"rating_min": min(extremes).item(), "rating_max": max(extremes).item()}
-        self.device = train.ratings.device
+        self.device, self.train = train.ratings.device, train
+        self.workers = Workers(self.device)
+        self.sample = _evenly_spaced(train, RMSE_SAMPLE)
+        self.allowed_loss = ALLOWED_LOSS * train.ratings.double().std(correction=0).item()
         users, movies, ratings = (x.cpu().numpy() for x in (train.users, train.movies, train.ratings))
         with np.errstate(invalid="ignore"):  # ratings that are not finite are reported by the first epoch
             biases = BiasModel.fit(users, movies, ratings, train.n_users, train.n_movies)
@@ -52,20 +69,15 @@ class BiasFallback:
     def to_model(
         self, p: Tensor, q: Tensor, b_u: Tensor, b_m: Tensor, factors: int, fitted: int = ENOUGH_FACTORS
     ) -> MatrixFactorization:
-        """The model mu + b_u + b_m + p·q with vectors of ``factors`` entries.
-
-        Predictions for unseen rows are exactly the bias model's when the vectors have room for two factors more than
-        ``fitted``, else near them.
+        """The model nearest to mu + b_u + b_m + p·q with the damped biases and vectors of ``factors`` entries.
 
         Args:
             p, q: float32[n_users, k] and float32[n_movies, k].
             b_u, b_m: float32[n_users] and float32[n_movies].
-            fitted: number of factors that must be kept.
+            fitted: number of factors that must be kept; with room for two more the model is not refitted.
         """
-        if self.has_room(fitted, factors) or p.shape[1] > factors:
-            return self.truncated(self.widened_model(p, q, b_u, b_m), factors)
-        missing = (0, factors - p.shape[1])
-        return self.shifted_model(pad(p, missing), pad(q, missing), b_u, b_m)
+        widened = self.widened_model(p, q, b_u, b_m)
+        return self.truncated(widened, factors) if self.has_room(fitted, factors) else self.reduced(widened, factors)
 
     @staticmethod
     def has_room(fitted: int, factors: int) -> bool:
@@ -98,17 +110,39 @@ class BiasFallback:
         vectors = [basis @ turn / root for basis, turn, root in zip((left, right), turns, roots, strict=True)]
         return self.model(*(pad(v, (0, factors - v.shape[1])) for v in vectors))
 
-    def shifted_model(self, p: Tensor, q: Tensor, b_u: Tensor, b_m: Tensor) -> MatrixFactorization:
-        """mu + b_u + b_m + p·q with as many factors, and biases as near to β as predictions of known pairs allow.
+    def reduced(self, model: MatrixFactorization, factors: int) -> MatrixFactorization:
+        """``model`` truncated, and refitted to the training ratings if that costs more than ``ALLOWED_LOSS`` of RMSE.
 
-        p·q = (p - d)·(q - c) + p·c + d·q - d·c for any c and d, so p·c can move to b_u and d·q to b_m.
+        A sweep of ridge regressions updates all movies given the users, then all users given the movies (alternating
+        least squares). Sweeps end when the loss is small enough or no longer falls: with one or two factors it may stay
+        larger.
         """
-        p, q, b_u, b_m = (x.double() for x in (p, q, b_u, b_m))
-        c, b_u, shift_u = _shift(self.user_bias.double(), b_u, p, self.counts[0].double())
-        d, b_m, shift_m = _shift(self.movie_bias.double(), b_m, q, self.counts[1].double())
-        model = self.model((p - d).float(), (q - c).float(), b_u.float(), b_m.float())
-        model.mu.sub_(shift_u + shift_m + (d @ c).item())
-        return model
+        best = self.truncated(model, factors)
+        allowed, loss = rmse(model, self.sample) + self.allowed_loss, rmse(best, self.sample)
+        for _ in range(REFIT_SWEEPS):
+            if not loss > allowed:
+                break
+            by_user, by_movie = self.residuals_by_row
+            p, q = best.user_factors.weight.detach(), best.movie_factors.weight.detach()
+            q = _ridge_regressions(by_movie, q, p, self.counts[0], self.workers)
+            p = _ridge_regressions(by_user, p, q, self.counts[1], self.workers)
+            refitted = self.model(p, q)
+            before, loss = loss, rmse(refitted, self.sample)
+            if not loss < before:
+                break
+            best = refitted
+        return best
+
+    @cached_property
+    def residuals_by_row(self) -> tuple[RatingsByRow, RatingsByRow]:
+        """The training ratings less mu and the damped biases, by user and by movie."""
+        users, movies = self.train.users, self.train.movies
+        values = self.train.ratings - self.mu - self.user_bias[users] - self.movie_bias[movies]
+        rank = ENOUGH_FACTORS  # for the size of blocks only
+        return (
+            RatingsByRow(users, movies, values, self.train.n_users, rank),
+            RatingsByRow(movies, users, values, self.train.n_movies, rank),
+        )
 
     def model(self, p: Tensor, q: Tensor, b_u: Tensor | None = None, b_m: Tensor | None = None) -> MatrixFactorization:
         """A model of these parameters; default biases: the damped ones."""
@@ -123,10 +157,36 @@ class BiasFallback:
         return model.eval()
 
 
-def _shift(target: Tensor, bias: Tensor, vectors: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Least squares of target - bias on [vectors, 1], weighted by ``counts``: the coefficients c float64[k], the sum
-    bias + vectors·c + a float64[n], and the intercept a."""
-    columns = torch.cat([vectors, torch.ones_like(bias).unsqueeze(1)], 1)
-    weighted = columns * counts.unsqueeze(1)
-    solution = torch.linalg.pinv(columns.mT @ weighted, hermitian=True, rtol=1e-10) @ (weighted.mT @ (target - bias))
-    return solution[:-1], bias + columns @ solution, solution[-1].item()
+def _ridge_regressions(ratings: RatingsByRow, rows: Tensor, others: Tensor, counts: Tensor, workers: Workers) -> Tensor:
+    """New vectors of all users given the movies, or of all movies given the users, float32[n, k].
+
+    A row's vector v minimises Σ (y - v·x)² + w·E[((v - v₀)·x)²] over its ratings y of rows with vectors x, where v₀ is
+    its vector now, the mean E is over all ratings, and w is ``PRIOR_WEIGHT`` times the mean number of ratings per row.
+
+    Args:
+        rows: float32[n, k], v₀.
+        others: float32[n_others, k].
+        counts: float32[n_others], ratings of each.
+    """
+    k = rows.shape[1]
+    moments = PosteriorMoments(pad(others, (0, 1)))  # with biases of 0
+    weighted = (others * counts.unsqueeze(1)).double()
+    prior = PRIOR_WEIGHT / len(rows) * (weighted.mT @ others.double())
+    # For factors that are 0 in all rows.
+    prior += (1e-9 * prior.trace() + 1e-30) * torch.eye(k, device=prior.device)
+
+    def work(block: Block) -> Tensor:
+        gram, linear, _ = normal_equations(block, moments)
+        gram, linear, start = gram[:, :k, :k].double(), linear[:, :k].double(), rows[block.rows].double()
+        gradient = linear - (gram @ start.unsqueeze(2)).squeeze(2)
+        factor = torch.linalg.cholesky(gram + prior)
+        return (start + torch.cholesky_solve(gradient.unsqueeze(2), factor).squeeze(2)).float()
+
+    return torch.cat(workers.map(work, ratings.blocks))
+
+
+def _evenly_spaced(ratings: Interactions, n: int) -> Interactions:
+    """At most ``n`` of the ratings."""
+    every = -(-len(ratings) // n)
+    users, movies, values = (x[::every].contiguous() for x in (ratings.users, ratings.movies, ratings.ratings))
+    return replace(ratings, users=users, movies=movies, ratings=values)

@@ -32,8 +32,6 @@ INIT_STD, INIT_VARIANCE, PRIOR_VARIANCE = 1.0, 0.01, 0.2
 TOLERANCE = 5e-4
 # Largest number of averaged fits, and of ratings that all fits together read in a sweep.
 FITS, FITTED_RATINGS = 4, 20_000_000
-# Largest number of training ratings, evenly spaced, for the training RMSE: accurate to a thousandth or two.
-TRAIN_SAMPLE = 1 << 18
 
 
 class VBConfig(GaussianConfig):
@@ -154,8 +152,6 @@ class VB:
         )
         rng = generator(config.seed, 0, device)
         self.fits = [MeanFieldPosterior(train, rank, rng) for _ in range(fits)]
-        every = -(-len(train) // TRAIN_SAMPLE)
-        self.sample = [x[::every].contiguous() for x in (train.users, train.movies, train.ratings)]
         self.epochs = config.epochs
         self.advice = f"lower --rank (now {rank})"
         self.note = ""
@@ -173,8 +169,8 @@ class VB:
         elif abs(after - before) < TOLERANCE * before:
             self.epochs = number
             self.note = f"converged: the noise, {after:.4f}, changed by less than {TOLERANCE:.2%}"
-        users, movies, ratings = self.sample
-        return float((self.model()(users, movies) - ratings).double().square().mean().sqrt())
+        sample = self.fallback.sample
+        return float((self.model()(sample.users, sample.movies) - sample.ratings).double().square().mean().sqrt())
 
     def noise(self) -> float:
         """Standard deviation of a rating, the mean over the fits."""

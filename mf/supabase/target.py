@@ -139,10 +139,6 @@ class Target(ABC):
             run.ranking, movies.ids, vectors[:, -1], vectors[:, :-1], history, liking, users.ids, users.values[0]
         )
 
-    def ranking(self, run: PublishedRun) -> PublishedRanking | None:
-        """The ranking model of ``run``; ``None``: it has none."""
-        return None
-
     def check(
         self, user_ids: pa.Array | pa.ChunkedArray, movie_ids: pa.Array | pa.ChunkedArray, config: ExportConfig
     ) -> None:
