@@ -4,6 +4,7 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from browser import Seen, watch
@@ -11,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Frame, Page
 
 from mf.evaluation.bootstrap import Interval
-from mf.evaluation.champion import Comparison, PairedRmse
+from mf.evaluation.champion import Comparison, PairedNdcg, PairedRmse
 from mf.evaluation.config import EvaluateConfig, GateConfig
 from mf.evaluation.evaluate import evaluate
 from mf.evaluation.examples import examples
@@ -19,13 +20,14 @@ from mf.evaluation.gate import decide
 from mf.evaluation.plots import BASELINE, DARK, MODEL
 from mf.evaluation.report import Report, write_report
 from mf.ingest import ingest
+from mf.ranking import RankingConfig
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.schema import read_ratings
 from mf.ratings.split import split
 from mf.ratings.titles import titles_beside
 from mf.sample import write_sample
 from mf.solvers.sgd import SGDConfig
-from mf.train import train
+from mf.train import train, train_ranking
 
 PHONE, LAPTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
 MEGABYTE = 1 << 20
@@ -33,18 +35,23 @@ HEADLINES = {
     "accepted": "Accepted for publication",
     "refused": "Refused: not published",
     "first": "Accepted for publication",
+    "lists": "Accepted for publication",
 }
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run better than the published one, a run worse than it, and a first run."""
+    """A run better than the published one, a run worse than it, a first run, and one with a ranking model."""
     folder = tmp_path_factory.mktemp("reports")
     csv = str(write_sample(folder).ratings_csv)
     provenance = ingest(IngestConfig.of(ratings_csv=csv), folder / "ratings.parquet", folder / "rejects.csv")
     seen, validation, test = split(read_ratings(folder / "ratings.parquet")[0], SplitConfig())
     model = train(seen, validation, SGDConfig(epochs=5), device=torch.device("cpu"))
     evaluation = evaluate(seen, test, model, EvaluateConfig(bootstrap=100), validation)
+    ranking = train_ranking(pa.concat_tables([seen, validation]), RankingConfig(), device=torch.device("cpu"))
+    ranked = evaluate(seen, test, replace(model, ranking=ranking), EvaluateConfig(bootstrap=100), validation)
+    # Lists as on real ratings, whatever the sample's are like.
+    lists = replace(ranked.ranking, ndcg_difference=Interval(0.01, 0.05))
     users = examples(seen, validation, test, model, titles_beside(csv))
     facts = {"source": provenance.summary(), "hash": provenance.content_hash, "solver": "sgd"}
 
@@ -53,12 +60,14 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         interval = Interval(difference - 0.01, difference + 0.01)
         note = "clean: the published run was trained on the same ratings as this model, not on these"
         figures = PairedRmse(len(test), evaluation.model["rmse"], champion, difference, interval, clean=True)
-        return Comparison("20261123-031500-5f0c7a", "2026-11-23T03:15:00+00:00", note, figures)
+        paired = PairedNdcg(10, 500, 0.25, 0.24, 0.01, Interval(0.001, 0.02), True, "ranking model")
+        return Comparison("20261123-031500-5f0c7a", "2026-11-23T03:15:00+00:00", note, figures, paired)
 
     cases = {
         "accepted": (evaluation, against(evaluation.model["rmse"] + 0.02)),
         "refused": (replace(evaluation, model=evaluation.global_mean), against(evaluation.model["rmse"] - 0.05)),
         "first": (evaluation, None),
+        "lists": (replace(ranked, ranking=lists), against(evaluation.model["rmse"] + 0.02)),
     }
     for name, (found, comparison) in cases.items():
         decision = decide(found, comparison, GateConfig(), users=len(model.users), movies=len(model.movies))
