@@ -298,7 +298,8 @@ end
 $mf$;
 
 -- The run to read: the published one (null if there is none), or the run that is named. This function and those below
--- are stable: all their statements see the snapshot of the calling statement, and so one complete run.
+-- are stable: all their statements see the snapshot of the calling statement, and so one complete run. They read rows of
+-- single movies by `lateral (… limit 1)`, by key: a join would scan all movies where the statistics do not know the run.
 create or replace function public.mf_run(of_run text) returns public.mf_runs
 language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $mf$
 declare
@@ -340,7 +341,7 @@ $mf$;
 create or replace function public.mf_user_vector(
   of_run text, rated bigint[], stars double precision[]
 ) returns extensions.vector
-language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $mf$
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp set jit = off as $mf$
 declare
   run constant public.mf_runs := public.mf_run(mf_user_vector.of_run);
   factors constant integer := (run.ranking ->> 'factors')::integer;
@@ -360,7 +361,8 @@ begin
       from (
         select each.star, count(*) as n, extensions.avg(h.history) as history, extensions.avg(h.liking) as liking
         from unnest(mf_user_vector.rated, mf_user_vector.stars) each (id, star)
-        join public.mf_movie_history h on h.run_id = run.run_id and h.movie_id = each.id
+        cross join lateral (select e.history, e.liking from public.mf_movie_history e
+          where e.run_id = run.run_id and e.movie_id = each.id limit 1) h
         group by each.star
       ) given
       cross join lateral unnest(given.history::real[], given.liking::real[]) with ordinality
@@ -398,7 +400,8 @@ begin
   for x, error in
     select array_append(e.embedding::real[], 1)::double precision[], given.star - run.mu - e.bias
     from unnest(mf_fold_in.rated, mf_fold_in.stars) given (id, star)
-    join public.mf_movie_embeddings e on e.run_id = run.run_id and e.movie_id = given.id
+    cross join lateral (select m.embedding, m.bias from public.mf_movie_embeddings m
+      where m.run_id = run.run_id and m.movie_id = given.id limit 1) e
   loop
     scale := 1;
     for i in 1..n loop
@@ -430,7 +433,7 @@ create or replace function public.mf_recommend(
   star_base double precision, rated bigint[], stars double precision[], k integer, without_ids bigint[],
   only_ids bigint[], skip integer
 ) returns TABLE(movie_id bigint, score double precision, predicted_rating double precision, because bigint, run_id text)
-language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $mf$
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp set jit = off as $mf$
 declare
   run constant public.mf_runs := public.mf_run(mf_recommend.of_run);
   mu constant double precision := (run.ranking ->> 'mu')::double precision;
@@ -446,11 +449,13 @@ begin
     ), liked as materialized (
       select h.movie_id, h.history, h.liking, coalesce(slope * (each.star - mu), 0) as likes
       from unnest(mf_recommend.rated, mf_recommend.stars) each (id, star)
-      join public.mf_movie_history h on h.run_id = run.run_id and h.movie_id = each.id
+      cross join lateral (select e.movie_id, e.history, e.liking from public.mf_movie_history e
+        where e.run_id = run.run_id and e.movie_id = each.id limit 1) h
       where mu is null or each.star >= mu
     ), wanted as materialized (
       select near.movie_id, extensions.subvector(m.vector, 1, (run.ranking ->> 'factors')::integer) as q
-      from near join public.mf_movie_ranking m on m.run_id = run.run_id and m.movie_id = near.movie_id
+      from near cross join lateral (select e.vector from public.mf_movie_ranking e
+        where e.run_id = run.run_id and e.movie_id = near.movie_id limit 1) m
       where run.ranking is not null
     ), reasons as (
       -- <#> is the negative inner product
@@ -464,7 +469,8 @@ begin
         mf_recommend.star_vector), 0), run.rating_max), run.rating_min),
       reasons.rated, run.run_id
     from near
-    left join public.mf_movie_embeddings e on e.run_id = run.run_id and e.movie_id = near.movie_id
+    left join lateral (select m.bias, m.embedding from public.mf_movie_embeddings m
+      where m.run_id = run.run_id and m.movie_id = near.movie_id limit 1) e on true
     left join reasons on reasons.movie_id = near.movie_id
     order by near.place;
 end
@@ -478,7 +484,7 @@ create or replace function public.recommend_movies(
   for_user bigint, k integer default 10, exclude_rated boolean default null,
   without_ids bigint[] default '{}', only_ids bigint[] default null, skip integer default 0, of_run text default null
 ) returns TABLE(movie_id bigint, score double precision, predicted_rating double precision, because bigint, run_id text)
-language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $mf$
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp set jit = off as $mf$
 declare
   run constant public.mf_runs := public.mf_run(recommend_movies.of_run);
   leave_out constant boolean := coalesce(recommend_movies.exclude_rated, false);
