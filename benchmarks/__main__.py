@@ -12,6 +12,7 @@ from benchmarks import (
     fold_in,
     gpu,
     limits,
+    lists,
     publish,
     ranking,
     retrieval,
@@ -25,12 +26,12 @@ from benchmarks.report import TITLES, machine, write_section
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", choices=(*TITLES, "all"), nargs="?", default="all")
-    parser.add_argument("--ratings", type=Path, help="CSV file of MovieLens ratings, for accuracy and new users")
+    parser.add_argument("--ratings", type=Path, help="CSV file of MovieLens ratings, for accuracy, lists and new users")
     parser.add_argument(
         "--rows",
         type=lambda text: int(float(text)),
         default=FULL,
-        help="number of planted ratings, for speed, imports, the evaluation and recommendations",
+        help="number of planted ratings, for speed, imports, lists' cost, the evaluation and recommendations",
     )
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks.md"))
     given = parser.parse_args(argv)
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "import": partial(table_import.section, given.rows),
         "export": export.section,
         "publish": publish.section,
+        "lists": partial(lists.section, given.ratings, given.rows),
         "ranking": partial(ranking.section, given.rows),
         "retrieval": partial(retrieval.section, given.rows),
         "gpu": gpu.section,

@@ -12,7 +12,7 @@ from mf.files import written_aside
 from mf.version import git_sha
 
 NONE = "–"
-LIBRARIES = ("torch", "numpy", "scikit-surprise", "cornac", "cmfrec", "myfm")
+LIBRARIES = ("torch", "numpy", "scikit-surprise", "cornac", "cmfrec", "myfm", "implicit", "sansa")
 TITLES = {
     "limits": "What the machine can do",
     "accuracy": "Accuracy",
@@ -21,6 +21,7 @@ TITLES = {
     "import": "From a table to Parquet",
     "export": "Embeddings into the database",
     "publish": "Publishing under fire",
+    "lists": "Lists",
     "ranking": "Evaluation",
     "retrieval": "Recommendations",
     "fold_in": "New users from a few ratings",
@@ -30,10 +31,10 @@ INTRODUCTION = """# Benchmarks
 
 `make bench` writes this page. `make bench PEERS=1` first installs the libraries to compare with into `.venv`
 (`requirements/bench.in`; some are compiled and need a C++ compiler). `RATINGS=ratings.csv` adds MovieLens
-latest-small, or another file of that layout, to accuracy, and measures new users. `ROWS=2000000` makes speed, imports
-and the evaluation smaller. `ONLY=limits`, or another section, leaves the rest of the page unchanged; `ONLY=gpu` needs
-a GPU and is not part of the whole. Every measurement runs in a process of its own. The machine should be idle: threads
-that share cores wait for each other, those of the naive loop most.
+latest-small, or another file of that layout, to accuracy and lists, and measures new users. `ROWS=2000000` makes speed,
+imports, the cost of lists and the evaluation smaller. `ONLY=limits`, or another section, leaves the rest of the page
+unchanged; `ONLY=gpu` needs a GPU and is not part of the whole. Every measurement runs in a process of its own. The
+machine should be idle: threads that share cores wait for each other, those of the naive loop most.
 """
 
 

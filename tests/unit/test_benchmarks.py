@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import data, gpu, limits, naive, peers, planted, report, solvers, speed
+from benchmarks import data, gpu, limits, lists, naive, peers, planted, rankers, report, solvers, speed
 from benchmarks.apart import apart
 from benchmarks.bars import Bar, bars, quotient
+from mf.ranking import Interactions
+from mf.sample import write_sample
 
 
 @pytest.fixture
@@ -244,3 +246,78 @@ def test_the_gpu_benchmark_skips_what_its_budget_does_not_allow(tmp_path: Path) 
     bench = gpu.Bench(torch.device("cpu"), budget_s=0, output=tmp_path / "gpu.json")
     bench.section("slow", 5, lambda: {"value": 1})
     assert bench.results["slow"]["skipped"].endswith("0 s left, needs about 5 s")
+
+
+@pytest.fixture(scope="module")
+def sample_csv(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_sample(tmp_path_factory.mktemp("sample")).ratings_csv)
+
+
+def toy(pairs: list[tuple[int, int]], users: int, movies: int) -> Interactions:
+    rows = torch.tensor(pairs)
+    return Interactions(rows[:, 0], rows[:, 1], torch.ones(len(pairs)), users, movies)
+
+
+def test_ease_solves_its_equations_with_a_zero_diagonal() -> None:
+    pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 2), (2, 3), (3, 0), (3, 3)]
+    x = rankers.rated(toy(pairs, 4, 4)).toarray().astype(np.float64)
+    scores = rankers.ease(toy(pairs, 4, 4), {"l2": 0.5})(np.arange(4))
+    for movie in range(4):
+        others = [m for m in range(4) if m != movie]
+        own = x[:, others]
+        weights = np.linalg.solve(own.T @ own + 0.5 * np.eye(3), own.T @ x[:, movie])
+        np.testing.assert_allclose(scores[:, movie], own @ weights, atol=1e-5)
+
+
+def test_item_knn_adds_up_the_cosines_of_the_nearest_rated_movies() -> None:
+    data = toy([(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)], 3, 3)
+    scores = rankers.item_knn(data, {"k": 1})(np.array([0, 1]))
+    near, far = 2 / math.sqrt(3 * 2), 1 / math.sqrt(2)  # of movies 0 and 1, and of 1 and 2
+    assert scores[0].tolist() == pytest.approx([0, near, 0])
+    assert scores[1].tolist() == pytest.approx([near, near, far])
+
+
+def test_a_list_holds_the_highest_scores_without_the_known_movies() -> None:
+    scores = np.float32([np.arange(12)])
+    known = lists.one_row(np.array([11, 3, 4]), 12)
+    assert lists.best(scores, known).tolist() == [[10, 9, 8, 7, 6, 5, 2, 1, 0, -1]]
+
+
+@pytest.mark.parametrize("name", ["item-kNN", "EASE^R", "ELSA, best of grid", lists.DEFAULT])
+def test_rankers_beat_popularity_on_the_sample(sample_csv: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rankers, "HEAD", 240)
+    popular, found = (lists.measure(sample_csv, one)[lists.BOTH]["ndcg"] for one in ("popularity", name))
+    assert found > 1.1 * popular
+
+
+def test_the_grid_is_searched_on_the_validation_part(sample_csv: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = [{"factors": 1, "taste": 0}, {"factors": 64}]
+    monkeypatch.setitem(rankers.RANKERS, "ours of a grid", rankers.Ranker(rankers.ours, grid=grid))
+    assert lists.measure(sample_csv, "ours of a grid")["options"] == {"factors": 64}
+
+
+def test_a_ranker_that_is_not_installed_is_reported_and_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = rankers.Ranker(rankers.implicit_als, package="no-library-of-this-name")
+    monkeypatch.setitem(rankers.RANKERS, "absent", absent)
+    assert lists.measure("nowhere.csv", "absent") == {"error": "no-library-of-this-name is not installed"}
+
+
+def test_the_cost_of_a_fit_and_of_its_products_is_measured(cache: Path) -> None:
+    fitted, products = lists.measure_fit("planted:20000:0"), lists.measure_products("planted:20000:0")
+    assert fitted["ratings"] == products["ratings"] == 20_000
+    assert fitted["fit_cpu_s"] > 0
+    assert fitted["beyond_mb"] > 0
+    for way in lists.WAYS:
+        assert products[way].keys() == {"times", "transposed"}
+
+
+def test_the_section_of_lists_says_whether_the_bars_are_met(sample_csv: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "run", lambda label, function, **arguments: function(**arguments))
+    monkeypatch.setattr(lists, "SUBSETS", (40,))
+    chosen = {name: rankers.RANKERS[name] for name in ("popularity", lists.DEFAULT)}
+    monkeypatch.setattr(lists, "RANKERS", chosen | {"absent": rankers.Ranker(rankers.ours, package="no-such-library")})
+    said = lists.quality(Path(sample_csv))
+    rows = {line.split("|")[1].strip(): line for line in said.splitlines() if line.startswith("|")}
+    assert rows["NDCG@10 / that of popularity"].split("|")[-2].strip() == "met"
+    assert rows["NDCG@10, seed 0"].split("|")[-2].strip() == "NOT MET"  # that of the sample is lower
+    assert "- absent was not measured: no-such-library is not installed" in said
