@@ -21,6 +21,8 @@ from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, UNKNOWN_TIME, 
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 INTEGER = "^-?[0-9]+$"
+# An integer id in canonical form (not 007, +7, -0), also as pandas writes it in a column with gaps (7.0).
+INTEGER_ID = r"^(0|-?[1-9][0-9]{0,18})(\.0+)?$"
 # Numbers that are times. Python's last microsecond, in milliseconds, has 15 digits.
 INTEGER_TIME = "^-?[0-9]{1,15}$"
 DECIMAL_TIME = r"^-?[0-9]{1,15}(\.[0-9]*([eE]\+?[0-9]{1,2})?|[eE]\+?[0-9]{1,2})$"
@@ -67,7 +69,8 @@ def check(raw: pa.Table, *, is_file: bool) -> Checked:
         raw: user_id and movie_id (int64 or string), rating (number or string) and optionally rated_at (timestamp,
             number or string); with nulls.
         is_file: cells are texts without nulls, trimmed by ``trim``; ids become int64 when all are integers in
-            canonical form (7, not 007 or 7.0). The ids of a table keep their type.
+            canonical form (7, not 007 or 7.0), else dictionary-encoded texts, which ``Collector.finish`` decides about.
+            The ids of a table keep their type.
     """
     columns = {name: raw[name].combine_chunks() for name in raw.column_names}
     ratings = _ratings(columns[RATING])
@@ -155,6 +158,26 @@ def _first_of_each(forms: Forms, usable: Bools, columns: Mapping[str, pa.Array])
 
 def _is_id(texts: pa.Array) -> pa.Array:
     return pc.and_(pc.not_equal(texts, ""), pc.equal(texts, trim(texts)))
+
+
+def integer_ids(texts: pa.StringArray) -> pa.Int64Array:
+    """Ids as int64, null where the text is not an integer; 7.0 is 7."""
+    is_integer = pc.match_substring_regex(texts, INTEGER_ID)
+    digits = pc.replace_substring_regex(texts, r"\.0+$", "")
+    is_long = pc.and_(is_integer, pc.greater(pc.binary_length(digits), 18))
+    if pc.any(is_long).as_py():
+        pairs = zip(is_long.to_pylist(), digits.to_pylist(), strict=True)
+        fits = [not long or -(2**63) <= int(text) < 2**63 for long, text in pairs]
+        is_integer = pc.and_(is_integer, pa.array(fits))
+    return pc.if_else(is_integer, digits, pa.scalar(None, pa.string())).cast(pa.int64())
+
+
+def odd_ids(ids: pa.ChunkedArray) -> Bools:
+    """Which rows have an id that is not an integer, not even one written as 7.0."""
+    if not pa.types.is_dictionary(ids.type) or pa.types.is_integer(ids.type.value_type):
+        return np.zeros(len(ids), np.bool_)
+    encoded = ids.combine_chunks()
+    return _numpy(integer_ids(encoded.dictionary).is_null().take(encoded.indices))
 
 
 def _integers_or_texts(texts: pa.StringArray) -> pa.Array:
