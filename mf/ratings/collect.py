@@ -30,7 +30,7 @@ from mf.ratings.spill import ROW, TIMED_ROW, RowArray, Spill, sorted_once
 from mf.ratings.values import integer_ids
 
 CHUNK = 1 << 20  # rows per chunk of string ids: a string array holds at most 2 GiB of text
-MOST_ODD = 100_000  # rows with an id that is not an integer before a source may turn out to be one of text ids
+MOST_ODD = 10_000  # rows with an id that is not an integer before a source may turn out to be one of text ids
 BATCH = 1 << 20  # rows per write to the temporary file
 
 
@@ -106,6 +106,11 @@ class Collector:
             if self._odd[role] >= MOST_ODD and 2 * self._odd[role] >= self._good:
                 self.untyped.discard(role)
 
+    def text(self, role: str, where: str, id: str) -> None:
+        """Make the ids of a role of ``untyped`` text."""
+        self._first_odd.setdefault(role, f"{where}: {shown(id)}")
+        self.untyped.discard(role)
+
     def finish(self, output: Path, rejects: Path, columns: dict[str, str]) -> Provenance:
         """Write the ratings to ``output`` (Parquet, sorted by user and movie, see ``ratings_schema``) and the bad rows
         to ``rejects`` (CSV: where, reason, row). A (user, movie) pair that occurs twice keeps its latest rating: by
@@ -136,8 +141,7 @@ class Collector:
         drop = {role: np.zeros(len(ids), np.bool_) for role, ids in columns.items()}
         integers = set()
         for role, ids in columns.items():
-            is_odd = ids.odd()
-            if role not in self.untyped or is_odd is None:
+            if role not in self.untyped or (is_odd := ids.odd()) is None:
                 continue
             count = self._spill.count_of(role, is_odd) if is_odd.any() else 0
             if count <= self._max_reject_fraction * self._good and 2 * count < self._good:

@@ -83,10 +83,13 @@ class Rejects:
         if not read:
             raise DataError(f"{self.source}: no ratings found, expected at least one row")
         if not good or self.count > self.max_fraction * read:
+            ways = ["allow more with --max_reject_fraction"] if good else []
+            if any(": timestamp " in text for text in self._first):
+                ways.append("read them without times with --timestamp_column none")
             raise DataError(
                 f"{self.source}: {self.count:,} of {read:,} rows are bad ({self.count / read:.2%}, at most "
                 f"{self.max_fraction:.2%} may be): {'; '.join(self._first)}{' …' if self.count > 3 else ''}"
-                " - correct them" + (", or allow more with --max_reject_fraction" if good else "")
+                f"{', or '.join([' - correct them', *ways])}"
             )
 
     def write(self, path: Path) -> None:

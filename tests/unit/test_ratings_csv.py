@@ -344,6 +344,11 @@ def test_an_id_written_as_an_integer_and_as_a_float_is_one(tmp_path: Path) -> No
     assert read.provenance.rows_replaced == 1
 
 
+def test_times_that_cannot_be_read_name_the_way_out(tmp_path: Path) -> None:
+    message = error_of(tmp_path, b"userId,movieId,rating,timestamp\n1,1,3,01/02/2020\n")
+    assert message.endswith("correct them, or read them without times with --timestamp_column none")
+
+
 def test_too_many_bad_rows_with_odd_ids_among_them_name_the_first(tmp_path: Path) -> None:
     content = "userId,movieId,rating\nNULL,1,3\n" + "".join(f"{i},1,3\n" for i in range(98)) + "9,9,x\n"
     message = error_of(tmp_path, content.encode(), max_reject_fraction=0.015)
