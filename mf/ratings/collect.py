@@ -13,6 +13,7 @@ from mf.errors import DataError
 from mf.files import written_aside
 from mf.parallel import in_order
 from mf.progress import Progress
+from mf.ratings.config import shown
 from mf.ratings.rejects import Rejects
 from mf.ratings.schema import (
     MOVIE,
@@ -26,8 +27,10 @@ from mf.ratings.schema import (
     write_parts,
 )
 from mf.ratings.spill import ROW, TIMED_ROW, RowArray, Spill, sorted_once
+from mf.ratings.values import integer_ids
 
 CHUNK = 1 << 20  # rows per chunk of string ids: a string array holds at most 2 GiB of text
+MOST_ODD = 10_000  # rows with an id that is not an integer before a source may turn out to be one of text ids
 BATCH = 1 << 20  # rows per write to the temporary file
 
 
@@ -40,6 +43,10 @@ class Collector:
     Args:
         source: the source as the user knows it; begins every error.
         max_reject_fraction: the share of bad rows, 0 to 1, above which ``finish`` refuses.
+
+    Attributes:
+        untyped: the roles whose ids are read from text, with a type that ``finish`` decides. Set by the source before
+            its first row; a role is taken out when its ids are text beyond doubt.
     """
 
     def __init__(self, source: str, max_reject_fraction: float) -> None:
@@ -49,6 +56,10 @@ class Collector:
         self._spill = Spill(ROW)
         self._rejects = Rejects(source, max_reject_fraction)
         self._time_forms: dict[str, str] = {}
+        self._max_reject_fraction = max_reject_fraction
+        self._first_odd: dict[str, str] = {}
+        self._odd = {USER: 0, MOVIE: 0}
+        self.untyped: set[str] = set()
 
     @property
     def source(self) -> str:
@@ -85,26 +96,64 @@ class Collector:
         """Add one bad row: its place (``line 8123``), what is wrong with it, and the row as the source has it."""
         self._rejects.add(where, reason, row)
 
+    def odd(self, where: str, row: str, ids: Mapping[str, str]) -> None:
+        """Report a row given to ``add`` that has ids, by role of ``untyped``, that are not integers. It is a bad row if
+        nearly all others have integers."""
+        self._rejects.add_odd(where, row, ids)
+        for role, text in ids.items():
+            self._first_odd.setdefault(role, f"{where}: {shown(text)}")
+            self._odd[role] += 1
+            if self._odd[role] >= MOST_ODD and 2 * self._odd[role] >= self._good:
+                self.untyped.discard(role)
+
+    def text(self, role: str, where: str, id: str) -> None:
+        """Make the ids of a role of ``untyped`` text."""
+        self._first_odd.setdefault(role, f"{where}: {shown(id)}")
+        self.untyped.discard(role)
+
     def finish(self, output: Path, rejects: Path, columns: dict[str, str]) -> Provenance:
         """Write the ratings to ``output`` (Parquet, sorted by user and movie, see ``ratings_schema``) and the bad rows
         to ``rejects`` (CSV: where, reason, row). A (user, movie) pair that occurs twice keeps its latest rating: by
         ``rated_at`` when there is one, and among equals the last of the source. Ids are int64 when they are in every
-        batch, else strings.
+        batch, else strings. In a role of ``untyped`` they are int64 as well where at most ``max_reject_fraction`` of
+        the rows, and fewer than half, have an id that is not an integer; those are bad rows.
 
         Raises:
             DataError: there is no row, no good row, or too many bad ones; nothing is written then.
         """
-        self._rejects.check(self._good)
         self._flush()
+        text_ids = self._settle_ids()
+        self._rejects.check(self._good)
 
         def provenance_of(kept: int) -> Provenance:
             bad = self._rejects
-            return Provenance(bad.source, self._good + bad.count, bad.count, self._good - kept, kept, columns=columns)
+            counts = self._good + bad.count, bad.count, self._good - kept, kept
+            return Provenance(bad.source, *counts, columns=columns, text_ids=text_ids)
 
         with written_aside(rejects) as aside, Progress(f"write {output}", self._good) as progress:
             self._rejects.write(aside)
             schema, parts = self._parts()
             return write_parts(_counted(parts, progress), schema, output, provenance_of)
+
+    def _settle_ids(self) -> dict[str, str]:
+        """Decide the type of ids read as text; returns the first id that is no integer of those that are text."""
+        columns = {USER: self._users, MOVIE: self._movies}
+        drop = {role: np.zeros(len(ids), np.bool_) for role, ids in columns.items()}
+        integers = set()
+        for role, ids in columns.items():
+            if role not in self.untyped or (is_odd := ids.odd()) is None:
+                continue
+            count = self._spill.count_of(role, is_odd) if is_odd.any() else 0
+            if count <= self._max_reject_fraction * self._good and 2 * count < self._good:
+                integers.add(role)
+                drop[role] = is_odd
+        if any(is_odd.any() for is_odd in drop.values()):
+            self._spill = self._spill.without(drop[USER], drop[MOVIE])
+            self._good = self._spill.count
+        for role in integers:
+            columns[role].to_integers()
+        self._rejects.settle(integers)
+        return {role: why for role, why in sorted(self._first_odd.items(), reverse=True) if role not in integers}
 
     def _check_time_forms(self, time_forms: Mapping[str, str]) -> None:
         # A number of eight digits may be a date or epoch seconds of 1970; the other numbers of the source would decide.
@@ -164,6 +213,20 @@ class _Ids:
     def __init__(self) -> None:
         self._ids = pa.array([], pa.int64())
 
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def odd(self) -> npt.NDArray[np.bool_] | None:
+        """Which ids, by code, are not integers; None if all are."""
+        if pa.types.is_integer(self._ids.type):
+            return None
+        is_odd: npt.NDArray[np.bool_] = integer_ids(self._ids).is_null().to_numpy(zero_copy_only=False)
+        return is_odd
+
+    def to_integers(self) -> None:
+        """Make the ids int64; no row may have one of ``odd`` any more."""
+        self._ids = integer_ids(self._ids)
+
     def codes(self, columns: Iterable[pa.ChunkedArray]) -> npt.NDArray[np.int32]:
         """The code of every row's id."""
         encoded = [_encoded(column) for column in columns]
@@ -179,10 +242,17 @@ class _Ids:
 
     def ranked(self) -> tuple[pa.Array, npt.NDArray[np.int32]]:
         """The sorted ids, and the rank of each id by its code (int32)."""
-        order = pc.array_sort_indices(self._ids).to_numpy()
+        order = pc.array_sort_indices(self._ids).to_numpy()  # nulls are last
+        ids = self._ids.take(pa.array(order))
         rank = np.empty(len(order), np.int32)
+        if pa.types.is_integer(ids.type) and len(ids):
+            # 7 and 7.0 are one id with two codes.
+            numbers = ids.fill_null(0).to_numpy()
+            is_new = np.append(True, numbers[1:] != numbers[:-1])
+            rank[order] = is_new.cumsum(dtype=np.int32) - np.int32(1)
+            return ids.filter(pa.array(is_new)), rank
         rank[order] = np.arange(len(order), dtype=np.int32)
-        return self._ids.take(pa.array(order)), rank
+        return ids, rank
 
 
 def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -3,10 +3,11 @@
 import gzip
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import pyarrow.csv as pacsv
 from mf.errors import DataError
 from mf.parallel import in_order
 from mf.progress import Progress
-from mf.ratings.collect import Collector
+from mf.ratings.collect import MOST_ODD, Collector
 from mf.ratings.config import IngestConfig, shown
 from mf.ratings.fetch import local_copy
 from mf.ratings.quotes import (
@@ -34,8 +35,8 @@ from mf.ratings.quotes import (
     text_of,
     whole_records,
 )
-from mf.ratings.schema import RATING
-from mf.ratings.values import NUMBER, check, reason, trim
+from mf.ratings.schema import MOVIE, RATING, USER
+from mf.ratings.values import NUMBER, check, odd_ids, reason, trim
 
 BLOCK = 8 << 20  # bytes per read; also the length limit of a line
 PIECE = 64 << 10  # bytes per second attempt at a block with an irregular line
@@ -58,6 +59,10 @@ class Layout:
     positions: dict[str, int]
 
 
+# Offset, ids by role, line of each row; and, by role, the offset and the id that make all ids text.
+OddRows = tuple[list[tuple[int, dict[str, str], str]], dict[str, tuple[int, str]]]
+
+
 class Piece(NamedTuple):
     """Parsed lines. Offsets are line numbers, from 0, within the piece."""
 
@@ -65,6 +70,7 @@ class Piece(NamedTuple):
     bad: list[tuple[int, str, str]]  # offset, reason, line
     time_forms: dict[str, tuple[int, str]]  # as in ``Checked``, by offset
     lines: int
+    odd: Callable[[Iterable[str]], "OddRows"]  # by roles; see ``_odd_rows``
 
 
 def read(config: IngestConfig, sink: Collector) -> dict[str, str]:
@@ -94,12 +100,18 @@ def read(config: IngestConfig, sink: Collector) -> dict[str, str]:
         if not config.columns:
             line += first.count(b"\n", 0, len(first) - len(body))
             first = body
+        sink.untyped = {USER, MOVIE}
         left: list[bytes] = []
         whole = whole_records(chain([first], blocks), layout.delimiter, BLOCK, left)
         for parsed in in_order(partial(_parse, layout), whole):
             for piece in parsed:
-                for offset, why, row in piece.bad:
-                    sink.reject(f"line {line + offset}", why, row)
+                odd_rows, texts = piece.odd(sink.untyped)
+                for role, (offset, text) in texts.items():
+                    sink.text(role, f"line {line + offset}", text)
+                odd = [(offset, partial(sink.odd, ids=ids), row) for offset, ids, row in odd_rows]
+                bad = [(offset, partial(sink.reject, reason=why), row) for offset, why, row in piece.bad]
+                for offset, tell, row in sorted([*odd, *bad], key=itemgetter(0)):
+                    tell(f"line {line + offset}", row=row)
                 forms = piece.time_forms.items()
                 sink.add(piece.ratings, {form: f"line {line + offset}: {text}" for form, (offset, text) in forms})
                 line += piece.lines
@@ -217,7 +229,32 @@ def _piece(block: bytes, layout: Layout, texts: pa.Table | None) -> Piece:
     bad |= {number: reason(row) for number, row in refused}
     raw = dict(records(block, layout.delimiter)) if bad else {}
     rows = [(i, bad[i], raw[i].decode(errors="backslashreplace")) for i in sorted(bad)]
-    return Piece(ratings, rows, {form: (int(lines[row]), text) for form, (row, text) in forms.items()}, count)
+    places = {form: (int(lines[row]), text) for form, (row, text) in forms.items()}
+    odd = partial(_odd_rows, block, layout.delimiter, ratings, lines[usable])
+    return Piece(ratings, rows, places, count, odd)
+
+
+def _odd_rows(
+    block: bytes, delimiter: str, ratings: pa.Table, lines: npt.NDArray[np.int64], roles: Iterable[str]
+) -> OddRows:
+    """The rows with an id in one of ``roles`` that is not an integer. Where most rows of a large block have one, all
+    ids are text, and these rows are not listed."""
+    is_odd = {role: odd_ids(ratings[role]) for role in roles}
+    texts = {}
+    for role, counts in {role: int(np.count_nonzero(odd)) for role, odd in is_odd.items()}.items():
+        if counts >= MOST_ODD and 2 * counts >= len(ratings):
+            first = int(is_odd.pop(role).argmax())
+            texts[role] = int(lines[first]), ratings[role][first].as_py()
+    numbers = np.flatnonzero(np.logical_or.reduce(list(is_odd.values()))) if is_odd else np.zeros(0, np.int64)
+    if not len(numbers):
+        return [], texts
+    raw = dict(records(block, delimiter))
+    ids = ratings.select(list(is_odd)).take(numbers).to_pylist()
+    rows = [
+        (line, {role: row[role] for role in row if is_odd[role][number]}, raw[line].decode(errors="backslashreplace"))
+        for number, line, row in zip(numbers.tolist(), lines[numbers].tolist(), ids, strict=True)
+    ]
+    return rows, texts
 
 
 def _split_fast(block: bytes, layout: Layout, regular: bool = False) -> pa.Table | None:

@@ -3,11 +3,18 @@
 import csv
 import shutil
 import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from os import SEEK_END
 from pathlib import Path
 
 from mf.errors import DataError
+from mf.ratings.config import shown
+from mf.ratings.schema import MOVIE, USER
 
 HEADER = ("where", "reason", "row")
+NAMES = {USER: "user id", MOVIE: "movie id"}
 # Bytes before the rows go to a temporary file, so that a source of bad rows alone does not fill the memory.
 IN_MEMORY = 16 << 20
 
@@ -20,12 +27,14 @@ class Rejects:
         max_fraction: the share of bad rows, 0 to 1, above which ``check`` refuses.
 
     Attributes:
-        count: rows so far.
+        count: rows so far, those of ``add_odd`` only after ``settle``.
     """
 
     def __init__(self, source: str, max_fraction: float) -> None:
         self.source, self.max_fraction, self.count = source, max_fraction, 0
         self._first: list[str] = []
+        self._odd: Counter[tuple[str, ...]] = Counter()
+        self._integers: frozenset[str] = frozenset()
         self._file = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - it outlives this function
             IN_MEMORY, "w+", newline="", encoding="utf-8", errors="backslashreplace"
         )
@@ -38,6 +47,32 @@ class Rejects:
             self._first.append(f"{where}: {reason}")
         self._writer.writerow((where, reason, row))
 
+    def add_odd(self, where: str, row: str, ids: Mapping[str, str]) -> None:
+        """Add one row whose ``ids`` (by role) are not integers; ``settle`` decides whether it is bad."""
+        self._writer.writerow((where, "", row, *chain.from_iterable(ids.items())))
+        self._odd[tuple(ids)] += 1
+
+    def settle(self, integers: Iterable[str]) -> None:
+        """Make those rows of ``add_odd`` bad that have an odd id in one of the roles ``integers``."""
+        self._integers = frozenset(integers)
+        odd = sum(count for roles, count in self._odd.items() if not self._integers.isdisjoint(roles))
+        if odd:
+            self.count += odd
+            self._file.seek(0)
+            self._first = [f"{where}: {reason}" for where, reason, _ in islice(self._rows(), 3)]
+            self._file.seek(0, SEEK_END)
+
+    def _rows(self) -> Iterator[tuple[str, str, str]]:
+        """The bad rows of the file, from where it stands."""
+        for where, reason, row, *ids in csv.reader(self._file):
+            wrong = [(role, text) for role, text in zip(ids[::2], ids[1::2], strict=True) if role in self._integers]
+            if wrong:
+                reason = "; ".join(
+                    f"{NAMES[role]} {shown(text)} is not an integer, as others are" for role, text in wrong
+                )
+            if reason:
+                yield where, reason, row
+
     def check(self, good: int) -> None:
         """Check the share of bad rows, with ``good`` good ones.
 
@@ -48,16 +83,23 @@ class Rejects:
         if not read:
             raise DataError(f"{self.source}: no ratings found, expected at least one row")
         if not good or self.count > self.max_fraction * read:
+            ways = ["allow more with --max_reject_fraction"] if good else []
+            if any(": timestamp " in text for text in self._first):
+                ways.append("read them without times with --timestamp_column none")
             raise DataError(
                 f"{self.source}: {self.count:,} of {read:,} rows are bad ({self.count / read:.2%}, at most "
                 f"{self.max_fraction:.2%} may be): {'; '.join(self._first)}{' …' if self.count > 3 else ''}"
-                " - correct them" + (", or allow more with --max_reject_fraction" if good else "")
+                f"{', or '.join([' - correct them', *ways])}"
             )
 
     def write(self, path: Path) -> None:
         """Write the rows to ``path`` (CSV: where, reason, row); can be called once."""
         self._file.seek(0)
         with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(HEADER)
-            shutil.copyfileobj(self._file, file)
+            writer = csv.writer(file)
+            writer.writerow(HEADER)
+            if self._odd:
+                writer.writerows(self._rows())
+            else:
+                shutil.copyfileobj(self._file, file)
         self._file.close()

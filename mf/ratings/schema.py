@@ -38,12 +38,14 @@ class Provenance:
     rows_kept: int  # rows_read - rows_rejected - rows_replaced
     content_hash: str = ""  # of the kept rows in the order of the file; filled in by write_ratings
     columns: dict[str, str] = field(default_factory=dict)  # which source column was read as what
+    text_ids: dict[str, str] = field(default_factory=dict)  # of text ids of a file, the first
 
     def summary(self) -> str:
         """One line for the log."""
+        texts = "".join(f"; {role.replace('_', ' ')}s are text ({why})" for role, why in self.text_ids.items())
         return (
             f"{self.source}: {self.rows_read:,} rows read, {self.rows_rejected:,} rejected, "
-            f"{self.rows_replaced:,} replaced by a later rating of the same pair, {self.rows_kept:,} kept"
+            f"{self.rows_replaced:,} replaced by a later rating of the same pair, {self.rows_kept:,} kept{texts}"
         )
 
 

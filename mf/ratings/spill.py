@@ -43,15 +43,27 @@ class Spill:
         self.count += len(rows)
         self._file.write(rows.view(np.uint8).data)
 
+    def count_of(self, column: str, chosen: npt.NDArray[np.bool_]) -> int:
+        """The number of rows whose code in ``column`` is among those ``chosen``."""
+        return sum(int(np.count_nonzero(chosen[rows[column]])) for rows in self._chunks())
+
+    def without(self, users: npt.NDArray[np.bool_], movies: npt.NDArray[np.bool_]) -> "Spill":
+        """The rows with none of these users and movies, by code."""
+        rest = Spill(self.dtype)
+        for rows in self._chunks():
+            rest.append(rows[~(users[rows[USER]] | movies[rows[MOVIE]])])
+        return rest
+
     def by_user(self, user_rank: Int32s, movie_rank: Int32s) -> Iterator[RowArray]:
         """All rows, with ranks in place of codes, in parts. No two parts have a user in common, parts ascend by user,
         and within a part rows keep the order in which they were appended.
 
         Args:
-            user_rank, movie_rank: rank by code, each rank once.
+            user_rank, movie_rank: rank by code.
         """
-        of_rank = np.empty_like(self._of_user)
-        of_rank[user_rank] = self._of_user
+        of_user = np.zeros(len(user_rank), np.int64)
+        of_user[: len(self._of_user)] = self._of_user
+        of_rank = np.bincount(user_rank, weights=of_user).astype(np.int64)
         part_of_rank = (of_rank.cumsum() - of_rank) // max(PART, -(-self.count // MOST_PARTS))
         sizes = np.bincount(part_of_rank, weights=of_rank).astype(np.int64)
         place = sizes.cumsum() - sizes

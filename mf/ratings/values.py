@@ -21,11 +21,17 @@ from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, UNKNOWN_TIME, 
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 INTEGER = "^-?[0-9]+$"
-# Numbers that are times. Python's last microsecond, in milliseconds, has 15 digits.
-INTEGER_TIME = "^-?[0-9]{1,15}$"
-DECIMAL_TIME = r"^-?[0-9]{1,15}(\.[0-9]*([eE]\+?[0-9]{1,2})?|[eE]\+?[0-9]{1,2})$"
+# An integer id in canonical form (not 007, +7, -0), also as pandas writes it in a column with gaps (7.0).
+INTEGER_ID = r"^(0|-?[1-9][0-9]{0,18})(\.0+)?$"
+# Numbers that are times: up to nanoseconds, which int64 holds.
+INTEGER_TIME = "^-?([0-9]{1,18}|[1-8][0-9]{18})$"
+DECIMAL_TIME = r"^-?[0-9]{1,19}(\.[0-9]*([eE]\+?[0-9]{1,2})?|[eE]\+?[0-9]{1,2})$"
+# Forms beside ISO 8601: 2020/01/02, a blank before the zone, and its name.
+OTHER_FORM = r"^[0-9]{4}/|[ \t]([+-][0-9:]+|[zZ]|UTC|utc|GMT|gmt)$|(UTC|utc|GMT|gmt)$"
 DATE = "^[0-9]{4}-[0-9]{2}-[0-9]{2}"
 LARGEST_SECONDS = 10**11  # as seconds the year 5138, as milliseconds March 1973
+LARGEST_MILLIS, LARGEST_MICROS = 10**14, 10**17  # likewise
+LARGEST_NANOS = 41 * 10**17  # the year 2099: pandas' nanoseconds are read, what int64 ends with is not
 # Numbers of eight digits in this range are dates (ISO 8601 basic form), not seconds of the year 1970.
 FIRST_DATE, LAST_DATE = 1900_01_01, 2099_12_31
 # The years 1 to 9999, the range of Python's datetime.
@@ -60,14 +66,16 @@ def check(raw: pa.Table, *, is_file: bool) -> Checked:
 
     - An id is an integer or a text that is not empty, without white space at either end.
     - A rating is a finite number that float32 can hold.
-    - A time is a date and time in ISO 8601, UTC unless it has a zone, or a number: epoch seconds, beyond 1e11 epoch
-      milliseconds, and from 19000101 to 20991231 a date. A null or empty time is unknown. The years are 1 to 9999.
+    - A time is a date and time in ISO 8601, UTC unless it has a zone, or a number: epoch seconds, beyond 1e11
+      milliseconds, beyond 1e14 microseconds, beyond 1e17 nanoseconds until 2099, and from 19000101 to 20991231 a date.
+      A null or empty time is unknown. The years are 1 to 9999.
 
     Args:
         raw: user_id and movie_id (int64 or string), rating (number or string) and optionally rated_at (timestamp,
             number or string); with nulls.
         is_file: cells are texts without nulls, trimmed by ``trim``; ids become int64 when all are integers in
-            canonical form (7, not 007 or 7.0). The ids of a table keep their type.
+            canonical form (7, not 007 or 7.0), else dictionary-encoded texts, which ``Collector.finish`` decides about.
+            The ids of a table keep their type.
     """
     columns = {name: raw[name].combine_chunks() for name in raw.column_names}
     ratings = _ratings(columns[RATING])
@@ -157,6 +165,26 @@ def _is_id(texts: pa.Array) -> pa.Array:
     return pc.and_(pc.not_equal(texts, ""), pc.equal(texts, trim(texts)))
 
 
+def integer_ids(texts: pa.StringArray) -> pa.Int64Array:
+    """Ids as int64, null where the text is not an integer; 7.0 is 7."""
+    is_integer = pc.match_substring_regex(texts, INTEGER_ID)
+    digits = pc.replace_substring_regex(texts, r"\.0+$", "")
+    is_long = pc.and_(is_integer, pc.greater(pc.binary_length(digits), 18))
+    if pc.any(is_long).as_py():
+        pairs = zip(is_long.to_pylist(), digits.to_pylist(), strict=True)
+        fits = [not long or -(2**63) <= int(text) < 2**63 for long, text in pairs]
+        is_integer = pc.and_(is_integer, pa.array(fits))
+    return pc.if_else(is_integer, digits, pa.scalar(None, pa.string())).cast(pa.int64())
+
+
+def odd_ids(ids: pa.ChunkedArray) -> Bools:
+    """Which rows have an id that is not an integer, not even one written as 7.0."""
+    if not pa.types.is_dictionary(ids.type) or pa.types.is_integer(ids.type.value_type):
+        return np.zeros(len(ids), np.bool_)
+    encoded = ids.combine_chunks()
+    return _numpy(integer_ids(encoded.dictionary).is_null().take(encoded.indices))
+
+
 def _integers_or_texts(texts: pa.StringArray) -> pa.Array:
     """int64 when every id is an integer in the canonical form that PostgreSQL and Python write, else the texts;
     dictionary-encoded where the check had to encode them."""
@@ -236,7 +264,7 @@ def _text_times(texts: pa.StringArray) -> tuple[Int64s, Forms]:
 
 
 def _known_times(texts: pa.StringArray) -> tuple[Int64s, Forms]:
-    if _is_decimal(texts, 15):
+    if _is_decimal(texts, 18):
         return _number_times(texts.cast(pa.int64()).to_numpy())
     forms = np.zeros(len(texts), np.int8)
     if (moments := _arrow_times(texts)) is not None:
@@ -256,14 +284,20 @@ def _known_times(texts: pa.StringArray) -> tuple[Int64s, Forms]:
 def _number_times(numbers: npt.NDArray[Any]) -> tuple[Int64s, Forms]:
     """Times of int64 or float64, any year."""
     is_date = _is_date(numbers)
-    # What is clipped here, NaN included, has no year that counts.
+    # What is clipped here, NaN included, is beyond LARGEST_NANOS.
     if numbers.dtype == np.int64:
-        numbers = np.clip(numbers, -(10**15), 10**15)
-        micros = np.where(np.abs(numbers) > LARGEST_SECONDS, numbers * 1_000, numbers * 1_000_000)
+        numbers = np.clip(numbers, -(2**62), 2**62)
     else:
-        numbers = np.clip(np.nan_to_num(numbers, nan=np.inf), -1e15, 1e15)
-        micros = np.rint(np.where(np.abs(numbers) > LARGEST_SECONDS, numbers * 1e3, numbers * 1e6).clip(-1e18, 1e18))
-        micros = micros.astype(np.int64)
+        numbers = np.clip(np.nan_to_num(numbers, nan=np.inf), -(2.0**62), 2.0**62)
+    size = np.abs(numbers)
+    if size.max(initial=0) <= LARGEST_MILLIS:
+        micros = np.where(size > LARGEST_SECONDS, numbers * 1_000, numbers * 1_000_000)
+    else:
+        sizes = [size <= LARGEST_SECONDS, size <= LARGEST_MILLIS, size <= LARGEST_MICROS]
+        # Seconds beyond their size overflow, and are not chosen.
+        with np.errstate(over="ignore"):
+            micros = np.select(sizes, [numbers * 1_000_000, numbers * 1_000, numbers], numbers // 1_000)
+    micros = np.where(size > LARGEST_NANOS, UNREADABLE, np.rint(micros).astype(np.int64))
     if is_date.any():
         micros[is_date] = _calendar(numbers[is_date].astype(np.int64))
     return micros, np.where(is_date, DATE_FORM, EPOCH_FORM).astype(np.int8)
@@ -299,6 +333,12 @@ def _iso_times(texts: pa.StringArray) -> Int64s:
     """Microseconds of times in ISO 8601, ``UNREADABLE`` where the text is none."""
     if (read := _arrow_times(texts)) is not None:
         return read
+    if pc.any(pc.match_substring_regex(texts, OTHER_FORM)).as_py():
+        texts = pc.replace_substring_regex(texts, "^([0-9]{4})/([0-9]{2})/([0-9]{2})", r"\1-\2-\3")
+        texts = pc.replace_substring_regex(texts, r"[ \t]+([+-][0-9:]+)$", r"\1")
+        texts = pc.replace_substring_regex(texts, r"[ \t]*([zZ]|UTC|utc|GMT|gmt)$", "Z")
+        if (read := _arrow_times(texts)) is not None:
+            return read
     dates = pc.if_else(pc.match_substring_regex(texts, DATE), texts, pa.scalar(None, pa.string()))
     # Digits below a microsecond would make pandas count in nanoseconds, which end in 2262, for every row.
     dates = pc.replace_substring_regex(dates, r"(\.[0-9]{6})[0-9]+", r"\1")

@@ -37,6 +37,10 @@ TIMES = {
     "0": datetime(1970, 1, 1, tzinfo=UTC), "978300760001": datetime(2000, 12, 31, 22, 12, 40, 1000, tzinfo=UTC),
     "1577968200.5": NOON.replace(microsecond=500_000), "1.5779682e9": NOON, "2020-01-02": DAY,
     "2020-01-02 12:30": NOON, "2020-01-02T12:30:00.000Z": NOON, "2020-01-02 14:30:00+02:00": NOON, "2020-W01-4": DAY,
+    "2020-01-02 12:30:00 UTC": NOON, "2020-01-02 12:30:00.000000 UTC": NOON, "2020-01-02 14:30:00 +0200": NOON,
+    "2020-01-02T12:30:00 Z": NOON, "2020-01-02 12:30 GMT": NOON, "2020/01/02 12:30:00": NOON, "20200102T1230": NOON,
+    "1577968200.0": NOON, "1577968200000000": NOON, "1577968200000000000": NOON, "1577968200000000.0": NOON,
+    "1.5779682E+09": NOON, "1.5779682e12": NOON, "9.7e8": datetime(2000, 9, 26, 20, 26, 40, tzinfo=UTC),
     "20200102T123000Z": NOON, " 2020-01-02 ": DAY, "9000-01-01": datetime(9000, 1, 1, tzinfo=UTC),
     "2020-01-02T12:30:00.123456789Z": NOON.replace(microsecond=123_456), None: None, "": None, " ": None,
 }  # fmt: skip
@@ -49,9 +53,28 @@ TYPED_TIMES = {
     "timestamptz": {"2020-01-02 14:30+02": NOON, "infinity": UNREADABLE, "-infinity": UNREADABLE, None: None},
     "timestamp": {"2020-01-02 12:30": NOON, "infinity": UNREADABLE, "-infinity": UNREADABLE},
     "date": {"2020-01-02": DAY, "infinity": UNREADABLE, "-infinity": UNREADABLE},
-    "bigint": {"1577968200": NOON, "1577968200000": NOON, "9000000000000000000": UNREADABLE, None: None},
-    "numeric": {"1577968200": NOON, "1577968200000.0": NOON, "NaN": UNREADABLE, "Infinity": UNREADABLE},
-    "float8": {"1577968200": NOON, "1577968200000": NOON, "NaN": UNREADABLE, "-Infinity": UNREADABLE},
+    "bigint": {
+        "1577968200": NOON,
+        "1577968200000000": NOON,
+        "1577968200000000000": NOON,
+        "1577968200000": NOON,
+        "9000000000000000000": UNREADABLE,
+        None: None,
+    },
+    "numeric": {
+        "1577968200": NOON,
+        "1577968200000000": NOON,
+        "1577968200000.0": NOON,
+        "NaN": UNREADABLE,
+        "Infinity": UNREADABLE,
+    },
+    "float8": {
+        "1577968200": NOON,
+        "1577968200000000": NOON,
+        "1577968200000": NOON,
+        "NaN": UNREADABLE,
+        "-Infinity": UNREADABLE,
+    },
 }
 NO_DAY = "is not a date of the calendar (YYYYMMDD)"
 DATES = {"20200102": DAY, "19000101": datetime(1900, 1, 1, tzinfo=UTC), "20991231": datetime(2099, 12, 31, tzinfo=UTC)}

@@ -1,4 +1,5 @@
 import gzip
+from csv import reader
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,14 +10,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mf.errors import DataError
-from mf.ratings import csv
+from mf.ratings import collect, csv
 from mf.ratings.collect import Collector
-from mf.ratings.config import IngestConfig
+from mf.ratings.config import IngestConfig, shown
 from mf.ratings.csv import Layout
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, read_ratings
 from mf.ratings.values import check, reason
 
 LAYOUT = Layout(",", 4, {USER: 0, MOVIE: 1, RATING: 2, RATED_AT: 3})
+
+
+def bad_row(where: str, reason: str, row: str) -> tuple[str, str, str]:
+    return where, reason, row
 
 
 class Read:
@@ -28,7 +33,7 @@ class Read:
         collector = Collector("ratings.csv", float(config.get("max_reject_fraction", 0.5)))  # type: ignore[arg-type]
         self.rejects: list[tuple[str, str, str]] = []
         reject = collector.reject
-        collector.reject = lambda *bad: (self.rejects.append(bad), reject(*bad))[1]  # type: ignore[method-assign]
+        collector.reject = lambda *a, **b: (self.rejects.append(bad_row(*a, **b)), reject(*a, **b))[1]  # type: ignore[method-assign]
         self.columns = csv.read(IngestConfig.of(ratings_csv=str(path), **config), collector)
         collector.finish(folder / "out.parquet", folder / "rejects.csv", self.columns)
         self.table, self.provenance = read_ratings(folder / "out.parquet")
@@ -160,7 +165,8 @@ def test_rejects_stand_in_the_order_of_the_lines_with_their_true_numbers_over_bl
         (["007", "7"], ["007", "7"]),
         (["+7"], ["+7"]),
         (["-0"], ["-0"]),
-        (["7.0"], ["7.0"]),
+        (["7.0", "8.00"], [7, 8]),
+        (["7.0", "7.5"], ["7.0", "7.5"]),
         (["0x1F"], ["0x1F"]),
         (["9223372036854775808"], ["9223372036854775808"]),
         (["b5f4c0f2-0c5e-4c6e-9d3f-0123456789ab"], ["b5f4c0f2-0c5e-4c6e-9d3f-0123456789ab"]),
@@ -198,11 +204,11 @@ def test_quoted_line_breaks_belong_to_the_value_and_count_as_lines(
     monkeypatch.setattr(csv, "BLOCK", block)
     monkeypatch.setattr(csv, "PIECE", 50)
     lines = [b'user_id,movie_id,rating,"what\nthey wrote"']
-    lines += [b'%d,5,3,"fine, ""really"""' % user if user % 3 else b'%d,5,3,5" tall' % user for user in range(20)]
+    lines += [b'u%d,5,3,"fine, ""really"""' % user if user % 3 else b'u%d,5,3,5" tall' % user for user in range(20)]
     lines += [REVIEW, b'x,5,none,"a\n\nb"', b'"u\n8",5,3,""', b"9,5,,"]
     read = Read(tmp_path, end.join(lines))
     users = sorted(str(row[0]) for row in read.rows)
-    assert users == sorted([*map(str, range(20)), "7", "u\n8"])
+    assert users == sorted([*(f"u{user}" for user in range(20)), "7", "u\n8"])
     assert ("7", 99, 1.0) in read.rows
     assert read.rejects == [
         ("line 27", 'rating "none" is not a number', 'x,5,none,"a\n\nb"'),
@@ -276,8 +282,77 @@ def test_dates_beside_epoch_times_are_refused_wherever_the_file_is_cut_into_bloc
 def test_a_text_id_far_down_makes_all_ids_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv, "BLOCK", 64)
     content = b"userId,movieId,rating\n" + b"".join(b"%d,1,3\n" % i for i in range(99)) + b"x1,1,3\n"
-    ids = Read(tmp_path, content).table[USER].to_pylist()
+    ids = Read(tmp_path, content, max_reject_fraction=0).table[USER].to_pylist()
     assert ids == sorted([*map(str, range(99)), "x1"])
+
+
+ODD = ["NULL", "NA", "None", "+7", "007", "-0", "7.5", "7\u200b", "9223372036854775808", '"7\n8"']
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("place", [0, 70, 150])
+@pytest.mark.parametrize("integer", ["%d", "%d.0"])
+def test_one_odd_id_among_integers_is_a_bad_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: str, place: int, integer: str
+) -> None:
+    monkeypatch.setattr(csv, "BLOCK", 300)
+    lines = [f"5,{integer % i},3" for i in range(150)]
+    lines.insert(place, f"5,{odd},4")
+    lines.insert(20, "5,7,none")
+    read = Read(tmp_path, "\n".join(["userId,movieId,rating", *lines]).encode(), max_reject_fraction=0.02)
+    assert read.rows == [(5, i, 3.0) for i in range(150)]
+    assert (read.provenance.rows_read, read.provenance.rows_rejected, read.provenance.text_ids) == (152, 2, {})
+    with (tmp_path / "rejects.csv").open(newline="", encoding="utf-8") as file:
+        rejects = [tuple(row) for row in reader(file)][1:]
+    line = lines.index(f"5,{odd},4") + 2
+    why = f"movie id {shown(odd.strip(chr(34)))} is not an integer, as others are"
+    assert (f"line {line}", why, f"5,{odd},4") in rejects
+    assert len(rejects) == 2
+    assert rejects == sorted(rejects, key=lambda row: int(row[0].removeprefix("line ")))
+
+
+def test_more_odd_ids_than_may_be_bad_make_all_ids_text_and_the_first_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv, "BLOCK", 64)
+    content = "userId,movieId,rating\n" + "".join(f"u{i % 3},{i},3\n" for i in range(99)) + "u,007,1\nu,NULL,1\n"
+    read = Read(tmp_path, content.encode(), max_reject_fraction=0.01)
+    assert read.provenance.text_ids == {USER: 'line 2: "u0"', MOVIE: 'line 101: "007"'}
+    assert read.provenance.summary().endswith(
+        '; user ids are text (line 2: "u0"); movie ids are text (line 101: "007")'
+    )
+    assert {"7", "007", "NULL"} <= set(read.table[MOVIE].to_pylist())
+
+
+@pytest.mark.parametrize("most", [3, 1000])
+def test_text_users_do_not_hide_an_odd_movie_far_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(csv, "BLOCK", 64)
+    monkeypatch.setattr(collect, "MOST_ODD", most)
+    content = "userId,movieId,rating\n" + "".join(f"u{i},{i},3\n" for i in range(300)) + "u,NULL,1\n"
+    read = Read(tmp_path, content.encode(), max_reject_fraction=0.01)
+    assert read.table[USER].type == pa.string()
+    assert sorted(read.table[MOVIE].to_pylist()) == [*range(300)]
+    assert read.provenance.rows_rejected == 1
+    assert 'line 302,"movie id ""NULL"" is not an integer, as others are"' in (tmp_path / "rejects.csv").read_text()
+
+
+def test_an_id_written_as_an_integer_and_as_a_float_is_one(tmp_path: Path) -> None:
+    read = Read(tmp_path, b"userId,movieId,rating\n7.0,1,2\n3,1.0,1\n7,1,5\n8.0,-1.0,4\n", max_reject_fraction=0)
+    assert read.rows == [(3, 1, 1.0), (7, 1, 5.0), (8, -1, 4.0)]
+    assert read.provenance.rows_replaced == 1
+
+
+def test_times_that_cannot_be_read_name_the_way_out(tmp_path: Path) -> None:
+    message = error_of(tmp_path, b"userId,movieId,rating,timestamp\n1,1,3,01/02/2020\n")
+    assert message.endswith("correct them, or read them without times with --timestamp_column none")
+
+
+def test_too_many_bad_rows_with_odd_ids_among_them_name_the_first(tmp_path: Path) -> None:
+    content = "userId,movieId,rating\nNULL,1,3\n" + "".join(f"{i},1,3\n" for i in range(98)) + "9,9,x\n"
+    message = error_of(tmp_path, content.encode(), max_reject_fraction=0.015)
+    assert 'line 2: user id "NULL" is not an integer, as others are; line 101: rating "x" is not a number' in message
 
 
 def test_a_rejected_row_does_not_decide_the_type_of_the_ids(tmp_path: Path) -> None:
