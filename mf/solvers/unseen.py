@@ -23,7 +23,8 @@ ALLOWED_LOSS = 0.005
 RMSE_SAMPLE = 1 << 18
 # Sweeps of a refit, and the weight of its prior at the vectors before the sweep, in ratings of an average row. The
 # weight makes a sweep move the vectors a little: they stay near the solver's, which overfit less than least squares.
-REFIT_SWEEPS, PRIOR_WEIGHT = 10, 4.0
+REFIT_SWEEPS, PRIOR_WEIGHT = 10, 2.0
+LEAST_GAIN = 0.1  # share of the excess loss that a sweep must remove to be kept
 
 
 class BiasFallback:
@@ -114,8 +115,8 @@ class BiasFallback:
         """``model`` truncated, and refitted to the training ratings if that costs more than ``ALLOWED_LOSS`` of RMSE.
 
         A sweep of ridge regressions updates all movies given the users, then all users given the movies (alternating
-        least squares). Sweeps end when the loss is small enough or no longer falls: with one or two factors it may stay
-        larger.
+        least squares). Sweeps end when the loss is small enough or hardly falls: there may be no vectors of ``factors``
+        entries with a smaller loss. The axes are those of ``truncated``.
         """
         best = self.truncated(model, factors)
         allowed, loss = rmse(model, self.sample) + self.allowed_loss, rmse(best, self.sample)
@@ -126,11 +127,11 @@ class BiasFallback:
             p, q = best.user_factors.weight.detach(), best.movie_factors.weight.detach()
             q = _ridge_regressions(by_movie, q, p, self.counts[0], self.workers)
             p = _ridge_regressions(by_user, p, q, self.counts[1], self.workers)
-            refitted = self.model(p, q)
-            before, loss = loss, rmse(refitted, self.sample)
-            if not loss < before:
+            refitted = self.truncated(self.model(p, q), factors)
+            gain = loss - rmse(refitted, self.sample)
+            if not gain > LEAST_GAIN * (loss - allowed):
                 break
-            best = refitted
+            best, loss = refitted, loss - gain
         return best
 
     @cached_property
