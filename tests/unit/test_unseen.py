@@ -107,7 +107,7 @@ def test_a_refit_moves_each_row_to_its_ridge_regression() -> None:
     values = train.ratings.double() - train.ratings.double().mean() - beta_u[train.users] - beta_m[train.movies]
     x = users.double()[train.users]
     prior = torch.linalg.cholesky(2 * RATINGS / MOVIES * x.T @ x / RATINGS).T
-    found = _ridge_regressions(bias.residuals_by_row[1], movies, users, bias.counts[0], bias.workers)
+    found = _ridge_regressions(bias.residuals_by_row(2)[1], movies, users, bias.counts[0], bias.workers)
     for movie in range(MOVIES):
         own = train.movies == movie
         start = movies[movie].double()
