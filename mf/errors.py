@@ -30,7 +30,7 @@ class DataError(MfError):
 
 
 class TrainingError(MfError):
-    """A training that diverged: a value is not finite."""
+    """A training that diverged: a value is not finite, or mu lies outside the rating range."""
 
 
 class SupabaseError(MfError):

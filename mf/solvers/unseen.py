@@ -1,7 +1,6 @@
 """Cold start: predictions for unseen users and movies are those of the damped bias model."""
 
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,7 +22,8 @@ ALLOWED_LOSS = 0.005
 RMSE_SAMPLE = 1 << 18
 # Sweeps of a refit, and the weight of its prior at the vectors before the sweep, in ratings of an average row. The
 # weight makes a sweep move the vectors a little: they stay near the solver's, which overfit less than least squares.
-REFIT_SWEEPS, PRIOR_WEIGHT = 10, 4.0
+REFIT_SWEEPS, PRIOR_WEIGHT = 10, 2.0
+LEAST_GAIN = 0.1  # share of the excess loss that a sweep must remove to be kept
 
 
 class BiasFallback:
@@ -54,6 +54,7 @@ class BiasFallback:
         self.range = {"rating_min": min(extremes).item(), "rating_max": max(extremes).item()}
         self.device, self.train = train.ratings.device, train
         self.workers = Workers(self.device)
+        self.by_row: tuple[RatingsByRow, RatingsByRow] | None = None
         self.sample = _evenly_spaced(train, RMSE_SAMPLE)
         self.allowed_loss = ALLOWED_LOSS * train.ratings.double().std(correction=0).item()
         users, movies, ratings = (x.cpu().numpy() for x in (train.users, train.movies, train.ratings))
@@ -114,35 +115,35 @@ class BiasFallback:
         """``model`` truncated, and refitted to the training ratings if that costs more than ``ALLOWED_LOSS`` of RMSE.
 
         A sweep of ridge regressions updates all movies given the users, then all users given the movies (alternating
-        least squares). Sweeps end when the loss is small enough or no longer falls: with one or two factors it may stay
-        larger.
+        least squares). Sweeps end when the loss is small enough or hardly falls: there may be no vectors of ``factors``
+        entries with a smaller loss. The axes are those of ``truncated``.
         """
         best = self.truncated(model, factors)
         allowed, loss = rmse(model, self.sample) + self.allowed_loss, rmse(best, self.sample)
         for _ in range(REFIT_SWEEPS):
             if not loss > allowed:
                 break
-            by_user, by_movie = self.residuals_by_row
+            by_user, by_movie = self.residuals_by_row(factors)
             p, q = best.user_factors.weight.detach(), best.movie_factors.weight.detach()
             q = _ridge_regressions(by_movie, q, p, self.counts[0], self.workers)
             p = _ridge_regressions(by_user, p, q, self.counts[1], self.workers)
-            refitted = self.model(p, q)
-            before, loss = loss, rmse(refitted, self.sample)
-            if not loss < before:
+            refitted = self.truncated(self.model(p, q), factors)
+            gain = loss - rmse(refitted, self.sample)
+            if not gain > LEAST_GAIN * (loss - allowed):
                 break
-            best = refitted
+            best, loss = refitted, loss - gain
         return best
 
-    @cached_property
-    def residuals_by_row(self) -> tuple[RatingsByRow, RatingsByRow]:
-        """The training ratings less mu and the damped biases, by user and by movie."""
-        users, movies = self.train.users, self.train.movies
-        values = self.train.ratings - self.mu - self.user_bias[users] - self.movie_bias[movies]
-        rank = ENOUGH_FACTORS  # for the size of blocks only
-        return (
-            RatingsByRow(users, movies, values, self.train.n_users, rank),
-            RatingsByRow(movies, users, values, self.train.n_movies, rank),
-        )
+    def residuals_by_row(self, factors: int) -> tuple[RatingsByRow, RatingsByRow]:
+        """The training ratings less mu and the damped biases, by user and by movie; kept for later epochs."""
+        if self.by_row is None:
+            users, movies, n = self.train.users, self.train.movies, (self.train.n_users, self.train.n_movies)
+            values = self.train.ratings - self.mu - self.user_bias[users] - self.movie_bias[movies]
+            self.by_row = (
+                RatingsByRow(users, movies, values, n[0], factors),
+                RatingsByRow(movies, users, values, n[1], factors),
+            )
+        return self.by_row
 
     def model(self, p: Tensor, q: Tensor, b_u: Tensor | None = None, b_m: Tensor | None = None) -> MatrixFactorization:
         """A model of these parameters; default biases: the damped ones."""
@@ -173,7 +174,7 @@ def _ridge_regressions(ratings: RatingsByRow, rows: Tensor, others: Tensor, coun
     weighted = (others * counts.unsqueeze(1)).double()
     prior = PRIOR_WEIGHT / len(rows) * (weighted.mT @ others.double())
     # For factors that are 0 in all rows.
-    prior += (1e-9 * prior.trace() + 1e-30) * torch.eye(k, device=prior.device)
+    prior += (1e-9 * prior.trace() + 1e-30) * torch.eye(k, dtype=prior.dtype, device=prior.device)
 
     def work(block: Block) -> Tensor:
         gram, linear, _ = normal_equations(block, moments)

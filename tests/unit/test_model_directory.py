@@ -51,6 +51,8 @@ def test_the_content_hash_follows_the_published_content_and_nothing_else(tmp_pat
         ({"factors": 2.0}, "model.json: factors is 2.0, expected an integer of 1 or more"),
         ({"factors": True}, "model.json: factors is True, expected an integer of 1 or more"),
         ({"mu": float("nan")}, "model.json: mu is nan, expected a finite number"),
+        ({"mu": -4.8}, "model.json: mu is -4.8, expected a mean rating within the rating range 0.5 to 5: train the"),
+        ({"mu": 5.01}, "model.json: mu is 5.01, expected a mean rating within the rating range 0.5 to 5: train the"),
         ({"rating_max": None}, "model.json: rating_max is None, expected a finite number"),
         ({"factors": 3}, "embedding has 2 values, model.json says factors 3"),
     ],

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mf.errors import DataError
+from mf.errors import DataError, TrainingError
 from mf.model import MatrixFactorization
 from mf.model_directory import TrainedModel, TrainedRanking
 from mf.ranking import RankingModel
@@ -157,6 +157,16 @@ def test_other_files_of_the_directory_are_kept_and_an_older_model_is_replaced(tm
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert (tmp_path / "copy" / "rejects.csv").read_text() == "of the reading"
     assert TrainedModel.load(tmp_path).users.ids.to_pylist() == IDS["integers"][0]
+
+
+@pytest.mark.parametrize("mu", [-4.8, 5.1, float("nan")])
+def test_a_model_whose_mu_lies_outside_the_rating_range_is_not_saved(tmp_path: Path, mu: float) -> None:
+    trained("text").save(tmp_path)
+    model = trained("integers")
+    model.module.mu.fill_(mu)
+    with pytest.raises(TrainingError, match=f"mu is {mu:g}, expected a mean rating within the rating range 0.5 to 5: "):
+        model.save(tmp_path)
+    assert TrainedModel.load(tmp_path).users.ids.to_pylist() == IDS["text"][0]
 
 
 def test_a_save_that_fails_while_writing_keeps_the_older_model(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Models that answer as the damped bias model does where a row is unseen, against dense algebra in float64."""
 
+import csv
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +11,11 @@ from torch import Tensor
 
 from mf.biases import BiasModel
 from mf.model import MatrixFactorization
-from mf.solvers.base import Interactions
-from mf.solvers.unseen import BiasFallback
+from mf.sample import write_sample
+from mf.solvers import SOLVERS, EpochReport, configure, fit
+from mf.solvers.adam import ORIGINAL
+from mf.solvers.base import Interactions, rmse
+from mf.solvers.unseen import BiasFallback, _ridge_regressions
 
 USERS, MOVIES, RATINGS, K = 40, 30, 500, 4
 
@@ -71,25 +77,6 @@ def test_with_room_for_two_more_factors_predictions_stay_and_biases_are_the_damp
     assert model.mu.item() == pytest.approx(ratings().ratings.mean().item(), abs=1e-6)
 
 
-@pytest.mark.parametrize("factors", [K, K + 1, K + 5])
-def test_without_room_predictions_stay_and_biases_come_near_the_damped_ones(factors: int) -> None:
-    model = fallback().to_model(*fitted(), factors, factors)
-    assert model.user_factors.weight.shape == (USERS, factors)
-    torch.testing.assert_close(answers(model), known(*fitted()), rtol=0, atol=2e-5)
-    p, q, b_u, b_m = (x.double() for x in fitted())
-    for table, vectors, bias, target, counts in (
-        (model.user_bias, p, b_u, biases()[0], ratings().counts()[0]),
-        (model.movie_bias, q, b_m, biases()[1], ratings().counts()[1]),
-    ):
-        # What no c and a reach, as numpy's least squares have it.
-        root = counts.double().sqrt().unsqueeze(1)
-        columns = root * torch.cat([vectors, torch.ones(len(vectors), 1)], 1)
-        wanted = root * (target - bias).unsqueeze(1)
-        least = (columns @ torch.linalg.lstsq(columns, wanted).solution - wanted).square().sum()
-        found = (counts * (table.weight.squeeze(1) - target).square()).sum()
-        assert found.item() == pytest.approx(least.item(), rel=1e-4)
-
-
 def test_too_many_factors_are_truncated_to_the_best_weighted_approximation() -> None:
     found = answers(fallback().to_model(*fitted(), 3, 1))
     base = ratings().ratings.double().mean() + biases()[0].unsqueeze(1) + biases()[1]
@@ -108,3 +95,111 @@ def test_truncated_factors_do_not_depend_on_the_solvers_axes() -> None:
     )
     for a, b in ((one.user_factors, other.user_factors), (one.movie_factors, other.movie_factors)):
         torch.testing.assert_close(a.weight.abs(), b.weight.abs(), rtol=0, atol=1e-4)
+
+
+def test_a_refit_moves_each_row_to_its_ridge_regression() -> None:
+    """One sweep for the movies, as numpy's least squares have it: the prior is two average rows of made-up ratings."""
+    p, q, b_u, b_m = fitted()
+    bias = fallback()
+    model = bias.truncated(bias.widened_model(p, q, b_u, b_m), 2)
+    users, movies = (table.weight.detach() for table in (model.user_factors, model.movie_factors))
+    train, (beta_u, beta_m) = ratings(), biases()
+    values = train.ratings.double() - train.ratings.double().mean() - beta_u[train.users] - beta_m[train.movies]
+    x = users.double()[train.users]
+    prior = torch.linalg.cholesky(2 * RATINGS / MOVIES * x.T @ x / RATINGS).T
+    found = _ridge_regressions(bias.residuals_by_row(2)[1], movies, users, bias.counts[0], bias.workers)
+    for movie in range(MOVIES):
+        own = train.movies == movie
+        start = movies[movie].double()
+        expected = torch.linalg.lstsq(torch.cat([x[own], prior]), torch.cat([values[own], prior @ start]).unsqueeze(1))
+        torch.testing.assert_close(found[movie].double(), expected.solution.squeeze(1), rtol=0, atol=1e-4)
+
+
+# Every solver, with few factors and many, after few epochs and many.
+
+
+def interactions(rows: Sequence[tuple[Any, Any, float]]) -> tuple[Interactions, Interactions]:
+    """Every tenth rating is held out; users and movies that only these have get row -1."""
+    train, held_out = [row for i, row in enumerate(rows) if i % 10], rows[::10]
+    users, movies = ({key: i for i, key in enumerate(sorted({row[c] for row in train}))} for c in (0, 1))
+    whole, part = (
+        Interactions(
+            torch.tensor([users.get(u, -1) for u, _, _ in data]),
+            torch.tensor([movies.get(m, -1) for _, m, _ in data]),
+            torch.tensor([rating for _, _, rating in data]),
+            len(users),
+            len(movies),
+        )
+        for data in (train, held_out)
+    )
+    return whole, part
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Interactions, Interactions]]:
+    """Training and validation ratings of a small file without noise, and of the sample."""
+    pairs = [(u, m) for u in range(1, 61) for m in range(1, 41) if u * m % 3]
+    with write_sample(tmp_path_factory.mktemp("sample")).ratings_csv.open(newline="") as file:
+        sample = [(row["userId"], row["movieId"], float(row["rating"])) for row in csv.DictReader(file)]
+    grid = [(u, m, 1 + (7 * u + 3 * m) % 9 / 2) for u, m in pairs]
+    return {"grid": interactions(grid), "sample": interactions(sample)}
+
+
+def smallest_rmse(train: Interactions, values: Tensor, factors: int) -> float:
+    """RMSE of the best vectors p, q float64[n, factors] for ``values`` on all training ratings, by least squares."""
+    known = torch.zeros(train.n_users, train.n_movies, dtype=torch.float64)
+    known[train.users, train.movies] = 1
+    wanted = known.clone()
+    wanted[train.users, train.movies] = values
+    q = torch.linalg.svd(wanted, full_matrices=False)[2][:factors].T
+    for _ in range(50):
+        p = torch.linalg.solve(torch.einsum("um,mk,ml->ukl", known, q, q), (wanted @ q).unsqueeze(2)).squeeze(2)
+        q = torch.linalg.solve(torch.einsum("um,uk,ul->mkl", known, p, p), (wanted.T @ p).unsqueeze(2)).squeeze(2)
+    return float((known * (wanted - p @ q.T)).square().sum().div(len(train)).sqrt())
+
+
+@pytest.mark.parametrize("epochs", [1, 3, None])
+@pytest.mark.parametrize("solver", ["original", *SOLVERS])
+@pytest.mark.parametrize("file", ["grid", "sample"])
+def test_unseen_rows_get_the_bias_model_and_known_pairs_lose_little(
+    file: str,
+    solver: str,
+    epochs: int | None,
+    files: dict[str, tuple[Interactions, Interactions]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train, validation = files[file]
+    model_of_biases = BiasModel.fit(
+        train.users.numpy(), train.movies.numpy(), train.ratings.numpy(), train.n_users, train.n_movies
+    )
+    mean, *damped = model_of_biases.mean, model_of_biases.user_bias, model_of_biases.movie_bias
+    beta_u, beta_m = (torch.from_numpy(bias) for bias in damped)
+    values = train.ratings - mean - beta_u[train.users] - beta_m[train.movies]
+    losses: list[tuple[float, float]] = []  # training RMSE with all factors of the solver and two more, and after
+    reduced = BiasFallback.reduced
+
+    def recorded(self: BiasFallback, model: MatrixFactorization, factors: int) -> MatrixFactorization:
+        result = reduced(self, model, factors)
+        losses.append((rmse(model, train), rmse(result, train)))
+        return result
+
+    monkeypatch.setattr(BiasFallback, "reduced", recorded)
+    options: dict[str, Any] = {**(ORIGINAL if solver == "original" else {}), "seed": 1}
+    options |= {"epochs": epochs} if epochs else {}
+    options |= {"burn_in": 0} if solver == "gibbs" and epochs else {}
+    for factors in (1, 2, 8, 16, 33, 64):
+        losses.clear()
+        reports: list[EpochReport] = []
+        config = configure("adam" if solver == "original" else solver, {**options, "factors": factors})
+        model = fit(train, validation, config, torch.device("cpu"), [reports.append])
+        low, high = model.rating_min.item(), model.rating_max.item()
+        assert low <= model.mu.item() <= high
+        for rows, bias in (((-1, torch.arange(train.n_movies)), beta_m), ((torch.arange(train.n_users), -1), beta_u)):
+            users, movies = (torch.as_tensor(x).expand(len(bias)) for x in rows)
+            wanted = (mean + bias).clamp(low, high)
+            torch.testing.assert_close(model.predict(users, movies).double(), wanted, rtol=0, atol=1e-4)
+        kept = [report for report in reports if report.kept][-1]
+        assert kept.validation_rmse == pytest.approx(rmse(model, validation), rel=1e-5)
+        assert losses or factors > 32 or solver not in ("adam", "sgd", "original")
+        for exact, found in losses:
+            assert found <= exact + 0.01 or found <= smallest_rmse(train, values, factors) + 0.002, (factors, exact)

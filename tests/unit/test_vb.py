@@ -94,7 +94,7 @@ def test_no_step_of_a_sweep_lowers_the_bound(planted: tuple[Interactions, Intera
 def test_planted_ratings_are_predicted_to_within_a_few_percent_of_their_noise(
     planted: tuple[Interactions, Interactions],
 ) -> None:
-    model, reports = fitted(planted, rank=RANK, factors=RANK, epochs=30)
+    model, reports = fitted(planted, rank=RANK, fits=1, factors=RANK + 2, epochs=30)
     # 12,000 ratings tell 2,000 numbers: the best that can be is about √(1 + 2000/12000) of the noise.
     assert NOISE < rmse_of(model, planted[1]) < 1.12 * NOISE
     assert reports[-1].validation_rmse == pytest.approx(rmse_of(model, planted[1]), abs=1e-5)
