@@ -81,12 +81,12 @@ def quality(ratings: Path) -> str:
 
 def _explained(ratings: Path) -> str:
     return (
-        f"{ratings.name}: the pipeline's random split (`mf.ratings.split`). Ratings in the upper quarter of the range are "
-        "relevant, and all movies are ranked but those that the user has rated in the other two parts. NDCG@"
+        f"{ratings.name}: the pipeline's random split (`mf.ratings.split`). Ratings in the upper quarter of the range "
+        "are relevant, and all movies are ranked but those that the user has rated in the other two parts. NDCG@"
         f"{K} of the test part for {len(SEEDS)} seeds, after training on the training part alone (the mean) and on "
         "train + validation; the other metrics are means after the latter. Seconds are those of a fit, of CPU time on "
-        f"{cores()} cores and of the clock, medians. EASE^R is the full model of the {HEAD:,} most rated movies. Best of "
-        "grid: of the options below those with the best NDCG@10 on the validation part. 64 factors unless named."
+        f"{cores()} cores and of the clock, medians. EASE^R is the full model of the {HEAD:,} most rated movies. Best "
+        "of grid: of the options below those with the best NDCG@10 on the validation part. 64 factors unless named."
     )
 
 
@@ -237,7 +237,9 @@ def scores(scorer: Scorer, encoded: EncodedRatings, threshold: float) -> dict[st
     """Metrics of the lists of all test users who were trained on and have a relevant test movie."""
     counts = encoded.relevant_counts(threshold)
     users = np.flatnonzero((encoded.users.test_id_rows >= 0) & (counts > 0))
-    known, relevant = encoded.already_rated()[users], encoded.relevant(threshold)[users]
+    catalogue = encoded.movies.vocabulary
+    known = encoded.already_rated(catalogue)[users]
+    relevant = encoded.relevant(threshold, catalogue)[users]
     lists = best(scorer(encoded.users.test_id_rows[users]), known)
     per_user = score_users(find_hits(lists, relevant), counts[users]).mean(0)
     values = {metric.name: float(value) for metric, value in zip(LIST_METRICS, per_user, strict=True)}
