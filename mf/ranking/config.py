@@ -35,8 +35,8 @@ class RankingConfig(Config):
     regularization_index: int = Field(
         64,
         ge=1,
-        description="the regularisation is the squared singular value at this index, or at a tenth of the users where "
-        "that is less; a smaller index regularises more",
+        description="the regularisation is the squared singular value at this index, or at a tenth of the users or "
+        "half of the singular values where that is less; a smaller index regularises more",
     )
     rho: float = Field(
         0.5,

@@ -71,7 +71,9 @@ def fit_teacher(matrix: RatingMatrix, rank: int, config: RankingConfig, passes: 
     singular = squares.clamp(min=0).sqrt().flip(0).float()
     kept = singular > NOISE * singular[0]
     singular, rotation = singular[kept], rotation.flip(1).float()[:, kept].contiguous()
-    index = max(1, min(config.regularization_index, matrix.users // 10, len(singular)))
+    # At the smallest singular values lambda would vanish beside the others, and 1 - leverage with it.
+    active = int((matrix.user_counts > 0).sum())
+    index = max(1, min(config.regularization_index, active // 10, len(singular) // 2))
     regularization = float(singular[index - 1]) ** 2
     gamma, answers = _diagonals(matrix, images, rank, rotation, singular, regularization)
     passes.done("diagonals")

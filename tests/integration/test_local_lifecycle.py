@@ -67,7 +67,7 @@ def program(home: Path, way: str = "main", prefix: tuple[str, ...] = ()) -> Iter
 def family(process: subprocess.Popen) -> dict[psutil.Process, str]:
     """The processes started by the program, by command line: watchdog, PostgreSQL, PostgREST, sleeper."""
     parts = ("bin/postgres -D", "/postgrest", "watchdog.py", "time.sleep")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while True:
         commands = {}
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -78,7 +78,7 @@ def family(process: subprocess.Popen) -> dict[psutil.Process, str]:
         assert time.monotonic() < deadline, commands
 
 
-def alive(processes: Iterable[psutil.Process], timeout_s: float = 8.0) -> list[psutil.Process]:
+def alive(processes: Iterable[psutil.Process], timeout_s: float = 60.0) -> list[psutil.Process]:
     """Processes still running after the time; zombies do not count, as not every container's init reaps them."""
     deadline = time.monotonic() + timeout_s
     while (left := [process for process in processes if runs(process)]) and time.monotonic() < deadline:

@@ -138,7 +138,7 @@ def test_without_an_account_or_a_network_none_is_sent(vertex: FakeVertex, submit
             "error: 5 values are not valid: val_size: Input should be less than 1 (given: 1.0); "
             "epochs: Input should be greater than or equal to 1 (given: 0); "
             "max_rmse: Input should be greater than or equal to 0 (given: -1.0); "
-            "user_export_table: names that start with mf_ belong to the tables behind the views: choose another "
+            "user_export_table: names that start with mf_ are reserved for the tables behind the views: choose another "
             "(given: 'mf_x'); train_accelerator_count: found 3, a machine has 1, 2, 4, 8 of NVIDIA_L4\n",
         ),
         (
