@@ -15,6 +15,7 @@ def evaluate(
     supabase_url: str,
     relevance_threshold: str,
     max_regression: float,
+    max_ndcg_regression: float,
     max_rmse: float,
     min_rows: int,
     min_users: int,

@@ -11,22 +11,25 @@ def train(
     model: Output[Model],
     solver: str,
     solver_options: dict,
+    ranking: str,
+    ranking_options: dict,
     factors: int,
     epochs: int,
     batch_size: int,
     lr: float,
     seed: int,
+    relevance_threshold: str,
     train_accelerator_count: int,
 ):
-    """Trains the matrix factorization, on a GPU if there is one. A step that was stopped and is retried resumes from
-    its checkpoint."""
+    """Trains the matrix factorization and the ranking model, on a GPU if there is one. A step that was stopped and is
+    retried resumes from its checkpoint."""
     parameters = dict(locals())
 
     from pathlib import Path
 
     from mf.checkpoint import CheckpointFile, reporter
     from mf.errors import reported
-    from mf.parameters import solver_config
+    from mf.parameters import ranking_config, solver_config
     from mf.ratings.schema import read_ratings
     from mf.train import pick_device
     from mf.train import train as train_model
@@ -36,7 +39,7 @@ def train(
         # First, because a training that was meant for a GPU would take hours on a CPU.
         device, where = pick_device(use_cuda=True, gpus=train_accelerator_count)
         print(where, flush=True)
-        config = solver_config(parameters)
+        config, lists = solver_config(parameters), ranking_config(parameters)
         ratings, provenance = read_ratings(Path(train_ratings.path))
         validation, _ = read_ratings(Path(validation_ratings.path))
         # In the run's folder, which is the same for every attempt.
@@ -51,6 +54,8 @@ def train(
             checkpoint=checkpoint,
             earlier=earlier,
             provenance=provenance,
+            ranking=lists,
+            progress=lambda report: print(report.line(), flush=True),
         )
         trained.save(Path(model.path))
         checkpoint.remove()
@@ -59,6 +64,7 @@ def train(
     model.metadata.update(
         run_id=trained.run_id,
         solver=trained.solver,
+        ranking=ranking,
         factors=factors,
         rows=len(ratings),
         content_hash=provenance.content_hash,
@@ -67,4 +73,6 @@ def train(
     )
     if best is not None:
         model.metadata["validation_rmse"] = best
+    if trained.ranking:
+        print(f"lists     {trained.ranking.summary()}")
     print(trained.summary())

@@ -1,6 +1,7 @@
 """Command line: ``python -m mf`` trains a model, ``schema`` prints the migration, ``runs`` manages published runs."""
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -17,6 +18,9 @@ from mf.config import Config
 from mf.errors import ConfigError, DataError, reported
 from mf.flags import Parser, add_flags, add_shared_flags, given
 from mf.ingest import ingest
+from mf.ranking import RankingConfig
+from mf.ranking import configure as configure_ranking
+from mf.ranking.config import DEFAULT_RANKING, RANKING_HELP, Ranking
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
 from mf.ratings.split import split
@@ -52,6 +56,10 @@ class TrainerConfig(Config):
         description="checkpoint file, saved after every epoch; resumed from if it exists, deleted at the end",
     )
     init_from: str = Field("", description=INIT_FROM)
+    ranking: Ranking = Field(DEFAULT_RANKING, description=f"model that orders lists; {RANKING_HELP}")
+    ranking_options: str = Field(
+        "", description='options of the ranking model, as JSON such as {"factors": 32}; docs/parameters.md lists them'
+    )
     use_cuda: bool = Field(False, description="train on a GPU if one is available")
     supabase_url: str = Field(
         "", description="URL of the Supabase project; giving it also publishes the model there; default: SUPABASE_URL"
@@ -113,7 +121,9 @@ def train_once(argv: Sequence[str]) -> None:
     trainer = TrainerConfig.of(**given(namespace, TrainerConfig))
     options = given(namespace, *(solver.config for solver in SOLVERS.values()))
     solver = configure(namespace.solver, {**PRESETS.get(namespace.solver, {}), **options}, prefix="--")
-    division = SplitConfig.of(val_size=trainer.val_size, test_size=0, seed=solver.model_dump()["seed"])
+    seed = solver.model_dump()["seed"]
+    ranking = _ranking(trainer, seed)
+    division = SplitConfig.of(val_size=trainer.val_size, test_size=0, seed=seed)
     _check_writable(f"--output_dir {trainer.output_dir}", trainer.output_dir)
     checkpoint = _checkpoint(trainer.checkpoint) if trainer.checkpoint else None
     source = _source(namespace, trainer)
@@ -142,6 +152,7 @@ def train_once(argv: Sequence[str]) -> None:
         model = train(
             parts.train, parts.validation, solver,
             device=device, callbacks=[report], checkpoint=checkpoint, earlier=earlier, provenance=provenance,
+            ranking=ranking, progress=lambda done: print(done.line(), flush=True),
         )  # fmt: skip
         if test is not None:
             predicted = model.predict(test[USER], test[MOVIE])
@@ -153,6 +164,8 @@ def train_once(argv: Sequence[str]) -> None:
             (trainer.output_dir / "test_rejects.csv").unlink(missing_ok=True)
         if checkpoint:
             checkpoint.remove()
+    if model.ranking:
+        print(f"lists     {model.ranking.summary()}")
     print(f"{model.summary()}, in {trainer.output_dir}/")
     if test is not None:
         print(f"test RMSE {model.metrics['test_rmse']:.4f}")
@@ -175,6 +188,19 @@ def _test_part(file: str, source: IngestConfig, work: Path, train_part: pa.Table
         elif found != expected:
             raise DataError(f"{file}: {name} is {found}, expected {expected} as in the training ratings")
     return test
+
+
+def _ranking(trainer: TrainerConfig, seed: int) -> RankingConfig | None:
+    """The options of the ranking model; ``None`` with ``--ranking none``."""
+    try:
+        options = json.loads(trainer.ranking_options or "{}")
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise ConfigError(
+            f'--ranking_options: expected JSON such as {{"factors": 32}}, found {trainer.ranking_options!r}'
+        )
+    return configure_ranking(trainer.ranking, options, {"seed": seed})
 
 
 def _checkpoint(path: Path) -> CheckpointFile:

@@ -135,6 +135,13 @@ class TrainedRanking:
             "metrics": self.metrics,
         }
 
+    def summary(self) -> str:
+        """One line for a person."""
+        return (
+            f"ranking model of {self.factors} factors, teacher rank {self.model.teacher_rank}, "
+            f"{self.model.energy_beyond:.1%} of the energy beyond it, {self.metrics['seconds']:.1f} s"
+        )
+
     def write(self, directory: Path) -> None:
         """Write ``user_ranking.parquet`` (``user_id``, ``embedding``) and ``movie_ranking.parquet`` (``movie_id``,
         ``bias``, ``embedding``, ``history``, ``liking``)."""

@@ -2,12 +2,12 @@
 
 A pipeline hands its parameters over one by one, as numbers and texts that cannot be absent, and the keys of a
 ``Parameters`` are their names. Each builder takes the parameters that it needs and leaves the others alone, so a step
-may give its own inputs and the first step may give everything. The solvers are imported where they are needed: with
-them comes PyTorch, for which the steps that do not train would wait seconds.
+may give its own inputs and the first step may give everything. The solvers and the ranking model are imported where
+they are needed: with them comes PyTorch, for which the steps that do not train would wait seconds.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mf.config import Config
 from mf.errors import ConfigError
@@ -15,6 +15,9 @@ from mf.evaluation.config import EvaluateConfig, GateConfig
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.supabase.config import ExportConfig
 from mf.supabase.credentials import is_address
+
+if TYPE_CHECKING:
+    from mf.ranking import RankingConfig
 
 Parameters = Mapping[str, Any]
 
@@ -39,6 +42,7 @@ def check(parameters: Parameters, *more: Callable[[Parameters], object]) -> None
         ingest_config,
         split_config,
         solver_config,
+        ranking_config,
         evaluate_config,
         gate_config,
         export_config,
@@ -93,6 +97,19 @@ def solver_config(parameters: Parameters) -> Config:
         of_options = tuple(f"{name}:" for name in options)
         faults = (f"solver_options.{fault}" if fault.startswith(of_options) else fault for fault in error.faults)
         raise ConfigError(*faults) from None
+
+
+def ranking_config(parameters: Parameters) -> "RankingConfig | None":
+    """The options of the ranking model, ``None`` for ranking=none. ``ranking_options`` override the pipeline's ``seed``
+    and ``relevance_threshold``.
+
+    Raises:
+        ConfigError: naming every fault.
+    """
+    from mf.ranking import configure
+
+    shared = {"seed": parameters["seed"], "relevance_threshold": parameters["relevance_threshold"] or None}
+    return configure(parameters["ranking"], parameters["ranking_options"], shared)
 
 
 def evaluate_config(parameters: Parameters) -> EvaluateConfig:

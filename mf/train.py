@@ -37,18 +37,23 @@ def train(
     checkpoint: Checkpoint | None = None,
     earlier: EarlierModel | None = None,
     provenance: Provenance | None = None,
+    ranking: RankingConfig | None = None,
+    progress: Callable[[PassReport], None] | None = None,
 ) -> TrainedModel:
-    """Trains a model on ``ratings`` with the solver that ``config`` belongs to.
+    """Trains a star model on ``ratings`` with the solver that ``config`` belongs to, then a ranking model.
 
     Args:
         ratings, validation: ratings tables (``mf.ratings.schema``); ``validation`` may be empty. Users and movies that
-            occur only in ``validation`` get no vector.
+            occur only in ``validation`` get no star vector.
         config: the solver's options.
         device: device to compute on.
         callbacks: called after every epoch (``vb`` and ``gibbs``: every sweep).
         checkpoint: the state is saved there after every epoch, and resumed from there.
         earlier: a model to start from (warm start); users and movies that it lacks start at random.
         provenance: source of the ratings, recorded with the model.
+        ranking: options of the ranking model, which trains on both ``ratings`` and ``validation``; default: none is
+            trained.
+        progress: called after every pass of the ranking model.
 
     Raises:
         DataError: there are no ratings.
@@ -72,6 +77,7 @@ def train(
     initial = earlier.initial(users, movies) if earlier else None
     module = fit(trained_on, held_out, config, device, callbacks, checkpoint, initial)
     kept = [epoch for epoch in epochs if epoch.kept][-1]
+    both = pa.concat_tables([ratings, validation])
     return TrainedModel(
         module=module,
         users=users,
@@ -88,6 +94,7 @@ def train(
         },
         git_sha=git_sha(),
         trained_on=_trained_on(provenance, ratings, validation, earlier) if provenance else None,
+        ranking=train_ranking(both, ranking, device=device, progress=progress) if ranking else None,
     )
 
 
@@ -98,7 +105,7 @@ def train_ranking(
     device: torch.device,
     progress: Callable[[PassReport], None] | None = None,
 ) -> TrainedRanking:
-    """Trains the ranking model on ``ratings``: of the training and the validation part, since nothing is tuned.
+    """Trains the ranking model. It needs no validation part: give it those ratings too.
 
     Args:
         ratings: a ratings table; without the column ``rating``, implicit feedback.

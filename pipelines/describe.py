@@ -2,7 +2,7 @@
 
 import argparse
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -12,6 +12,8 @@ from mf.evaluation.config import GateConfig
 from mf.flags import by_owner, default_text, meaning, shared_fields
 from mf.flags import description as field_description
 from mf.parameters import OR_SOLVERS_OWN, SOLVER_PARAMETERS, SOLVERS_OWN
+from mf.ranking import RankingConfig
+from mf.ranking.config import RANKING_HELP
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.solvers import SOLVER_HELP, SOLVERS
 from mf.supabase.config import ExportConfig
@@ -19,6 +21,7 @@ from mf.warm_start import INIT_FROM
 
 DOCUMENT = "docs/parameters.md"
 SOLVER_FIELDS = shared_fields({name: solver.config for name, solver in SOLVERS.items()})
+RANKING_SHARED = ("relevance_threshold", "seed")  # options of the ranking model that parameters of the pipeline set
 CONFIGS: tuple[type[Config], ...] = (IngestConfig, SplitConfig, GateConfig, ExportConfig)
 # Descriptions that the pipeline has in place of the fields' own.
 OWN = {
@@ -27,10 +30,11 @@ OWN = {
     "supabase_url": "Supabase project to import from and publish to, https://PROJECT.supabase.co",
     "test_size": "share of the ratings, above 0 and below 1, held out to be scored once; leave_last: one per user",
     "solver": f"algorithm; {SOLVER_HELP}",
+    "ranking": f"model that orders lists; {RANKING_HELP}",
     "init_from": INIT_FROM,
-    "seed": "seed of the split and of the solver's random numbers, a whole number from 0",
-    "relevance_threshold": "rating from which a movie of the test part counts as liked; empty: three quarters up the "
-    "range of the training ratings, such as 4 of 1 to 5",
+    "seed": "seed of the split and of the random numbers of solver and ranking model, a whole number from 0",
+    "relevance_threshold": "rating from which a movie counts as liked, by the ranking model and in the test part; "
+    "empty: three quarters up the range of the training ratings, such as 4 of 1 to 5",
     "train_accelerator_type": "GPU of the train step, such as NVIDIA_TESLA_T4, NVIDIA_L4 or NVIDIA_TESLA_A100",
     "train_accelerator_count": "number of GPUs of the train step; training uses one of them",
 }
@@ -44,6 +48,12 @@ def description(parameter: str) -> str:
     """
     if parameter == "solver_options":
         return f"other options of the solver, as JSON: {_options_by_solver()}; {DOCUMENT} describes them"
+    if parameter == "ranking_options":
+        options = _options(RankingConfig, RANKING_SHARED)
+        return (
+            f"options of the ranking model, as JSON: {options}; {_listed(RANKING_SHARED, '')} too, otherwise the "
+            f"pipeline's; {DOCUMENT} describes them"
+        )
     if parameter in OWN:
         return OWN[parameter]
     if parameter in SOLVER_FIELDS:
@@ -67,11 +77,12 @@ def described(pipeline: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def document(definitions: Mapping[str, Mapping[str, Any]]) -> str:
-    """``docs/parameters.md``: the flags of ``python -m mf``, the pipeline's parameters and the solvers' options."""
+    """``docs/parameters.md``: the flags of ``python -m mf``, the pipeline's parameters, the options of the solvers and
+    of the ranking model."""
     # Imported here because compiling needs none of the command line.
     from mf.__main__ import trainer_parser
 
-    solvers = "\n".join(f"### {solver}\n\n{_solver_table(solver)}" for solver in SOLVERS)
+    solvers = "\n".join(f"### {name}\n\n{_option_table(solver.config)}" for name, solver in SOLVERS.items())
     return f"""\
 # Flags and parameters
 
@@ -84,7 +95,8 @@ Flags are also accepted with hyphens. A flag that the chosen solver does not use
 {_flag_table(trainer_parser())}
 ## Parameters of the pipeline
 
-Give them to a run with `PARAMS`, which is split into words as in a shell; the console takes `solver_options` as JSON:
+Give them to a run with `PARAMS`, which is split into words as in a shell; the console takes `solver_options` and
+`ranking_options` as JSON:
 
 ```sh
 make run RATINGS=ratings.csv PARAMS='epochs=20 solver_options.l2=0.1'
@@ -100,20 +112,24 @@ Their defaults, and the CPU and memory of each step, can be changed in `pipeline
 Of these, {_listed(SOLVER_PARAMETERS)} are parameters of the pipeline; the others are entries
 of its parameter `solver_options`. `python -m mf` has other defaults for adam, see its flags.
 
-{solvers}"""
+{solvers}
+## Options of the ranking model
+
+Entries of the pipeline's parameter `ranking_options` and of the flag of that name. {_listed(RANKING_SHARED)}
+are those of the run unless they are given here. [ranking.md](ranking.md) says where each enters.
+
+{_option_table(RankingConfig)}"""
 
 
 def _options_by_solver() -> str:
     """Names and defaults of the options that are entries of ``solver_options``, short enough for the console."""
-    return "; ".join(
-        f"{solver.name}: "
-        + ", ".join(
-            f"{name} {_short_default(field)}"
-            for name, field in solver.config.model_fields.items()
-            if name not in SOLVER_PARAMETERS
-        )
-        for solver in SOLVERS.values()
-    )
+    return "; ".join(f"{solver.name}: {_options(solver.config, SOLVER_PARAMETERS)}" for solver in SOLVERS.values())
+
+
+def _options(config: type[Config], leave_out: Collection[str]) -> str:
+    """Names and defaults of a config's fields."""
+    fields = {name: field for name, field in config.model_fields.items() if name not in leave_out}
+    return ", ".join(f"{name} {_short_default(field)}" for name, field in fields.items())
 
 
 def _short_default(field: FieldInfo) -> str:
@@ -145,8 +161,8 @@ def _parameter_table(definitions: Mapping[str, Mapping[str, Any]]) -> str:
     return _table("parameter", rows)
 
 
-def _solver_table(solver: str) -> str:
-    fields = SOLVERS[solver].config.model_fields.items()
+def _option_table(config: type[Config]) -> str:
+    fields = config.model_fields.items()
     return _table(
         "option",
         [(f"`{name}`", default_text(field, field.default), field_description(field)) for name, field in fields],
@@ -163,6 +179,6 @@ def _code(text: Any) -> str:
     return f"`{text}`" if text != "" else ""
 
 
-def _listed(names: Iterable[str]) -> str:
-    *first, last = [f"`{name}`" for name in names]
+def _listed(names: Iterable[str], quote: str = "`") -> str:
+    *first, last = [f"{quote}{name}{quote}" for name in names]
     return f"{', '.join(first)} and {last}"

@@ -17,6 +17,7 @@ import components
 from mf.errors import ConfigError
 from mf.evaluation.config import PUBLISH, GateConfig
 from mf.parameters import SOLVERS_OWN
+from mf.ranking.config import DEFAULT_RANKING
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.supabase.config import ExportConfig
 from mf.train import DEFAULT_SOLVER
@@ -88,6 +89,8 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         seed: int = SPLIT.seed,
         solver: str = DEFAULT_SOLVER,
         solver_options: dict = NO_OPTIONS,  # type: ignore[type-arg]  # KFP knows no other
+        ranking: str = DEFAULT_RANKING,
+        ranking_options: dict = NO_OPTIONS,  # type: ignore[type-arg]
         factors: int = 64,
         epochs: int = SOLVERS_OWN,
         batch_size: int = SOLVERS_OWN,
@@ -95,6 +98,7 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         init_from: str = "",
         relevance_threshold: str = "",
         max_regression: float = GATE.max_regression,
+        max_ndcg_regression: float = GATE.max_ndcg_regression,
         max_rmse: float = GATE.max_rmse,
         min_rows: int = GATE.min_rows,
         min_users: int = GATE.min_users,

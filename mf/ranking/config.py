@@ -1,8 +1,22 @@
-"""Options of the ranking model."""
+"""Options of the ranking model, and the choice to train none."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
 
 from pydantic import Field
 
 from mf.config import Config
+from mf.errors import ConfigError
+
+Ranking = Literal["ease", "none"]
+RANKINGS: dict[str, str] = {
+    "ease": "the ranking model, in closed form",
+    "none": "no ranking model, lists are ordered by predicted rating",
+}
+RANKING_HELP = "; ".join(f"{name}: {meaning}" for name, meaning in RANKINGS.items())
+DEFAULT_RANKING: Ranking = "ease"
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 class RankingConfig(Config):
@@ -60,3 +74,36 @@ class RankingConfig(Config):
         description="weight a user's ratings by max(0.25, 2^(-place/10)), place 0 being the newest; needs timestamps",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the randomised singular value decomposition")
+
+
+def configure(ranking: str, options: Mapping[str, Any], shared: Mapping[str, Any] = NO_OPTIONS) -> RankingConfig | None:
+    """The options of the ranking model; ``None`` where there is to be no ranking model.
+
+    Args:
+        ranking: one of ``RANKINGS``.
+        options: the value of ``ranking_options``.
+        shared: options that have a parameter of their own; ``options`` may override them.
+
+    Raises:
+        ConfigError: an unknown name, an unknown option or a value out of range; names every fault.
+    """
+    if ranking not in RANKINGS:
+        raise ConfigError(f"ranking: found {ranking!r}, expected one of {', '.join(RANKINGS)}")
+    if ranking == "none":
+        if options:
+            raise ConfigError(f"ranking_options: found {', '.join(options)}, expected none of them with ranking=none")
+        return None
+    own = RankingConfig.model_fields
+    if unknown := [name for name in options if name not in own]:
+        raise ConfigError(
+            *(
+                f"ranking_options.{name}: not an option of the ranking model; its options are {', '.join(own)}"
+                for name in unknown
+            )
+        )
+    try:
+        return RankingConfig.of(**{**shared, **options})
+    except ConfigError as error:
+        of_options = tuple(f"{name}:" for name in options)
+        faults = (f"ranking_options.{fault}" if fault.startswith(of_options) else fault for fault in error.faults)
+        raise ConfigError(*faults) from None

@@ -1,4 +1,4 @@
-"""Summary at the end of a local run: RMSE, gate decision and recommendations from the API."""
+"""Summary at the end of a local run: RMSE, NDCG, gate decision and recommendations from the API."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,8 @@ MODELS = {"global_mean": "global mean", "user_movie_bias": "user + movie biases"
 
 
 def print_summary(source: LocalSource, schema: SchemaConfig, supabase: LocalSupabase, outputs: Path) -> None:
-    """Prints the RMSE of a run, why it was not published if it was not, and recommendations of the published run.
+    """Prints the RMSE and the NDCG of a run, why it was not published if it was not, and recommendations of the
+    published run.
 
     Args:
         source: the ratings of the run.
@@ -42,6 +43,7 @@ def print_summary(source: LocalSource, schema: SchemaConfig, supabase: LocalSupa
         print(f"  {label:<20} {evaluation[name]['rmse']:.4f}")
     if source.noise_floor is not None:
         print(f"  {'noise floor':<20} {source.noise_floor:.4f}  (nothing can do better on this sample)")
+    print(f"\n{lists_line(evaluation['ranking'])}")
 
     with connect(Credentials(supabase.url, SecretStr(supabase.secret_key))) as client:
         published = published_run(client)
@@ -50,6 +52,14 @@ def print_summary(source: LocalSource, schema: SchemaConfig, supabase: LocalSupa
             print_recommendations(client, schema, ratings, source.titles(supabase))
     print(f"\nreport    {_relative(outputs / 'evaluate' / 'report.html')}")
     print("your own  make run RATINGS=path/to/ratings.csv")
+
+
+def lists_line(ranking: Mapping[str, Any]) -> str:
+    """NDCG@k of the lists beside that of popularity; ``ranking`` is the entry of ``evaluation.json``."""
+    if not ranking["model"]:
+        return f"lists  no figure: {ranking['reason']}"
+    ndcg, popularity = (ranking[name]["ndcg"] for name in ("model", "popularity"))
+    return f"lists  NDCG@{ranking['k']} {ndcg:.3f}, popularity {popularity:.3f}"
 
 
 def print_decision(decision: Mapping[str, Any], published: str | None) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from mf.__main__ import main
+from mf.model_directory import PARQUET, RANKING_PARQUET
 from mf.sample import write_sample
 
 ROOT = Path(__file__).parents[2]
 EPOCHS, KILLED_AFTER = 40, 3  # many, so that the kill comes before the end
 SOLVERS = ("sgd", "vb")  # one of each engine; the train step is killed with the two others, in test_preempted.py
-SAME = ("user_embeddings.parquet", "movie_embeddings.parquet", "model.pt")
+SAME = ("model.pt", *PARQUET.values(), *RANKING_PARQUET.values())
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def card(folder: Path) -> dict[str, Any]:
     """model.json without what differs from run to run."""
     found: dict[str, Any] = json.loads((folder / "output" / "model.json").read_text())
-    del found["run_id"], found["git_sha"]
+    del found["run_id"], found["git_sha"], found["ranking"]["metrics"]["seconds"]
     for epoch in found["metrics"]["epochs"]:
         del epoch["seconds"], epoch["ratings_per_second"]
     return found

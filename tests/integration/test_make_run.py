@@ -132,7 +132,7 @@ def test_it_ends_with_rmse_beside_the_baselines_and_recommendations(
     finished: subprocess.CompletedProcess[str], home: Path
 ) -> None:
     assert (finished.returncode, finished.stderr) == (0, "")
-    steps, ratings, rmse, recommended, similar, where = finished.stdout.split("\n\n")
+    steps, ratings, rmse, lists, recommended, similar, where = finished.stdout.split("\n\n")
     for step in ("ingest", "split", "train", "evaluate", "export"):
         assert re.search(rf"^{step:<9} \S", steps, re.MULTILINE)
     assert "epoch 10/10  validation RMSE 0." in steps
@@ -143,6 +143,8 @@ def test_it_ends_with_rmse_beside_the_baselines_and_recommendations(
     values = dict(re.fullmatch(r"  (\S.*?) +(\d\.\d{4})(?:  \(.*\))?", line).groups() for line in figures)  # type: ignore[union-attr]
     assert list(values) == ["global mean", "user + movie biases", "this model", "noise floor"]
     assert sorted(values.values(), reverse=True) == list(values.values())
+
+    assert re.fullmatch(r"lists  NDCG@10 0\.\d{3}, popularity 0\.\d{3}", lists)
 
     for block, heading in ((recommended, "recommended to user "), (similar, "similar to The ")):
         title, *movies = block.splitlines()
@@ -171,7 +173,7 @@ def test_a_refused_run_exits_with_0_and_shows_the_reasons_and_the_published_reco
 ) -> None:
     refused = run(make_run(home, "--param epochs=1 --param lr=1e-9"))
     assert (refused.returncode, refused.stderr) == (0, "")
-    steps, _, _, why, *recommended, where = refused.stdout.split("\n\n")
+    steps, _, _, _, why, *recommended, where = refused.stdout.split("\n\n")
     assert not re.search("^export ", steps, re.MULTILINE)
     heading, biases, champion, kept, hint = why.splitlines()
     assert heading == "not published, since"
@@ -179,7 +181,7 @@ def test_a_refused_run_exits_with_0_and_shows_the_reasons_and_the_published_reco
     assert re.match(r"  RMSE 0\.\d{4} against 0\.\d{4} of the published run \S+ on the same 1,100 ratings: ", champion)
     assert kept.startswith("readers see run ")
     assert hint == 'publish it anyway: PARAMS="force_publish=true"'
-    assert recommended == finished.stdout.split("\n\n")[3:5]  # still those of the published run
+    assert recommended == finished.stdout.split("\n\n")[4:6]  # still those of the published run
     assert where.startswith("report    ")
 
 

@@ -143,6 +143,24 @@ def test_the_model_comes_near_the_noise_floor_and_well_below_the_biases(pipeline
     assert found["user_movie_bias"]["rmse"] < found["global_mean"]["rmse"]
 
 
+def test_the_ranking_model_is_trained_beside_the_star_model_on_both_parts(pipeline: Pipeline) -> None:
+    ranked = {}
+    for outputs in (pipeline.from_csv, pipeline.from_table):
+        model, split = outputs / "train" / "model", outputs / "split"
+        ranking = ranked[outputs] = json.loads((model / "model.json").read_text())["ranking"]
+        rows = {part: pq.read_metadata(split / f"{part}_ratings.parquet").num_rows for part in ("train", "validation")}
+        assert ranking["metrics"]["ratings"] == rows["train"] + rows["validation"]
+        for kind in ("user", "movie"):
+            vectors = pq.read_table(model / f"{kind}_ranking.parquet")
+            assert {*pq.read_table(model / f"{kind}_embeddings.parquet")[f"{kind}_id"].to_pylist()} <= {
+                *vectors[f"{kind}_id"].to_pylist()
+            }
+            assert {len(vector) for vector in vectors["embedding"].to_pylist()} == {64}
+    # The run's threshold is the ranking model's.
+    assert [one["relevance_threshold"] for one in ranked.values()] == [pytest.approx(3.875), -1]
+    assert sum("lists     ranking model of 64 factors" in line for line in pipeline.printed.splitlines()) == 2
+
+
 def test_the_report_recommends_by_title_what_the_user_has_not_rated(pipeline: Pipeline) -> None:
     page = (pipeline.from_csv / "evaluate" / "report.html").read_text()
     known = [
@@ -243,12 +261,17 @@ def test_faults_of_five_steps_are_named_by_the_first_step_and_no_other_starts(
         "max_reject_fraction": 2.0,
         "val_size": 1.0,
         "solver_options": {"rank": 16, "patience": -1},
+        "ranking_options": {"factors": 0},
         "min_users": -1,
         "movie_export_table": "mf_movies",
     }
     said = refused(pipeline, client, pipeline.supabase.secret_key, tmp_path, **faults, ratings_csv="no such file")
-    assert said.startswith("the step ingest failed: 5 values are not valid: max_reject_fraction: Input should be less ")
-    assert all(f"; {name}" in said for name in ("val_size: ", "solver_options.rank: ", "min_users: ", "movie_export"))
+    assert said.startswith("the step ingest failed: 6 values are not valid: max_reject_fraction: Input should be less ")
+    assert all(
+        f"; {name}" in said
+        for name in ("val_size: ", "solver_options.rank: ", "ranking_options.factors: ", "min_users: ")
+    )
+    assert "; movie_export" in said
     (outputs,) = tmp_path.glob("mf-training-*")
     assert [step.name for step in outputs.iterdir()] == ["ingest"]
 

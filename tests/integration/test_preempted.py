@@ -18,8 +18,9 @@ from steps import executor_input, output, started
 
 import components
 from mf.ingest import ingest
-from mf.model_directory import TrainedModel
+from mf.model_directory import PARQUET, RANKING_PARQUET, TrainedModel
 from mf.parameters import OR_SOLVERS_OWN, SOLVER_PARAMETERS, SOLVERS_OWN
+from mf.ranking import RankingConfig
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.schema import read_ratings, write_ratings
 from mf.ratings.split import split
@@ -32,6 +33,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adam": {"factors": 16, "seed": 3, "epochs": 60, "patience": 0, "dropout": 0.1},
     "gibbs": {"factors": 16, "seed": 3, "epochs": 40, "burn_in": 4, "rank": 8},
 }
+
+RANKING = {"factors": 8.0}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,8 @@ def given(parts: dict[str, Path], folder: Path, solver: str, gpus: int = 0) -> d
     options = OPTIONS[solver].items()
     parameters |= {name: value for name, value in options if name in SOLVER_PARAMETERS}
     rest = {name: value for name, value in options if name not in SOLVER_PARAMETERS}
-    return executor_input(components.train, folder, inputs, **parameters, solver_options=rest)
+    ranking = {"ranking": "ease", "ranking_options": RANKING, "relevance_threshold": ""}
+    return executor_input(components.train, folder, inputs, **parameters, **ranking, solver_options=rest)
 
 
 def killed_in_the_middle(process: "Any", epochs: int) -> int:
@@ -95,12 +99,13 @@ def test_a_step_that_was_killed_goes_on_and_ends_as_one_that_was_left_alone(
 
     train_ratings, validation = (read_ratings(path)[0] for path in parts.values())
     config = configure(solver, OPTIONS[solver])
-    alone = train(train_ratings, validation, config, device=torch.device("cpu"))
+    ranking = RankingConfig(**RANKING, seed=3)
+    alone = train(train_ratings, validation, config, device=torch.device("cpu"), ranking=ranking)
     alone.save(tmp_path / "alone")
     resumed = run / "train_2" / "model"
     assert curve(json.loads((resumed / "model.json").read_text())["metrics"]) == curve(alone.metrics)
-    for kind in ("user", "movie"):
-        one, other = (pq.read_table(model / f"{kind}_embeddings.parquet") for model in (resumed, tmp_path / "alone"))
+    for file in (*PARQUET.values(), *RANKING_PARQUET.values()):
+        one, other = (pq.read_table(model / file) for model in (resumed, tmp_path / "alone"))
         assert one.equals(other)
     assert output(run / "train_2")["artifacts"]["model"]["artifacts"][0]["metadata"]["rows"] == len(train_ratings)
     assert TrainedModel.load(resumed).metrics["validation_rmse"] == alone.metrics["validation_rmse"]

@@ -30,6 +30,7 @@ from mf.supabase.schema import migration
 KEY = "sb_secret_0123456789"
 HEADER = "userId,movieId,rating\n"
 MODEL_FILES = {"model.pt", "model.json", "user_embeddings.parquet", "movie_embeddings.parquet", "rejects.csv"}
+RANKING_FILES = {"user_ranking.parquet", "movie_ranking.parquet"}
 Run = Callable[..., tuple[int, str, str]]
 
 # As the README and, for the solver adam, the original trainer have them.
@@ -38,7 +39,8 @@ DEFAULTS = {
     "factors": "64", "lr": "0.001", "weight_decay": "1e-06", "dropout": "0.0", "clip_grad": "none", "use_cuda": "off",
     "supabase_url": "SUPABASE_URL", "supabase_key": "SUPABASE_KEY", "import_table": "ratings", "publish": "off",
     "movie_export_table": "movie_embeddings", "user_export_table": "user_embeddings", "test_csv": "none",
-    "output_dir": "output", "checkpoint": "none", "init_from": "none", "seed": "0", "l2": "0.0", "bias_damping": "3.0",
+    "output_dir": "output", "checkpoint": "none", "init_from": "none", "ranking": "ease",
+    "ranking_options": "none", "seed": "0", "l2": "0.0", "bias_damping": "3.0",
     "schedule": "constant", "patience": "0", "init_std": "0.01", "block_users": "0", "columns": "none",
     "user_column": "none", "movie_column": "none", "rating_column": "none", "timestamp_column": "none",
     "max_reject_fraction": "0.01", "key_columns": "none", "rated_since": "none",
@@ -173,10 +175,65 @@ def test_a_run_without_options_uses_the_defaults(run: Run) -> None:
     lines, card = trained(run)
     assert lines[0].startswith("data/ratings.csv: 300 rows read, 0 rejected, 0 replaced")
     assert lines[1] == "training on the CPU"
-    assert {path.name for path in Path("output").iterdir()} == MODEL_FILES
+    assert {path.name for path in Path("output").iterdir()} == MODEL_FILES | RANKING_FILES
     assert (card["solver"], card["rows"], card["factors"]) == ("adam", {"train": 270, "validation": 30}, 64)
     shown = {name: "none" if value is None else str(value) for name, value in card["config"].items()}
     assert shown == {name: DEFAULTS[name] for name in shown}
+
+
+def test_the_ranking_model_is_trained_on_training_and_validation_part(run: Run) -> None:
+    Path("r.csv").write_text(ratings())
+    Path("test.csv").write_text(ratings(users=3))
+    options = ["--ranking_options", '{"factors": 16.0, "recency": true, "seed": 4}']
+    lines, card = trained(run, "--ratings_csv", "r.csv", "--val_size", "0.5", "--test_csv", "test.csv", *options)
+    ranking = card["ranking"]
+    assert (card["rows"]["train"], ranking["metrics"]["ratings"]) == (150, 300)
+    assert (ranking["users"], ranking["movies"], ranking["factors"]) == (30, 10, 16)
+    assert (ranking["options"]["seed"], ranking["options"]["factors"], ranking["recency"]) == (4, 16, True)
+    assert sum(line.startswith("ranking  ") for line in lines) > 3
+    pattern = r"lists     ranking model of 16 factors, teacher rank \d+, \d+\.\d% of the energy beyond it, \d+\.\d s"
+    assert re.fullmatch(pattern, lines[-3])
+    assert lines[-2].startswith("model ")
+    assert lines[-1].startswith("test RMSE ")
+    model = TrainedModel.load(Path("output")).ranking
+    assert model
+    vector = model.model.user_vector(model.movies.rows(pa.array(range(1, 11))), [1] * 10)  # all ratings of user 1
+    np.testing.assert_allclose(model.vectors[0], vector, rtol=0, atol=1e-5 * np.abs(vector).max())
+
+
+def test_without_a_ranking_model_only_the_star_model_is_written_and_it_is_the_same(run: Run) -> None:
+    Path("r.csv").write_text(ratings())
+    trained(run, "--ratings_csv", "r.csv", "--output_dir", "both", directory="both")
+    lines, card = trained(run, "--ratings_csv", "r.csv", "--ranking", "none")
+    assert card["ranking"] is None
+    assert {path.name for path in Path("output").iterdir()} == MODEL_FILES
+    assert Path("output/model.pt").read_bytes() == Path("both/model.pt").read_bytes()
+    assert not any(line.startswith(("ranking ", "lists ")) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--ranking_options", "{"], "--ranking_options: expected JSON such as {\"factors\": 32}, found '{'"),
+        (["--ranking_options", "[1]"], "--ranking_options: expected JSON such as {\"factors\": 32}, found '[1]'"),
+        (
+            ["--ranking_options", '{"factors": 16.5}'],
+            "ranking_options.factors: Input should be a valid integer, got a number with a fractional part",
+        ),
+        (
+            ["--ranking_options", '{"colour": 1}'],
+            "ranking_options.colour: not an option of the ranking model; its options are factors, ",
+        ),
+        (
+            ["--ranking", "none", "--ranking_options", '{"rho": 1}'],
+            "ranking_options: found rho, expected none of them with ranking=none",
+        ),
+        (["--ranking", "best"], "argument --ranking: invalid choice: 'best' (choose from "),
+    ],
+)
+def test_an_invalid_ranking_is_refused_by_name(run: Run, argv: list[str], said: str) -> None:
+    Path("r.csv").write_text(ratings())
+    assert refused(run, "--ratings_csv", "r.csv", *argv).startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -264,9 +321,11 @@ def test_a_run_resumes_from_its_checkpoint_and_deletes_it_at_the_end(
     lines, card = trained(run, *argv, "--checkpoint", "states/c.pt")
     assert lines[2] == "resuming from states/c.pt at epoch 3/4"
     assert [line[:11] for line in lines[3:5]] == ["epoch 3/4  ", "epoch 4/4  "]
-    assert lines[5].startswith("model ")
+    assert lines[5].startswith("ranking  ")
+    assert lines[-1].startswith("model ")
     assert list(Path("states").iterdir()) == []
-    assert Path("output/model.pt").read_bytes() == Path("whole/model.pt").read_bytes()
+    for file in ("model.pt", *RANKING_FILES):
+        assert Path("output", file).read_bytes() == Path("whole", file).read_bytes()
     assert card["metrics"]["validation_rmse"] == whole["metrics"]["validation_rmse"]
     assert len(card["metrics"]["epochs"]) == 4
 
@@ -346,7 +405,7 @@ def test_bad_rows_below_the_limit_are_listed_beside_the_model(run: Run) -> None:
 def test_an_output_directory_keeps_the_files_of_others(run: Run) -> None:
     Path("r.csv").write_text(ratings())
     trained(run, "--ratings_csv", "r.csv", "--output_dir", ".", directory=".")
-    assert {path.name for path in Path().iterdir()} == MODEL_FILES | {"r.csv"}
+    assert {path.name for path in Path().iterdir()} == MODEL_FILES | RANKING_FILES | {"r.csv"}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from mf.config import Config
 from mf.evaluation.config import GateConfig
 from mf.flags import default_text
 from mf.parameters import OR_SOLVERS_OWN, SOLVER_PARAMETERS
+from mf.ranking import RankingConfig
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.solvers import SOLVERS
 from mf.supabase.config import ExportConfig
@@ -64,6 +65,15 @@ def test_solver_options_lists_each_solvers_own_options_with_their_defaults(solve
         assert text in (("none", "derived") if defaults[name] is None else (str(defaults[name]),))
 
 
+def test_ranking_options_lists_the_options_of_the_ranking_model_with_their_defaults() -> None:
+    _, _, listed = describe.description("ranking_options").partition("as JSON: ")
+    shown = dict(one.split() for one in listed.partition(";")[0].split(", "))
+    defaults = {name: field.default for name, field in RankingConfig.model_fields.items()}
+    assert shown.keys() == defaults.keys() - {"relevance_threshold", "seed"}
+    for name, text in shown.items():
+        assert text == ("derived" if defaults[name] is None else str(defaults[name]))
+
+
 def test_a_parameter_that_nothing_describes_is_an_error() -> None:
     def pipeline(colour: str) -> None: ...
 
@@ -97,3 +107,6 @@ def test_the_document_has_every_flag_parameter_and_option_with_its_default(defin
         shown = {name: default for name, default, _ in tables[solver]}
         fields = SOLVERS[solver].config.model_fields
         assert shown == {name: default_text(field, field.default) for name, field in fields.items()}
+    shown = {name: default for name, default, _ in tables["Options of the ranking model"]}
+    fields = RankingConfig.model_fields
+    assert shown == {name: default_text(field, field.default) for name, field in fields.items()}

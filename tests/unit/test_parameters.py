@@ -2,7 +2,8 @@ import pytest
 
 from mf.errors import ConfigError
 from mf.flags import Parser
-from mf.parameters import OR_SOLVERS_OWN, SOLVERS_OWN, check_gpus, evaluate_config, solver_config
+from mf.parameters import OR_SOLVERS_OWN, SOLVERS_OWN, check_gpus, evaluate_config, ranking_config, solver_config
+from mf.ranking import RankingConfig
 from mf.solvers import SOLVERS, configure
 from pipelines.__main__ import _parameter_flag
 from pipelines.compiled import definitions
@@ -40,6 +41,17 @@ def test_a_whole_float_is_an_integer_as_kfp_hands_it_over() -> None:
     config = solver_config(parameters).model_dump()
     assert (config["rank"], config["burn_in"], config["epochs"]) == (16, 5, 120)
     assert {type(config[name]) for name in ("rank", "burn_in", "factors", "seed")} == {int}
+
+
+def test_the_ranking_model_takes_its_own_options_and_the_runs_seed_and_threshold() -> None:
+    assert ranking_config(complete({}, DEFINITIONS)) == RankingConfig()
+    given = {"seed": 5, "relevance_threshold": "-1", "ranking_options": {"factors": 16.0, "recency": True}}
+    config = ranking_config(complete(given, DEFINITIONS))
+    assert config == RankingConfig(factors=16, recency=True, seed=5, relevance_threshold=-1)
+    assert type(config.factors) is int
+    given["ranking_options"] = {"relevance_threshold": 4, "seed": 1}
+    assert ranking_config(complete(given, DEFINITIONS)) == RankingConfig(relevance_threshold=4, seed=1)
+    assert ranking_config(complete({"ranking": "none"}, DEFINITIONS)) is None
 
 
 def test_a_value_may_hold_an_equals_sign_and_may_be_empty() -> None:
@@ -96,6 +108,17 @@ def test_nothing_given_is_nothing() -> None:
             "solver=vb",
             "lr: not an option of solver vb; its options are " + ", ".join(SOLVERS["vb"].config.model_fields),
         ),
+        ("ranking=best", "ranking: found 'best', expected one of ease, none"),
+        (
+            "ranking_options.rank=8",
+            "ranking_options.rank: not an option of the ranking model; its options are "
+            + ", ".join(RankingConfig.model_fields),
+        ),
+        ("ranking_options.rho=-1", "ranking_options.rho: Input should be greater than or equal to 0 (given: -1)"),
+        (
+            "max_ndcg_regression=-0.1",
+            "max_ndcg_regression: Input should be greater than or equal to 0 (given: -0.1)",
+        ),
         ("movie_export_table=user_embeddings", "movie_export_table and user_export_table are both 'user_embeddings'"),
     ],
 )
@@ -113,6 +136,7 @@ def test_every_solver_can_be_chosen_and_takes_its_own_options(solver: str) -> No
 def test_every_fault_is_named_in_one_error() -> None:
     given = ["epochs=many", "epoch=3", "val_size=1", "split=sideways", "solver=vb", "init_from=published"]
     given += ["solver_options.l2=1", "solver_options.dropout=1", "max_rmse=-1", "movie_export_table=mf_x"]
+    given += ["ranking_options.factors=0", "ranking_options.rho=many", "relevance_threshold=high"]
     with pytest.raises(ConfigError) as error:
         parse(given, DEFINITIONS, lambda everything: check_gpus(everything, {"NVIDIA_TESLA_T4": [1]}))
     named = [fault.partition(":")[0].partition(";")[0] for fault in error.value.faults]
@@ -123,12 +147,20 @@ def test_every_fault_is_named_in_one_error() -> None:
         "val_size",
         "solver_options.l2",
         "solver_options.dropout",
+        "ranking_options.factors",
+        "ranking_options.rho",
+        "relevance_threshold",
         "max_rmse",
         "movie_export_table",
         "init_from",
         "train_accelerator_type",
     ]
-    assert str(error.value) == f"10 values are not valid: {'; '.join(error.value.faults)}"
+    assert str(error.value) == f"13 values are not valid: {'; '.join(error.value.faults)}"
+
+
+def test_options_of_a_ranking_model_that_is_not_trained_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^ranking_options: found rho, expected none of them with ranking=none$"):
+        parse(["ranking=none", "ranking_options.rho=1"], DEFINITIONS)
 
 
 @pytest.mark.parametrize("option", OR_SOLVERS_OWN)

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from pipelines.laptop.summary import example_user, print_decision
+from pipelines.laptop.summary import example_user, lists_line, print_decision
 
 
 def table(users: list[int], movies: list[int], ratings: list[float]) -> pa.Table:
@@ -25,6 +25,13 @@ def test_a_user_who_has_rated_nearly_every_movie_is_left_out() -> None:
 
 def test_the_user_with_fewest_ratings_is_taken_when_all_have_rated_every_movie() -> None:
     assert example_user(table([1, 1, 1, 2, 2], [1, 2, 3, 1, 2], [4.0] * 5))[0] == 2
+
+
+def test_lists_are_shown_beside_popularity_or_with_the_reason_why_there_are_none() -> None:
+    scores = {"k": 10, "model": {"ndcg": 0.25649}, "popularity": {"ndcg": 0.1241}, "reason": ""}
+    assert lists_line(scores) == "lists  NDCG@10 0.256, popularity 0.124"
+    nothing = {"k": 10, "model": None, "popularity": None, "reason": "no test rating is 4 or higher"}
+    assert lists_line(nothing) == "lists  no figure: no test rating is 4 or higher"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 
 import components
 from mf import version
+from mf.checkpoint import CheckpointFile
 from mf.config import Config
 from mf.errors import ConfigError, DataError
 from mf.model_directory import TrainedModel
@@ -22,6 +23,8 @@ from mf.solvers.adam import ORIGINAL, AdamConfig
 from mf.solvers.vb import VBConfig
 from mf.train import pick_device, train
 from mf.version import git_sha
+from pipelines.compiled import definitions
+from pipelines.parameters import complete
 
 CPU = torch.device("cpu")
 CONFIG = AdamConfig(**{**ORIGINAL, "factors": 2, "epochs": 3, "lr": 0.05})
@@ -33,6 +36,12 @@ GIVEN: dict[str, dict[str, Any]] = {
     "gibbs": {"epochs": 4, "rank": 3, "burn_in": 1},
 }
 CHECKOUT = Path(version.__file__).parents[1]
+# Of the pipeline, as the train step takes them.
+PARAMETERS = {
+    name: defined
+    for name, defined in definitions().items()
+    if name in components.train.component_spec.inputs and name != "train_accelerator_count"
+}
 
 
 def table(rows: list[tuple[Any, Any, float]]) -> pa.Table:
@@ -154,12 +163,77 @@ def test_the_train_step_gives_a_solver_the_options_that_are_set(solver: str, tmp
         model=(model := SimpleNamespace(path=tmp_path / "step" / "model", metadata={})),
         solver=solver,
         solver_options={name: value for name, value in asked.items() if name not in SOLVER_PARAMETERS},
+        ranking="none",
+        ranking_options={},
+        relevance_threshold="",
         train_accelerator_count=0,
         **parameters,
     )
     card = json.loads((tmp_path / "step" / "model" / "model.json").read_text())
     assert card["config"] == configure(solver, asked).model_dump()
     assert model.metadata["solver"] == solver
+
+
+def train_step(folder: Path, **parameters: Any) -> TrainedModel:
+    """The model that the train step writes."""
+    for name, rows in (("train", RATINGS), ("validation", VALIDATION)):
+        write_ratings(rows, folder / name, Provenance("here", len(rows), 0, 0, len(rows)))
+    components.train.python_func(
+        train_ratings=SimpleNamespace(path=folder / "train"),
+        validation_ratings=SimpleNamespace(path=folder / "validation"),
+        initial_model=SimpleNamespace(path=folder / "initial_model"),
+        model=SimpleNamespace(path=folder / "step" / "model", metadata={}),
+        train_accelerator_count=0,
+        **complete({"epochs": 3, **parameters}, PARAMETERS),
+    )
+    return TrainedModel.load(folder / "step" / "model")
+
+
+def test_the_train_step_trains_the_ranking_model_on_both_parts_with_the_runs_seed_and_threshold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranking = train_step(tmp_path, seed=3, relevance_threshold="2.5", ranking_options={"factors": 2.0}).ranking
+    assert ranking
+    assert ranking.users.ids.to_pylist() == [10, 20, 30, 99]  # 99 and 77 occur in the validation part only
+    assert ranking.movies.ids.to_pylist() == [7, 8, 9, 77]
+    assert ranking.model.relevance_threshold == 2.5
+    assert (ranking.config["seed"], ranking.config["factors"], ranking.metrics["ratings"]) == (3, 2, 12)
+    assert "\nlists     ranking model of 2 factors, teacher rank " in capsys.readouterr().out
+    of_its_own = train_step(tmp_path, relevance_threshold="2.5", ranking_options={"relevance_threshold": 4.0}).ranking
+    assert of_its_own
+    assert of_its_own.model.relevance_threshold == 4.0
+
+
+def test_a_train_step_stopped_in_the_ranking_model_does_not_train_the_star_model_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = train_step(tmp_path / "whole")
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    save = CheckpointFile.save
+
+    def save_every_epoch(file: CheckpointFile, state: dict[str, Any]) -> None:
+        file.share = 1.0
+        save(file, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mf.train.fit_ranking", stopped)
+        patch.setattr(CheckpointFile, "save", save_every_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            train_step(tmp_path)
+    assert not (tmp_path / "step" / "model").exists()
+    capsys.readouterr()
+    resumed = train_step(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == f"resuming from {tmp_path / 'train.checkpoint'}: all 3 epochs are done"
+    assert not any(line.startswith("epoch ") for line in lines)
+    assert not (tmp_path / "train.checkpoint").exists()
+    assert resumed.ranking
+    assert whole.ranking
+    assert np.array_equal(resumed.ranking.model.embedding, whole.ranking.model.embedding)
+    assert np.array_equal(resumed.ranking.vectors, whole.ranking.vectors)
 
 
 def test_the_gpu_is_used_on_request_and_its_absence_is_reported() -> None:
