@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--rows",
         type=lambda text: int(float(text)),
         default=FULL,
-        help="number of planted ratings, for speed, imports and the evaluation",
+        help="number of planted ratings, for speed, imports, the evaluation and recommendations",
     )
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks.md"))
     given = parser.parse_args(argv)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "export": export.section,
         "publish": publish.section,
         "ranking": partial(ranking.section, given.rows),
-        "retrieval": retrieval.section,
+        "retrieval": partial(retrieval.section, given.rows),
         "gpu": gpu.section,
         **({"fold_in": partial(fold_in.section, given.ratings)} if given.ratings else {}),
     }

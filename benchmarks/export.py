@@ -135,7 +135,12 @@ def bare(model_dir: str) -> Result:
     model = read_model(Path(model_dir))
     sides = {"movie": model.movies, "user": model.users}
     content = {
-        side: memoryview(b"".join(records.tobytes() for records in copy_records(model.header.run_id, rows, "bigint")))
+        side: memoryview(
+            b"".join(
+                records.tobytes()
+                for records in copy_records(model.header.run_id, rows.ids, "bigint", (rows.bias, rows.vectors))
+            )
+        )
         for side, rows in sides.items()
     }
     with psycopg.connect(_database().conninfo.get_secret_value(), autocommit=True) as connection:

@@ -1,5 +1,5 @@
 """How long recommendations take in the database and through its API, by the exact search and by an index, and how many
-of the ten best an index finds."""
+of the ten best an index finds: of a ranking model trained on planted ratings."""
 
 import json
 import tempfile
@@ -18,33 +18,39 @@ from pydantic import SecretStr
 
 from benchmarks.apart import Result, cores, run
 from benchmarks.bars import Bar, bars
-from benchmarks.planted import FULL_MOVIES, MOVIE_BIAS, TASTE, USER_BIAS
+from benchmarks.data import Ratings, load
+from benchmarks.planted import FULL
 from benchmarks.report import number, ratio, table
 from mf.local import LocalSupabase, delete_home
 from mf.model import MatrixFactorization
-from mf.model_directory import TrainedModel
+from mf.model_directory import TrainedModel, TrainedRanking
+from mf.ranking import RankingConfig
+from mf.ratings.schema import MOVIE, RATING, USER
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.rest_target import RestTarget
 from mf.supabase.schema import HNSW, migration
+from mf.train import train_ranking
 
-FACTORS, USERS, RATED, GIVEN = 64, 500, 200, 20
-PASSED = 4000  # ratings that the calls of recommend_from_ratings pass in all
+FACTORS = 64
+RATED = (10, 200, 2000)  # ratings of a user
+USERS = 150  # per number of ratings
+CALLS = {10: 150, 200: 20}  # of recommend_from_ratings, by number of ratings
 RUN = "benchmark"
 RECALL = 0.99
-BARE = "select e.movie_id from public.mf_movie_embeddings e order by e.augmented operator(extensions.<#>) %s limit 10"
+BARE = "select e.movie_id from public.mf_movie_ranking e order by e.vector operator(extensions.<#>) %s limit 10"
 
 Float32s = npt.NDArray[np.float32]
 Call = tuple[str, dict[str, Any]]  # a function and its arguments
 
 
-def section(movies: int = FULL_MOVIES) -> str:
-    """The latency table of ``movies`` movies, as Markdown."""
-    measured = run("retrieval", measure, movies=movies)
+def section(rows: int = FULL) -> str:
+    """The latency table of a model of ``rows`` planted ratings, as Markdown."""
+    measured = run("retrieval", measure, rows=rows)
     if "error" in measured:
         return f"Retrieval was not measured: {measured['error']}"
-    rows = [
+    lines = [
         (
             label,
             *(number(measured[way][label][place], 1) for way in ("exact", "index") for place in ("sql", "api")),
@@ -59,60 +65,67 @@ def section(movies: int = FULL_MOVIES) -> str:
         Bar(f"recall@10 of the index, {label}", recall, at_least=RECALL, digits=4)
         for label, recall in measured["recall"].items()
     ]
-    return "\n\n".join([_explained(movies, measured), table(header, rows), bars(reached)])
+    return "\n\n".join([_explained(rows, measured), table(header, lines), bars(reached)])
 
 
-def _explained(movies: int, measured: Mapping[str, Any]) -> str:
+def _explained(rows: int, measured: Mapping[str, Any]) -> str:
     return (
-        f"The ten best of {movies:,} movies, {FACTORS} factors, {cores()} cores: medians of milliseconds over {USERS} "
-        f"calls ({PASSED // GIVEN} and {PASSED // RATED} from ratings), from a client on the same machine. A bare "
-        f"query that scans the vectors with pgvector takes {measured['bare_ms']:.1f} ms, NumPy's product with the same "
-        f"matrix {measured['numpy_ms']:.1f} ms. The two indexes of the run (HNSW, m {HNSW['m']}, ef_construction "
-        f"{HNSW['ef_construction']}, ef_search "
-        f"{HNSW['ef_search']}) were built in {measured['build_s']:.0f} s and take {measured['index_mb']:.0f} MB beside "
-        f"the table's {measured['table_mb']:.0f} MB. The vectors are random, their factors' variances falling as one "
-        f"over the root of the rank. A user has rated {RATED} movies, half of them among its {2 * RATED} best."
+        f"The ten best of {measured['movies']:,} movies, {FACTORS} factors, {cores()} cores: medians of milliseconds "
+        f"over {USERS} calls ({', '.join(f'{n} from {rated} ratings' for rated, n in CALLS.items())}), from a client "
+        f"on the same machine. A bare query that scans the vectors with pgvector takes {measured['bare_ms']:.1f} ms, "
+        f"NumPy's product with the same matrix {measured['numpy_ms']:.1f} ms. The two indexes of the run (HNSW, m "
+        f"{HNSW['m']}, ef_construction {HNSW['ef_construction']}, ef_search {HNSW['ef_search']}) were built in "
+        f"{measured['build_s']:.0f} s and take {measured['index_mb']:.0f} MB beside the searched table's "
+        f"{measured['table_mb']:.0f} MB. The ranking model is trained on {rows:,} planted ratings; the users are new "
+        f"and have {', '.join(map(str, RATED))} of these ratings, their rated movies left out."
     )
 
 
-def measure(movies: int) -> Result:
+def measure(rows: int) -> Result:
     """Milliseconds, recall and the indexes' seconds and size, from a database of its own."""
     home = Path(tempfile.mkdtemp(prefix="mf-benchmark-"))
     home.chmod(0o755)  # so that root's PostgreSQL, which runs as another user, lies in it too
     try:
         with LocalSupabase(home) as stack:
-            return _measure(stack, movies, home)
+            return _measure(stack, rows, home)
     finally:
         delete_home(home)
 
 
-def _measure(stack: LocalSupabase, movies: int, home: Path) -> Result:
+def _measure(stack: LocalSupabase, rows: int, home: Path) -> Result:
     rng = np.random.default_rng(0)
-    p, q = _vectors(rng, USERS), _vectors(rng, movies)
-    b_m = rng.normal(0, MOVIE_BIAS, movies).astype(np.float32)
+    data = load(f"planted:{rows}:0").train
+    ranking = train_ranking(
+        pa.table({USER: data.users, MOVIE: data.movies, RATING: data.ratings}),
+        RankingConfig(factors=FACTORS),
+        device=torch.device("cpu"),
+    )
+    users = _users(rng, data, ranking)
     with stack.connect() as connection:
         connection.execute(
-            "create table public.votes (user_id bigint, movie_id bigint, primary key (user_id, movie_id))"
+            "create table public.votes (user_id bigint, movie_id bigint, rating real, primary key (user_id, movie_id))"
         )
-        rated = _rated(rng, p, q, b_m)
         with connection.cursor().copy("copy public.votes from stdin") as copy:
-            for user, theirs in enumerate(rated):
-                for movie in theirs:
-                    copy.write_row((user, int(movie)))
+            for user, (movies, stars) in enumerate(users):
+                for movie, rating in zip(movies.tolist(), stars.tolist(), strict=True):
+                    copy.write_row((user, movie, rating))
+        connection.execute("analyze public.votes")
     stack.migrate(migration(SchemaConfig(ratings_table="votes")))
-    _model(p, q, b_m, rng).save(home / "model")
+    _model(ranking, users, rng).save(home / "model")
     RestTarget(Credentials(stack.url, SecretStr(stack.secret_key))).export(home / "model", ExportConfig())
-    calls = _calls(rng, movies, rated)
+    calls = _calls(rng, users)
     exact, found = _latencies(stack, calls)
+    p, q, b_m = ranking.vectors, ranking.model.embedding, ranking.model.bias
     bare, numpy = _bare(stack, p), _numpy(p, q, b_m)
     with stack.connect() as connection:
         # Not through the API: a client that is tired of waiting asks again, and is told of the second call only.
         _, build_s = _timed(lambda run: connection.execute("select public.mf_index(%s)", [run]), RUN)
         indexed, again = _latencies(stack, calls)
-        sizes = "select pg_table_size('public.mf_movie_embeddings'), sum(pg_relation_size(indexrelid)) "
+        sizes = "select pg_table_size('public.mf_movie_ranking'), sum(pg_relation_size(indexrelid)) "
         sizes += "from pg_stat_user_indexes where starts_with(indexrelname, 'mf_hnsw_')"
         table_bytes, index_bytes = (int(size) for size in connection.execute(sizes.encode()).fetchall()[0])
     return {
+        "movies": len(b_m),
         "exact": exact,
         "index": indexed,
         "recall": {label: _recall(found[label], again[label]) for label in calls},
@@ -124,56 +137,61 @@ def _measure(stack: LocalSupabase, movies: int, home: Path) -> Result:
     }
 
 
-def _vectors(rng: np.random.Generator, rows: int) -> Float32s:
-    variances = np.arange(1, FACTORS + 1) ** -0.5
-    variances *= TASTE / np.sqrt((variances**2).sum())
-    vectors: Float32s = (rng.standard_normal((rows, FACTORS)) * np.sqrt(variances)).astype(np.float32)
-    return vectors
+def _users(
+    rng: np.random.Generator, data: Ratings, ranking: TrainedRanking
+) -> list[tuple[npt.NDArray[np.int64], Float32s]]:
+    """Movies and ratings of ``USERS`` users for each number of ratings; they replace those of ``ranking``."""
+    order = np.argsort(data.users, kind="stable")
+    offsets = np.searchsorted(data.users[order], np.arange(data.users.max() + 2))
+    counts, users = np.diff(offsets), []
+    for rated in RATED:
+        for user in rng.choice(np.flatnonzero(counts >= min(rated, np.sort(counts)[-USERS])), USERS):
+            own = rng.permutation(order[offsets[user] : offsets[user + 1]])[:rated]
+            users.append((data.movies[own].astype(np.int64), data.ratings[own]))
+    ranking.vectors = np.stack(
+        [ranking.model.user_vector(ranking.movies.rows(pa.array(movies)), stars) for movies, stars in users]
+    )
+    ranking.users = Vocabulary(pa.array(np.arange(len(users))))
+    return users
 
 
-def _rated(rng: np.random.Generator, p: Float32s, q: Float32s, b_m: Float32s) -> list[npt.NDArray[np.int64]]:
-    """For each user ``RATED`` movies, half of them among the best and half any."""
-    best = np.argsort(-(p @ q.T + b_m), axis=1)
-    return [
-        np.concatenate(
-            [rng.choice(order[: 2 * RATED], RATED // 2, False), rng.choice(order[2 * RATED :], RATED // 2, False)]
-        )
-        for order in best
+def _model(
+    ranking: TrainedRanking, users: list[tuple[npt.NDArray[np.int64], Float32s]], rng: np.random.Generator
+) -> TrainedModel:
+    """The ranking model beside a star model of random vectors."""
+    module = MatrixFactorization(len(users), len(ranking.movies), FACTORS, rating_min=0.5, rating_max=5.0, mu=3.5)
+    for part in (module.user_factors, module.movie_factors, module.user_bias, module.movie_bias):
+        part.weight.data = torch.from_numpy(rng.normal(0, 0.1, part.weight.shape).astype(np.float32))
+    return TrainedModel(
+        module, ranking.users, ranking.movies, RUN, "none", {}, {}, {"validation_rmse": 0.8}, ranking=ranking
+    )
+
+
+def _calls(rng: np.random.Generator, users: list[tuple[npt.NDArray[np.int64], Float32s]]) -> dict[str, list[Call]]:
+    calls: dict[str, list[Call]] = {}
+    for at, rated in enumerate(RATED):
+        calls[f"recommend_movies, {rated:,} ratings"] = [
+            ("recommend_movies", {"for_user": user}) for user in range(at * USERS, (at + 1) * USERS)
+        ]
+    movies = np.unique(np.concatenate([movies for movies, _ in users]))
+    calls["similar_movies"] = [
+        ("similar_movies", {"for_movie": movie}) for movie in rng.choice(movies, USERS, False).tolist()
     ]
-
-
-def _model(p: Float32s, q: Float32s, b_m: Float32s, rng: np.random.Generator) -> TrainedModel:
-    module = MatrixFactorization(len(p), len(q), FACTORS, rating_min=0.5, rating_max=5.0, mu=3.5)
-    b_u = rng.normal(0, USER_BIAS, len(p)).astype(np.float32)
-    for part, values in (
-        (module.user_factors, p),
-        (module.movie_factors, q),
-        (module.user_bias, b_u[:, None]),
-        (module.movie_bias, b_m[:, None]),
-    ):
-        part.weight.data = torch.from_numpy(values)
-    users, movies = (Vocabulary(pa.array(np.arange(n))) for n in (len(p), len(q)))
-    return TrainedModel(module, users, movies, RUN, "none", {}, {}, {"validation_rmse": 0.8})
-
-
-def _calls(rng: np.random.Generator, movies: int, rated: list[npt.NDArray[np.int64]]) -> dict[str, list[Call]]:
-    def from_ratings(n: int) -> list[Call]:
-        some = (rng.choice(movies, n, False).tolist() for _ in range(PASSED // n))
-        given = ([{"movie_id": m, "rating": float(rng.integers(1, 11)) / 2} for m in chosen] for chosen in some)
-        return [("recommend_from_ratings", {"ratings": ratings}) for ratings in given]
-
-    users = range(len(rated))
-    return {
-        "recommend_movies": [("recommend_movies", {"for_user": user}) for user in users],
-        "recommend_movies, exclude_rated": [
-            ("recommend_movies", {"for_user": user, "exclude_rated": True}) for user in users
-        ],
-        "similar_movies": [
-            ("similar_movies", {"for_movie": m}) for m in rng.choice(movies, len(users), False).tolist()
-        ],
-        f"recommend_from_ratings, {GIVEN} ratings": from_ratings(GIVEN),
-        f"recommend_from_ratings, {RATED} ratings": from_ratings(RATED),
-    }
+    for rated, n in CALLS.items():
+        start = RATED.index(rated) * USERS
+        calls[f"recommend_from_ratings, {rated:,} ratings"] = [
+            (
+                "recommend_from_ratings",
+                {
+                    "ratings": [
+                        {"movie_id": movie, "rating": rating}
+                        for movie, rating in zip(movies.tolist(), stars.tolist(), strict=True)
+                    ]
+                },
+            )
+            for movies, stars in users[start : start + n]
+        ]
+    return calls
 
 
 def _latencies(

@@ -1,54 +1,62 @@
 """Rows in PostgreSQL's binary COPY format: https://www.postgresql.org/docs/current/sql-copy.html."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mf.model_directory import Embeddings
-
 CHUNK_ROWS = 8192
 COPY_BEGIN = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)  # signature, flags, length of the header extension
 COPY_END = struct.pack(">h", -1)
 
 
-def copy_records(run_id: str, rows: Embeddings, kind: str) -> Iterator[npt.NDArray[np.void]]:
-    """Encode ``rows`` as records (run_id, id, bias, embedding), at most ``CHUNK_ROWS`` at a time.
+def copy_records(
+    run_id: str, ids: pa.Array, kind: str, values: Sequence[npt.NDArray[np.float32]]
+) -> Iterator[npt.NDArray[np.void]]:
+    """Encode rows as records (run_id, id, values…), at most ``CHUNK_ROWS`` at a time.
 
     The yielded array is a buffer that the next chunk overwrites. Each value is preceded by its length in bytes; a
     vector is in pgvector's format: number of values, 0, values.
 
     Args:
+        ids: int64 or string [n].
         kind: type of the ids in the database: bigint, uuid or text.
+        values: columns, float32[n] for a real and float32[n, factors] for a vector.
     """
-    factors = rows.vectors.shape[1]
-    for positions, ids in _ids(rows.ids, kind):
-        constant = {
-            "fields": (">i2", 4),
-            "run_length": (">i4", len(run_id.encode())),
-            "run": (f"S{len(run_id.encode())}", run_id.encode()),
-            "id_length": (">i4", ids.itemsize),
-            "id": (ids.dtype, None),
-            "bias_length": (">i4", 4),
-            "bias": (">f4", None),
-            "vector_length": (">i4", 4 + 4 * factors),
-            "dimensions": (">i2", factors),
-            "unused": (">i2", 0),
+    for positions, encoded in _ids(ids, kind):
+        layout: list[tuple[str, npt.DTypeLike, tuple[int, ...]]] = [
+            ("fields", ">i2", ()),
+            ("run_length", ">i4", ()),
+            ("run", f"S{len(run_id.encode())}", ()),
+            ("id_length", ">i4", ()),
+            ("id", encoded.dtype, ()),
+        ]
+        constants = {
+            "fields": 2 + len(values),
+            "run_length": len(run_id.encode()),
+            "run": run_id.encode(),
+            "id_length": encoded.itemsize,
         }
-        layout = [(name, form) for name, (form, _) in constant.items()] + [("vector", ">f4", (factors,))]
-        records = np.zeros(min(CHUNK_ROWS, len(ids)), layout)
-        for name, (_, value) in constant.items():
-            if value is not None:
-                records[name] = value
-        for start in range(0, len(ids), CHUNK_ROWS):
+        for number, value in enumerate(values):
+            layout.append((f"length{number}", ">i4", ()))
+            constants[f"length{number}"] = 4
+            if value.ndim == 2:
+                layout += [(f"dimensions{number}", ">i2", ()), (f"unused{number}", ">i2", ())]
+                constants[f"length{number}"] = 4 + 4 * value.shape[1]
+                constants[f"dimensions{number}"] = value.shape[1]
+            layout.append((f"value{number}", ">f4", value.shape[1:]))
+        records = np.zeros(min(CHUNK_ROWS, len(encoded)), layout)
+        for name, constant in constants.items():
+            records[name] = constant
+        for start in range(0, len(encoded), CHUNK_ROWS):
             part = positions[start : start + CHUNK_ROWS]
             chunk = records[: len(part)]
-            chunk["id"], chunk["bias"], chunk["vector"] = (
-                ids[start : start + CHUNK_ROWS], rows.bias[part], rows.vectors[part],
-            )  # fmt: skip
+            chunk["id"] = encoded[start : start + CHUNK_ROWS]
+            for number, value in enumerate(values):
+                chunk[f"value{number}"] = value[part]
             yield chunk
 
 

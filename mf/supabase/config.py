@@ -57,6 +57,11 @@ class SchemaConfig(_Views):
     )
     user_column: Identifier = Field(default="user_id", description="column of user ids in the ratings table")
     movie_column: Identifier = Field(default="movie_id", description="column of movie ids in the ratings table")
+    rating_column: Identifier = Field(
+        default="rating",
+        description="column of ratings in the ratings table, from which recommend_movies says because of which rated "
+        "movie; none: it does not",
+    )
 
     @model_validator(mode="after")
     def _ratings_table_is_no_view(self) -> Self:

@@ -9,18 +9,22 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import psycopg
+import pyarrow as pa
 from psycopg import sql
 from psycopg.copy import QueuedLibpqWriter
 from psycopg.types.json import Jsonb
 
 from mf.errors import SupabaseError
-from mf.model_directory import Embeddings, PublishedModel
+from mf.model_directory import PublishedModel
 from mf.progress import Progress
 from mf.supabase.binary_copy import COPY_BEGIN, COPY_END, copy_records
 from mf.supabase.config import ExportConfig
 from mf.supabase.database import Database
-from mf.supabase.recommend import READ_RUN, Entity, incomplete
+from mf.supabase.recommend import READ_RUN, incomplete
+from mf.supabase.run_tables import RunTable, TableRows, rows_of
 from mf.supabase.snapshot import select, snapshot
 from mf.supabase.target import HINTS, MigrationOptions, PublishedRun, Target
 
@@ -75,27 +79,28 @@ class DirectTarget(Target):
             rows = select(cursor, "select to_jsonb(r)::text as run from public.mf_runs r where r.status = 'published'")
         return PublishedRun.of(json.loads(rows["run"][0].as_py())) if len(rows) else None
 
-    def embeddings(self, run: PublishedRun) -> tuple[Embeddings, Embeddings]:
-        with snapshot(self.database, f"read run {run.header.run_id}") as cursor:
+    def read(self, table: RunTable, run_id: str, n: int) -> TableRows:
+        with snapshot(self.database, f"read run {run_id}") as cursor:
             options = json.loads(select(cursor, "select public.mf_schema()::text as options")["options"][0].as_py())
-            return _read(cursor, "user", run, run.users, options), _read(cursor, "movie", run, run.movies, options)
+            kind = "int8" if options[f"{table.entity}_id_type"] == "bigint" else "text"
+            columns = [f"e.{name}{'' if name == 'bias' else '::float4[]'} as {name}" for name in table.columns]
+            parts: dict[str, str | sql.Composable] = {
+                "columns": sql.SQL(", ".join([f"e.{table.key}::{kind} as id", *columns])),
+                "table": sql.Identifier("public", table.name),
+                "run": run_id,
+            }
+            rows = select(cursor, "select {columns} from {table} e where e.run_id = {run}", **parts)
+        if len(rows) != n:
+            raise incomplete(run_id)
+        return TableRows(
+            table, rows["id"].combine_chunks(), tuple(_floats(rows[name].combine_chunks()) for name in table.columns)
+        )
 
 
-_EMBEDDINGS = "select {id} as id, e.bias, e.embedding::float4[] as vector from {table} e where e.run_id = {run}"
-
-
-def _read(cursor: Any, entity: Entity, run: PublishedRun, n: int, options: MigrationOptions) -> Embeddings:
-    kind = "int8" if options[f"{entity}_id_type"] == "bigint" else "text"
-    parts: dict[str, str | sql.Composable] = {
-        "id": sql.SQL(f"e.{entity}_id::{kind}"),
-        "table": sql.Identifier("public", f"mf_{entity}_embeddings"),
-        "run": run.header.run_id,
-    }
-    rows = select(cursor, _EMBEDDINGS, **parts)
-    if len(rows) != n:
-        raise incomplete(run.header.run_id)
-    ids, biases, vectors = (rows[name].combine_chunks() for name in ("id", "bias", "vector"))
-    return Embeddings(ids, biases.to_numpy(), vectors.flatten().to_numpy().reshape(n, run.header.factors))
+def _floats(column: pa.Array) -> npt.NDArray[np.float32]:
+    if pa.types.is_floating(column.type):
+        return np.asarray(column.to_numpy(), dtype=np.float32)
+    return np.asarray(column.flatten().to_numpy().reshape(len(column), -1), dtype=np.float32)
 
 
 class _DirectSession:
@@ -121,22 +126,25 @@ class _DirectSession:
         with self._explained(f"lock run {run_id}"):
             # An export of the same run through the API waits from here on, and then finds it published.
             self._connection.execute("select from public.mf_runs where run_id = %s for update", [run_id])
-        entities: tuple[tuple[Entity, Embeddings], ...] = (("movie", model.movies), ("user", model.users))
-        for entity, rows in entities:
-            with self._explained(f"write the {entity}s of run {run_id}"):
-                self._copy(entity, run_id, rows, options[f"{entity}_id_type"])
+        for rows in rows_of(model):
+            with self._explained(f"write the {rows.table.label} of run {run_id}"):
+                self._copy(run_id, rows, options[f"{rows.table.entity}_id_type"])
 
-    def _copy(self, entity: Entity, run_id: str, rows: Embeddings, kind: str) -> None:
-        names = {"table": sql.Identifier("public", f"mf_{entity}_embeddings"), "id": sql.Identifier(f"{entity}_id")}
+    def _copy(self, run_id: str, rows: TableRows, kind: str) -> None:
+        table = rows.table
+        names = {
+            "table": sql.Identifier("public", table.name),
+            "columns": sql.SQL(", ").join(map(sql.Identifier, ("run_id", table.key, *table.columns))),
+        }
         # Rows that an interrupted export through the API has left.
         self._connection.execute(sql.SQL("delete from {table} where run_id = %s").format(**names), [run_id])
-        statement = "copy {table} (run_id, {id}, bias, embedding) from stdin (format binary)"
+        statement = sql.SQL("copy {table} ({columns}) from stdin (format binary)").format(**names)
         cursor = self._connection.cursor()
         # The writer sends in a thread of its own, so that the server does not wait while rows are encoded.
-        copying = cursor.copy(sql.SQL(statement).format(**names), writer=QueuedLibpqWriter(cursor))
-        with Progress(f"export {entity}s", len(rows)) as progress, copying as copy:
+        copying = cursor.copy(statement, writer=QueuedLibpqWriter(cursor))
+        with Progress(f"export {table.label}", len(rows)) as progress, copying as copy:
             copy.write(COPY_BEGIN)
-            for records in copy_records(run_id, rows, kind):
+            for records in copy_records(run_id, rows.ids, kind, rows.values):
                 copy.write(records.tobytes())
                 progress.advance(len(records))
             copy.write(COPY_END)

@@ -1,45 +1,86 @@
 """Recommendations and embeddings of the published run, read through the REST API."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from supabase import Client
 
 from mf.errors import SupabaseError
 from mf.supabase.client import call
+from mf.supabase.run_tables import MOVIES, USERS, Entity, RunTable
 
 Id = int | str | UUID
-Entity = Literal["user", "movie"]
+Page = list[dict[str, Any]]
 
 READ_RUN = "read the published run"
 
 
+class Recommendation(NamedTuple):
+    """One movie of a list."""
+
+    movie_id: int | str
+    score: float  # of the ranking model; of a run without one the predicted rating before clipping
+    predicted_rating: float  # in stars, clipped to the range of the ratings
+    because: int | str | None  # the rated movie that speaks most for it; None: no ratings are known
+    run_id: str
+
+
+class Similar(NamedTuple):
+    """A movie similar to another."""
+
+    movie_id: int | str
+    similarity: float  # cosine
+    run_id: str
+
+
 def recommend_movies(
-    client: Client, for_user: Id, k: int = 10, exclude_rated: bool = False
-) -> list[tuple[int | str, float]]:
-    """The ``k`` movies (at most 1000) with the highest predicted rating for a user.
+    client: Client,
+    for_user: Id,
+    k: int = 10,
+    exclude_rated: bool | None = None,
+    *,
+    without_ids: Sequence[Id] = (),
+    only_ids: Sequence[Id] | None = None,
+    skip: int = 0,
+    of_run: str | None = None,
+) -> list[Recommendation]:
+    """The ``k`` movies with the highest ranking score for a user, best first.
 
     Args:
-        exclude_rated: leave out movies that the user has rated; needs a migration with ``--ratings_table``.
+        exclude_rated: leave out movies that the user has rated; ``None``: where the migration knows the ratings table.
+        without_ids: movies to leave out, at most 10,000.
+        only_ids: the movies to choose from, at most 10,000.
+        skip: movies to pass over, for the next page; ``k + skip`` is at most 1000.
+        of_run: the run to read; ``None``: the published one.
 
     Returns:
-        (movie id, predicted rating in stars, clipped to the range of the ratings), best first. A user unknown to the
-        published run gets the predictions for an unseen user. Empty when no run is published.
+        A user unknown to the run gets the most popular movies. Empty when no run is published.
 
     Raises:
-        SupabaseError: the API refused, or the id is not of the database's type.
+        SupabaseError: the API refused, or an id is not of the database's type.
     """
     arguments = {"for_user": _json(for_user), "k": k, "exclude_rated": exclude_rated}
+    arguments |= _choice(without_ids, only_ids, skip, of_run)
     rows = call(client.rpc("recommend_movies", arguments), f"recommend movies for user {for_user}")
-    return [(row["movie_id"], row["predicted_rating"]) for row in rows]
+    return [Recommendation(**row) for row in rows]
 
 
-def recommend_from_ratings(client: Client, ratings: Mapping[Id, float], k: int = 10) -> list[tuple[int | str, float]]:
+def recommend_from_ratings(
+    client: Client,
+    ratings: Mapping[Id, float],
+    k: int = 10,
+    *,
+    without_ids: Sequence[Id] = (),
+    only_ids: Sequence[Id] | None = None,
+    skip: int = 0,
+    of_run: str | None = None,
+) -> list[Recommendation]:
     """Recommendations for a new user with these ``ratings``.
 
     Args:
-        ratings: at most 1000, in stars, by movie id; movies unknown to the published run are ignored.
+        ratings: at most 1000, in stars, by movie id; movies unknown to the run are ignored.
+        without_ids, only_ids, skip, of_run: as for ``recommend_movies``.
 
     Returns:
         As ``recommend_movies``, without the rated movies.
@@ -49,22 +90,34 @@ def recommend_from_ratings(client: Client, ratings: Mapping[Id, float], k: int =
             the migration had this function.
     """
     entries = [{"movie_id": _json(movie), "rating": rating} for movie, rating in ratings.items()]
-    rows = call(client.rpc("recommend_from_ratings", {"ratings": entries, "k": k}), "recommend movies from ratings")
-    return [(row["movie_id"], row["predicted_rating"]) for row in rows]
+    arguments = {"ratings": entries, "k": k} | _choice(without_ids, only_ids, skip, of_run)
+    rows = call(client.rpc("recommend_from_ratings", arguments), "recommend movies from ratings")
+    return [Recommendation(**row) for row in rows]
 
 
-def similar_movies(client: Client, for_movie: Id, k: int = 10) -> list[tuple[int | str, float]]:
-    """The ``k`` movies (at most 1000) most similar to a movie.
+def similar_movies(
+    client: Client, for_movie: Id, k: int = 10, *, without_ids: Sequence[Id] = (), only_ids: Sequence[Id] | None = None
+) -> list[Similar]:
+    """The ``k`` movies (at most 1000) most similar to a movie, most similar first.
 
     Returns:
-        (movie id, cosine similarity of the embeddings), most similar first. Empty for a movie unknown to the published
-        run.
+        Empty for a movie unknown to the published run.
 
     Raises:
-        SupabaseError: the API refused, or the id is not of the database's type.
+        SupabaseError: the API refused, or an id is not of the database's type.
     """
-    rows = call(client.rpc("similar_movies", {"for_movie": _json(for_movie), "k": k}), f"find movies like {for_movie}")
-    return [(row["movie_id"], row["similarity"]) for row in rows]
+    arguments = {"for_movie": _json(for_movie), "k": k} | _ids(without_ids, only_ids)
+    rows = call(client.rpc("similar_movies", arguments), f"find movies like {for_movie}")
+    return [Similar(**row) for row in rows]
+
+
+def _choice(without_ids: Sequence[Id], only_ids: Sequence[Id] | None, skip: int, of_run: str | None) -> dict[str, Any]:
+    return _ids(without_ids, only_ids) | {"skip": skip, "of_run": of_run}
+
+
+def _ids(without_ids: Sequence[Id], only_ids: Sequence[Id] | None) -> dict[str, Any]:
+    only = None if only_ids is None else [_json(movie) for movie in only_ids]
+    return {"without_ids": [_json(movie) for movie in without_ids], "only_ids": only}
 
 
 def published_run(client: Client) -> dict[str, Any] | None:
@@ -79,7 +132,7 @@ def published_run(client: Client) -> dict[str, Any] | None:
     return rows[0] if rows else None
 
 
-def pages(client: Client, entity: Entity, run_id: str) -> Iterator[list[dict[str, Any]]]:
+def pages(client: Client, entity: Entity, run_id: str) -> Iterator[Page]:
     """All user or movie embeddings of one run, page by page; needs the secret key.
 
     A run is kept until the second publish after its own, so a publish in between does not change the pages.
@@ -91,17 +144,26 @@ def pages(client: Client, entity: Entity, run_id: str) -> Iterator[list[dict[str
         SupabaseError: the run is not in the database, or was removed before the last page; or the API refused.
     """
     run = call(client.table("mf_runs").select(f"n_{entity}s").eq("run_id", run_id), f"look for run {run_id}")
-    missing = run[0][f"n_{entity}s"] if run else 0
-    key, last = f"{entity}_id", None
-    while missing:
-        query = client.table(f"mf_{entity}_embeddings").select(f"{key},bias,embedding").eq("run_id", run_id).order(key)
-        rows = call(query if last is None else query.gt(key, last), f"read the {entity}s of run {run_id}")
-        if not rows:
-            break
-        yield rows
-        last, missing = rows[-1][key], missing - len(rows)
-    if not run or missing:
+    if not run:
         raise incomplete(run_id)
+    yield from table_pages(client, USERS if entity == "user" else MOVIES, run_id, run[0][f"n_{entity}s"])
+
+
+def table_pages(client: Client, table: RunTable, run_id: str, n: int) -> Iterator[Page]:
+    """The ``n`` rows of a run in one table, page by page, ordered by id.
+
+    Raises:
+        SupabaseError: there are fewer, or the API refused.
+    """
+    last, missing = None, n
+    columns = ",".join((table.key, *table.columns))
+    while missing:
+        query = client.table(table.name).select(columns).eq("run_id", run_id).order(table.key)
+        rows = call(query if last is None else query.gt(table.key, last), f"read the {table.label} of run {run_id}")
+        if not rows:
+            raise incomplete(run_id)
+        yield rows
+        last, missing = rows[-1][table.key], missing - len(rows)
 
 
 def incomplete(run_id: str) -> SupabaseError:

@@ -8,18 +8,19 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 from supabase import Client
 
 from mf.errors import SupabaseError
-from mf.model_directory import Embeddings, PublishedModel
+from mf.model_directory import PublishedModel
 from mf.progress import Progress
 from mf.supabase import recommend
 from mf.supabase.client import call, connect
 from mf.supabase.config import ExportConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.recommend import Entity
+from mf.supabase.run_tables import RunTable, TableRows, rows_of
 from mf.supabase.target import HINTS, ExportResult, MigrationOptions, PublishedRun, Target
 
 NO_TABLE = ("42P01", "PGRST205")  # error codes of a missing table
@@ -54,19 +55,19 @@ class RestTarget(Target):
             raise
         return PublishedRun.of(row) if row else None
 
-    def embeddings(self, run: PublishedRun) -> tuple[Embeddings, Embeddings]:
+    def read(self, table: RunTable, run_id: str, n: int) -> TableRows:
         with connect(self.credentials) as client:
-            return _read(client, "user", run), _read(client, "movie", run)
+            pages = list(recommend.table_pages(client, table, run_id, n))
+        ids = pa.array([row[table.key] for page in pages for row in page])
+        return TableRows(table, ids, tuple(_floats(pages, name) for name in table.columns))
 
 
-def _read(client: Client, entity: Entity, run: PublishedRun) -> Embeddings:
-    ids, biases, vectors = [], [], []
-    for page in recommend.pages(client, entity, run.header.run_id):
-        ids += [row[f"{entity}_id"] for row in page]
-        biases += [row["bias"] for row in page]
-        texts = ",".join(row["embedding"] for row in page)
-        vectors.append(np.array(orjson.loads(f"[{texts}]"), np.float32))
-    return Embeddings(pa.array(ids), np.array(biases, np.float32), np.concatenate(vectors))
+def _floats(pages: list[recommend.Page], name: str) -> npt.NDArray[np.float32]:
+    if name == "bias":
+        return np.array([row[name] for page in pages for row in page], np.float32)
+    # Page by page: Python's numbers take four times the memory of the text.
+    texts = (",".join(row[name] for row in page) for page in pages)
+    return np.concatenate([np.array(orjson.loads(f"[{text}]"), np.float32) for text in texts])
 
 
 class _RestSession:
@@ -86,31 +87,31 @@ class _RestSession:
         with ExitStack() as opened, ThreadPoolExecutor(config.clients) as pool:
             for _ in range(config.clients):
                 clients.put(opened.enter_context(connect(self._credentials)))
-            for entity, rows in (("movie", model.movies), ("user", model.users)):
-                self._load(f"{entity}s", rows, model, config.rows_per_request, clients, pool)
+            for rows in rows_of(model):
+                self._load(rows, model, config.rows_per_request, clients, pool)
 
     @staticmethod
     def _load(
-        name: str,
-        rows: Embeddings,
+        rows: TableRows,
         model: PublishedModel,
         rows_per_request: int,
         clients: "SimpleQueue[Client]",
         pool: ThreadPoolExecutor,
     ) -> None:
         run = {"run": model.header.run_id, "content": model.content_hash}
+        label = rows.table.label
 
         def send(start: int) -> int:
             part = slice(start, min(start + rows_per_request, len(rows)))
             client = clients.get()
             try:
-                request = client.rpc(f"mf_load_{name}", run | _columns(rows, part))
-                call(request, f"write {name} {part.start:,} to {part.stop - 1:,} of run {model.header.run_id}", HINTS)
+                request = client.rpc(rows.table.function, run | _arguments(rows, part))
+                call(request, f"write {label} {part.start:,} to {part.stop - 1:,} of run {model.header.run_id}", HINTS)
             finally:
                 clients.put(client)
             return part.stop - part.start
 
-        with Progress(f"export {name}", total=len(rows)) as progress:
+        with Progress(f"export {label}", total=len(rows)) as progress:
             batches = [pool.submit(send, start) for start in range(0, len(rows), rows_per_request)]
             try:
                 for batch in as_completed(batches):
@@ -121,11 +122,14 @@ class _RestSession:
                     batch.cancel()
 
 
-def _columns(rows: Embeddings, part: slice) -> dict[str, Any]:
+def _arguments(rows: TableRows, part: slice) -> dict[str, Any]:
     """Arguments of ``mf_load_…``. A vector goes as text: float32's shortest digits are exact and a third of the size
     of a JSON list of doubles."""
-    return {
-        "ids": rows.ids[part].to_pylist(),
-        "biases": rows.bias[part].tolist(),
-        "embeddings": [orjson.dumps(v, option=orjson.OPT_SERIALIZE_NUMPY).decode() for v in rows.vectors[part]],
-    }
+    arguments = {"ids": rows.ids[part].to_pylist()}
+    for name, values in zip(rows.table.arguments, rows.values, strict=True):
+        arguments[name] = values[part].tolist() if values.ndim == 1 else [_text(vector) for vector in values[part]]
+    return arguments
+
+
+def _text(vector: npt.NDArray[np.float32]) -> str:
+    return orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY).decode()

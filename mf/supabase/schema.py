@@ -23,9 +23,7 @@ def migration(config: SchemaConfig) -> str:
     environment = Environment(autoescape=False, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)  # noqa: S701
     environment.filters.update(identifier=_identifier, literal=_literal)
     template = environment.from_string(files("mf.supabase").joinpath("schema.sql").read_text(encoding="utf-8"))
-    # Ties are ordered by id; text ids by code point, whatever the database's collation.
-    order = 'e.movie_id collate pg_catalog."C"' if config.movie_id_type == "text" else "e.movie_id"
-    return template.render(config.model_dump(), config=config.model_dump_json(), movie_order=order, **HNSW)
+    return template.render(config.model_dump(), config=config.model_dump_json(), **HNSW)
 
 
 def command(options: dict[str, str]) -> str:

@@ -15,7 +15,9 @@ from mf.errors import SupabaseError
 from mf.fold_in import prior
 from mf.model_directory import Embeddings, Header, PublishedModel, PublishedRanking, read_model
 from mf.ratings.schema import TrainedOn, id_type
-from mf.supabase.config import ExportConfig
+from mf.ratings.vocabulary import Vocabulary
+from mf.supabase.config import ExportConfig, SchemaConfig
+from mf.supabase.run_tables import MOVIE_HISTORY, MOVIE_RANKING, MOVIES, USER_RANKING, USERS, RunTable, TableRows
 from mf.supabase.schema import command
 
 # The options that the database's migration was printed with, as mf_schema() returns them: fields of SchemaConfig.
@@ -56,6 +58,7 @@ class PublishedRun:
     movies: int
     published_at: str  # ISO 8601
     trained_on: TrainedOn | None  # None: not recorded
+    ranking: dict[str, Any] | None = None  # numbers of the ranking model; None: the run has none
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "PublishedRun":
@@ -64,7 +67,7 @@ class PublishedRun:
         stars = {name: float(row[name]) for name in ("mu", "rating_min", "rating_max")}
         header = Header(row["run_id"], row["factors"], **stars)
         trained_on = TrainedOn.read(row.get("trained_on"))
-        return cls(header, row["n_users"], row["n_movies"], row["published_at"], trained_on)
+        return cls(header, row["n_users"], row["n_movies"], row["published_at"], trained_on, row.get("ranking"))
 
 
 class Session(Protocol):
@@ -100,16 +103,41 @@ class Target(ABC):
         """
 
     @abstractmethod
+    def read(self, table: RunTable, run_id: str, n: int) -> TableRows:
+        """The ``n`` rows of a run in one table, in any order.
+
+        Raises:
+            SupabaseError: the run has been removed since; or as ``published_run``.
+        """
+
     def embeddings(self, run: PublishedRun) -> tuple[Embeddings, Embeddings]:
         """All users and all movies of ``run``, even if another run has been published since.
 
         Raises:
             SupabaseError: the run has been removed since; or as ``published_run``.
         """
+        users = self.read(USERS, run.header.run_id, run.users)
+        movies = self.read(MOVIES, run.header.run_id, run.movies)
+        return Embeddings(users.ids, *users.values), Embeddings(movies.ids, *movies.values)
 
     def ranking(self, run: PublishedRun) -> PublishedRanking | None:
-        """The ranking model of ``run``; ``None``: it has none."""
-        return None
+        """The ranking model of ``run``, even if another run has been published since; ``None`` when it has none.
+
+        Raises:
+            SupabaseError: as ``embeddings``.
+        """
+        if run.ranking is None:
+            return None
+        users = self.read(USER_RANKING, run.header.run_id, run.ranking["users"])
+        movies, histories = (
+            self.read(table, run.header.run_id, run.ranking["movies"]) for table in (MOVIE_RANKING, MOVIE_HISTORY)
+        )
+        order = Vocabulary(histories.ids).rows(movies.ids)
+        history, liking = (values[order] for values in histories.values)
+        (vectors,) = movies.values
+        return PublishedRanking(
+            run.ranking, movies.ids, vectors[:, -1], vectors[:, :-1], history, liking, users.ids, users.values[0]
+        )
 
     def check(
         self, user_ids: pa.Array | pa.ChunkedArray, movie_ids: pa.Array | pa.ChunkedArray, config: ExportConfig
@@ -169,6 +197,11 @@ def _check_migration(
     config: ExportConfig,
 ) -> MigrationOptions:
     options: MigrationOptions = session.call("mf_schema", "read the options of the migration")
+    if lacking := SchemaConfig.model_fields.keys() - options.keys():
+        raise SupabaseError(
+            f"the database's migration is older than this release, without {', '.join(sorted(lacking))}: apply what "
+            f"`{command(options)}` prints"
+        )
     types = {"user_id_type": id_type(user_ids), "movie_id_type": id_type(movie_ids)}
     # A text column holds ids of every type.
     required = options | {name: options[name] if options[name] == "text" else kind for name, kind in types.items()}
@@ -192,4 +225,10 @@ def _registration(model: PublishedModel) -> dict[str, Any]:
         "content_hash": model.content_hash,
         "trained_on": model.trained_on and asdict(model.trained_on),
         "prior": covariance,
+        "ranking": model.ranking and _ranking_numbers(model.ranking),
     }
+
+
+def _ranking_numbers(ranking: PublishedRanking) -> dict[str, Any]:
+    size = {"users": len(ranking.user_ids), "movies": len(ranking.movie_ids)}
+    return ranking.numbers | size | {"factors": ranking.embedding.shape[1]}

@@ -16,7 +16,7 @@ from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
 from mf.supabase.client import connect
 from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.recommend import published_run, recommend_movies, similar_movies
+from mf.supabase.recommend import Recommendation, published_run, recommend_movies, similar_movies
 from pipelines.laptop.sources import LocalSource
 
 SHOWN = 5  # movies per list
@@ -83,11 +83,11 @@ def print_recommendations(client: Client, schema: SchemaConfig, ratings: pa.Tabl
     """Prints the published run's recommendations for one user, and movies similar to one that the user likes."""
     user, liked = example_user(ratings)
     print(f"\nrecommended to user {user}")
-    for movie, rating in recommend_unrated(client, schema, ratings, user):
-        print(f"  {rating:.2f}  {titles.get(str(movie), movie)}")
+    for best in recommend_unrated(client, schema, ratings, user):
+        print(f"  {best.predicted_rating:.2f}  {titles.get(str(best.movie_id), best.movie_id)}")
     print(f"\nsimilar to {titles.get(str(liked), liked)}")
-    for movie, similarity in similar_movies(client, liked, SHOWN):
-        print(f"  {similarity:.2f}  {titles.get(str(movie), movie)}")
+    for near in similar_movies(client, liked, SHOWN):
+        print(f"  {near.similarity:.2f}  {titles.get(str(near.movie_id), near.movie_id)}")
 
 
 def example_user(ratings: pa.Table) -> tuple[Any, Any]:
@@ -97,8 +97,8 @@ def example_user(ratings: pa.Table) -> tuple[Any, Any]:
     """
     users, movies = (pc.value_counts(ratings[name].combine_chunks()) for name in (USER, MOVIE))
     counts = users.field("counts").to_numpy()
-    # recommend_movies returns at most 1000 movies, rated ones included.
-    suitable = counts <= min(900, len(movies) - SHOWN)
+    # recommend_movies leaves out at most 10,000 movies.
+    suitable = counts <= min(10_000, len(movies) - SHOWN)
     user = users.field("values")[int(np.argmax(np.where(suitable, counts, 0) if suitable.any() else -counts))]
     own = ratings.filter(pc.equal(ratings[USER], user))
     favourites = own.filter(pc.equal(own[RATING], pc.max(own[RATING])))[MOVIE].to_pylist()
@@ -106,16 +106,15 @@ def example_user(ratings: pa.Table) -> tuple[Any, Any]:
     return user.as_py(), max(favourites, key=lambda movie: (popularity[movie], str(movie)))
 
 
-def recommend_unrated(client: Client, schema: SchemaConfig, ratings: pa.Table, user: Any) -> list[tuple[Any, float]]:
-    """Recommended movies that the user has not rated, with predicted ratings.
+def recommend_unrated(client: Client, schema: SchemaConfig, ratings: pa.Table, user: Any) -> list[Recommendation]:
+    """Recommended movies that the user has not rated.
 
-    The database leaves out the rated ones if it has a table of ratings; otherwise this function does.
+    The database leaves out the rated ones if it has a table of ratings; otherwise this function names them.
     """
     if schema.ratings_table:
-        return recommend_movies(client, user, SHOWN, exclude_rated=True)
-    rated = set(ratings.filter(pc.equal(ratings[USER], pa.scalar(user)))[MOVIE].to_pylist())
-    best = recommend_movies(client, user, SHOWN + len(rated))
-    return [(movie, rating) for movie, rating in best if movie not in rated][:SHOWN]
+        return recommend_movies(client, user, SHOWN)
+    rated = ratings.filter(pc.equal(ratings[USER], pa.scalar(user)))[MOVIE].to_pylist()
+    return recommend_movies(client, user, SHOWN, without_ids=rated)
 
 
 def _relative(path: Path) -> Path:

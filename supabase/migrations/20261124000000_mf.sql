@@ -2,7 +2,7 @@
 -- Printed by `python -m mf schema`. One idempotent transaction.
 begin;
 -- All names are qualified: nothing depends on the session's search path.
-set local search_path = '';
+set local search_path = pg_catalog, pg_temp;
 set local client_min_messages = warning;
 
 create extension if not exists vector with schema extensions;
@@ -28,7 +28,8 @@ begin
     if found.has <> found.type then
       raise exception 'public.%.% is %, and this migration is for %: print it with `python -m mf schema --%_type %`, '
         'or, to delete the existing runs, first run: '
-        'drop table public.mf_user_embeddings, public.mf_movie_embeddings, public.mf_runs cascade;',
+        'drop table if exists public.mf_user_embeddings, public.mf_movie_embeddings, public.mf_user_ranking, '
+        'public.mf_movie_ranking, public.mf_movie_history, public.mf_priors, public.mf_runs cascade;',
         found.tab, found.col, found.has, found.type, found.col, found.has;
     end if;
   end loop;
@@ -76,6 +77,8 @@ create table if not exists public.mf_runs (
 -- The ratings that the model was trained on (source, columns, content_hash, until), so that the next model can be
 -- compared with it where both have the same source; null for runs of earlier migrations.
 alter table public.mf_runs add column if not exists trained_on jsonb;
+-- The numbers of the ranking model: factors, users, movies, mu, sd, rho, recency, …; null for a run without one.
+alter table public.mf_runs add column if not exists ranking jsonb;
 create unique index if not exists mf_runs_one_published on public.mf_runs ((true)) where status = 'published';
 
 -- The prior of a new user, for recommend_from_ratings: E[w w'] over the run's users, w = [p ; b_u], divided by the
@@ -99,11 +102,41 @@ create table if not exists public.mf_movie_embeddings (
   movie_id bigint not null,
   bias real not null,
   embedding extensions.vector not null,
-  -- [q ; b_m]: its inner product with [p ; 1] is p.q + b_m, so that one operator ranks by the predicted rating
-  augmented extensions.vector generated always as
-    (embedding operator(extensions.||) array[bias]::extensions.vector) stored,
   primary key (run_id, movie_id)
 );
+-- Earlier migrations searched this column.
+alter table public.mf_movie_embeddings drop column if exists augmented;
+
+-- The vectors of lists. A search scans mf_movie_ranking alone, whose rows are therefore short: 18 MB for 59,000 movies
+-- of 64 factors. Its vector is [q ; b_m]: the inner product with [p ; 1] is the score p.q + b_m. Of a run without a
+-- ranking model q and b_m are the embedding and bias of the predicted rating, and the other two tables have no rows.
+create table if not exists public.mf_movie_ranking (
+  run_id text not null,
+  movie_id bigint not null,
+  vector extensions.vector not null,
+  primary key (run_id, movie_id)
+);
+alter table public.mf_movie_ranking alter column vector set storage plain;
+-- What a rating of the movie adds to a user's vector: history + rho (rating - mu) / sd * liking.
+create table if not exists public.mf_movie_history (
+  run_id text not null,
+  movie_id bigint not null,
+  history extensions.vector not null,
+  liking extensions.vector not null,
+  primary key (run_id, movie_id)
+);
+create table if not exists public.mf_user_ranking (
+  run_id text not null,
+  user_id bigint not null,
+  vector extensions.vector not null,
+  primary key (run_id, user_id)
+);
+-- Runs of earlier migrations
+insert into public.mf_movie_ranking (run_id, movie_id, vector)
+  select e.run_id, e.movie_id, e.embedding operator(extensions.||) array[e.bias]::extensions.vector
+  from public.mf_movie_embeddings e join public.mf_runs r on r.run_id = e.run_id
+  where r.ranking is null and r.status <> 'loading'
+  on conflict do nothing;
 
 -- Deleting a run deletes its rows. A trigger does so, not a foreign key, which would look up the run for every row of a
 -- load and take longer than the load itself (2.1 s instead of 0.8 s for 219,000 rows of 64 factors). Writers of rows
@@ -111,13 +144,17 @@ create table if not exists public.mf_movie_embeddings (
 alter table public.mf_user_embeddings drop constraint if exists mf_user_embeddings_run_id_fkey;
 alter table public.mf_movie_embeddings drop constraint if exists mf_movie_embeddings_run_id_fkey;
 create or replace function public.mf_drop_rows() returns trigger
-language plpgsql security invoker set search_path = '' as $mf$
+language plpgsql security invoker set search_path = pg_catalog, pg_temp as $mf$
 begin
   if tg_op = 'TRUNCATE' then
-    truncate public.mf_user_embeddings, public.mf_movie_embeddings;
+    truncate public.mf_user_embeddings, public.mf_movie_embeddings, public.mf_movie_ranking, public.mf_movie_history,
+      public.mf_user_ranking;
   else
     delete from public.mf_user_embeddings e where e.run_id = old.run_id;
     delete from public.mf_movie_embeddings e where e.run_id = old.run_id;
+    delete from public.mf_movie_ranking e where e.run_id = old.run_id;
+    delete from public.mf_movie_history e where e.run_id = old.run_id;
+    delete from public.mf_user_ranking e where e.run_id = old.run_id;
   end if;
   return null;
 end
@@ -131,6 +168,9 @@ alter table public.mf_runs enable row level security;
 alter table public.mf_priors enable row level security;
 alter table public.mf_user_embeddings enable row level security;
 alter table public.mf_movie_embeddings enable row level security;
+alter table public.mf_movie_ranking enable row level security;
+alter table public.mf_movie_history enable row level security;
+alter table public.mf_user_ranking enable row level security;
 
 create or replace view public."user_embeddings" with (security_invoker = true) as
   select e.user_id, e.bias, e.embedding, e.run_id from public.mf_user_embeddings e
@@ -148,25 +188,39 @@ begin
   for stale in
     select p.oid from pg_proc p
     where p.pronamespace = 'public'::regnamespace
-      and p.proname in ('recommend_movies', 'similar_movies', 'recommend_for_me', 'recommend_from_ratings', 'mf_nearest',
-                        'mf_schema', 'mf_register', 'mf_load_users', 'mf_load_movies', 'mf_index', 'mf_drop_indexes',
-                        'mf_publish', 'mf_list_runs', 'mf_rollback', 'mf_prune')
+      and p.proname in ('recommend_movies', 'similar_movies', 'recommend_for_me', 'recommend_from_ratings',
+                        'mf_nearest', 'mf_run', 'mf_user_vector', 'mf_fold_in', 'mf_recommend', 'mf_check_list',
+                        'mf_schema', 'mf_register', 'mf_load_users', 'mf_load_movies', 'mf_load_user_ranking',
+                        'mf_load_movie_ranking', 'mf_load_movie_history', 'mf_index', 'mf_drop_indexes', 'mf_publish',
+                        'mf_list_runs', 'mf_rollback', 'mf_prune')
       -- where user ids are not UUIDs it may be the user's own function
       and (p.proname <> 'recommend_for_me' or strpos(p.prosrc, 'mf_runs') > 0)
       and (p.proname, pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid)) not in (values
-        ('recommend_movies', 'for_user bigint, k integer, exclude_rated boolean',
-         'TABLE(movie_id bigint, predicted_rating double precision)'),
-        ('similar_movies', 'for_movie bigint, k integer',
-         'TABLE(movie_id bigint, similarity double precision)'),
-        ('recommend_from_ratings', 'ratings jsonb, k integer',
-         'TABLE(movie_id bigint, predicted_rating double precision)'),
-        ('mf_nearest', 'of_run text, vectors text, target extensions.vector, k integer, without bigint[]',
+        ('recommend_movies', 'for_user bigint, k integer, exclude_rated boolean, without_ids bigint[], only_ids bigint[], skip integer, of_run text',
+         'TABLE(movie_id bigint, score double precision, predicted_rating double precision, because bigint, run_id text)'),
+        ('similar_movies', 'for_movie bigint, k integer, without_ids bigint[], only_ids bigint[]',
+         'TABLE(movie_id bigint, similarity double precision, run_id text)'),
+        ('recommend_from_ratings', 'ratings jsonb, k integer, without_ids bigint[], only_ids bigint[], skip integer, of_run text', 'TABLE(movie_id bigint, score double precision, predicted_rating double precision, because bigint, run_id text)'),
+        ('mf_nearest',
+         'of_run text, vectors text, target extensions.vector, k integer, '
+         'without_ids bigint[], only_ids bigint[]',
          'TABLE(movie_id bigint, distance double precision)'),
+        ('mf_run', 'of_run text', 'public.mf_runs'),
+        ('mf_user_vector', 'of_run text, rated bigint[], stars double precision[]', 'extensions.vector'),
+        ('mf_fold_in', 'of_run text, rated bigint[], stars double precision[]', 'double precision[]'),
+        ('mf_recommend',
+         'of_run text, target extensions.vector, base double precision, star_vector extensions.vector, '
+         'star_base double precision, rated bigint[], stars double precision[], k integer, '
+         'without_ids bigint[], only_ids bigint[], skip integer',
+         'TABLE(movie_id bigint, score double precision, predicted_rating double precision, because bigint, run_id text)'),
+        ('mf_check_list', 'k integer, without_ids bigint[], only_ids bigint[], skip integer', 'void'),
         ('mf_schema', '', 'jsonb'),
         ('mf_register', 'run jsonb', 'jsonb'),
         ('mf_load_users', 'run text, content text, ids bigint[], biases real[], embeddings text[]', 'void'),
-        ('mf_load_movies', 'run text, content text, ids bigint[], biases real[], embeddings text[]',
-         'void'),
+        ('mf_load_movies', 'run text, content text, ids bigint[], biases real[], embeddings text[]', 'void'),
+        ('mf_load_user_ranking', 'run text, content text, ids bigint[], vectors text[]', 'void'),
+        ('mf_load_movie_ranking', 'run text, content text, ids bigint[], vectors text[]', 'void'),
+        ('mf_load_movie_history', 'run text, content text, ids bigint[], histories text[], likings text[]', 'void'),
         ('mf_index', 'run text', 'jsonb'),
         ('mf_drop_indexes', 'run text', 'void'),
         ('mf_publish', 'run text', 'jsonb'),
@@ -179,28 +233,36 @@ begin
 end
 $mf$;
 
--- The movies of a run whose vectors are nearest to `target`, nearest first, ties by id: `augmented` by inner product
--- (distance = its negative), `embedding` by cosine (distance = 1 - cosine; 1 for a zero vector).
+-- The movies of a run whose vectors are nearest to `target`, nearest first, ties by id. `vectors` says which: `ranking`
+-- by inner product (distance = its negative), `history` and `embedding` by cosine (distance = 1 - cosine; 1 for a zero
+-- vector). Movies of without_ids are left out; with only_ids the movies are read by key.
 -- It scans all vectors, unless the run has an index (mf_index) and k plus the movies to leave out are at most 500. Then
 -- it takes twice as many from the index, so that enough remain after leaving movies out, and sorts them again. If that
 -- gives too few, it scans all vectors after all. Used by the functions below; other callers can read with it only what
 -- their rights and the policies allow anyway.
 create or replace function public.mf_nearest(
-  of_run text, vectors text, target extensions.vector, k integer, without bigint[]
+  of_run text, vectors text, target extensions.vector, k integer, without_ids bigint[],
+  only_ids bigint[] default null
 ) returns table (movie_id bigint, distance double precision)
 -- enable_sort: set here so that it is restored when the function ends
-language plpgsql stable security invoker set search_path = '' set jit = off set enable_sort = on as $mf$
+language plpgsql stable security invoker
+set search_path = pg_catalog, pg_temp set jit = off set enable_sort = on as $mf$
 declare
-  cosine constant boolean := mf_nearest.vectors = 'embedding';
-  wanted constant integer := 2 * (mf_nearest.k + cardinality(mf_nearest.without));
-  indexed boolean := wanted between 1 and 1000
+  cosine constant boolean := mf_nearest.vectors <> 'ranking';
+  -- table and column
+  place constant text := case mf_nearest.vectors when 'ranking' then 'ranking' when 'history' then 'history'
+    else 'embeddings' end;
+  col constant text := case mf_nearest.vectors when 'ranking' then 'vector' when 'history' then 'history'
+    else 'embedding' end;
+  wanted constant integer := 2 * (mf_nearest.k + cardinality(mf_nearest.without_ids));
+  indexed boolean := mf_nearest.only_ids is null and wanted between 1 and 1000
     and to_regclass('public.mf_hnsw_' || mf_nearest.vectors || '_' || md5(mf_nearest.of_run)) is not null;
   -- With the cast it is the index's expression, which the planner matches when the run is a literal.
-  by_index constant text := format('e.%I::extensions.vector(%s) operator(extensions.%s) $1', mf_nearest.vectors,
+  by_index constant text := format('e.%I::extensions.vector(%s) operator(extensions.%s) $1', col,
     extensions.vector_dims(mf_nearest.target), case when cosine then '<=>' else '<#>' end);
   -- pgvector's distance to a zero vector is NaN
-  by_all constant text := case when cosine then 'coalesce(nullif(e.embedding operator(extensions.<=>) $1, ''NaN''), 1)'
-    else 'e.augmented operator(extensions.<#>) $1' end;
+  by_all constant text := format(case when cosine then 'coalesce(nullif(e.%I operator(extensions.<=>) $1, ''NaN''), 1)'
+    else 'e.%I operator(extensions.<#>) $1' end, col);
   ids bigint[];
   distances double precision[];
 begin
@@ -212,15 +274,18 @@ begin
     -- Only the index gives the order without sorting; without this, statistics of a new run may mislead the planner.
     perform set_config('enable_sort', case when indexed then 'off' else 'on' end, true);
     execute format($q$
-      select array_agg(near.movie_id order by near.distance, near.movie_id),
-        array_agg(near.distance order by near.distance, near.movie_id)
+      select array_agg(near.movie_id order by near.distance, near.movie_id ),
+        array_agg(near.distance order by near.distance, near.movie_id )
       from (
-        select e.movie_id, %1$s as distance from public.mf_movie_embeddings e
-        where e.run_id = %2$L and e.movie_id not in (select unnest($2))
-        -- some more, since the index orders by distances with other rounding
-        order by %1$s, e.movie_id limit $3 + 10
-      ) near $q$, case when indexed then by_index else by_all end, mf_nearest.of_run)
-    into ids, distances using mf_nearest.target, mf_nearest.without, mf_nearest.k;
+        select e.movie_id, %1$s as distance from public.mf_movie_%2$s e
+        where e.run_id = %3$L and e.movie_id not in (select unnest($2)) %4$s
+        -- Some more from an index, which orders by distances with other rounding, and, before PostgreSQL 17, gives no
+        -- order but its own.
+        order by %1$s %5$s limit $3 + 10
+      ) near $q$, case when indexed then by_index else by_all end, place, mf_nearest.of_run,
+      case when mf_nearest.only_ids is not null then 'and e.movie_id = any ($4)' else '' end,
+      case when indexed then '' else ', e.movie_id ' end)
+    into ids, distances using mf_nearest.target, mf_nearest.without_ids, mf_nearest.k, mf_nearest.only_ids;
     exit when not indexed;
     -- A cosine index does not contain zero vectors.
     exit when cardinality(ids) >= mf_nearest.k and (not cosine or distances[mf_nearest.k] < 1);
@@ -232,131 +297,111 @@ begin
 end
 $mf$;
 
--- The k movies with the highest mu + b_u + b_m + p.q; an unknown user has bias 0 and a zero vector.
--- This function and those below are stable: all their statements see the snapshot of the calling statement, and so one
--- complete published run.
-create or replace function public.recommend_movies(
-  for_user bigint, k integer default 10, exclude_rated boolean default false
-) returns table (movie_id bigint, predicted_rating double precision)
-language plpgsql stable security invoker set search_path = '' as $mf$
-begin
-  if recommend_movies.for_user is null then
-    raise exception 'for_user is null, expected the id of a user';
-  end if;
-  if recommend_movies.k is null or recommend_movies.k < 0 then
-    raise exception 'k is %, expected a number of movies from 0 to 1000', coalesce(recommend_movies.k::text, 'null');
-  end if;
-  if recommend_movies.exclude_rated then
-    raise exception 'exclude_rated needs to know the table of ratings: '
-      'apply what `python -m mf schema --ratings_table NAME` prints';
-  end if;
-  return query
-    select near.movie_id,
-      greatest(least(r.mu + coalesce(u.bias, 0) - near.distance, r.rating_max), r.rating_min)
-    from public.mf_runs r
-    left join public.mf_user_embeddings u on u.run_id = r.run_id and u.user_id = recommend_movies.for_user
-    cross join lateral public.mf_nearest(
-      r.run_id, 'augmented',
-      coalesce(u.embedding, array_fill(0::real, array[r.factors])::extensions.vector)
-        operator(extensions.||) array[1::real]::extensions.vector,
-      least(recommend_movies.k, 1000),
-      array[]::bigint[]
-    ) near
-    where r.status = 'published'
-    order by near.distance, near.movie_id;
-end
-$mf$;
-
--- The k movies with the highest cosine similarity to for_movie; it is 0 for a zero vector.
-create or replace function public.similar_movies(for_movie bigint, k integer default 10)
-returns table (movie_id bigint, similarity double precision)
-language plpgsql stable security invoker set search_path = '' as $mf$
-begin
-  if similar_movies.for_movie is null then
-    raise exception 'for_movie is null, expected the id of a movie';
-  end if;
-  if similar_movies.k is null or similar_movies.k < 0 then
-    raise exception 'k is %, expected a number of movies from 0 to 1000', coalesce(similar_movies.k::text, 'null');
-  end if;
-  return query
-    select near.movie_id, 1 - near.distance
-    from public.mf_runs r
-    join public.mf_movie_embeddings chosen on chosen.run_id = r.run_id and chosen.movie_id = similar_movies.for_movie
-    cross join lateral public.mf_nearest(
-      r.run_id, 'embedding', chosen.embedding, least(similar_movies.k, 1000), array[chosen.movie_id]) near
-    where r.status = 'published'
-    order by near.distance, near.movie_id;
-end
-$mf$;
-
--- The k best movies for a new user with `ratings`, [{"movie_id": …, "rating": …}, …], without the rated movies. The
--- last rating of a repeated movie counts; movies unknown to the run are ignored. The new user's w = [p ; b_u] is the
--- maximum a posteriori estimate for the run's prior (mf_priors) and ratings mu + b_m + w.[q ; 1] + noise: it minimises
--- sum (r - mu - b_m - w.[q ; 1])^2 + w' covariance^-1 w, as mf.fold_in does. The ratings are processed one by one (a
--- Kalman filter with a constant state), which needs no matrix inverse. It is a security definer so that signed-in users
--- can call it without rights on movies, runs and priors. It reveals no row of a user, and of the movies only what any
--- list of recommendations does.
-create or replace function public.recommend_from_ratings(ratings jsonb, k integer default 10)
-returns table (movie_id bigint, predicted_rating double precision)
-language plpgsql stable security definer set search_path = '' as $mf$
+-- The run to read: the published one (null if there is none), or the run that is named. This function and those below
+-- are stable: all their statements see the snapshot of the calling statement, and so one complete run. They read rows of
+-- single movies by `lateral (… limit 1)`, by key: a join would scan all movies where the statistics do not know the run.
+create or replace function public.mf_run(of_run text) returns public.mf_runs
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $mf$
 declare
   run public.mf_runs;
-  entry record;
-  ids bigint[] := '{}';
-  scores double precision[] := '{}';
-  n integer;
+begin
+  select r.* into run from public.mf_runs r
+  where case when mf_run.of_run is null then r.status = 'published'
+    else r.run_id = mf_run.of_run and r.status <> 'loading' end;
+  if not found and mf_run.of_run is not null then
+    raise exception 'there is no run %, or no longer: leave out of_run for the published one', mf_run.of_run;
+  end if;
+  return run;
+end
+$mf$;
+
+-- Raises an error for arguments of a list that are out of range.
+create or replace function public.mf_check_list(
+  k integer, without_ids bigint[], only_ids bigint[], skip integer
+) returns void
+language plpgsql immutable security invoker set search_path = pg_catalog, pg_temp as $mf$
+begin
+  if mf_check_list.k is null or mf_check_list.k not between 0 and 1000 then
+    raise exception 'k is %, expected a number of movies from 0 to 1000', coalesce(mf_check_list.k::text, 'null');
+  elsif mf_check_list.skip is null or mf_check_list.skip not between 0 and 1000 - mf_check_list.k then
+    raise exception 'skip is %, expected a number from 0 to % (k + skip is at most 1000)',
+      coalesce(mf_check_list.skip::text, 'null'), 1000 - mf_check_list.k;
+  elsif mf_check_list.without_ids is null or cardinality(mf_check_list.without_ids) > 10000 then
+    raise exception 'without_ids has % entries, expected 10000 at most',
+      coalesce(cardinality(mf_check_list.without_ids)::text, 'null for');
+  elsif cardinality(mf_check_list.only_ids) > 10000 then
+    raise exception 'only_ids has % entries, expected 10000 at most', cardinality(mf_check_list.only_ids);
+  end if;
+end
+$mf$;
+
+-- The ranking model's vector of a user with these ratings: the sum of history + rho (rating - mu) / sd * liking, as
+-- mf.ranking computes it. Movies unknown to the run add nothing. pgvector's avg adds in double precision, its sum does
+-- not.
+create or replace function public.mf_user_vector(
+  of_run text, rated bigint[], stars double precision[]
+) returns extensions.vector
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp set jit = off as $mf$
+declare
+  run constant public.mf_runs := public.mf_run(mf_user_vector.of_run);
+  factors constant integer := (run.ranking ->> 'factors')::integer;
+  mu constant double precision := (run.ranking ->> 'mu')::double precision;
+  -- 0 where the model does not look at the ratings
+  slope constant double precision :=
+    coalesce((run.ranking ->> 'rho')::double precision / (run.ranking ->> 'sd')::double precision, 0);
+  total double precision[];
+begin
+  -- Grouped by rating, so that each value is multiplied once.
+  select array_agg(value.total order by value.place) into total
+  from (
+    select part.place, sum(part.n * (part.history + part.likes * part.liking)) as total
+    from (
+      select coordinate.place, given.n, coordinate.history::double precision as history,
+        coordinate.liking::double precision as liking, coalesce(slope * (given.star - mu), 0) as likes
+      from (
+        select each.star, count(*) as n, extensions.avg(h.history) as history, extensions.avg(h.liking) as liking
+        from unnest(mf_user_vector.rated, mf_user_vector.stars) each (id, star)
+        cross join lateral (select e.history, e.liking from public.mf_movie_history e
+          where e.run_id = run.run_id and e.movie_id = each.id limit 1) h
+        group by each.star
+      ) given
+      cross join lateral unnest(given.history::real[], given.liking::real[]) with ordinality
+        coordinate (history, liking, place)
+    ) part
+    group by part.place
+  ) value;
+  return coalesce(total, array_fill(0::double precision, array[factors]))::real[]::extensions.vector;
+end
+$mf$;
+
+-- w = [p ; b_u] of a user with these ratings, for the predicted rating: the maximum a posteriori estimate for the run's
+-- prior (mf_priors) and ratings mu + b_m + w.[q ; 1] + noise: it minimises
+-- sum (r - mu - b_m - w.[q ; 1])^2 + w' covariance^-1 w, as mf.fold_in does. The ratings are processed one by one (a
+-- Kalman filter with a constant state), which needs no matrix inverse. Movies unknown to the run are ignored.
+create or replace function public.mf_fold_in(
+  of_run text, rated bigint[], stars double precision[]
+) returns double precision[]
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $mf$
+declare
+  run constant public.mf_runs := public.mf_run(mf_fold_in.of_run);
+  n constant integer := run.factors + 1;
   covariance double precision[];
-  w double precision[];
+  w double precision[] := array_fill(0::double precision, array[n]);
   x double precision[];
-  gain double precision[];
+  gain double precision[] := w;
   error double precision;
   scale double precision;
   total double precision;
 begin
-  if recommend_from_ratings.k is null or recommend_from_ratings.k < 0 then
-    raise exception 'k is %, expected a number of movies from 0 to 1000',
-      coalesce(recommend_from_ratings.k::text, 'null');
-  end if;
-  if jsonb_typeof(recommend_from_ratings.ratings) is distinct from 'array' then
-    raise exception 'ratings is %, expected a JSON array [{"movie_id": …, "rating": …}, …]',
-      coalesce(jsonb_typeof(recommend_from_ratings.ratings), 'null');
-  end if;
-  if jsonb_array_length(recommend_from_ratings.ratings) > 1000 then
-    raise exception 'ratings has % entries, expected 1000 at most', jsonb_array_length(recommend_from_ratings.ratings);
-  end if;
-  for entry in
-    select e.value, e.place from jsonb_array_elements(recommend_from_ratings.ratings) with ordinality e (value, place)
-  loop
-    begin
-      if (entry.value ->> 'movie_id') is null or jsonb_typeof(entry.value -> 'rating') is distinct from 'number' then
-        raise invalid_text_representation;
-      end if;
-      ids := ids || (entry.value ->> 'movie_id')::bigint;
-      scores := scores || (entry.value ->> 'rating')::double precision;
-    exception when invalid_text_representation or numeric_value_out_of_range then
-      raise exception 'entry % of ratings is %, expected {"movie_id": bigint, "rating": number}',
-        entry.place, left(entry.value::text, 200) using errcode = 'invalid_parameter_value';
-    end;
-  end loop;
-
-  select r.* into run from public.mf_runs r where r.status = 'published';
-  if not found then
-    return;
-  end if;
   select p.covariance into covariance from public.mf_priors p where p.run_id = run.run_id;
   if not found then
     raise exception 'the run % was exported without what recommend_from_ratings needs: export it again', run.run_id;
   end if;
-  n := run.factors + 1;
-  w := array_fill(0::double precision, array[n]);
-  gain := w;
   for x, error in
-    select array_append(e.embedding::real[], 1)::double precision[], given.rating - run.mu - e.bias
-    from (
-      select distinct on (pair.id) pair.id, pair.rating
-      from unnest(ids, scores) with ordinality pair (id, rating, place) order by pair.id, pair.place desc
-    ) given
-    join public.mf_movie_embeddings e on e.run_id = run.run_id and e.movie_id = given.id
+    select array_append(e.embedding::real[], 1)::double precision[], given.star - run.mu - e.bias
+    from unnest(mf_fold_in.rated, mf_fold_in.stars) given (id, star)
+    cross join lateral (select m.embedding, m.bias from public.mf_movie_embeddings m
+      where m.run_id = run.run_id and m.movie_id = given.id limit 1) e
   loop
     scale := 1;
     for i in 1..n loop
@@ -376,25 +421,206 @@ begin
       end loop;
     end loop;
   end loop;
+  return w;
+end
+$mf$;
 
+-- The list of one user: movies `skip` + 1 to `skip` + k by the score base + target.vector. The predicted rating is
+-- star_base + b_m + star_vector.embedding, clipped; an unseen movie has bias 0 and a zero vector. `because`: the movie,
+-- among those rated at or above the ranking model's mu, whose term of the score is the largest.
+create or replace function public.mf_recommend(
+  of_run text, target extensions.vector, base double precision, star_vector extensions.vector,
+  star_base double precision, rated bigint[], stars double precision[], k integer, without_ids bigint[],
+  only_ids bigint[], skip integer
+) returns TABLE(movie_id bigint, score double precision, predicted_rating double precision, because bigint, run_id text)
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp set jit = off as $mf$
+declare
+  run constant public.mf_runs := public.mf_run(mf_recommend.of_run);
+  mu constant double precision := (run.ranking ->> 'mu')::double precision;
+  slope constant double precision :=
+    coalesce((run.ranking ->> 'rho')::double precision / (run.ranking ->> 'sd')::double precision, 0);
+begin
   return query
-    select near.movie_id, greatest(least(run.mu + w[n] - near.distance, run.rating_max), run.rating_min)
-    from public.mf_nearest(run.run_id, 'augmented',
-      (w[:run.factors] || 1::double precision)::real[]::extensions.vector,
-      least(recommend_from_ratings.k, 1000), ids) near
-    order by near.distance, near.movie_id;
+    with near as materialized (
+      select n.movie_id, mf_recommend.base - n.distance as score, n.place
+      from public.mf_nearest(run.run_id, 'ranking', mf_recommend.target, mf_recommend.k + mf_recommend.skip,
+        mf_recommend.without_ids, mf_recommend.only_ids) with ordinality n (movie_id, distance, place)
+      where n.place > mf_recommend.skip
+    ), liked as materialized (
+      select h.movie_id, h.history, h.liking, coalesce(slope * (each.star - mu), 0) as likes
+      from unnest(mf_recommend.rated, mf_recommend.stars) each (id, star)
+      cross join lateral (select e.movie_id, e.history, e.liking from public.mf_movie_history e
+        where e.run_id = run.run_id and e.movie_id = each.id limit 1) h
+      where mu is null or each.star >= mu
+    ), wanted as materialized (
+      select near.movie_id, extensions.subvector(m.vector, 1, (run.ranking ->> 'factors')::integer) as q
+      from near cross join lateral (select e.vector from public.mf_movie_ranking e
+        where e.run_id = run.run_id and e.movie_id = near.movie_id limit 1) m
+      where run.ranking is not null
+    ), reasons as (
+      -- <#> is the negative inner product
+      select distinct on (wanted.movie_id) wanted.movie_id, liked.movie_id as rated
+      from wanted cross join liked
+      order by wanted.movie_id, (liked.history operator(extensions.<#>) wanted.q)
+        + liked.likes * (liked.liking operator(extensions.<#>) wanted.q), liked.movie_id 
+    )
+    select near.movie_id, near.score,
+      greatest(least(mf_recommend.star_base + coalesce(e.bias - (e.embedding operator(extensions.<#>)
+        mf_recommend.star_vector), 0), run.rating_max), run.rating_min),
+      reasons.rated, run.run_id
+    from near
+    left join lateral (select m.bias, m.embedding from public.mf_movie_embeddings m
+      where m.run_id = run.run_id and m.movie_id = near.movie_id limit 1) e on true
+    left join reasons on reasons.movie_id = near.movie_id
+    order by near.place;
+end
+$mf$;
+
+-- The list of a user of the run: the k movies with the highest ranking score, or, of a run without a ranking model, the
+-- highest predicted rating; an unknown user has zero vectors. exclude_rated leaves out the movies that the user has
+-- rated, which the ratings table tells; by default where the migration knows it. `without_ids` are left out, `only_ids`
+-- are ranked alone; `skip` and `of_run` are for the next page of the same run.
+create or replace function public.recommend_movies(
+  for_user bigint, k integer default 10, exclude_rated boolean default null,
+  without_ids bigint[] default '{}', only_ids bigint[] default null, skip integer default 0, of_run text default null
+) returns TABLE(movie_id bigint, score double precision, predicted_rating double precision, because bigint, run_id text)
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp set jit = off as $mf$
+declare
+  run constant public.mf_runs := public.mf_run(recommend_movies.of_run);
+  leave_out constant boolean := coalesce(recommend_movies.exclude_rated, false);
+  bias double precision;
+  embedding extensions.vector;
+  target extensions.vector;
+  rated bigint[] := '{}';
+  stars double precision[] := '{}';
+begin
+  if recommend_movies.for_user is null then
+    raise exception 'for_user is null, expected the id of a user';
+  end if;
+  perform public.mf_check_list(recommend_movies.k, recommend_movies.without_ids, recommend_movies.only_ids,
+    recommend_movies.skip);
+  if leave_out then
+    raise exception 'exclude_rated needs to know the table of ratings: '
+      'apply what `python -m mf schema --ratings_table NAME` prints';
+  end if;
+  if run.run_id is null then
+    return;
+  end if;
+  select u.bias, u.embedding into bias, embedding
+  from public.mf_user_embeddings u where u.run_id = run.run_id and u.user_id = recommend_movies.for_user;
+  bias := coalesce(bias, 0);
+  embedding := coalesce(embedding, array_fill(0::real, array[run.factors])::extensions.vector);
+  if run.ranking is null then
+    target := embedding;
+  else
+    target := coalesce(
+      (select u.vector from public.mf_user_ranking u
+       where u.run_id = run.run_id and u.user_id = recommend_movies.for_user),
+      array_fill(0::real, array[(run.ranking ->> 'factors')::integer])::extensions.vector);
+  end if;
+  return query select best.* from public.mf_recommend(
+    run.run_id, target operator(extensions.||) array[1::real]::extensions.vector,
+    case when run.ranking is null then run.mu + bias else 0 end, embedding, run.mu + bias, rated, stars,
+    recommend_movies.k,
+    case when leave_out then recommend_movies.without_ids || rated else recommend_movies.without_ids end,
+    recommend_movies.only_ids, recommend_movies.skip) best;
+end
+$mf$;
+
+-- The k movies with the highest cosine similarity to for_movie, of the ranking model's history vectors, or of the
+-- embeddings of a run without one; it is 0 for a zero vector.
+create or replace function public.similar_movies(
+  for_movie bigint, k integer default 10, without_ids bigint[] default '{}', only_ids bigint[] default null
+) returns table (movie_id bigint, similarity double precision, run_id text)
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $mf$
+begin
+  if similar_movies.for_movie is null then
+    raise exception 'for_movie is null, expected the id of a movie';
+  end if;
+  perform public.mf_check_list(similar_movies.k, similar_movies.without_ids, similar_movies.only_ids, 0);
+  return query
+    select near.movie_id, 1 - near.distance, r.run_id
+    from public.mf_runs r
+    left join public.mf_movie_history h on h.run_id = r.run_id and h.movie_id = similar_movies.for_movie
+    left join public.mf_movie_embeddings e on e.run_id = r.run_id and e.movie_id = similar_movies.for_movie
+    cross join lateral public.mf_nearest(
+      r.run_id, case when h.history is null then 'embedding' else 'history' end, coalesce(h.history, e.embedding),
+      similar_movies.k, similar_movies.without_ids || similar_movies.for_movie, similar_movies.only_ids) near
+    where r.status = 'published' and coalesce(h.history, e.embedding) is not null
+    order by near.distance, near.movie_id ;
+end
+$mf$;
+
+-- The list of a new user with `ratings`, [{"movie_id": …, "rating": …}, …], without the rated movies. The last rating
+-- of a repeated movie counts; movies unknown to the run are ignored. It is a security definer so that signed-in users
+-- can call it without rights on movies, runs and priors. It reveals no row of a user, and of the movies only what any
+-- list of recommendations does.
+create or replace function public.recommend_from_ratings(
+  ratings jsonb, k integer default 10,
+  without_ids bigint[] default '{}', only_ids bigint[] default null, skip integer default 0, of_run text default null
+) returns TABLE(movie_id bigint, score double precision, predicted_rating double precision, because bigint, run_id text)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $mf$
+declare
+  run constant public.mf_runs := public.mf_run(recommend_from_ratings.of_run);
+  entry record;
+  rated bigint[] := '{}';
+  stars double precision[] := '{}';
+  w double precision[];
+  star_vector extensions.vector;
+  target extensions.vector;
+begin
+  perform public.mf_check_list(recommend_from_ratings.k, recommend_from_ratings.without_ids,
+    recommend_from_ratings.only_ids, recommend_from_ratings.skip);
+  if jsonb_typeof(recommend_from_ratings.ratings) is distinct from 'array' then
+    raise exception 'ratings is %, expected a JSON array [{"movie_id": …, "rating": …}, …]',
+      coalesce(jsonb_typeof(recommend_from_ratings.ratings), 'null');
+  end if;
+  if jsonb_array_length(recommend_from_ratings.ratings) > 1000 then
+    raise exception 'ratings has % entries, expected 1000 at most', jsonb_array_length(recommend_from_ratings.ratings);
+  end if;
+  for entry in
+    select e.value, e.place from jsonb_array_elements(recommend_from_ratings.ratings) with ordinality e (value, place)
+  loop
+    begin
+      if (entry.value ->> 'movie_id') is null or jsonb_typeof(entry.value -> 'rating') is distinct from 'number' then
+        raise invalid_text_representation;
+      end if;
+      rated := rated || (entry.value ->> 'movie_id')::bigint;
+      stars := stars || (entry.value ->> 'rating')::double precision;
+    exception when invalid_text_representation or numeric_value_out_of_range then
+      raise exception 'entry % of ratings is %, expected {"movie_id": bigint, "rating": number}',
+        entry.place, left(entry.value::text, 200) using errcode = 'invalid_parameter_value';
+    end;
+  end loop;
+  if run.run_id is null then
+    return;
+  end if;
+  select coalesce(array_agg(given.id), '{}'), coalesce(array_agg(given.star), '{}') into rated, stars
+  from (
+    select distinct on (pair.id) pair.id, pair.star
+    from unnest(rated, stars) with ordinality pair (id, star, place) order by pair.id, pair.place desc
+  ) given;
+  w := public.mf_fold_in(run.run_id, rated, stars);
+  star_vector := w[:run.factors]::real[]::extensions.vector;
+  target := case when run.ranking is null then star_vector
+    else public.mf_user_vector(run.run_id, rated, stars) end;
+  return query select best.* from public.mf_recommend(
+    run.run_id, target operator(extensions.||) array[1::real]::extensions.vector,
+    case when run.ranking is null then run.mu + w[run.factors + 1] else 0 end, star_vector,
+    run.mu + w[run.factors + 1], rated, stars, recommend_from_ratings.k,
+    recommend_from_ratings.without_ids || rated, recommend_from_ratings.only_ids, recommend_from_ratings.skip) best;
 end
 $mf$;
 
 -- The options of this migration, so that an export can check whether it fits.
 create or replace function public.mf_schema() returns jsonb
-language sql stable security invoker set search_path = '' as $mf$
-  select '{"movie_export_table":"movie_embeddings","user_export_table":"user_embeddings","user_id_type":"bigint","movie_id_type":"bigint","public_read":"none","ratings_table":"","user_column":"user_id","movie_column":"movie_id"}'::jsonb
+language sql stable security invoker set search_path = pg_catalog, pg_temp as $mf$
+  select '{"movie_export_table":"movie_embeddings","user_export_table":"user_embeddings","user_id_type":"bigint","movie_id_type":"bigint","public_read":"none","ratings_table":"","user_column":"user_id","movie_column":"movie_id","rating_column":"rating"}'::jsonb
 $mf$;
 
 -- Registers a run for loading; idempotent. Rows of another content under the same name are deleted.
 create or replace function public.mf_register(run jsonb) returns jsonb
-language plpgsql security invoker set search_path = '' set statement_timeout = '5min' as $mf$
+language plpgsql security invoker set search_path = pg_catalog, pg_temp set statement_timeout = '5min' as $mf$
 declare
   asked public.mf_runs;
   known public.mf_runs;
@@ -412,9 +638,9 @@ begin
     delete from public.mf_runs r where r.run_id = asked.run_id;
   end if;
   insert into public.mf_runs as r (run_id, content_hash, factors, mu, rating_min, rating_max, n_users, n_movies,
-    trained_on)
+    trained_on, ranking)
   values (asked.run_id, asked.content_hash, asked.factors, asked.mu, asked.rating_min, asked.rating_max, asked.n_users,
-    asked.n_movies, asked.trained_on)
+    asked.n_movies, asked.trained_on, nullif(asked.ranking, 'null'))
   on conflict (run_id) do update set created_at = now() where r.status = 'loading';
   if jsonb_typeof(mf_register.run -> 'prior') = 'array' then
     prior := array(select v.value::double precision from jsonb_array_elements_text(mf_register.run -> 'prior') v);
@@ -431,12 +657,12 @@ begin
 end
 $mf$;
 
--- Writes user rows of a loading run; idempotent, and without effect if the same content has been published since.
--- An export whose run name has been taken by another content writes nothing.
+-- Writes rows of a loading run; idempotent, and without effect if the same content has been published since. An export
+-- whose run name has been taken by another content writes nothing.
 create or replace function public.mf_load_users(
   run text, content text, ids bigint[], biases real[], embeddings text[]
 ) returns void
-language plpgsql security invoker set search_path = '' as $mf$
+language plpgsql security invoker set search_path = pg_catalog, pg_temp as $mf$
 declare
   stands text;
 begin
@@ -448,22 +674,22 @@ begin
       'was removed; export again, one at a time', mf_load_users.run;
   end if;
   if stands = 'loading' then
-    insert into public.mf_user_embeddings as e (run_id, user_id, bias, embedding)
+    insert into public.mf_user_embeddings (run_id, user_id, bias, embedding)
     select mf_load_users.run, given.id, given.bias, given.embedding::extensions.vector
     from unnest(mf_load_users.ids, mf_load_users.biases, mf_load_users.embeddings)
       given (id, bias, embedding)
     -- An existing row is identical: rows of another content were deleted when this one took the name.
-    on conflict (run_id, user_id) do nothing;
+    on conflict do nothing;
   end if;
 end
 $mf$;
 
--- Writes movie rows of a loading run; idempotent, and without effect if the same content has been published since.
--- An export whose run name has been taken by another content writes nothing.
+-- Writes rows of a loading run; idempotent, and without effect if the same content has been published since. An export
+-- whose run name has been taken by another content writes nothing.
 create or replace function public.mf_load_movies(
   run text, content text, ids bigint[], biases real[], embeddings text[]
 ) returns void
-language plpgsql security invoker set search_path = '' as $mf$
+language plpgsql security invoker set search_path = pg_catalog, pg_temp as $mf$
 declare
   stands text;
 begin
@@ -475,12 +701,93 @@ begin
       'was removed; export again, one at a time', mf_load_movies.run;
   end if;
   if stands = 'loading' then
-    insert into public.mf_movie_embeddings as e (run_id, movie_id, bias, embedding)
+    insert into public.mf_movie_embeddings (run_id, movie_id, bias, embedding)
     select mf_load_movies.run, given.id, given.bias, given.embedding::extensions.vector
     from unnest(mf_load_movies.ids, mf_load_movies.biases, mf_load_movies.embeddings)
       given (id, bias, embedding)
     -- An existing row is identical: rows of another content were deleted when this one took the name.
-    on conflict (run_id, movie_id) do nothing;
+    on conflict do nothing;
+  end if;
+end
+$mf$;
+
+-- Writes rows of a loading run; idempotent, and without effect if the same content has been published since. An export
+-- whose run name has been taken by another content writes nothing.
+create or replace function public.mf_load_user_ranking(
+  run text, content text, ids bigint[], vectors text[]
+) returns void
+language plpgsql security invoker set search_path = pg_catalog, pg_temp as $mf$
+declare
+  stands text;
+begin
+  -- The lock does not block a publish; removing the run or taking its name waits until these rows are committed.
+  select r.status into stands from public.mf_runs r
+  where r.run_id = mf_load_user_ranking.run and r.content_hash = mf_load_user_ranking.content for key share;
+  if not found then
+    raise exception 'the run % is no longer this export''s: another export took its name with another content, or it '
+      'was removed; export again, one at a time', mf_load_user_ranking.run;
+  end if;
+  if stands = 'loading' then
+    insert into public.mf_user_ranking (run_id, user_id, vector)
+    select mf_load_user_ranking.run, given.id, given.vector::extensions.vector
+    from unnest(mf_load_user_ranking.ids, mf_load_user_ranking.vectors)
+      given (id, vector)
+    -- An existing row is identical: rows of another content were deleted when this one took the name.
+    on conflict do nothing;
+  end if;
+end
+$mf$;
+
+-- Writes rows of a loading run; idempotent, and without effect if the same content has been published since. An export
+-- whose run name has been taken by another content writes nothing.
+create or replace function public.mf_load_movie_ranking(
+  run text, content text, ids bigint[], vectors text[]
+) returns void
+language plpgsql security invoker set search_path = pg_catalog, pg_temp as $mf$
+declare
+  stands text;
+begin
+  -- The lock does not block a publish; removing the run or taking its name waits until these rows are committed.
+  select r.status into stands from public.mf_runs r
+  where r.run_id = mf_load_movie_ranking.run and r.content_hash = mf_load_movie_ranking.content for key share;
+  if not found then
+    raise exception 'the run % is no longer this export''s: another export took its name with another content, or it '
+      'was removed; export again, one at a time', mf_load_movie_ranking.run;
+  end if;
+  if stands = 'loading' then
+    insert into public.mf_movie_ranking (run_id, movie_id, vector)
+    select mf_load_movie_ranking.run, given.id, given.vector::extensions.vector
+    from unnest(mf_load_movie_ranking.ids, mf_load_movie_ranking.vectors)
+      given (id, vector)
+    -- An existing row is identical: rows of another content were deleted when this one took the name.
+    on conflict do nothing;
+  end if;
+end
+$mf$;
+
+-- Writes rows of a loading run; idempotent, and without effect if the same content has been published since. An export
+-- whose run name has been taken by another content writes nothing.
+create or replace function public.mf_load_movie_history(
+  run text, content text, ids bigint[], histories text[], likings text[]
+) returns void
+language plpgsql security invoker set search_path = pg_catalog, pg_temp as $mf$
+declare
+  stands text;
+begin
+  -- The lock does not block a publish; removing the run or taking its name waits until these rows are committed.
+  select r.status into stands from public.mf_runs r
+  where r.run_id = mf_load_movie_history.run and r.content_hash = mf_load_movie_history.content for key share;
+  if not found then
+    raise exception 'the run % is no longer this export''s: another export took its name with another content, or it '
+      'was removed; export again, one at a time', mf_load_movie_history.run;
+  end if;
+  if stands = 'loading' then
+    insert into public.mf_movie_history (run_id, movie_id, history, liking)
+    select mf_load_movie_history.run, given.id, given.history::extensions.vector, given.liking::extensions.vector
+    from unnest(mf_load_movie_history.ids, mf_load_movie_history.histories, mf_load_movie_history.likings)
+      given (id, history, liking)
+    -- An existing row is identical: rows of another content were deleted when this one took the name.
+    on conflict do nothing;
   end if;
 end
 $mf$;
@@ -492,9 +799,11 @@ $mf$;
 -- mf_runs.
 create or replace function public.mf_index(run text) returns jsonb
 language plpgsql security definer
-set search_path = '' set statement_timeout = '15min' set maintenance_work_mem = '256MB' as $mf$
+set search_path = pg_catalog, pg_temp set statement_timeout = '15min' set maintenance_work_mem = '256MB' as $mf$
 declare
   asked public.mf_runs;
+  factors integer; -- of the vectors that are searched
+  expected bigint;
   movies bigint;
   began constant timestamptz := clock_timestamp();
   changed boolean := false;
@@ -505,24 +814,34 @@ begin
   if not found then
     raise exception 'there is no run %: mf_list_runs() lists all runs', coalesce(mf_index.run, 'null');
   end if;
-  select count(*) into movies from public.mf_movie_embeddings e where e.run_id = asked.run_id;
-  if movies <> asked.n_movies then
-    raise exception 'the run % is incomplete: % of % movies are there; load it, then index it',
-      asked.run_id, movies, asked.n_movies;
-  end if;
-  if asked.factors >= 2000 then
+  factors := coalesce((asked.ranking ->> 'factors')::integer, asked.factors);
+  if factors >= 2000 then
     raise exception 'the run % has % factors, and an index takes at most 1999: export without one',
-      asked.run_id, asked.factors;
+      asked.run_id, factors;
+  end if;
+  insert into public.mf_movie_ranking (run_id, movie_id, vector)
+    select e.run_id, e.movie_id, e.embedding operator(extensions.||) array[e.bias]::extensions.vector
+    from public.mf_movie_embeddings e join public.mf_runs r on r.run_id = e.run_id
+    where r.ranking is null and r.run_id = asked.run_id
+    on conflict do nothing;
+  select count(*) into movies from public.mf_movie_ranking e where e.run_id = asked.run_id;
+  expected := coalesce((asked.ranking ->> 'movies')::bigint, asked.n_movies);
+  if movies <> expected then
+    raise exception 'the run % is incomplete: % of % movies are there; load it, then index it',
+      asked.run_id, movies, expected;
   end if;
   for side in
-    select v.name, v.dimensions, v.class, 'mf_hnsw_' || v.name || '_' || md5(asked.run_id) as index
-    from (values ('augmented', asked.factors + 1, 'vector_ip_ops'), ('embedding', asked.factors, 'vector_cosine_ops'))
-      v (name, dimensions, class)
+    select v.tab, v.col, v.dimensions, v.class, 'mf_hnsw_' || v.name || '_' || md5(asked.run_id) as index
+    from (values ('ranking', 'mf_movie_ranking', 'vector', factors + 1, 'vector_ip_ops', true),
+                 ('history', 'mf_movie_history', 'history', factors, 'vector_cosine_ops', asked.ranking is not null),
+                 ('embedding', 'mf_movie_embeddings', 'embedding', factors, 'vector_cosine_ops', asked.ranking is null))
+      v (name, tab, col, dimensions, class, searched)
+    where v.searched
   loop
     if to_regclass('public.' || side.index) is null then
-      execute format('create index %I on public.mf_movie_embeddings using hnsw ((%I::extensions.vector(%s)) '
-        'extensions.%I) with (m = 16, ef_construction = 100) where run_id = %L',
-        side.index, side.name, side.dimensions, side.class, asked.run_id);
+      execute format('create index %I on public.%I using hnsw ((%I::extensions.vector(%s)) extensions.%I) '
+        'with (m = 16, ef_construction = 100) where run_id = %L',
+        side.index, side.tab, side.col, side.dimensions, side.class, asked.run_id);
       changed := true;
     end if;
   end loop;
@@ -535,13 +854,14 @@ $mf$;
 -- would have to wait for readers it is left for the next call: the index of a deleted run is empty and unused. A
 -- security definer, as mf_index.
 create or replace function public.mf_drop_indexes(run text default null) returns void
-language plpgsql security definer set search_path = '' set lock_timeout = '200ms' as $mf$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '200ms' as $mf$
 declare
   name text;
 begin
   for name in
     select i.relname from pg_catalog.pg_index x join pg_catalog.pg_class i on i.oid = x.indexrelid
-    where x.indrelid = 'public.mf_movie_embeddings'::regclass and starts_with(i.relname, 'mf_hnsw_')
+    where x.indrelid in ('public.mf_movie_ranking'::regclass, 'public.mf_movie_history'::regclass,
+        'public.mf_movie_embeddings'::regclass) and starts_with(i.relname, 'mf_hnsw_')
       and (right(i.relname, 32) = md5(mf_drop_indexes.run)
         or not exists (select from public.mf_runs r where md5(r.run_id) = right(i.relname, 32)))
   loop
@@ -556,12 +876,11 @@ $mf$;
 -- another run has been published in between: only mf_rollback publishes a run again. The rows are counted with a bitmap
 -- scan: an index scan takes five times as long.
 create or replace function public.mf_publish(run text) returns jsonb
-language plpgsql security invoker set search_path = '' set statement_timeout = '60s'
+language plpgsql security invoker set search_path = pg_catalog, pg_temp set statement_timeout = '60s'
 set enable_seqscan = off set enable_indexscan = off set enable_indexonlyscan = off as $mf$
 declare
   asked public.mf_runs;
-  users bigint;
-  movies bigint;
+  wrong text; -- numbers of rows
   previous text;
 begin
   perform pg_advisory_xact_lock(hashtext('mf_runs'));
@@ -573,11 +892,24 @@ begin
     return jsonb_build_object('run_id', asked.run_id, 'changed', false,
       'published', (select r.run_id from public.mf_runs r where r.status = 'published'));
   end if;
-  select count(*) into users from public.mf_user_embeddings e where e.run_id = asked.run_id;
-  select count(*) into movies from public.mf_movie_embeddings e where e.run_id = asked.run_id;
-  if users <> asked.n_users or movies <> asked.n_movies then
-    raise exception 'the run % is incomplete: % of % users and % of % movies are there; run its export again',
-      asked.run_id, users, asked.n_users, movies, asked.n_movies;
+  insert into public.mf_movie_ranking (run_id, movie_id, vector)
+    select e.run_id, e.movie_id, e.embedding operator(extensions.||) array[e.bias]::extensions.vector
+    from public.mf_movie_embeddings e join public.mf_runs r on r.run_id = e.run_id
+    where r.ranking is null and r.run_id = asked.run_id
+    on conflict do nothing;
+  select string_agg(format('%s of %s %s', counted.n, coalesce(counted.expected, 0), counted.what), ', ') into wrong
+  from (values
+    ('users', (select count(*) from public.mf_user_embeddings e where e.run_id = asked.run_id), asked.n_users),
+    ('movies', (select count(*) from public.mf_movie_embeddings e where e.run_id = asked.run_id), asked.n_movies),
+    ('users of the ranking', (select count(*) from public.mf_user_ranking e where e.run_id = asked.run_id),
+      (asked.ranking ->> 'users')::bigint),
+    ('movies of the ranking', (select count(*) from public.mf_movie_ranking e where e.run_id = asked.run_id),
+      coalesce((asked.ranking ->> 'movies')::bigint, asked.n_movies)),
+    ('histories of the ranking', (select count(*) from public.mf_movie_history e where e.run_id = asked.run_id),
+      (asked.ranking ->> 'movies')::bigint)) counted (what, n, expected)
+  where counted.n <> coalesce(counted.expected, 0);
+  if wrong is not null then
+    raise exception 'the run % is incomplete: % are there; run its export again', asked.run_id, wrong;
   end if;
   update public.mf_runs r set status = 'retired' where r.status = 'published' returning r.run_id into previous;
   -- clock_timestamp: the order of publishing is the order of the lock, not that of the transactions' start.
@@ -587,14 +919,14 @@ end
 $mf$;
 
 create or replace function public.mf_list_runs() returns setof public.mf_runs
-language sql stable security invoker set search_path = '' as $mf$
+language sql stable security invoker set search_path = pg_catalog, pg_temp as $mf$
   select r.* from public.mf_runs r order by r.published_at desc nulls last, r.created_at desc
 $mf$;
 
 -- Publishes a retired run again: the run named, else the one published before the present one. Without a name a second
 -- call returns to the present one.
 create or replace function public.mf_rollback(run text default null) returns jsonb
-language plpgsql security invoker set search_path = '' set statement_timeout = '60s' as $mf$
+language plpgsql security invoker set search_path = pg_catalog, pg_temp set statement_timeout = '60s' as $mf$
 declare
   target text;
 begin
@@ -619,7 +951,7 @@ $mf$;
 -- Removes all runs except the published run, the `keep` runs published before it, and those that started to load within
 -- the last day.
 create or replace function public.mf_prune(keep integer default 1) returns jsonb
-language plpgsql security invoker set search_path = '' set statement_timeout = '5min' as $mf$
+language plpgsql security invoker set search_path = pg_catalog, pg_temp set statement_timeout = '5min' as $mf$
 declare
   removed jsonb;
 begin
@@ -643,26 +975,33 @@ $mf$;
 
 -- Supabase projects from before November 2026 grant new objects to everyone, later ones to nobody: revoke, then grant.
 revoke all on public.mf_runs, public.mf_priors, public.mf_user_embeddings, public.mf_movie_embeddings,
+  public.mf_movie_ranking, public.mf_movie_history, public.mf_user_ranking,
   public."user_embeddings", public."movie_embeddings"
   from public, anon, authenticated;
 revoke all on function public.recommend_movies, public.similar_movies, public.recommend_from_ratings, public.mf_nearest,
-  public.mf_schema, public.mf_register, public.mf_load_users, public.mf_load_movies, public.mf_index,
-  public.mf_drop_indexes, public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune,
-  public.mf_drop_rows
+  public.mf_run, public.mf_user_vector, public.mf_fold_in, public.mf_recommend, public.mf_check_list, public.mf_schema,
+  public.mf_register, public.mf_load_users, public.mf_load_movies, public.mf_load_user_ranking,
+  public.mf_load_movie_ranking, public.mf_load_movie_history, public.mf_index, public.mf_drop_indexes,
+  public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune, public.mf_drop_rows
   from public, anon, authenticated;
 grant select, insert, update, delete
-  on public.mf_runs, public.mf_priors, public.mf_user_embeddings, public.mf_movie_embeddings to service_role;
+  on public.mf_runs, public.mf_priors, public.mf_user_embeddings, public.mf_movie_embeddings, public.mf_movie_ranking,
+    public.mf_movie_history, public.mf_user_ranking
+  to service_role;
 grant select on public."user_embeddings", public."movie_embeddings"
   to service_role;
 grant execute on function public.recommend_movies, public.similar_movies, public.recommend_from_ratings,
-  public.mf_nearest, public.mf_schema, public.mf_register, public.mf_load_users, public.mf_load_movies, public.mf_index,
-  public.mf_drop_indexes, public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune
+  public.mf_nearest, public.mf_run, public.mf_user_vector, public.mf_fold_in, public.mf_recommend, public.mf_check_list,
+  public.mf_schema, public.mf_register, public.mf_load_users, public.mf_load_movies, public.mf_load_user_ranking,
+  public.mf_load_movie_ranking, public.mf_load_movie_history, public.mf_index, public.mf_drop_indexes,
+  public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune
   to service_role;
 grant execute on function public.recommend_from_ratings to authenticated;
 
 -- Public read access: none by default.
 drop policy if exists mf_public_read on public.mf_runs;
 drop policy if exists mf_public_read on public.mf_movie_embeddings;
+drop policy if exists mf_public_read on public.mf_movie_history;
 
 notify pgrst, 'reload schema';
 commit;

@@ -1,6 +1,8 @@
 """Targets and clients of an embedded Supabase."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from typing import Any
 
 from pydantic import SecretStr
 from supabase import Client
@@ -10,6 +12,7 @@ from mf.supabase.client import connect
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
 from mf.supabase.direct_target import DirectTarget
+from mf.supabase.recommend import Recommendation, Similar
 from mf.supabase.rest_target import RestTarget
 
 
@@ -24,3 +27,8 @@ def api(stack: LocalSupabase) -> AbstractContextManager[Client]:
 
 def direct(stack: LocalSupabase) -> DirectTarget:
     return DirectTarget(Database(SecretStr(stack.db_url)))
+
+
+def pairs(answer: Iterable[Recommendation | Similar]) -> list[tuple[Any, float]]:
+    """Movie and predicted rating, or similarity, of each row."""
+    return [(row[0], row.similarity if isinstance(row, Similar) else row.predicted_rating) for row in answer]

@@ -25,9 +25,9 @@ from pg_proc p where p.pronamespace = 'public'::regnamespace and p.prorettype <>
 """
 NOBODY = "6f0a4c1e-8a53-4f5e-9a51-0d5a5e0a3c11"
 ARGUMENTS = {"uuid": NOBODY, "integer": 1, "boolean": False, "text": "no run", "jsonb": [], "vector": "[1]"}
-ARGUMENTS |= {"uuid[]": [], "real[]": [], "text[]": []}
+ARGUMENTS |= {"uuid[]": [], "real[]": [], "text[]": [], "double precision": 0, "double precision[]": []}
 SIGNED_IN = {"recommend_for_me", "recommend_from_ratings"}
-PUBLIC = {"GET movie_embeddings", "similar_movies", "mf_nearest"}
+PUBLIC = {"GET movie_embeddings", "GET mf_movie_embeddings", "similar_movies", "mf_nearest", "mf_check_list"}
 HTTP = httpx.Client(trust_env=False, verify=False, timeout=30)
 
 
@@ -64,10 +64,10 @@ def database(fresh_stack, kind, model, tmp_path_factory):
     read."""
     database = fresh_stack(legacy_grants="legacy" in kind)
     with database.connect() as connection:
-        connection.execute("create table public.votes (user_id uuid, movie_id uuid)")
+        connection.execute("create table public.votes (user_id uuid, movie_id uuid, rating real)")
         connection.execute("alter table public.votes enable row level security")
         connection.execute("revoke all on public.votes from anon, authenticated")
-        connection.execute("insert into public.votes values (%s, %s)", [model.user_ids[0], model.best(0, 1)[0][0]])
+        connection.execute("insert into public.votes values (%s, %s, 4)", [model.user_ids[0], model.best(0, 1)[0][0]])
     read = "movies" if "public movies" in kind else "none"
     config = SchemaConfig(user_id_type="uuid", movie_id_type="uuid", ratings_table="votes", public_read=read)
     database.migrate(migration(config))
@@ -89,6 +89,8 @@ def requests(stack):
         arguments = {n: ARGUMENTS[t] for n, t in zip(names or [], types, strict=True)}
         if name == "mf_nearest":
             arguments["vectors"] = "embedding"
+        elif name.startswith("recommend"):
+            arguments["of_run"] = None
         yield name, "POST", f"/rpc/{name}", arguments
 
 
@@ -119,21 +121,21 @@ def test_the_service_role_reaches_everything_but_what_is_for_a_signed_in_user(da
 
 
 def assert_same(answer, expected):
-    assert [movie for movie, _ in answer] == [movie for movie, _ in expected]
-    np.testing.assert_allclose([rating for _, rating in answer], [rating for _, rating in expected], atol=1e-5, rtol=0)
+    assert [row[0] for row in answer] == [movie for movie, _ in expected]
+    np.testing.assert_allclose([row[2] for row in answer], [rating for _, rating in expected], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("key", ["anon_key", "publishable_key"])
 def test_a_signed_in_user_gets_its_own_recommendations_and_nobody_elses(database, model, key):
     for row in (0, 7):
         own = Caller(database, key, model.user_ids[row])
-        assert_same(own.rpc("recommend_for_me", k=5), model.best(row, 5))
+        assert_same(own.rpc("recommend_for_me", k=5, exclude_rated=False), model.best(row, 5))
         asked = own.ask("POST", "/rpc/recommend_for_me", {"for_user": model.user_ids[1]})
         assert asked.json()["code"] == "PGRST202"
     assert_same(Caller(database, key, NOBODY).rpc("recommend_for_me"), model.best(None, 10))
     without = tuple(m for m, _ in model.best(0, 1))
     own = Caller(database, key, model.user_ids[0])
-    assert_same(own.rpc("recommend_for_me", k=5, exclude_rated=True), model.best(0, 5, without=without))
+    assert_same(own.rpc("recommend_for_me", k=5), model.best(0, 5, without=without))
 
 
 def test_a_token_without_a_user_is_told_that_nobody_is_signed_in(database):
@@ -148,8 +150,8 @@ def test_a_signed_in_user_gets_recommendations_from_the_ratings_that_it_passes(d
     p, bias = fold_in(model.q[:3], model.movie_bias[:3], [5, 1, 4], model.mu, prior(model.p, model.user_bias, 0.81))
     scores = np.clip(model.mu + bias + model.movie_bias + model.q @ p, model.rating_min, model.rating_max)
     answer = Caller(database, "publishable_key", NOBODY).rpc("recommend_from_ratings", ratings=ratings, k=100)
-    assert {m for m, _ in answer} == set(model.movie_ids[3:])
-    np.testing.assert_allclose([r for _, r in answer], sorted(scores[3:], reverse=True), atol=1e-5)
+    assert {m for m, *_ in answer} == set(model.movie_ids[3:])
+    np.testing.assert_allclose([row[2] for row in answer], sorted(scores[3:], reverse=True), atol=1e-5)
 
 
 @pytest.mark.parametrize("user", [None, NOBODY])
@@ -162,7 +164,7 @@ def test_public_movies_are_those_of_the_published_run_alone(database, kind, mode
     assert caller.ask("GET", "/mf_runs?select=run_id,status").json() == [{"run_id": "r2", "status": "published"}]
     tables = caller.ask("GET", "/mf_movie_embeddings?select=run_id").json()
     assert {row["run_id"] for row in tables} == {"r2"}
-    assert caller.ask("GET", "/mf_movie_embeddings?select=augmented").json()["code"] == "42501"
+    assert caller.ask("GET", "/mf_movie_history?select=liking").json()["code"] == "42501"
     found = caller.rpc("similar_movies", for_movie=model.movie_ids[0], k=4)
     assert found == Caller(database, "secret_key").rpc("similar_movies", for_movie=model.movie_ids[0], k=4)
     assert len(found) == 4
@@ -172,7 +174,10 @@ def test_a_migration_without_public_read_closes_what_one_with_it_opened(fresh_st
     stack = fresh_stack()
     for read, status in (("movies", 200), ("none", 401)):
         stack.migrate(migration(SchemaConfig(public_read=read)))
-        for path in ("/movie_embeddings", "/mf_runs?select=run_id,status", "/mf_movie_embeddings?select=movie_id"):
+        for path in (
+            "/movie_embeddings", "/mf_runs?select=run_id,status", "/mf_movie_embeddings?select=movie_id",
+            "/mf_movie_history?select=history",
+        ):  # fmt: skip
             assert Caller(stack, "publishable_key").ask("GET", path).status_code == status
 
 
@@ -204,7 +209,7 @@ def test_signed_in_users_see_one_whole_run_in_every_call_while_ten_are_published
         caller = Caller(stack, "publishable_key", user)
         while not stop.is_set():
             for name, runs in expected.items():
-                ratings = {rating for _, rating in caller.rpc(name, k=39, **arguments[name])}
+                ratings = {row[2] for row in caller.rpc(name, k=39, **arguments[name])}
                 near = [i for i, rating in enumerate(runs) if np.isclose(rating, min(ratings), rtol=1e-5, atol=0)]
                 seen.update((name, i) for i in near)
                 if len(ratings) != 1 or len(near) != 1:

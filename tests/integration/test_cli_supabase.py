@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import SecretStr
+from targets import pairs
 
 from mf.__main__ import main
 from mf.local import LocalSupabase
@@ -149,8 +150,8 @@ def test_the_published_run_recommends_as_the_model_does(database: LocalSupabase,
             answer = recommend_movies(client, user, 10)
             predicted = model.predict(pa.array([user] * 40), model.movies.ids)
             order = np.argsort(-unclipped(model, user), kind="stable")[:10]
-            assert [movie for movie, _ in answer] == model.movies.ids.take(pa.array(order)).to_pylist()
-            assert [rating for _, rating in answer] == pytest.approx(predicted[order].tolist(), abs=1e-5)
+            assert [movie for movie, _ in pairs(answer)] == model.movies.ids.take(pa.array(order)).to_pylist()
+            assert [rating for _, rating in pairs(answer)] == pytest.approx(predicted[order].tolist(), abs=1e-5)
 
 
 def test_with_the_databases_url_it_is_published_directly_without_a_key(database: LocalSupabase, run: Run) -> None:

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from faults import Fault
 from playwright.sync_api import Browser, Locator, Page, expect
 from pydantic import SecretStr
 from supabase import Client
-from targets import rest
+from targets import pairs, rest
 
 from mf.ingest import ingest
 from mf.local import LocalSupabase, delete_home
@@ -34,7 +34,7 @@ from mf.solvers.adam import AdamConfig
 from mf.supabase.client import connect
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.recommend import recommend_from_ratings, recommend_movies, similar_movies
+from mf.supabase.recommend import Recommendation, Similar, recommend_from_ratings, recommend_movies, similar_movies
 from mf.supabase.schema import migration
 from mf.train import train
 from pipelines.laptop import demo
@@ -55,11 +55,13 @@ from pg_proc p where p.pronamespace = 'public'::regnamespace and p.prorettype <>
 ARGUMENTS: dict[str, Any] = {
     "uuid": "6f0a4c1e-8a53-4f5e-9a51-0d5a5e0a3c11", "bigint": 1, "integer": 5, "boolean": False, "text": "no run",
     "jsonb": [], "vector": "[1]", "uuid[]": [], "bigint[]": [], "real[]": [], "text[]": [],
+    "double precision": 0, "double precision[]": [],
 }  # fmt: skip
 FOR_ALL = {
     "movies": {"movie_id", "title"},
     "movie_embeddings": {"movie_id", "bias", "embedding", "run_id"},
     "mf_movie_embeddings": {"movie_id", "bias", "embedding", "run_id"},
+    "mf_movie_history": {"movie_id", "history", "run_id"},
     "mf_runs": {"run_id", "status"},
 }
 FOR_USERS = FOR_ALL | {"ratings": {"user_id", "movie_id", "rating", "rated_at"}}
@@ -129,8 +131,8 @@ def lines(items: Locator, unit: str = "of 5 stars") -> list[tuple[str, str]]:
     return [(title, figure.removesuffix(f" {unit}")) for title, figure in items.evaluate_all(parts)]
 
 
-def shown(sample: Sample, rows: list[tuple[Any, float]]) -> list[tuple[str, str]]:
-    return [(sample.titles[movie], f"{value:.2f}") for movie, value in rows]
+def shown(sample: Sample, rows: Sequence[Recommendation | Similar]) -> list[tuple[str, str]]:
+    return [(sample.titles[movie], f"{value:.2f}") for movie, value in pairs(rows)]
 
 
 def given_by(supabase: LocalSupabase, user: str) -> list[tuple[int, float]]:
@@ -153,7 +155,7 @@ def test_users_see_their_own_ratings_and_the_recommendations_that_the_service_ro
         expect(page.locator("#history li").last).to_be_visible()
         history = [(sample.titles[movie], f"{rating:.1f}") for movie, rating in rated]
         assert lines(page.locator("#history li:nth-child(-n + 12)")) == history[:12]
-        assert not {movie for movie, _ in rated} & {movie for movie, _ in best}
+        assert not {movie for movie, _ in rated} & {row.movie_id for row in best}
 
 
 def test_a_title_shows_similar_movies_and_the_keyboard_alone_is_enough(
@@ -358,18 +360,22 @@ def test_the_pages_key_calls_only_the_intended_functions(
         arguments = {argument: ARGUMENTS[kind] for argument, kind in zip(names, types, strict=True)}
         if name == "mf_nearest":
             arguments |= {"of_run": published, "vectors": "embedding", "target": "[1,0,0,0]"}
+        arguments |= {argument: None for argument in arguments if argument == "only_ids"}
+        arguments |= {argument: None for argument in arguments if argument == "of_run" and name != "mf_nearest"}
         answer = caller.ask(f"rpc/{name}", "POST", arguments)
         if answer.status_code == 200:
             called.add(name)
             assert all("movie_id" in row and not row.keys() & {"user_id", "embedding"} for row in answer.json())
             movies += len(answer.json())
+        elif name == "mf_check_list":
+            assert answer.status_code == 204  # reads nothing
         else:
             assert (answer.status_code, answer.json()["code"]) in ((401, "42501"), (403, "42501"))
     for_users = {"recommend_for_me", "recommend_from_ratings"}
     is_user = request.node.callspec.params["caller"] != "nobody signed in"
     assert called == {"similar_movies", "mf_nearest"} | (for_users if is_user else set())
     assert movies == 5 * len(called)
-    nearest = {"vectors": "embedding", "target": "[1,0,0,0]", "k": 5, "without": []}
+    nearest = {"vectors": "embedding", "target": "[1,0,0,0]", "k": 5, "without_ids": []}
     assert caller.ask("rpc/mf_nearest", "POST", nearest | {"of_run": earlier}).json() == []
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from faults import Fault
 from planted import Planted, planted
-from targets import api, rest
+from targets import api, pairs, rest
 
 from mf.errors import DataError, SupabaseError
 from mf.supabase.client import call
@@ -45,7 +45,7 @@ def statuses(client):
 def assert_published(client, model):
     assert published_run(client)["run_id"] == model.run_id
     answer = recommend_movies(client, model.user_ids[3], 20)
-    assert [movie for movie, _ in answer] == [movie for movie, _ in model.best(3, 20)]
+    assert [movie for movie, _ in pairs(answer)] == [movie for movie, _ in model.best(3, 20)]
     for view, n in (("user_embeddings", len(model.user_ids)), ("movie_embeddings", len(model.movie_ids))):
         rows = client.table(view).select("run_id").execute().data
         assert [r["run_id"] for r in rows] == [model.run_id] * n
@@ -96,7 +96,7 @@ def test_a_killed_export_changes_nothing_for_readers_and_a_rerun_finishes_it(dat
     assert 40 <= users < 120
     assert statuses(client) == {"old": "published", "new": "loading"}
     assert_published(client, old)
-    with pytest.raises(SupabaseError, match=r"the run new is incomplete: \d+ of 120 users and 300 of 300 movies"):
+    with pytest.raises(SupabaseError, match=r"the run new is incomplete: \d+ of 120 users are there"):
         call(client.rpc("mf_publish", {"run": "new"}), "publish run new")
     assert rest(database).export(tmp_path / "new", SMALL_BATCHES) == ExportResult(
         "new", 120, 300, changed=True, previous="old"
@@ -188,7 +188,7 @@ def test_integer_ids_go_into_a_database_of_text_ids(fresh_stack, tmp_path):
     rest(database).export(model.write(tmp_path), ExportConfig())
     with api(database) as client:
         answer = recommend_movies(client, str(model.user_ids[3]), 5)
-    assert [movie for movie, _ in answer] == [str(movie) for movie, _ in model.best(3, 5)]
+    assert [movie for movie, _ in pairs(answer)] == [str(movie) for movie, _ in model.best(3, 5)]
 
 
 def test_a_view_that_is_not_in_the_migration_is_refused(database, client, tmp_path):
@@ -229,7 +229,7 @@ def test_surplus_rows_keep_a_run_from_being_published(database, client, tmp_path
             sql(database, "insert into public.mf_movie_embeddings values ('r1', -5, 0, '[1]') returning run_id")
 
     database.gateway.faults.append(add_a_row)
-    with pytest.raises(SupabaseError, match=r"120 of 120 users and 301 of 300 movies are there; run its export again"):
+    with pytest.raises(SupabaseError, match=r"incomplete: 301 of 300 movies.* are there; run its export again"):
         rest(database).export(model.write(tmp_path), ExportConfig())
     assert published_run(client) is None
 

@@ -16,7 +16,7 @@ import pytest
 from faults import Fault
 from planted import Planted, planted
 from pydantic import SecretStr
-from targets import api, direct, rest
+from targets import api, direct, pairs, rest
 
 from mf.errors import DataError, SupabaseError
 from mf.supabase import direct_target
@@ -59,8 +59,9 @@ def test_the_api_returns_exactly_what_was_exported_directly(fresh_stack, tmp_pat
     assert direct(database).export(model.write(tmp_path), CONFIG) == ExportResult(
         "r é1", 120, 300, changed=True, previous=None
     )
-    vectors = "select movie_id::text, bias, embedding::real[], augmented::real[] from public.mf_movie_embeddings"
-    rows = {id_: (bias, vector, augmented) for id_, bias, vector, augmented in sql(database, vectors)}
+    vectors = "select movie_id::text, bias, embedding::real[], r.vector::real[] from public.mf_movie_embeddings "
+    vectors += "join public.mf_movie_ranking r using (run_id, movie_id)"
+    rows = {id_: (bias, vector, searched) for id_, bias, vector, searched in sql(database, vectors)}
     assert rows.keys() == {str(id_) for id_ in model.movie_ids}
     for id_, bias, vector in zip(model.movie_ids, model.movie_bias, model.q, strict=True):
         np.testing.assert_array_equal(np.float32(rows[str(id_)][1]), vector)
@@ -70,7 +71,7 @@ def test_the_api_returns_exactly_what_was_exported_directly(fresh_stack, tmp_pat
         assert published_run(client)["run_id"] == "r é1"
         for user in (3, 77):
             answer = recommend_movies(client, model.user_ids[user], 20)
-            assert [movie for movie, _ in answer] == [movie for movie, _ in model.best(user, 20)]
+            assert [movie for movie, _ in pairs(answer)] == [movie for movie, _ in model.best(user, 20)]
     # The other connection recognises the run.
     assert not rest(database).export(tmp_path, CONFIG).changed
 
@@ -132,7 +133,7 @@ def test_an_index_is_built_before_the_publish_and_dropped_with_its_run(database,
     assert sql(database, indexes) == [(2,)]
     with api(database) as client:
         answer = recommend_movies(client, planted("r3", seed=3).user_ids[3], 20)
-    assert [movie for movie, _ in answer] == [movie for movie, _ in planted("r3", seed=3).best(3, 20)]
+    assert [movie for movie, _ in pairs(answer)] == [movie for movie, _ in planted("r3", seed=3).best(3, 20)]
 
 
 def test_a_model_with_a_nan_is_refused_and_no_connection_is_made(tmp_path):
@@ -335,4 +336,4 @@ def test_an_export_whose_run_name_is_taken_by_another_content_writes_nothing(dat
         rest(database).export(first, ExportConfig(rows_per_request=20, clients=1))
     with api(database) as client:
         answer = recommend_movies(client, planted("r1", seed=2).user_ids[3], 20)
-    assert [movie for movie, _ in answer] == [movie for movie, _ in planted("r1", seed=2).best(3, 20)]
+    assert [movie for movie, _ in pairs(answer)] == [movie for movie, _ in planted("r1", seed=2).best(3, 20)]

@@ -22,13 +22,14 @@ from kfp.dsl.executor import Executor
 from kfp.dsl.utils import load_module
 from kfp.local import subprocess_task_handler
 from pydantic import SecretStr
+from targets import pairs
 
 from mf.errors import MfError
 from mf.local import LocalSupabase
 from mf.supabase.client import call, connect
 from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
-from mf.supabase.recommend import recommend_movies
+from mf.supabase.recommend import Recommendation, recommend_movies
 from mf.supabase.schema import migration
 from pipelines.laptop import run as laptop
 from pipelines.laptop.run import environment, run_steps
@@ -50,7 +51,7 @@ class Outcome:
     printed: str
     log: str
     runs: dict[str, str]  # in the database: run id to status
-    recommended: list[tuple[int | str, float]]  # by the API, to user 1
+    recommended: list[Recommendation]  # by the API, to user 1
 
     @property
     def run_id(self) -> str:
@@ -188,7 +189,7 @@ def test_the_first_run_is_compared_with_the_baselines_alone_and_published(story:
 def test_a_better_run_replaces_the_published_run(story: dict[str, Outcome]) -> None:
     first, found = story["first"], story["better"]
     assert found.runs == {found.run_id: "published", first.run_id: "retired"}
-    assert found.recommended != first.recommended
+    assert pairs(found.recommended) != pairs(first.recommended)
     champion = found.evaluation["champion"]
     assert champion["run_id"] == first.run_id
     assert champion["note"].startswith("clean: the published run was trained on the same ratings as this model")

@@ -7,7 +7,7 @@ import numpy as np
 import psycopg
 import pytest
 from planted import Planted, planted
-from targets import api, rest
+from targets import api, pairs, rest
 
 from mf.errors import SupabaseError
 from mf.supabase.client import call
@@ -25,7 +25,7 @@ INDEXES = (
 def database(fresh_stack):
     stack = fresh_stack()
     with stack.connect() as connection:
-        connection.execute("create table public.votes (user_id bigint, movie_id bigint)")
+        connection.execute("create table public.votes (user_id bigint, movie_id bigint, rating real)")
     stack.migrate(migration(SchemaConfig(ratings_table="votes")))
     return stack
 
@@ -55,7 +55,7 @@ def sql(database, text, *values):
 
 
 def movies(answer):
-    return [movie for movie, _ in answer]
+    return [row[0] for row in answer]
 
 
 def test_at_least_99_of_100_are_found_by_the_index_and_come_in_the_exact_order(database, client, model):
@@ -70,11 +70,11 @@ def test_at_least_99_of_100_are_found_by_the_index_and_come_in_the_exact_order(d
     found = {"recommended": [], "similar": []}
     for row in range(USERS):
         answer = recommend_movies(client, model.user_ids[row])
-        assert answer == sorted(answer, key=lambda pair: -pair[1])
+        assert answer == sorted(answer, key=lambda row: -row.score)
         found["recommended"].append(len({*movies(answer)} & {*movies(model.best(row, 10))}))
         near = np.argsort(-(unit @ unit[row]))[1:11] + 100
         answer = similar_movies(client, model.movie_ids[row + 100])
-        assert answer == sorted(answer, key=lambda pair: -pair[1])
+        assert answer == sorted(answer, key=lambda row: -row.similarity)
         found["similar"].append(len({*movies(answer)} & {model.movie_ids[i] for i in near}))
     assert {side: np.mean(n) / 10 >= 0.99 for side, n in found.items()} == {"recommended": True, "similar": True}
 
@@ -110,7 +110,9 @@ def test_recommendations_from_ratings_come_from_the_index_too(database, client, 
 
 
 def test_a_zero_vector_which_the_index_lacks_is_equally_similar_to_all_movies(client, model):
-    assert similar_movies(client, model.movie_ids[0], 5) == [(m, 0.0) for m in sorted([*model.movie_ids[1:]])[:5]]
+    assert pairs(similar_movies(client, model.movie_ids[0], 5)) == [
+        (m, 0.0) for m in sorted([*model.movie_ids[1:]])[:5]
+    ]
 
 
 def test_indexing_again_changes_nothing(client, model):
@@ -162,7 +164,7 @@ def test_an_index_is_dropped_with_its_run_without_blocking_readers(database, cli
     others = [planted(f"r{i}", users=5, movies=5, seed=i) for i in range(2)]
     with database.connect() as reader:
         reader.execute("begin")
-        reader.execute("select count(*) from public.mf_movie_embeddings")  # and holds the table's lock
+        reader.execute("select count(*) from public.mf_movie_ranking")  # and holds the table's lock
         for each in others:
             rest(database).export(each.write(tmp_path / each.run_id), ExportConfig())
         assert sql(database, "select count(*) from public.mf_movie_embeddings where run_id = 'indexed'") == [(0,)]

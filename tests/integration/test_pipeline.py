@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
 from supabase import Client
+from targets import pairs
 
 from mf.errors import MfError
 from mf.local import LocalSupabase
@@ -206,7 +207,7 @@ def test_the_second_run_is_the_one_that_is_published_and_the_first_is_kept(pipel
 def test_the_api_recommends_what_the_exported_model_itself_would(pipeline: Pipeline, client: Client) -> None:
     model = pipeline.from_table / "train" / "model"
     for user in pq.read_table(model / "user_embeddings.parquet")[USER].to_pylist()[::20]:
-        answer, expected = recommend_movies(client, user), best(model, user, 10)
+        answer, expected = pairs(recommend_movies(client, user, exclude_rated=False)), best(model, user, 10)
         assert [movie for movie, _ in answer] == [movie for movie, _ in expected]
         assert [rating for _, rating in answer] == pytest.approx([rating for _, rating in expected], abs=1e-5)
 
@@ -217,7 +218,7 @@ def test_the_database_leaves_out_what_the_user_has_rated(pipeline: Pipeline, cli
     rated = {row[MOVIE] for row in ratings.to_pylist() if row[USER] == user}
     everything = best(pipeline.from_table / "train" / "model", user, 300)
     expected = [movie for movie, _ in everything if movie not in rated][:10]
-    assert [movie for movie, _ in recommend_movies(client, user, exclude_rated=True)] == expected
+    assert [movie for movie, _ in pairs(recommend_movies(client, user))] == expected
 
 
 def test_every_step_shows_its_lines_and_the_rest_is_in_the_log(pipeline: Pipeline) -> None:

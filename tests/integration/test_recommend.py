@@ -8,7 +8,7 @@ import numpy as np
 import psycopg
 import pytest
 from planted import Planted, planted
-from targets import api, rest
+from targets import api, pairs, rest
 
 from mf.errors import SupabaseError
 from mf.fold_in import fold_in, prior
@@ -36,9 +36,14 @@ def database(fresh_stack, kind):
     """An empty database whose ids are of one kind and whose ratings table knows two of the first user's movies."""
     stack = fresh_stack()
     with stack.connect() as connection:
-        connection.execute(f"create table public.votes (who {kind}, what {kind})")
+        connection.execute(f"create table public.votes (who {kind}, what {kind}, stars real)")
     config = SchemaConfig(
-        user_id_type=kind, movie_id_type=kind, ratings_table="votes", user_column="who", movie_column="what"
+        user_id_type=kind,
+        movie_id_type=kind,
+        ratings_table="votes",
+        user_column="who",
+        movie_column="what",
+        rating_column="stars",
     )
     stack.migrate(migration(config))
     return stack
@@ -61,8 +66,9 @@ def model(database, client, kind, tmp_path_factory) -> Planted:
 
 
 def assert_same(answer, expected):
-    assert [movie for movie, _ in answer] == [movie for movie, _ in expected]
-    np.testing.assert_allclose([rating for _, rating in answer], [rating for _, rating in expected], atol=1e-5, rtol=0)
+    found = pairs(answer)
+    assert [movie for movie, _ in found] == [movie for movie, _ in expected]
+    np.testing.assert_allclose([rating for _, rating in found], [rating for _, rating in expected], atol=1e-5, rtol=0)
 
 
 def test_the_ten_best_movies_of_a_hundred_users_are_those_of_the_model(client, model):
@@ -78,7 +84,7 @@ def test_the_worst_movies_are_clipped_to_the_lowest_rating_and_all_are_in_the_mo
     answer = recommend_movies(client, model.user_ids[0], 1000)
     assert_same(answer, model.best(0, 1000))
     assert len(answer) == 300
-    assert answer[-1][1] == model.rating_min
+    assert answer[-1].predicted_rating == model.rating_min
 
 
 def test_an_unknown_user_gets_the_movies_with_the_highest_bias(client, model, kind):
@@ -128,7 +134,7 @@ def test_the_published_run_describes_the_model(client, model):
     assert run["published_at"] >= run["created_at"]
 
 
-@pytest.mark.parametrize("k", [None, -1])
+@pytest.mark.parametrize("k", [None, -1, 1001])
 def test_an_invalid_k_is_refused_in_one_sentence(client, model, k):
     said = rf"k is {'null' if k is None else k}, expected a number of movies from 0 to 1000"
     with pytest.raises(SupabaseError, match=said):
@@ -169,9 +175,9 @@ def test_ties_are_ordered_by_id_and_at_most_a_thousand_are_returned(plain_databa
     rest(plain_database, legacy_key).export(model.write(tmp_path), ExportConfig())
     expected = [(movie, 5.0) for movie in sorted(ids[:400])] + [(movie, 3.5) for movie in sorted(ids[400:800])]
     expected += [(movie, 0.5) for movie in sorted(ids[800:])]
-    assert recommend_movies(plain, 1, 2000) == expected[:1000]
+    assert pairs(recommend_movies(plain, 1, 1000)) == expected[:1000]
     # Of zero vectors none is nearer than another.
-    assert similar_movies(plain, ids[0], 2000) == [(movie, 0.0) for movie in sorted(ids[1:])[:1000]]
+    assert pairs(similar_movies(plain, ids[0], 1000)) == [(movie, 0.0) for movie in sorted(ids[1:])[:1000]]
 
 
 def test_without_a_ratings_table_exclude_rated_says_what_to_do(plain):

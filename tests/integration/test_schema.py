@@ -4,15 +4,16 @@ import uuid
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from planted import planted
-from targets import api, rest
+from targets import api, pairs, rest
 
 from mf.errors import SupabaseError
 from mf.model_directory import read_model
 from mf.supabase.client import call
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.recommend import recommend_from_ratings, recommend_movies
+from mf.supabase.recommend import recommend_from_ratings, recommend_movies, similar_movies
 from mf.supabase.runs import rollback
 from mf.supabase.schema import migration
 
@@ -27,9 +28,11 @@ select p.proname, p.proargnames[1:p.pronargs], p.proargtypes::regtype[]::text[],
 from pg_proc p where p.pronamespace = 'public'::regnamespace and p.prorettype <> 'trigger'::regtype order by 1
 """
 EXPECTED = {"mf_runs", "mf_priors", "mf_user_embeddings", "mf_movie_embeddings", "user_embeddings", "movie_embeddings"}
+EXPECTED |= {"mf_movie_ranking", "mf_movie_history", "mf_user_ranking"}
 EXPECTED |= {"recommend_movies", "similar_movies", "mf_schema", "mf_register", "mf_publish", "mf_list_runs"}
 EXPECTED |= {"mf_rollback", "mf_prune", "mf_load_users", "mf_load_movies", "mf_index", "mf_drop_indexes"}
-EXPECTED |= {"mf_nearest", "recommend_from_ratings"}
+EXPECTED |= {"mf_nearest", "recommend_from_ratings", "mf_run", "mf_user_vector", "mf_fold_in", "mf_recommend"}
+EXPECTED |= {"mf_check_list", "mf_load_user_ranking", "mf_load_movie_ranking", "mf_load_movie_history"}
 # Those that run as their owner, each for the reason that stands beside it in the migration.
 DEFINERS = {"mf_index", "mf_drop_indexes", "recommend_from_ratings", "recommend_for_me"}
 
@@ -66,7 +69,7 @@ def test_no_default_privilege_is_left_and_every_object_is_guarded(migrated):
         assert row_security if kind == "r" else options == ["security_invoker=true"], name
     for name, _, _, definer, settings, _ in rows(migrated, FUNCTIONS):
         assert definer == (name in DEFINERS), name
-        assert 'search_path=""' in settings, name
+        assert "search_path=pg_catalog, pg_temp" in settings, name
 
 
 def test_no_argument_has_a_columns_name_and_no_function_is_overloaded(migrated):
@@ -112,8 +115,8 @@ def test_other_id_types_than_the_tables_have_are_refused_until_the_tables_go(emp
     empty.migrate(other)
     empty.migrate(other)
     signatures = {name: types for name, _, types, *_ in rows(empty, FUNCTIONS)}
-    assert signatures["recommend_movies"] == ["uuid", "integer", "boolean"]
-    assert signatures["similar_movies"] == ["text", "integer"]
+    assert signatures["recommend_movies"] == ["uuid", "integer", "boolean", "text[]", "text[]", "integer", "text"]
+    assert signatures["similar_movies"] == ["text", "integer", "text[]", "text[]"]
     assert len(signatures) == len(rows(empty, FUNCTIONS))
 
 
@@ -144,10 +147,14 @@ def test_a_table_or_a_view_of_the_users_with_a_views_name_is_refused_with_the_co
             {"ratings_table": "votes", "user_column": "voter", "movie_column": "name"},
             "public.votes.name is text, which cannot be compared with movie ids of type bigint",
         ),
+        (
+            {"ratings_table": "votes", "user_column": "voter", "movie_column": "movie", "rating_column": "stars"},
+            "has no column stars: give --rating_column the name of its column of ratings, or none",
+        ),
     ],
 )
 def test_an_unusable_ratings_table_is_refused(migrated, config, said):
-    run(migrated, "create table if not exists public.votes (voter integer, movie bigint, name text)")
+    run(migrated, "create table if not exists public.votes (voter integer, movie bigint, name text, rating integer)")
     try:
         with pytest.raises(SupabaseError) as error:
             migrated.migrate(migration(SchemaConfig(**config)))
@@ -158,7 +165,7 @@ def test_an_unusable_ratings_table_is_refused(migrated, config, said):
 
 def test_in_a_project_without_default_grants_the_service_role_can_export_and_recommend(fresh_stack, tmp_path):
     stack = fresh_stack(legacy_grants=False)
-    run(stack, 'create table public."Votes" ("user" integer, "Movie" integer)')
+    run(stack, 'create table public."Votes" ("user" integer, "Movie" integer, rating numeric)')
     config = SchemaConfig(
         movie_export_table="My films'", user_export_table='people "in"', ratings_table="Votes", user_column="user",
         movie_column="Movie",
@@ -184,9 +191,10 @@ def test_a_function_of_the_users_own_is_refused_with_the_command_that_renames_it
     database.migrate(migration(SchemaConfig()))
 
 
-def test_a_project_of_the_first_migration_is_upgraded_and_keeps_its_runs(fresh_stack, tmp_path):
+@pytest.mark.parametrize("earlier", ["first", "second"])
+def test_a_project_of_an_earlier_migration_is_upgraded_and_keeps_its_runs(fresh_stack, tmp_path, earlier):
     database = fresh_stack()
-    database.migrate((Path(__file__).parent / "first_migration.sql").read_text())
+    database.migrate((Path(__file__).parent / f"{earlier}_migration.sql").read_text())
     models = [planted(f"r{i}", users=20, movies=30, seed=i) for i in range(2)]
     for model, status in zip(models, ("retired", "published"), strict=True):
         content = read_model(model.write(tmp_path / model.run_id)).content_hash
@@ -205,20 +213,44 @@ def test_a_project_of_the_first_migration_is_upgraded_and_keeps_its_runs(fresh_s
                     (model.run_id, *row) for row in zip(ids, bias.tolist(), map(str, vectors.tolist()), strict=True)
                 ]
                 cursor.executemany(f"insert into public.mf_{side}_embeddings values (%s, %s, %s, %s)", values)
-    before = rows(database, "select * from public.mf_runs order by 1")
+    before = rows(database, "select to_jsonb(r) from public.mf_runs r order by run_id")
+    with pytest.raises(SupabaseError, match=r"is older than this release, .*: apply what `python -m mf schema` prints"):
+        rest(database).export(tmp_path / "r1", ExportConfig())
     for _ in range(2):
         database.migrate(migration(SchemaConfig()))
-    # What is new in a run's row tells nothing of a run of before.
-    assert rows(database, "select * from public.mf_runs order by 1") == [(*row, None) for row in before]
+    # New columns are null in a run of before.
+    after = rows(database, "select to_jsonb(r) from public.mf_runs r order by run_id")
+    assert [row for (row,) in after] == [{"trained_on": None, **row, "ranking": None} for (row,) in before]
     ratings = {models[1].movie_ids[0]: 5.0}
     with api(database) as client:
         best = [movie for movie, _ in models[1].best(0, 5)]
-        assert [movie for movie, _ in recommend_movies(client, models[1].user_ids[0], 5)] == best
+        assert [movie for movie, _ in pairs(recommend_movies(client, models[1].user_ids[0], 5))] == best
+        assert len(similar_movies(client, best[0], 5)) == 5
         with pytest.raises(SupabaseError, match=r"the run r1 was exported without .*: export it again"):
             recommend_from_ratings(client, ratings)
         assert not rest(database).export(tmp_path / "r1", ExportConfig()).changed
         assert len(recommend_from_ratings(client, ratings, 5)) == 5
         assert rollback(client) == ("r0", "r1")
+        best = [movie for movie, _ in models[0].best(0, 5)]
+        assert [row.movie_id for row in recommend_movies(client, models[0].user_ids[0], 5)] == best
+
+
+def test_an_export_of_an_earlier_release_still_works(migrated, tmp_path):
+    model, run = planted("r1", users=3, movies=4), {"run": "r1", "content": "h"}
+    with api(migrated) as client:
+        registered = {"run_id": "r1", "content_hash": "h", "factors": 8, "mu": 3.5, "rating_min": 0.5, "rating_max": 5}
+        registered |= {"n_users": 3, "n_movies": 4, "trained_on": None, "prior": np.eye(9).ravel().tolist()}
+        call(client.rpc("mf_register", {"run": registered}), "register")
+        for side, ids, bias, vectors in (
+            ("users", model.user_ids, model.user_bias, model.p),
+            ("movies", model.movie_ids, model.movie_bias, model.q),
+        ):
+            loaded = {"ids": ids, "biases": bias.tolist(), "embeddings": [str(vector) for vector in vectors.tolist()]}
+            call(client.rpc(f"mf_load_{side}", run | loaded), "load")
+        call(client.rpc("mf_publish", {"run": "r1"}), "publish")
+        assert pairs(recommend_movies(client, model.user_ids[0])) == [
+            (movie, pytest.approx(rating, abs=1e-5)) for movie, rating in model.best(0, 10)
+        ]
 
 
 def test_an_owner_who_is_no_superuser_as_supabases_can_do_all_of_it(fresh_stack, tmp_path):
@@ -229,7 +261,7 @@ def test_an_owner_who_is_no_superuser_as_supabases_can_do_all_of_it(fresh_stack,
         with database.connect() as connection:
             # A session in which nothing has loaded the extension's library yet.
             connection.execute("set role project_owner")
-            connection.execute("create table public.stars (user_id uuid, movie_id bigint)")
+            connection.execute("create table public.stars (user_id uuid, movie_id bigint, rating real)")
             connection.execute(
                 migration(SchemaConfig(user_id_type="uuid", ratings_table="stars", public_read="movies"))
             )
@@ -243,7 +275,7 @@ def test_an_owner_who_is_no_superuser_as_supabases_can_do_all_of_it(fresh_stack,
             rest(database).export(model.write(tmp_path), ExportConfig())
             assert call(client.rpc("mf_index", {"run": "r1"}), "index")["changed"]
             answer = recommend_movies(client, model.user_ids[0], 10, exclude_rated=True)
-            assert [movie for movie, _ in answer] == [movie for movie, _ in model.best(0, 10)]
+            assert [movie for movie, _ in pairs(answer)] == [movie for movie, _ in model.best(0, 10)]
             assert len(recommend_from_ratings(client, {model.movie_ids[0]: 5.0})) == 10
             call(client.rpc("mf_drop_indexes", {"run": "r1"}), "drop")
         headers = {

@@ -125,10 +125,15 @@ def test_the_grants_of_the_service_role_are_read_from_the_migration() -> None:
         "mf_priors",
         "mf_user_embeddings",
         "mf_movie_embeddings",
+        "mf_user_ranking",
+        "mf_movie_ranking",
+        "mf_movie_history",
         "user_embeddings",
         "films",
     }
-    assert functions["recommend_movies"] == {"for_user", "k", "exclude_rated"}
+    assert functions["recommend_movies"] == {
+        *("for_user", "k", "exclude_rated", "without_ids", "only_ids", "skip", "of_run"),
+    }
     assert functions["mf_load_users"] == {"run", "content", "ids", "biases", "embeddings"}
     assert functions["mf_schema"] == set()
     # The first is for signed-in users only, the second for a trigger.

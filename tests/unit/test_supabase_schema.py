@@ -20,7 +20,7 @@ def test_names_are_quoted_as_identifiers_and_as_literals():
     assert 'view public."My ""films\'" with' in sql
     assert "in ('My \"films''', 'user_embeddings')" in sql
     assert "to_regclass('public.\"Stars\"')" in sql
-    assert 'from public."Stars" rated' in sql
+    assert 'from public."Stars" given' in sql
 
 
 def test_functions_for_signed_in_users_and_public_policies_are_printed_only_on_request():

@@ -1,0 +1,69 @@
+"""Tables that hold the rows of runs: their columns, and the functions that load them through the API."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mf.model_directory import PublishedModel
+
+Entity = Literal["user", "movie"]
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """A table with the key (run_id, user_id or movie_id)."""
+
+    name: str
+    entity: Entity
+    columns: tuple[str, ...]  # ``bias`` is real, the others are vectors
+    function: str  # loads rows through the API
+    arguments: tuple[str, ...]  # of the function, one per column
+
+    @property
+    def key(self) -> str:
+        return f"{self.entity}_id"
+
+    @property
+    def label(self) -> str:
+        """What the rows are, for progress lines and error messages."""
+        return self.function.removeprefix("mf_load_").replace("_", " ")
+
+
+USERS = RunTable("mf_user_embeddings", "user", ("bias", "embedding"), "mf_load_users", ("biases", "embeddings"))
+MOVIES = RunTable("mf_movie_embeddings", "movie", ("bias", "embedding"), "mf_load_movies", ("biases", "embeddings"))
+USER_RANKING = RunTable("mf_user_ranking", "user", ("vector",), "mf_load_user_ranking", ("vectors",))
+MOVIE_RANKING = RunTable("mf_movie_ranking", "movie", ("vector",), "mf_load_movie_ranking", ("vectors",))
+MOVIE_HISTORY = RunTable(
+    "mf_movie_history", "movie", ("history", "liking"), "mf_load_movie_history", ("histories", "likings")
+)
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """The rows of one run in a table: ``ids`` [n], and float32[n] or float32[n, factors] per column."""
+
+    table: RunTable
+    ids: pa.Array
+    values: tuple[npt.NDArray[np.float32], ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def rows_of(model: PublishedModel) -> list[TableRows]:
+    """The rows that publish ``model``, table by table."""
+    rows = [
+        TableRows(MOVIES, model.movies.ids, (model.movies.bias, model.movies.vectors)),
+        TableRows(USERS, model.users.ids, (model.users.bias, model.users.vectors)),
+    ]
+    if ranking := model.ranking:
+        vectors = np.column_stack([ranking.embedding, ranking.bias])
+        rows += [
+            TableRows(MOVIE_RANKING, ranking.movie_ids, (vectors,)),
+            TableRows(MOVIE_HISTORY, ranking.movie_ids, (ranking.history, ranking.liking)),
+            TableRows(USER_RANKING, ranking.user_ids, (ranking.vectors,)),
+        ]
+    return rows
