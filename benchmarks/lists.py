@@ -82,11 +82,12 @@ def quality(ratings: Path) -> str:
 def _explained(ratings: Path) -> str:
     return (
         f"{ratings.name}: the pipeline's random split (`mf.ratings.split`). Ratings in the upper quarter of the range "
-        "are relevant, and all movies are ranked but those that the user has rated in the other two parts. NDCG@"
-        f"{K} of the test part for {len(SEEDS)} seeds, after training on the training part alone (the mean) and on "
-        "train + validation; the other metrics are means after the latter. Seconds are those of a fit, of CPU time on "
-        f"{cores()} cores and of the clock, medians. EASE^R is the full model of the {HEAD:,} most rated movies. Best "
-        "of grid: of the options below those with the best NDCG@10 on the validation part. 64 factors unless named."
+        "are relevant, and all movies are ranked but those that the user has rated in the other two parts. "
+        f"NDCG@{K} of the test part for {len(SEEDS)} seeds, after training on the training part alone (the mean) and "
+        "on train + validation; the other metrics are means after the latter. Seconds are those of a fit, of CPU time "
+        f"on {cores()} cores and of the clock, medians. EASE^R is the full model of the {HEAD:,} most rated movies. "
+        "Best of grid: of the options below those with the best NDCG@10 on the validation part. 64 factors unless "
+        "named."
     )
 
 

@@ -159,7 +159,7 @@ def rated(data: Interactions) -> csr_matrix:
 ALS_GRID = [
     {"factors": 64, "alpha": alpha, "regularization": regularization}
     for alpha in (1.0, 2.0, 10.0)
-    for regularization in (0.1, 1.0, 10.0)
+    for regularization in (1.0, 10.0, 30.0, 100.0)
 ]
 BPR_GRID = [
     {"factors": 64, "learning_rate": 0.01, "regularization": 0.01, "iterations": 100},  # the defaults
