@@ -1,4 +1,8 @@
+import bz2
 import gzip
+import io
+import lzma
+import zipfile
 from csv import reader
 from datetime import UTC, datetime
 from pathlib import Path
@@ -360,6 +364,50 @@ def test_a_rejected_row_does_not_decide_the_type_of_the_ids(tmp_path: Path) -> N
     assert read.table[USER].to_pylist() == [1, 2]
 
 
+def zipped(files: dict[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in files.items():
+            archive.writestr(zipfile.ZipInfo(name), text)
+    return content.getvalue()
+
+
+CLEAN = b"userId,movieId,rating\n1,10,4.5\n2,10,3\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        bz2.compress(CLEAN),
+        lzma.compress(CLEAN),
+        pa.compress(CLEAN, "zstd", asbytes=True),
+        CLEAN.decode().encode("utf-16"),
+        gzip.compress(b"\xfe\xff" + CLEAN.decode().encode("utf-16-be"), mtime=0),
+        zipped({"ml/ratings.csv": CLEAN}),
+        zipped({"ml/README.txt": b"x", "ml/movies.csv": b"movieId,title\n", "ml/ratings.csv": CLEAN}),
+        b"sep=;\r\n" + CLEAN.replace(b",", b";").replace(b"4.5", b"4,5"),
+        CLEAN.replace(b",", b"\t").replace(b"4.5", b'"4,5"'),
+        b"userId,x,movieId,rating,genres|or|none|or|so\n1,x,10,4.5,a\n2,y,10,3,b|c\n",
+        CLEAN.replace(b",", b" "),
+        b"  userId   movieId rating \n 1  10 4.5\r\n\n2 10   3",
+    ],
+)
+def test_other_kinds_of_files_are_read(tmp_path: Path, content: bytes) -> None:
+    read = Read(tmp_path, content)
+    assert (read.rows, read.rejects) == ([(1, 10, 4.5), (2, 10, 3.0)], [])
+
+
+def test_blanks_separate_when_the_columns_are_named(tmp_path: Path) -> None:
+    read = Read(tmp_path, b"1 10 4.5\n  2\t10   3 \n3 10\n", columns="userId,movieId,rating")
+    assert read.rows == [(1, 10, 4.5), (2, 10, 3.0)]
+    assert read.rejects == [("line 3", "expected 3 fields, found 2", "3 10")]
+
+
+def test_a_web_address_is_refused_with_the_way_out() -> None:
+    with pytest.raises(DataError, match=r"^https://host/r\.csv: a web address.*: download the file first"):
+        csv.read(IngestConfig.of(ratings_csv="https://host/r.csv?token=1"), Collector("r.csv", 0))
+
+
 @pytest.mark.parametrize(
     ("content", "config", "message"),
     [
@@ -388,7 +436,18 @@ def test_a_rejected_row_does_not_decide_the_type_of_the_ids(tmp_path: Path) -> N
         (b"1::2::5::978300760\n", {}, "--columns userId,movieId,rating,timestamp"),
         (b"1,2,3\n", {"columns": "userId,movieId,rating,timestamp"}, "line 1: expected 4 fields (--columns userId,"),
         (b"1,2,3\n", {"columns": "a,b,c"}, '--columns: no column recognised as user_id, found "a, b, c"'),
-        ("userId,movieId,rating\n1,2,3\n".encode("utf-16"), {}, "line 1: not UTF-8 text, expected a CSV file in UTF-8"),
+        ("userId,movieId,rating\n1,2,3\n".encode("utf-16")[:-1], {}, "damaged UTF-16 text"),
+        ("userId,movieId,rating\n1,2,3\n".encode("utf-32"), {}, "text in UTF-32, expected a CSV file in UTF-8"),
+        (b"userId~movieId~rating\n1~2~3\n", {}, 'found "userId~movieId~rating"; columns are separated by one of , ; |'),
+        (b"PAR1", {}, "a Parquet file, expected a CSV file: write it as CSV"),
+        (b'{"user_id": 1, "movie_id": 2, "rating": 3}\n', {}, "JSON, expected a CSV file: write it as CSV"),
+        (b"\n<!DOCTYPE html>\n<html>", {}, "an HTML page, expected a CSV file: download the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "a git-lfs pointer, not the file itself"),
+        (zipped({"xl/workbook.xml": b"", "[Content_Types].xml": b""}), {}, "a spreadsheet or document (xlsx, ods)"),
+        (zipped({"a.csv": b"", "b.csv": b""}), {}, "a zip archive of a.csv, b.csv; expected one file of ratings"),
+        (zipped({"a.csv": b"userId,movieId,rating\n1,2,3\n"})[:-30], {}, "the zip file is damaged or cut short"),
+        (bz2.compress(b"userId,movieId,rating\n1,2,3\n")[:-5], {}, "the bzip2 file is damaged or cut short"),
+        (lzma.compress(b"userId,movieId,rating\n1,2,3\n")[:-5], {}, "the xz file is damaged or cut short"),
         (b"userId,movieId,rating\r1,2,3\r", {}, "line 1: a carriage return that does not end the line"),
         (
             b"userId,movieId,rating\n1,2,x\n",
