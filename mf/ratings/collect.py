@@ -30,6 +30,7 @@ from mf.ratings.spill import ROW, TIMED_ROW, RowArray, Spill, sorted_once
 from mf.ratings.values import integer_ids
 
 CHUNK = 1 << 20  # rows per chunk of string ids: a string array holds at most 2 GiB of text
+EARLY = 100_000  # rows of a source of unknown length before it is refused early
 MOST_ODD = 10_000  # rows with an id that is not an integer before a source may turn out to be one of text ids
 BATCH = 1 << 20  # rows per write to the temporary file
 
@@ -95,6 +96,23 @@ class Collector:
     def reject(self, where: str, reason: str, row: str) -> None:
         """Add one bad row: its place (``line 8123``), what is wrong with it, and the row as the source has it."""
         self._rejects.add(where, reason, row)
+
+    def check(self, rows_left: int | None) -> None:
+        """Refuse the source as soon as its bad rows are too many, whatever follows.
+
+        Args:
+            rows_left: the most rows that may follow; None if unknown: then half of 100,000 rows being bad is too many.
+
+        Raises:
+            DataError: as ``finish``.
+        """
+        bad, read = self._rejects.count, self.rows_read
+        if rows_left is None:
+            is_over = read >= EARLY and 2 * bad >= read and bad > self._max_reject_fraction * read
+        else:
+            is_over = bad > self._max_reject_fraction * (read + rows_left)
+        if is_over:
+            self._rejects.check(self._good)
 
     def odd(self, where: str, row: str, ids: Mapping[str, str]) -> None:
         """Report a row given to ``add`` that has ids, by role of ``untyped``, that are not integers. It is a bad row if

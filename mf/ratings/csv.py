@@ -35,13 +35,14 @@ from mf.ratings.quotes import (
     whole_records,
 )
 from mf.ratings.schema import MOVIE, RATING, USER
-from mf.ratings.streams import text_stream
+from mf.ratings.streams import plain_size, text_stream
 from mf.ratings.values import NUMBER, check, odd_ids, reason, trim
 
 BLOCK = 8 << 20  # bytes per read; also the length limit of a line
 PIECE = 64 << 10  # bytes per second attempt at a block with an irregular line
 BOM = b"\xef\xbb\xbf"
 DELIMITERS = ("::", "\t", ";", "|", ",")
+SHORTEST = 6  # bytes of the shortest row, 1,2,3 and its line end
 BLANKS = " "  # runs of blanks, where no other delimiter fits
 SEP_LINE = re.compile(rb'"?sep=(.)"?\r?\n', re.IGNORECASE)  # first line of Excel's CSV
 # pyarrow separates at one byte only; "::" is replaced by this one, which text does not hold.
@@ -72,6 +73,7 @@ class Piece(NamedTuple):
     bad: list[tuple[int, str, str]]  # offset, reason, line
     time_forms: dict[str, tuple[int, str]]  # as in ``Checked``, by offset
     lines: int
+    size: int  # in bytes
     odd: Callable[[Iterable[str]], "OddRows"]  # by roles; see ``_odd_rows``
 
 
@@ -106,6 +108,7 @@ def read(config: IngestConfig, sink: Collector) -> dict[str, str]:
             line += first.count(b"\n", 0, len(first) - len(body))
             first = body
         sink.untyped = {USER, MOVIE}
+        size = plain_size(path)
         left: list[bytes] = []
         whole = whole_records(chain([first], blocks), layout.delimiter, BLOCK, left)
         for parsed in in_order(partial(_parse, layout), whole):
@@ -119,6 +122,9 @@ def read(config: IngestConfig, sink: Collector) -> dict[str, str]:
                     tell(f"line {line + offset}", row=row)
                 forms = piece.time_forms.items()
                 sink.add(piece.ratings, {form: f"line {line + offset}: {text}" for form, (offset, text) in forms})
+                if size is not None:
+                    size -= piece.size
+                sink.check(None if size is None else max(0, size) // SHORTEST)
                 line += piece.lines
                 progress.advance(piece.lines)
         if left:
@@ -248,7 +254,7 @@ def _piece(block: bytes, layout: Layout, texts: pa.Table | None) -> Piece:
     rows = [(i, bad[i], raw[i].decode(errors="backslashreplace")) for i in sorted(bad)]
     places = {form: (int(lines[row]), text) for form, (row, text) in forms.items()}
     odd = partial(_odd_rows, block, layout.delimiter, ratings, lines[usable])
-    return Piece(ratings, rows, places, count, odd)
+    return Piece(ratings, rows, places, count, len(block), odd)
 
 
 def _odd_rows(

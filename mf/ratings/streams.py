@@ -43,6 +43,13 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
+def plain_size(path: Path) -> int | None:
+    """Bytes of a file's text; None where it is compressed."""
+    with path.open("rb") as file:
+        is_compressed = file.read(8).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK"))
+    return None if is_compressed else path.stat().st_size
+
+
 @contextmanager
 def text_stream(path: Path, name: str) -> Iterator[Readable]:
     """The bytes of a text file, decompressed (gzip, bzip2, xz, zstd, zip with one file of ratings) and in UTF-8 (from

@@ -2,6 +2,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import zipfile
 from csv import reader
 from datetime import UTC, datetime
@@ -351,6 +352,27 @@ def test_an_id_written_as_an_integer_and_as_a_float_is_one(tmp_path: Path) -> No
 def test_times_that_cannot_be_read_name_the_way_out(tmp_path: Path) -> None:
     message = error_of(tmp_path, b"userId,movieId,rating,timestamp\n1,1,3,01/02/2020\n")
     assert message.endswith("correct them, or read them without times with --timestamp_column none")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_file_of_bad_rows_is_refused_before_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool
+) -> None:
+    monkeypatch.setattr(csv, "BLOCK", 300)
+    monkeypatch.setattr(collect, "EARLY", 100)
+    content = b"userId,movieId,rating\n" + b"1,2,x\n" * 20_000
+    message = error_of(tmp_path, gzip.compress(content, mtime=0) if compressed else content, max_reject_fraction=0.01)
+    match = re.search(r"([0-9,]+) of ([0-9,]+) rows are bad .*line 2: rating \"x\" is not a number; line 3", message)
+    assert match
+    assert int(match[2].replace(",", "")) < 500
+
+
+def test_bad_rows_at_the_beginning_do_not_refuse_a_file_that_is_good_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv, "BLOCK", 300)
+    content = b"userId,movieId,rating\n" + b"1,2,x\n" * 200 + b"1,2,3\n" * 19_800
+    assert Read(tmp_path, content, max_reject_fraction=0.01).provenance.rows_rejected == 200
 
 
 def test_too_many_bad_rows_with_odd_ids_among_them_name_the_first(tmp_path: Path) -> None:
