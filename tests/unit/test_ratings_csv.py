@@ -375,6 +375,13 @@ def test_bad_rows_at_the_beginning_do_not_refuse_a_file_that_is_good_as_a_whole(
     assert Read(tmp_path, content, max_reject_fraction=0.01).provenance.rows_rejected == 200
 
 
+def test_the_summary_shows_the_range_and_the_most_frequent_values(tmp_path: Path) -> None:
+    rows = "".join(f"1,{i},{(-1, 10, 7.5, -1)[i % 4]}\n" for i in range(40))
+    read = Read(tmp_path, b"userId,movieId,rating\n" + rows.encode())
+    assert read.provenance.values == "ratings -1 to 10, most often -1 (50%), 10 (25%), 7.5 (25%)"
+    assert read.provenance.summary().endswith(f"40 kept; {read.provenance.values}")
+
+
 def test_too_many_bad_rows_with_odd_ids_among_them_name_the_first(tmp_path: Path) -> None:
     content = "userId,movieId,rating\nNULL,1,3\n" + "".join(f"{i},1,3\n" for i in range(98)) + "9,9,x\n"
     message = error_of(tmp_path, content.encode(), max_reject_fraction=0.015)
