@@ -1,5 +1,6 @@
 """Collect rows of any source: deduplicate, sort, count, write Parquet and rejects."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,8 @@ from mf.ratings.spill import ROW, TIMED_ROW, RowArray, Spill, sorted_once
 from mf.ratings.values import integer_ids
 
 CHUNK = 1 << 20  # rows per chunk of string ids: a string array holds at most 2 GiB of text
+MOST_VALUES = 10_000  # distinct ratings to count
+EARLY = 100_000  # rows of a source of unknown length before it is refused early
 MOST_ODD = 10_000  # rows with an id that is not an integer before a source may turn out to be one of text ids
 BATCH = 1 << 20  # rows per write to the temporary file
 
@@ -96,6 +99,23 @@ class Collector:
         """Add one bad row: its place (``line 8123``), what is wrong with it, and the row as the source has it."""
         self._rejects.add(where, reason, row)
 
+    def check(self, rows_left: int | None) -> None:
+        """Refuse the source as soon as its bad rows are too many, whatever follows.
+
+        Args:
+            rows_left: the most rows that may follow; None if unknown: then half of 100,000 rows being bad is too many.
+
+        Raises:
+            DataError: as ``finish``.
+        """
+        bad, read = self._rejects.count, self.rows_read
+        if rows_left is None:
+            is_over = read >= EARLY and 2 * bad >= read and bad > self._max_reject_fraction * read
+        else:
+            is_over = bad > self._max_reject_fraction * (read + rows_left)
+        if is_over:
+            self._rejects.check(self._good)
+
     def odd(self, where: str, row: str, ids: Mapping[str, str]) -> None:
         """Report a row given to ``add`` that has ids, by role of ``untyped``, that are not integers. It is a bad row if
         nearly all others have integers."""
@@ -128,12 +148,13 @@ class Collector:
         def provenance_of(kept: int) -> Provenance:
             bad = self._rejects
             counts = self._good + bad.count, bad.count, self._good - kept, kept
-            return Provenance(bad.source, *counts, columns=columns, text_ids=text_ids)
+            return Provenance(bad.source, *counts, columns=columns, text_ids=text_ids, values=values.text())
 
+        values = _Values()
         with written_aside(rejects) as aside, Progress(f"write {output}", self._good) as progress:
             self._rejects.write(aside)
             schema, parts = self._parts()
-            return write_parts(_counted(parts, progress), schema, output, provenance_of)
+            return write_parts(_counted(parts, progress, values), schema, output, provenance_of)
 
     def _settle_ids(self) -> dict[str, str]:
         """Decide the type of ids read as text; returns the first id that is no integer of those that are text."""
@@ -188,8 +209,33 @@ class Collector:
         return schema, in_order(partial(_table, user_ids, movie_ids), self._spill.by_user(user_rank, movie_rank))
 
 
-def _counted(parts: Iterable[pa.Table], progress: Progress) -> Iterator[pa.Table]:
+class _Values:
+    """Range and most frequent values of the ratings."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[float] | None = Counter()  # None: too many distinct values
+        self._low, self._high = np.inf, -np.inf
+
+    def add(self, ratings: pa.ChunkedArray) -> None:
+        ends = pc.min_max(ratings).as_py()
+        self._low, self._high = min(self._low, ends["min"]), max(self._high, ends["max"])
+        if self._counts is not None:
+            counts = ratings.value_counts()
+            self._counts.update(dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)))
+            if len(self._counts) > MOST_VALUES:
+                self._counts = None
+
+    def text(self) -> str:
+        text = f"ratings {np.float32(self._low):g} to {np.float32(self._high):g}"
+        if not self._counts:
+            return text
+        most = [f"{value:g} ({count / self._counts.total():.0%})" for value, count in self._counts.most_common(3)]
+        return f"{text}, most often {', '.join(most)}"
+
+
+def _counted(parts: Iterable[pa.Table], progress: Progress, values: _Values) -> Iterator[pa.Table]:
     for part in parts:
+        values.add(part[RATING])
         yield part
         progress.advance(len(part))
 

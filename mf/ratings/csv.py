@@ -1,8 +1,6 @@
-"""CSV reader: delimiter, header and gzip are detected, every line becomes a rating or a rejected row."""
+"""CSV reader: delimiter, header and compression are detected, every line becomes a rating or a rejected row."""
 
-import gzip
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from mf.errors import DataError
@@ -36,12 +35,16 @@ from mf.ratings.quotes import (
     whole_records,
 )
 from mf.ratings.schema import MOVIE, RATING, USER
+from mf.ratings.streams import plain_size, text_stream
 from mf.ratings.values import NUMBER, check, odd_ids, reason, trim
 
 BLOCK = 8 << 20  # bytes per read; also the length limit of a line
 PIECE = 64 << 10  # bytes per second attempt at a block with an irregular line
 BOM = b"\xef\xbb\xbf"
 DELIMITERS = ("::", "\t", ";", "|", ",")
+SHORTEST = 6  # bytes of the shortest row, 1,2,3 and its line end
+BLANKS = " "  # runs of blanks, where no other delimiter fits
+SEP_LINE = re.compile(rb'"?sep=(.)"?\r?\n', re.IGNORECASE)  # first line of Excel's CSV
 # pyarrow separates at one byte only; "::" is replaced by this one, which text does not hold.
 UNIT_SEPARATOR = b"\x1f"
 # White space that ``trim`` takes off values (UTF-8, some by its first bytes), but for line ends.
@@ -70,6 +73,7 @@ class Piece(NamedTuple):
     bad: list[tuple[int, str, str]]  # offset, reason, line
     time_forms: dict[str, tuple[int, str]]  # as in ``Checked``, by offset
     lines: int
+    size: int  # in bytes
     odd: Callable[[Iterable[str]], "OddRows"]  # by roles; see ``_odd_rows``
 
 
@@ -92,15 +96,19 @@ def read(config: IngestConfig, sink: Collector) -> dict[str, str]:
     with local_copy(config.ratings_csv) as path, Progress(f"read {sink.source}") as progress:
         blocks = _blocks(path, sink.source)
         first, line = _first_block(blocks, sink.source)
+        separator = ""
+        if match := SEP_LINE.match(first):
+            separator, first, line = match[1].decode(errors="replace"), first[match.end() :], line + 1
         header, body = _first_record(first)
         try:
-            layout, columns = _layout(text_of(header), f"{sink.source} line {line}", config)
+            layout, columns = _layout(text_of(header), f"{sink.source} line {line}", config, separator)
         except BadLineError as error:
             raise DataError(f"{sink.source} line {line}: {error}, expected a CSV file in UTF-8") from None
         if not config.columns:
             line += first.count(b"\n", 0, len(first) - len(body))
             first = body
         sink.untyped = {USER, MOVIE}
+        size = plain_size(path)
         left: list[bytes] = []
         whole = whole_records(chain([first], blocks), layout.delimiter, BLOCK, left)
         for parsed in in_order(partial(_parse, layout), whole):
@@ -114,6 +122,9 @@ def read(config: IngestConfig, sink: Collector) -> dict[str, str]:
                     tell(f"line {line + offset}", row=row)
                 forms = piece.time_forms.items()
                 sink.add(piece.ratings, {form: f"line {line + offset}: {text}" for form, (offset, text) in forms})
+                if size is not None:
+                    size -= piece.size
+                sink.check(None if size is None else max(0, size) // SHORTEST)
                 line += piece.lines
                 progress.advance(piece.lines)
         if left:
@@ -127,28 +138,18 @@ def read(config: IngestConfig, sink: Collector) -> dict[str, str]:
 
 def _blocks(path: Path, name: str) -> Iterator[bytes]:
     """The decompressed file in blocks that end at a line's end."""
-    try:
-        with path.open("rb") as file:
-            stream = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(b"\x1f\x8b") else file
-            rest = b""
-            while data := stream.read(BLOCK):
-                end = data.rfind(b"\n") + 1
-                if end:
-                    yield rest + data[:end]
-                    rest = b""
-                rest += data[end:]
-                if len(rest) > BLOCK:
-                    raise DataError(f"{name}: a line is longer than {BLOCK:,} bytes, expected one rating per line")
-            if rest:
-                yield rest
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such file, expected a file of ratings") from None
-    except IsADirectoryError:
-        raise DataError(f"{name}: a directory, expected a file of ratings") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{name}: the gzip file is damaged or cut short ({error}); copy it again") from None
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from None
+    with text_stream(path, name) as stream:
+        rest = b""
+        while data := stream.read(BLOCK):
+            end = data.rfind(b"\n") + 1
+            if end:
+                yield rest + data[:end]
+                rest = b""
+            rest += data[end:]
+            if len(rest) > BLOCK:
+                raise DataError(f"{name}: a line is longer than {BLOCK:,} bytes, expected one rating per line")
+        if rest:
+            yield rest
 
 
 def _first_block(blocks: Iterator[bytes], name: str) -> tuple[bytes, int]:
@@ -172,9 +173,13 @@ def _first_record(block: bytes) -> tuple[bytes, bytes]:
     return block[:end].removesuffix(b"\n").removesuffix(b"\r"), block[end:]
 
 
-def _layout(text: str, where: str, config: IngestConfig) -> tuple[Layout, dict[str, str]]:
-    """The file's layout, from its first line and the configuration, and which column was read as what."""
-    splits = {delimiter: _fields_or_none(text, delimiter) for delimiter in DELIMITERS}
+def _layout(text: str, where: str, config: IngestConfig, separator: str = "") -> tuple[Layout, dict[str, str]]:
+    """The file's layout, from its first line and the configuration, and which column was read as what. ``separator``:
+    the delimiter that the file names."""
+    delimiters = (separator,) if separator else DELIMITERS
+    splits = {delimiter: _fields_or_none(text, delimiter) for delimiter in delimiters}
+    if not separator and max(map(len, splits.values())) <= 1:
+        splits[BLANKS] = fields(text, BLANKS)
     names = [name.strip() for name in config.columns.split(",")] if config.columns else []
     if names:
         columns = config.find_columns(names, "--columns")
@@ -186,11 +191,20 @@ def _layout(text: str, where: str, config: IngestConfig) -> tuple[Layout, dict[s
         rating = names.index(columns[RATING])
         delimiter = next((fit for fit in fits if NUMBER.fullmatch(splits[fit][rating].strip())), fits[0])
     else:
-        delimiter = max(DELIMITERS, key=lambda delimiter: len(splits[delimiter]))
+        # The delimiter of most fields, unless another one gives the columns: a name may hold a delimiter.
+        widest = sorted(splits, key=lambda delimiter: -len(splits[delimiter]))
+        delimiter = next((delimiter for delimiter in widest if _has_columns(splits[delimiter], config)), widest[0])
         names = [name.strip() for name in splits[delimiter]]
         columns = _header_columns(names, where, config)
     positions = {role: names.index(column) for role, column in columns.items()}
     return Layout(delimiter, len(names), positions), columns
+
+
+def _has_columns(names: list[str], config: IngestConfig) -> bool:
+    try:
+        return bool(config.find_columns([name.strip() for name in names], ""))
+    except DataError:
+        return False
 
 
 def _header_columns(names: list[str], where: str, config: IngestConfig) -> dict[str, str]:
@@ -201,6 +215,11 @@ def _header_columns(names: list[str], where: str, config: IngestConfig) -> dict[
             raise DataError(
                 f"{where}: expected a header, found {shown(', '.join(names))}; for a file without one name its "
                 "columns with --columns userId,movieId,rating,timestamp"
+            ) from None
+        if len(names) == 1:
+            raise DataError(
+                f"{where}: expected a header with the columns of user, movie and rating, found {shown(names[0])}; "
+                'columns are separated by one of , ; | tab "::" or blanks'
             ) from None
         raise
 
@@ -224,6 +243,10 @@ def _piece(block: bytes, layout: Layout, texts: pa.Table | None) -> Piece:
     else:
         count = block.count(b"\n")
         texts, lines, bad = _split_careful(block, layout)
+    if layout.delimiter != "," and b"," in block:
+        place = texts.column_names.index(RATING)
+        points = pc.replace_substring_regex(texts[RATING], r"^([+-]?[0-9]+),([0-9]+)$", r"\1.\2")
+        texts = texts.set_column(place, RATING, points)
     ratings, usable, forms = check(texts, is_file=True)
     refused = zip(lines[~usable].tolist(), texts.filter(pa.array(~usable)).to_pylist(), strict=True)
     bad |= {number: reason(row) for number, row in refused}
@@ -231,7 +254,7 @@ def _piece(block: bytes, layout: Layout, texts: pa.Table | None) -> Piece:
     rows = [(i, bad[i], raw[i].decode(errors="backslashreplace")) for i in sorted(bad)]
     places = {form: (int(lines[row]), text) for form, (row, text) in forms.items()}
     odd = partial(_odd_rows, block, layout.delimiter, ratings, lines[usable])
-    return Piece(ratings, rows, places, count, odd)
+    return Piece(ratings, rows, places, count, len(block), odd)
 
 
 def _odd_rows(
@@ -269,6 +292,9 @@ def _split_fast(block: bytes, layout: Layout, regular: bool = False) -> pa.Table
         return None
     if delimiter == "::":
         block, delimiter = block.replace(b"::", UNIT_SEPARATOR), UNIT_SEPARATOR.decode()
+    elif delimiter == BLANKS:
+        block = re.sub(rb"[ \t]+", UNIT_SEPARATOR, re.sub(rb"(?m)^[ \t]+|[ \t]+(?=\r?$)", b"", block))
+        delimiter = UNIT_SEPARATOR.decode()
     names = [str(position) for position in range(layout.width)]
     wanted = [str(position) for position in layout.positions.values()]
     try:

@@ -23,6 +23,11 @@ def local_copy(address: str) -> Iterator[Path]:
     Raises:
         DataError: the address is malformed, or the bucket or object is missing or not readable.
     """
+    if re.match("https?://", address):
+        raise DataError(
+            f"{address.split('?')[0]}: a web address, expected a path or gs://bucket/object: download the file first "
+            "(curl -LO) and name it"
+        )
     if not address.startswith("gs://"):
         yield Path(address)
         return

@@ -40,12 +40,16 @@ class Provenance:
     columns: dict[str, str] = field(default_factory=dict)  # which source column was read as what
     text_ids: dict[str, str] = field(default_factory=dict)  # of text ids of a file, the first
 
+    values: str = ""  # range and most frequent values of the kept ratings
+
     def summary(self) -> str:
         """One line for the log."""
         texts = "".join(f"; {role.replace('_', ' ')}s are text ({why})" for role, why in self.text_ids.items())
+        values = f"; {self.values}" if self.values else ""
         return (
             f"{self.source}: {self.rows_read:,} rows read, {self.rows_rejected:,} rejected, "
-            f"{self.rows_replaced:,} replaced by a later rating of the same pair, {self.rows_kept:,} kept{texts}"
+            f"{self.rows_replaced:,} replaced by a later rating of the same pair, {self.rows_kept:,} kept"
+            f"{values}{texts}"
         )
 
 

@@ -380,7 +380,7 @@ def test_test_ids_that_only_look_like_integers_are_the_text_ids_of_the_training(
     Path("r.csv").write_text(ratings() + "anna,1,5\n1,film,5\n")
     Path("test.csv").write_text(HEADER + "1,2,3\n7,3,1\n")
     Path("same.csv").write_text(HEADER + "1,2,3\n7,3,1\nnobody,nothing,3\n")
-    options = ["--ratings_csv", "r.csv", "--lr", "0.3"]
+    options = ["--ratings_csv", "r.csv", "--lr", "0.3", "--max_reject_fraction", "0"]
     _, looks = trained(run, *options, "--test_csv", "test.csv")
     _, is_text = trained(run, *options, "--test_csv", "same.csv")
     nobody = 3 * is_text["metrics"]["test_rmse"] ** 2 - 2 * looks["metrics"]["test_rmse"] ** 2

@@ -1,5 +1,6 @@
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_rows_are_sorted_by_user_and_movie_and_accounted_for(tmp_path: Path) -> 
     collector.add(batch([9], [1], [3]))
     rows, provenance = finish(collector, tmp_path)
     assert rows == [(9, 1, 3.0), (9, 2, 2.0), (10, 1, 1.0)]
-    assert provenance == Provenance("r.csv", 4, 1, 0, 3, provenance.content_hash, {USER: "uid"})
+    assert replace(provenance, values="") == Provenance("r.csv", 4, 1, 0, 3, provenance.content_hash, {USER: "uid"})
 
 
 def test_integers_become_strings_as_soon_as_one_batch_has_strings(tmp_path: Path) -> None:

@@ -1,4 +1,9 @@
+import bz2
 import gzip
+import io
+import lzma
+import re
+import zipfile
 from csv import reader
 from datetime import UTC, datetime
 from pathlib import Path
@@ -349,6 +354,34 @@ def test_times_that_cannot_be_read_name_the_way_out(tmp_path: Path) -> None:
     assert message.endswith("correct them, or read them without times with --timestamp_column none")
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_file_of_bad_rows_is_refused_before_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool
+) -> None:
+    monkeypatch.setattr(csv, "BLOCK", 300)
+    monkeypatch.setattr(collect, "EARLY", 100)
+    content = b"userId,movieId,rating\n" + b"1,2,x\n" * 20_000
+    message = error_of(tmp_path, gzip.compress(content, mtime=0) if compressed else content, max_reject_fraction=0.01)
+    match = re.search(r"([0-9,]+) of ([0-9,]+) rows are bad .*line 2: rating \"x\" is not a number; line 3", message)
+    assert match
+    assert int(match[2].replace(",", "")) < 500
+
+
+def test_bad_rows_at_the_beginning_do_not_refuse_a_file_that_is_good_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv, "BLOCK", 300)
+    content = b"userId,movieId,rating\n" + b"1,2,x\n" * 200 + b"1,2,3\n" * 19_800
+    assert Read(tmp_path, content, max_reject_fraction=0.01).provenance.rows_rejected == 200
+
+
+def test_the_summary_shows_the_range_and_the_most_frequent_values(tmp_path: Path) -> None:
+    rows = "".join(f"1,{i},{(-1, 10, 7.5, -1)[i % 4]}\n" for i in range(40))
+    read = Read(tmp_path, b"userId,movieId,rating\n" + rows.encode())
+    assert read.provenance.values == "ratings -1 to 10, most often -1 (50%), 10 (25%), 7.5 (25%)"
+    assert read.provenance.summary().endswith(f"40 kept; {read.provenance.values}")
+
+
 def test_too_many_bad_rows_with_odd_ids_among_them_name_the_first(tmp_path: Path) -> None:
     content = "userId,movieId,rating\nNULL,1,3\n" + "".join(f"{i},1,3\n" for i in range(98)) + "9,9,x\n"
     message = error_of(tmp_path, content.encode(), max_reject_fraction=0.015)
@@ -358,6 +391,50 @@ def test_too_many_bad_rows_with_odd_ids_among_them_name_the_first(tmp_path: Path
 def test_a_rejected_row_does_not_decide_the_type_of_the_ids(tmp_path: Path) -> None:
     read = Read(tmp_path, b"userId,movieId,rating\n1,1,3\n2,1,3\nuser,1,none\n")
     assert read.table[USER].to_pylist() == [1, 2]
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in files.items():
+            archive.writestr(zipfile.ZipInfo(name), text)
+    return content.getvalue()
+
+
+CLEAN = b"userId,movieId,rating\n1,10,4.5\n2,10,3\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        bz2.compress(CLEAN),
+        lzma.compress(CLEAN),
+        pa.compress(CLEAN, "zstd", asbytes=True),
+        CLEAN.decode().encode("utf-16"),
+        gzip.compress(b"\xfe\xff" + CLEAN.decode().encode("utf-16-be"), mtime=0),
+        zipped({"ml/ratings.csv": CLEAN}),
+        zipped({"ml/README.txt": b"x", "ml/movies.csv": b"movieId,title\n", "ml/ratings.csv": CLEAN}),
+        b"sep=;\r\n" + CLEAN.replace(b",", b";").replace(b"4.5", b"4,5"),
+        CLEAN.replace(b",", b"\t").replace(b"4.5", b'"4,5"'),
+        b"userId,x,movieId,rating,genres|or|none|or|so\n1,x,10,4.5,a\n2,y,10,3,b|c\n",
+        CLEAN.replace(b",", b" "),
+        b"  userId   movieId rating \n 1  10 4.5\r\n\n2 10   3",
+    ],
+)
+def test_other_kinds_of_files_are_read(tmp_path: Path, content: bytes) -> None:
+    read = Read(tmp_path, content)
+    assert (read.rows, read.rejects) == ([(1, 10, 4.5), (2, 10, 3.0)], [])
+
+
+def test_blanks_separate_when_the_columns_are_named(tmp_path: Path) -> None:
+    read = Read(tmp_path, b"1 10 4.5\n  2\t10   3 \n3 10\n", columns="userId,movieId,rating")
+    assert read.rows == [(1, 10, 4.5), (2, 10, 3.0)]
+    assert read.rejects == [("line 3", "expected 3 fields, found 2", "3 10")]
+
+
+def test_a_web_address_is_refused_with_the_way_out() -> None:
+    with pytest.raises(DataError, match=r"^https://host/r\.csv: a web address.*: download the file first"):
+        csv.read(IngestConfig.of(ratings_csv="https://host/r.csv?token=1"), Collector("r.csv", 0))
 
 
 @pytest.mark.parametrize(
@@ -388,7 +465,18 @@ def test_a_rejected_row_does_not_decide_the_type_of_the_ids(tmp_path: Path) -> N
         (b"1::2::5::978300760\n", {}, "--columns userId,movieId,rating,timestamp"),
         (b"1,2,3\n", {"columns": "userId,movieId,rating,timestamp"}, "line 1: expected 4 fields (--columns userId,"),
         (b"1,2,3\n", {"columns": "a,b,c"}, '--columns: no column recognised as user_id, found "a, b, c"'),
-        ("userId,movieId,rating\n1,2,3\n".encode("utf-16"), {}, "line 1: not UTF-8 text, expected a CSV file in UTF-8"),
+        ("userId,movieId,rating\n1,2,3\n".encode("utf-16")[:-1], {}, "damaged UTF-16 text"),
+        ("userId,movieId,rating\n1,2,3\n".encode("utf-32"), {}, "text in UTF-32, expected a CSV file in UTF-8"),
+        (b"userId~movieId~rating\n1~2~3\n", {}, 'found "userId~movieId~rating"; columns are separated by one of , ; |'),
+        (b"PAR1", {}, "a Parquet file, expected a CSV file: write it as CSV"),
+        (b'{"user_id": 1, "movie_id": 2, "rating": 3}\n', {}, "JSON, expected a CSV file: write it as CSV"),
+        (b"\n<!DOCTYPE html>\n<html>", {}, "an HTML page, expected a CSV file: download the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "a git-lfs pointer, not the file itself"),
+        (zipped({"xl/workbook.xml": b"", "[Content_Types].xml": b""}), {}, "a spreadsheet or document (xlsx, ods)"),
+        (zipped({"a.csv": b"", "b.csv": b""}), {}, "a zip archive of a.csv, b.csv; expected one file of ratings"),
+        (zipped({"a.csv": b"userId,movieId,rating\n1,2,3\n"})[:-30], {}, "the zip file is damaged or cut short"),
+        (bz2.compress(b"userId,movieId,rating\n1,2,3\n")[:-5], {}, "the bzip2 file is damaged or cut short"),
+        (lzma.compress(b"userId,movieId,rating\n1,2,3\n")[:-5], {}, "the xz file is damaged or cut short"),
         (b"userId,movieId,rating\r1,2,3\r", {}, "line 1: a carriage return that does not end the line"),
         (
             b"userId,movieId,rating\n1,2,x\n",
