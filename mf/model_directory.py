@@ -161,7 +161,8 @@ class TrainedRanking:
             DataError: as ``read_model``.
         """
         read = _read_ranking(directory, _ranking_numbers(directory / CARD, card))
-        arrays = {name: getattr(read, name) for name in ("bias", *RANKING_COLUMNS)}
+        # Copies, because Arrow's memory is read-only and PyTorch wants to write.
+        arrays = {name: getattr(read, name).copy() for name in ("bias", *RANKING_COLUMNS)}
         return cls(
             RankingModel(**arrays, **{name: card[name] for name in RANKING_NUMBERS}),
             Vocabulary(read.user_ids),

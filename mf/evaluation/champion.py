@@ -176,7 +176,8 @@ def _paired_ndcg(
         if ranking
         else take_rows(embeddings[0].vectors, embeddings[0].rows(users))
     )
-    q, b_m = torch.from_numpy(theirs.vectors), torch.from_numpy(theirs.bias)
+    # Copies, since PyTorch warns of arrays that cannot be written.
+    q, b_m = torch.tensor(theirs.vectors), torch.tensor(theirs.bias)
     left_out = _in_columns(rated, theirs.rows(lists.movies.ids), len(theirs))
     champion = score(top_k_by_product(torch.from_numpy(p), q, b_m, left_out, lists.k), theirs)
     challenger = score(lists.lists[chosen], lists.movies)

@@ -300,7 +300,8 @@ def _recent(ratings: EncodedRatings) -> tuple[npt.NDArray[np.bool_], str] | None
 
 def ranking_lists(model: RankingModel, p: Tensor, rated: csr_array, k: int) -> Ints:
     """int64[users, k], the lists of users with the vectors ``p`` [users, factors], computed on its device."""
-    q, b_m = (torch.tensor(part, device=p.device) for part in (model.embedding, model.bias))  # copies: read-only
+    # Copies, since PyTorch warns of arrays that cannot be written.
+    q, b_m = (torch.tensor(part, device=p.device) for part in (model.embedding, model.bias))
     return top_k_by_product(p, q, b_m, rated, k)
 
 

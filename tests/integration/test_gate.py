@@ -199,6 +199,12 @@ def test_a_better_run_replaces_the_published_run(story: dict[str, Outcome]) -> N
     assert figures["champion_rmse"] == pytest.approx(first.evaluation["model"]["rmse"], abs=1e-6)
     assert figures["rmse"] == pytest.approx(found.evaluation["model"]["rmse"], abs=1e-9)
     assert figures["interval"]["high"] < 0
+    # Both ranking models are of the same ratings; the champion's came back from the database.
+    lists, own = champion["lists"], found.evaluation["ranking"]["model"]["ndcg"]
+    assert (lists["ordered_by"], lists["clean"]) == ("ranking model", True)
+    assert lists["ndcg"] == pytest.approx(own, abs=1e-9)
+    assert lists["champion_ndcg"] == pytest.approx(first.evaluation["ranking"]["model"]["ndcg"], abs=1e-6)
+    assert lists["difference"] == pytest.approx(0, abs=1e-6)
 
 
 def test_a_worse_run_is_refused_without_failing_and_the_api_is_unchanged(story: dict[str, Outcome]) -> None:
@@ -210,8 +216,8 @@ def test_a_worse_run_is_refused_without_failing_and_the_api_is_unchanged(story: 
     assert sorted(found.steps) == sorted([*PARTS, "notify"])
     assert (found.runs, found.recommended) == (better.runs, better.recommended)
     assert re.search(r"Pipeline \S*'mf-training'\S* finished with status \S*SUCCESS", found.log)
-    assert f"evaluate  not published: {reason}\n" in found.printed
-    assert f" has succeeded: not published: {reason}\n" in found.printed  # by the notify step
+    assert f"evaluate  not published: {reason}; lists  NDCG@10 0." in found.printed
+    assert f" has succeeded: not published: {reason}; lists  NDCG@10 0." in found.printed  # by the notify step
 
 
 def test_force_publish_publishes_and_the_log_says_so(story: dict[str, Outcome]) -> None:
