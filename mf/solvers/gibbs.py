@@ -52,8 +52,8 @@ INIT_SHAPE = 10.0
 class GibbsConfig(GaussianConfig):
     """Options of the ``gibbs`` solver."""
 
-    # Twice vb's: an RMSE 0.004 lower at a million real ratings (100 per row), and 0.0015 at two million planted ones
-    # (63 per row: rank 20). Rank 32 gains 0.0009 more on latest-small (9 per row), for twice the time.
+    # Twice vb's: an RMSE 0.0015 lower at two million planted ratings (63 per row: rank 20); docs/solvers.md has a
+    # table. Rank 32 gains 0.0009 more on latest-small (9 per row), for twice the time.
     RATINGS_PER_FACTOR: ClassVar[int] = 3
     rank: int | None = Field(
         None,
