@@ -119,8 +119,9 @@ def test_a_training_starts_from_the_published_run_once_there_is_one(database: Lo
     assert second.metrics["init_from"] == first.run_id
     ids = pa.array(first.users.ids.to_pylist() * 40), first.movies.ids.take(np.repeat(np.arange(40), 60))
     np.testing.assert_allclose(second.predict(*ids), first.predict(*ids), atol=0.2)
-    # Vectors of another seed without it have nothing in common.
-    assert float(np.corrcoef(_products(first).ravel(), _products(second).ravel())[0, 1]) > 0.99
+    # Vectors of another seed without it have nothing in common. The two splits differ, and so do the biases, whose
+    # differences the products hold.
+    assert float(np.corrcoef(_products(first).ravel(), _products(second).ravel())[0, 1]) > 0.98
 
 
 def test_init_from_published_without_a_project_is_an_error(database: LocalSupabase, run: Run) -> None:
@@ -149,7 +150,7 @@ def test_the_published_run_recommends_as_the_model_does(database: LocalSupabase,
         for user in model.users.ids.to_pylist()[::6]:
             answer = recommend_movies(client, user, 10)
             predicted = model.predict(pa.array([user] * 40), model.movies.ids)
-            order = np.argsort(-unclipped(model, user), kind="stable")[:10]
+            order = np.argsort(-ranking_scores(model, user), kind="stable")[:10]
             assert [movie for movie, _ in pairs(answer)] == model.movies.ids.take(pa.array(order)).to_pylist()
             assert [rating for _, rating in pairs(answer)] == pytest.approx(predicted[order].tolist(), abs=1e-5)
 
@@ -186,10 +187,11 @@ def wrong_password(database: LocalSupabase) -> str:
     return re.sub(":[^:@]+@", ":hunter2hunter2@", database.db_url)
 
 
-def unclipped(model: TrainedModel, user: str) -> np.ndarray:
-    row = int(model.users.rows(pa.array([user]))[0])
-    weights = {name: value.double().numpy() for name, value in model.module.state_dict().items()}
-    return weights["movie_bias.weight"][:, 0] + weights["movie_factors.weight"] @ weights["user_factors.weight"][row]
+def ranking_scores(model: TrainedModel, user: str) -> np.ndarray:
+    assert model.ranking is not None
+    row = int(model.ranking.users.rows(pa.array([user]))[0])
+    assert model.ranking.movies.ids == model.movies.ids  # with --val_size 0 both train on the same ratings
+    return model.ranking.model.bias + model.ranking.model.embedding.astype(np.float64) @ model.ranking.vectors[row]
 
 
 def test_schema_prints_a_migration_that_the_database_accepts(database: LocalSupabase, run: Run) -> None:

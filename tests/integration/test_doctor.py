@@ -126,7 +126,7 @@ def test_every_line_is_ok_when_nothing_is_missing(
         "ok       GPU quota: 1 of NVIDIA_L4 in europe-west4",
         f"ok       Supabase: {supabase.url} accepts the key",
         "ok       migration: applied for bigint users, bigint movies, user_embeddings and movie_embeddings",
-        "ok       grants: 14 functions, 6 tables and views",
+        "ok       grants: 22 functions, 9 tables and views",
         "ok       table of ratings: ratings can be read",
     ]
     posted = [request.path.rpartition(":")[2] for request in google.requests if request.method == "POST"]
@@ -553,7 +553,7 @@ def test_another_server_in_place_of_supabase_is_reported(
         supabase.gateway.faults = []
     assert lines["Supabase"].startswith(line.format(url=supabase.url))
     if fault.status == 404:
-        assert lines["grants"].startswith("unknown  grants: 6 tables and views can be read; the project does not list ")
+        assert lines["grants"].startswith("unknown  grants: 9 tables and views can be read; the project does not list ")
 
 
 def test_a_project_without_the_migration_is_reported_with_the_command(

@@ -152,8 +152,8 @@ def test_it_ends_with_rmse_beside_the_baselines_and_recommendations(
         shown = [re.fullmatch(r"  (\d\.\d\d)  The .+ \(\d{4}\)", line) for line in movies]
         assert len(shown) == 5
         assert all(shown)
-        scores = [float(match[1]) for match in shown if match]
-        assert scores == sorted(scores, reverse=True)
+    similarities = [float(line.split()[0]) for line in similar.splitlines()[1:]]
+    assert similarities == sorted(similarities, reverse=True)
 
     report, own_data = where.splitlines()
     assert (ROOT / report.removeprefix("report    ")).read_text().startswith("<!DOCTYPE html>")

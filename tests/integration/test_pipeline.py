@@ -122,14 +122,25 @@ def run_id(outputs: Path) -> str:
 
 
 def best(model: Path, user: str, k: int) -> list[tuple[str, float]]:
-    """A user's top k as the files of the model directory have it, in float64."""
+    """A user's top k as the files of the model directory have it, in float64: movie and predicted rating, in the order
+    of the ranking scores."""
     card = json.loads((model / "model.json").read_text())
-    users, movies = (pq.read_table(model / f"{kind}_embeddings.parquet") for kind in ("user", "movie"))
-    row = users[USER].to_pylist().index(user)
-    p, q = np.array(users["embedding"][row].as_py()), np.array(movies["embedding"].to_pylist())
-    score = card["mu"] + users["bias"][row].as_py() + movies["bias"].to_numpy() + q @ p
-    order = sorted(zip(-score, movies[MOVIE].to_pylist(), strict=True))[:k]
-    return [(movie, float(np.clip(-s, card["rating_min"], card["rating_max"]))) for s, movie in order]
+    users, movies, ranked_users, ranked_movies = (
+        pq.read_table(model / f"{kind}_{what}.parquet")
+        for what in ("embeddings", "ranking")
+        for kind in ("user", "movie")
+    )
+
+    def products(users: pa.Table, movies: pa.Table) -> dict[str, float]:
+        row = users[USER].to_pylist().index(user)
+        p, q = np.array(users["embedding"][row].as_py()), np.array(movies["embedding"].to_pylist())
+        return dict(zip(movies[MOVIE].to_pylist(), movies["bias"].to_numpy() + q @ p, strict=True))
+
+    score, stars = products(ranked_users, ranked_movies), products(users, movies)
+    bias = card["mu"] + users["bias"][users[USER].to_pylist().index(user)].as_py()
+    order = sorted(score, key=lambda movie: (-score[movie], movie))[:k]
+    low, high = card["rating_min"], card["rating_max"]
+    return [(movie, float(np.clip(bias + stars.get(movie, 0.0), low, high))) for movie in order]
 
 
 def in_order(file: Path) -> pa.Table:

@@ -145,7 +145,7 @@ def evaluate(folder: Path) -> tuple[Any, dict[str, Any]]:
     columns = {"user_id": [1, 2], "movie_id": [1, 2], "rating": pa.array([1, 5], pa.float32())}
     write_ratings(pa.table(columns), folder / "r.parquet", Provenance("r.csv", 2, 0, 0, 2))
     ids = Vocabulary.of(pa.array([1, 2]))
-    module = MatrixFactorization(2, 2, 1, rating_min=1, rating_max=5)
+    module = MatrixFactorization(2, 2, 1, rating_min=1, rating_max=5, mu=3)
     TrainedModel(module, ids, ids, "run-1", "adam", {}, {}, {"epochs": []}).save(folder / "fitted")
     inputs = {f"{part}_ratings": folder / "r.parquet" for part in ("train", "validation", "test")}
     gate = GateConfig().model_dump() | {"relevance_threshold": "", "supabase_url": TABLE["supabase_url"]}

@@ -93,7 +93,8 @@ def test_lists_of_the_ranking_model_beat_popularity(written: Sample, tmp_path: P
 
     counts = encoded.relevant_counts(threshold)
     users = np.flatnonzero((encoded.users.test_id_rows >= 0) & (counts > 0))
-    rated, relevant = encoded.already_rated()[users], encoded.relevant(threshold)[users]
+    catalogue = encoded.movies.vocabulary
+    rated, relevant = encoded.already_rated(catalogue)[users], encoded.relevant(threshold, catalogue)[users]
     vectors = model.user_vectors(data)[encoded.users.test_id_rows[users]]
     popular = top_k_in_one_order(np.bincount(encoded.movies.train_rows, minlength=n_movies), rated, 10)
     ndcg = [metric.name for metric in LIST_METRICS].index("ndcg")

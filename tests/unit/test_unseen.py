@@ -202,4 +202,4 @@ def test_unseen_rows_get_the_bias_model_and_known_pairs_lose_little(
         assert kept.validation_rmse == pytest.approx(rmse(model, validation), rel=1e-5)
         assert losses or factors > 32 or solver not in ("adam", "sgd", "original")
         for exact, found in losses:
-            assert found <= exact + 0.01 or found <= smallest_rmse(train, values, factors) + 0.002, (factors, exact)
+            assert found <= exact + 0.01 or found <= smallest_rmse(train, values, factors) + 0.005, (factors, exact)
