@@ -21,15 +21,16 @@ from benchmarks.report import failures, number, ratio, table
 from mf.biases import Ints
 from mf.evaluation.encoded import EncodedRatings
 from mf.evaluation.metrics import CATALOGUE_METRICS, LIST_METRICS
-from mf.evaluation.ranking import UPPER_QUARTER, find_hits, score_users
+from mf.evaluation.ranking import find_hits, score_users
 from mf.evaluation.topk import top_k
 from mf.ranking import Interactions, RankingConfig, fit
 from mf.ranking.interactions import UserRows
 from mf.ranking.matrix import RATED, RatingMatrix
-from mf.ranking.workers import Workers
+from mf.ranking.relevance import default_threshold
 from mf.ratings.config import SplitConfig
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER
 from mf.ratings.split import Parts, split
+from mf.workers import Workers
 
 K, SEEDS = 10, (0, 1, 2)
 METRICS = [metric.name for metric in (*LIST_METRICS, *CATALOGUE_METRICS)]
@@ -199,7 +200,9 @@ def measure(path: str, name: str, seed: int = 0, kind: str = "random") -> Result
         started = time.perf_counter(), time.process_time()
         scorer = ranker.fit(interactions, options)
         seconds = time.perf_counter() - started[0], time.process_time() - started[1]
-        threshold = float(encoded.train_ratings.min()) if kind == "leave_last" else upper_quarter(encoded)
+        threshold = (
+            float(encoded.train_ratings.min()) if kind == "leave_last" else default_threshold(encoded.train_ratings)
+        )
         found[parts] = {**scores(scorer, encoded, threshold), "fit_s": seconds[0], "fit_cpu_s": seconds[1]}
     return found
 
@@ -207,7 +210,7 @@ def measure(path: str, name: str, seed: int = 0, kind: str = "random") -> Result
 def best_options(ranker: Ranker, cut: Parts) -> dict[str, Any]:
     """Options of the grid with the best NDCG on the validation part, trained on the training part."""
     encoded = EncodedRatings.of(cut.train, cut.validation)
-    interactions, threshold = interactions_of(encoded), upper_quarter(encoded)
+    interactions, threshold = interactions_of(encoded), default_threshold(encoded.train_ratings)
     points = [dict(ranker.options) | dict(point) for point in ranker.grid]
     return max(points, key=lambda point: scores(ranker.fit(interactions, point), encoded, threshold)["ndcg"])
 
@@ -226,12 +229,6 @@ def interactions_of(encoded: EncodedRatings) -> Interactions:
     ratings = torch.from_numpy(encoded.train_ratings.copy())
     rows = torch.from_numpy(users.train_rows), torch.from_numpy(movies.train_rows)
     return Interactions(*rows, ratings, len(users.vocabulary), len(movies.vocabulary))
-
-
-def upper_quarter(encoded: EncodedRatings) -> float:
-    """The pipeline's default relevance threshold."""
-    low, high = encoded.train_ratings.min(), encoded.train_ratings.max()
-    return float(np.float32(low + UPPER_QUARTER * (high - low)))
 
 
 def scores(scorer: Scorer, encoded: EncodedRatings, threshold: float) -> dict[str, float]:
@@ -267,7 +264,7 @@ def subsets(path: str) -> Result:
             for seed in SEEDS:
                 cut = split(own, SplitConfig(seed=seed, val_size=0.1, test_size=0.1))
                 encoded = EncodedRatings.of(pa.concat_tables([cut.train, cut.validation]), cut.test)
-                interactions, threshold = interactions_of(encoded), upper_quarter(encoded)
+                interactions, threshold = interactions_of(encoded), default_threshold(encoded.train_ratings)
                 scorers = ours(interactions, {}), popularity(interactions, {})
                 each.append([scores(scorer, encoded, threshold)["ndcg"] for scorer in scorers])
         found["ours"][str(n)], found["popularity"][str(n)] = np.mean(each, axis=0).tolist()
@@ -283,7 +280,7 @@ def new_users(path: str) -> Result:
         ids = rng.permutation(np.unique(everything[USER]))
         new = np.isin(everything[USER], ids[: int(len(ids) * NEW_USERS)])
         encoded = EncodedRatings.of(everything.filter(pa.array(~new)), everything.filter(pa.array(new)))
-        interactions, threshold = interactions_of(encoded), upper_quarter(encoded)
+        interactions, threshold = interactions_of(encoded), default_threshold(encoded.train_ratings)
         model = fit(interactions, RankingConfig(), torch.device("cpu"))
         popular = popularity(interactions, {})(np.zeros(1, np.int64))
         for user in range(len(encoded.users.test_ids)):

@@ -20,13 +20,10 @@ from mf.evaluation.metrics import CATALOGUE_METRICS, LIST_METRICS, NDCG, Hits, S
 from mf.evaluation.topk import top_k_by_product, top_k_in_one_order
 from mf.model_directory import TrainedModel
 from mf.ranking import Interactions, RankingModel
+from mf.ranking.relevance import default_threshold
 from mf.ratings.schema import UNKNOWN_TIME
 from mf.ratings.vocabulary import Vocabulary
 
-# The default threshold, as a share of the range of the training ratings: 4 on scales of 1 to 5 and of half stars, 8 of
-# 1 to 10, 1 of 0 and 1. The mean would do as well, but on half stars it is near 3.5, so that a rating of 3.5 would be
-# relevant in one run and not in the next.
-UPPER_QUARTER = 0.75
 RECENT = 0.1  # the newest tenth of the training ratings, which recent popularity counts
 FOLDED_IN = (1, 3, 10)  # training ratings per user in the cold-start curve
 FOLDED_IN_USERS = 2000  # users of the cold-start curve, at most
@@ -208,9 +205,7 @@ def score_lists(
 def _task(ratings: EncodedRatings, model: TrainedModel, movie_bias: Floats, config: EvaluateConfig) -> _Task:
     threshold = config.relevance_threshold
     if threshold is None:
-        low, high = (float(end) for end in (ratings.train_ratings.min(), ratings.train_ratings.max()))
-        # In float32, as the ratings are: three quarters from 0.1 to 0.5 must not be a little more than 0.4.
-        threshold = float(np.float32(low + UPPER_QUARTER * (high - low)))
+        threshold = default_threshold(ratings.train_ratings)
     catalogue = model.ranking.movies if model.ranking else ratings.movies.vocabulary
     columns = ratings.train_columns(catalogue)
     train_counts = _count(columns, len(catalogue))

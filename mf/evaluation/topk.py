@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from mf.biases import Ints
 from mf.errors import DataError
-from mf.solvers.workers import Workers
+from mf.workers import Workers
 
 # Memory for the scores of one batch of users. On a CPU a larger buffer is paged in anew at every use.
 CPU_BYTES, GPU_BYTES = 32 << 20, 1 << 30

@@ -13,12 +13,12 @@ from mf.ranking.interactions import Floats, Interactions, UserRows
 from mf.ranking.matrix import LIKING, RATED, RatingMatrix
 from mf.ranking.model import RankingModel
 from mf.ranking.passes import Passes, PassReport
+from mf.ranking.relevance import default_threshold
 from mf.ranking.student import cut
 from mf.ranking.taste import taste_vectors
 from mf.ranking.teacher import fit_teacher
-from mf.ranking.workers import Workers
+from mf.workers import Workers
 
-UPPER_QUARTER = 0.75  # of the range of the ratings, where a movie counts as liked by default
 SMALL_RANK = 768  # up to which inputs are taken whole: a second of one core
 CONSTANT = 1e-6  # a standard deviation below which all ratings are the same
 
@@ -122,11 +122,10 @@ class _Scale:
         sd = float(np.square(ratings - np.float32(mu)).mean(dtype=np.float64)) ** 0.5
         if sd <= CONSTANT * max(1.0, abs(mu)):
             return cls()
-        low, high = float(ratings.min()), float(ratings.max())
         threshold = config.relevance_threshold
-        if threshold is None:  # in the ratings' own float32, as evaluation takes it
-            threshold = float(np.float32(low + UPPER_QUARTER * (high - low)))
-        return cls(True, mu, sd, threshold, low < threshold)
+        if threshold is None:
+            threshold = default_threshold(ratings)
+        return cls(True, mu, sd, threshold, float(ratings.min()) < threshold)
 
 
 def _matrix(

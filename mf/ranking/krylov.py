@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mf.ranking.workers import Workers, pieces
+from mf.workers import Workers, pieces
 
 NEGLIGIBLE = 1e-6  # of a direction's squared length: as little beyond the basis is rounding noise
 WEAK = 1e-4  # a direction that lost all but this of its squared length is orthogonalised a second time

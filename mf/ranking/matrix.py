@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from mf.ranking.interactions import Floats, Int64s, UserRows
-from mf.ranking.workers import Workers, pieces
+from mf.workers import Workers, pieces
 
 BLOCK_USERS = 8192  # users per block of the order by movie: their vectors of 64 floats (2 MB) stay in a core's cache
 MOVIE_RANGES = 16  # of a block, with about as many ratings each: the pieces of work

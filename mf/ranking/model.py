@@ -12,7 +12,7 @@ from mf.errors import DataError
 from mf.ranking.interactions import Floats, Int64s, Interactions, UserRows
 from mf.ranking.matrix import segment_sums
 from mf.ranking.recency import recency_weights
-from mf.ranking.workers import Workers, pieces
+from mf.workers import Workers, pieces
 
 SUMMED = 128  # ratings that are added up in float32; these sums are then added up in float64
 USERS = 8192  # per block of user vectors

@@ -7,7 +7,7 @@ from torch.nn.functional import pad
 from mf.ranking.matrix import RatingMatrix
 from mf.ranking.passes import Passes
 from mf.ranking.teacher import NOISE, PANEL, Teacher
-from mf.ranking.workers import pieces
+from mf.workers import pieces
 
 # Directions of the teacher's users in which its scores are looked at, in units of the factors. More steps towards the
 # exact decomposition give worse lists: NDCG@10 0.282 against 0.294 on a million ratings.

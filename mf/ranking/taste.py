@@ -8,7 +8,7 @@ from torch.nn.functional import embedding, pad
 
 from mf.ranking.interactions import Floats, Int32s, Int64s
 from mf.ranking.matrix import LIKING, RATED, RatingMatrix
-from mf.ranking.workers import pieces
+from mf.workers import pieces
 
 RIDGE = 1.0  # added to z'z, whose terms are of length about 1
 DAMPING = 5  # ratings of zero added to a movie's and a user's mean

@@ -9,7 +9,7 @@ from mf.ranking.config import RankingConfig
 from mf.ranking.krylov import krylov_basis
 from mf.ranking.matrix import TARGET, RatingMatrix
 from mf.ranking.passes import Passes
-from mf.ranking.workers import pieces
+from mf.workers import pieces
 
 PANEL = 64  # columns per product with the sparse matrix
 NOISE = 1e-3  # of the largest singular value: smaller ones are rounding noise

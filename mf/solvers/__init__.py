@@ -101,7 +101,7 @@ def fit(
         check_warm(solver.name)
     threads = torch.get_num_threads()
     # A batch's operations are too small to split: threads that wait for each other at every one are several times
-    # slower. Larger pieces of independent work go to mf.solvers.workers.
+    # slower. Larger pieces of independent work go to mf.workers.
     torch.set_num_threads(1)
     try:
         options = {**config.model_dump(), "init_from": initial.name if initial else None}

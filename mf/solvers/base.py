@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mf.config import Config
 from mf.model import MatrixFactorization
-from mf.solvers.workers import Workers
+from mf.workers import Workers
 
 # Descriptions of options that all solvers have.
 EPOCHS = "passes over the training ratings; adam, sgd and vb may stop earlier"

@@ -29,7 +29,7 @@ from torch.nn.functional import embedding_bag
 from mf.config import Config
 from mf.solvers.base import Interactions
 from mf.solvers.sorting import grouped
-from mf.solvers.workers import Workers
+from mf.workers import Workers
 
 # Ratings per float32 sum; these sums are then added up. The rounding error of a sum grows with its length, and a GPU
 # adds up the ratings of one row one after another.

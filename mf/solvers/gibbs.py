@@ -34,7 +34,7 @@ from mf.solvers.gaussian import (
 )
 from mf.solvers.unseen import BiasFallback
 from mf.solvers.who_rated import Basis, who_rated
-from mf.solvers.workers import Workers
+from mf.workers import Workers
 
 SAMPLES_BYTES = 1 << 30  # largest memory of the kept samples; beyond it only every second is kept, or every third
 # Eigenvectors of the who-rated-what basis. On MovieLens latest-small 64 are 0.4% worse, and all 610 no better.

@@ -22,7 +22,7 @@ from mf.solvers.base import Initial, Interactions, generator, rmse
 from mf.solvers.dots import has_fused_dots, row_dots
 from mf.solvers.sorting import Segments, grouped, stable_argsort
 from mf.solvers.unseen import BiasFallback
-from mf.solvers.workers import Workers
+from mf.workers import Workers
 
 L2 = "L2 regularisation of both vectors, per rating; default: 0.05·(N / 2 million)^-0.2 within 0.03 to 0.06"
 BIAS_DAMPING = "L2 regularisation of the biases, in ratings: a row's bias is n / (n + damping) of its mean error"

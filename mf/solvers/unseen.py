@@ -11,7 +11,7 @@ from mf.biases import BiasModel
 from mf.model import MatrixFactorization
 from mf.solvers.base import Interactions, rmse
 from mf.solvers.gaussian import Block, PosteriorMoments, RatingsByRow, normal_equations
-from mf.solvers.workers import Workers
+from mf.workers import Workers
 
 # With this many fitted factors, giving two to the biases costs known pairs nothing: what real ratings have in common
 # fits into fewer.

@@ -23,7 +23,7 @@ from mf.solvers.gaussian import (
     update,
 )
 from mf.solvers.unseen import BiasFallback
-from mf.solvers.workers import Workers
+from mf.workers import Workers
 
 # Initial values. With user vectors this long, different starts end in different optima, as they should for an average:
 # at 0.1 the mean of four is 0.6% worse on MovieLens latest-small.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mf.solvers.collapse import randomised_svd
 from mf.solvers.gaussian import RatingsByRow
-from mf.solvers.workers import Workers
+from mf.workers import Workers
 
 SMALLEST = 1e-4  # share of the largest eigenvalue; smaller ones are rounding errors of float32
 

@@ -9,7 +9,7 @@ from mf.solvers.base import Interactions
 from mf.solvers.gaussian import GaussianConfig, PosteriorMoments, Prior, RatingsByRow, update
 from mf.solvers.gibbs import GibbsConfig
 from mf.solvers.vb import VBConfig
-from mf.solvers.workers import Workers
+from mf.workers import Workers
 
 USERS, MOVIES, RANK = 40, 30, 3
 D = RANK + 1

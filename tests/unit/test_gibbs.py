@@ -16,7 +16,7 @@ from mf.solvers.base import EpochReport, Interactions, generator, rmse
 from mf.solvers.gaussian import by_user_and_movie
 from mf.solvers.gibbs import Gibbs, GibbsConfig, SampledPrior, UserNoise, start
 from mf.solvers.who_rated import Basis, who_rated
-from mf.solvers.workers import Workers
+from mf.workers import Workers
 
 CPU = torch.device("cpu")
 USERS, MOVIES = 300, 200

@@ -17,7 +17,7 @@ from mf.ranking.matrix import LIKING, RATED, RatingMatrix
 from mf.ranking.passes import Passes
 from mf.ranking.taste import taste_vectors
 from mf.ranking.teacher import fit_teacher
-from mf.ranking.workers import Workers
+from mf.workers import Workers
 
 CPU = torch.device("cpu")
 USERS, MOVIES = 150, 24
@@ -315,7 +315,7 @@ def tensors(model: RankingModel) -> bytes:
 
 def test_same_bits_for_any_number_of_threads_and_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mf.ranking.matrix.BLOCK_USERS", 64)  # several blocks and pieces of this small data
-    monkeypatch.setattr("mf.ranking.workers.ROWS", 50)
+    monkeypatch.setattr("mf.workers.ROWS", 50)
     data = toy(users=300, movies=80)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     assert data.ratings is not None

@@ -12,7 +12,7 @@ from mf.model import MatrixFactorization
 from mf.solvers import EpochReport, Interactions, loop
 from mf.solvers.minibatch import BlockedRatings, Penalty, Tables
 from mf.solvers.sgd import MOVIE_SHARDS, SGDConfig, SGDTraining, learning_rate, update
-from mf.solvers.workers import Workers
+from mf.workers import Workers
 
 CPU = torch.device("cpu")
 USERS, MOVIES, RATINGS = 200, 150, 6000

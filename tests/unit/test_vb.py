@@ -16,7 +16,7 @@ from mf.solvers.base import EpochReport, Interactions, generator
 from mf.solvers.base import rmse as rmse_of
 from mf.solvers.gaussian import PosteriorMoments, by_user_and_movie
 from mf.solvers.vb import MeanFieldPosterior, VBConfig, empirical_prior
-from mf.solvers.workers import Workers
+from mf.workers import Workers
 
 CPU = torch.device("cpu")
 USERS, MOVIES, RANK, NOISE = 300, 200, 3, 0.5

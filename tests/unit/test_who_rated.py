@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mf.solvers.gaussian import RatingsByRow
 from mf.solvers.who_rated import Basis, who_rated
-from mf.solvers.workers import Workers
+from mf.workers import Workers
 
 USERS, MOVIES = 50, 30
 

@@ -15,8 +15,9 @@ Outcome = TypeVar("Outcome")
 ROWS = 8192  # rows per piece of dense work: what two of 64 floats each take stays in a core's cache
 
 
-def pieces(n: int, step: int = ROWS) -> list[slice]:
-    """Slices of ``step`` rows that cover 0 … n - 1."""
+def pieces(n: int, step: int | None = None) -> list[slice]:
+    """Slices of ``step`` rows (default: ``ROWS``) that cover 0 … n - 1."""
+    step = step or ROWS
     return [slice(start, min(n, start + step)) for start in range(0, n, step)]
 
 
@@ -24,9 +25,11 @@ class Workers:
     """Does pieces of work on one thread per core on a CPU, one after another on a GPU.
 
     Pieces do not depend on the number of threads and their results come back in order, so that the outcome has the same
-    bits for any number. Within the ``with`` block PyTorch itself uses one thread per piece.
+    bits for any number. Pieces must write disjoint rows. PyTorch releases Python's lock while it computes; it uses one
+    thread per piece, and within a ``with`` block one in the caller's own thread too.
 
     Args:
+        device: where the work runs.
         threads: default: one per core that this process may use.
     """
 
