@@ -7,16 +7,27 @@ import json
 import secrets
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 VALID_S = 7 * 86_400
 
 
-def jwt(secret: str, role: str, *, valid_s: int = VALID_S, **claims: str) -> str:
+def jwt(secret: str, role: str, *, valid_s: int = VALID_S, **claims: Any) -> str:
     """A JSON Web Token for ``role``, signed with HS256 (RFC 7515, 7519) and valid for ``valid_s`` seconds."""
     now = int(time.time())
     payload = {"iss": "mf-local", "role": role, "iat": now, "exp": now + valid_s, **claims}
     signed = b".".join(_base64url(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, payload))
     return b".".join([signed, _base64url(hmac.digest(secret.encode(), signed, hashlib.sha256))]).decode()
+
+
+def jwt_claims(secret: str, token: str) -> dict[str, Any]:
+    """The claims of a JSON Web Token of ``jwt``; empty: it has another signature, or has expired."""
+    signed, _, signature = token.encode().rpartition(b".")
+    if not hmac.compare_digest(_base64url(hmac.digest(secret.encode(), signed, hashlib.sha256)), signature):
+        return {}
+    payload = signed.rpartition(b".")[2]
+    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + b"=" * (-len(payload) % 4)))
+    return claims if claims["exp"] > time.time() else {}
 
 
 def _base64url(raw: bytes) -> bytes:
