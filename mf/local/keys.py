@@ -1,4 +1,4 @@
-"""API keys of the embedded Supabase: random at each start, kept in memory only."""
+"""API keys of the embedded Supabase: random, in memory only unless they are kept in a file."""
 
 import base64
 import hashlib
@@ -7,9 +7,14 @@ import json
 import secrets
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from mf.errors import SupabaseError
+from mf.files import written_aside
+
 VALID_S = 7 * 86_400
+KEPT = ("jwt_secret", "secret_key", "publishable_key")
 
 
 def jwt(secret: str, role: str, *, valid_s: int = VALID_S, **claims: Any) -> str:
@@ -47,6 +52,25 @@ class Keys:
     def __post_init__(self) -> None:
         object.__setattr__(self, "service_role_key", jwt(self.jwt_secret, "service_role"))
         object.__setattr__(self, "anon_key", jwt(self.jwt_secret, "anon"))
+
+    @classmethod
+    def kept(cls, file: Path) -> "Keys":
+        """The keys in ``file``, which is created if missing; only its owner may read it (mode 0600).
+
+        Raises:
+            SupabaseError: the file cannot be read or written.
+        """
+        try:
+            if not file.exists():
+                new = cls()
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with written_aside(file) as aside:
+                    aside.touch(mode=0o600)
+                    aside.write_text(json.dumps({name: getattr(new, name) for name in KEPT}))
+            found = json.loads(file.read_text())
+            return cls(**{name: str(found[name]) for name in KEPT})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SupabaseError(f"{file}: cannot read or create the keys ({type(error).__name__}): delete it") from None
 
     def tokens(self) -> dict[str, str]:
         """The JWT that the gateway sends to PostgREST for each API key."""

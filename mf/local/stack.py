@@ -70,9 +70,11 @@ class LocalSupabase:
                 PostgREST(self.postgres, self.database, jwt_secret=keys.jwt_secret, max_rows=self._max_rows)
             )
             users = auth.Auth(self.connect, keys.jwt_secret)
-            self.gateway = stack.enter_context(
-                contextlib.closing(self.gateway_class(self._rest.port, keys.tokens(), users, self._port))
-            )
+            try:
+                gateway = self.gateway_class(self._rest.port, keys.tokens(), users, self._port)
+            except OSError as error:
+                raise SupabaseError(f"port {self._port} of 127.0.0.1: {error.strerror}; choose another port") from None
+            self.gateway = stack.enter_context(contextlib.closing(gateway))
             self._stack = stack.pop_all()
         return self
 
