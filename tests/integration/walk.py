@@ -4,12 +4,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psycopg
 from playwright.sync_api import Browser
 from playwright.sync_api import Page as Tab
 
@@ -82,6 +81,8 @@ class Walk:
 
     Attributes:
         rows: of the last statement in SQL.
+        names: variables of Python.
+        look: called with the page of the browser after a block of React.
         output: of the last block in the shell or the browser; of console.log a JSON list of its arguments.
     """
 
@@ -89,13 +90,26 @@ class Walk:
         self.database, self.folder, self._browser = database, folder, browser
         self.rows: list[Any] = []
         self.output = ""
-        self._names: dict[str, Any] = {}
+        self.look: Callable[[Tab], None] = lambda tab: None
+        self.names: dict[str, Any] = {}
         programs = f"{Path(sys.executable).parent}:{packaged_programs() / 'bin'}"
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SUPABASE")}
         self.environment = kept | {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
-    def run(self, block: Block) -> None:
-        """Raises: AssertionError: the block failed."""
+    def walk(self, page: str) -> Iterator[Block]:
+        """Run the blocks of ``docs/<page>``; yields after each one.
+
+        Raises:
+            AssertionError: a block failed, with its line.
+        """
+        for block in blocks(ROOT / "docs" / page):
+            try:
+                self._run(block)
+            except Exception as error:
+                raise AssertionError(f"docs/{page}, line {block.line}: {error}") from error
+            yield block
+
+    def _run(self, block: Block) -> None:
         text = block.text.replace(URL, self.database.url).replace(KEY, self.database.publishable_key)
         getattr(self, f"_{block.language}")(text)
 
@@ -126,7 +140,7 @@ class Walk:
     def _python(self, text: str) -> None:
         url = {"SUPABASE_URL": self.database.url, "SUPABASE_KEY": self.database.secret_key}
         with _environment(url):
-            exec(compile(text, "block", "exec"), self._names)
+            exec(compile(text, "block", "exec"), self.names)
 
     def _js(self, text: str) -> None:
         with self.tab(libraries=()) as (tab, told):
@@ -134,10 +148,9 @@ class Walk:
             self.output = "\n".join(told)
 
     def _jsx(self, text: str) -> None:
-        with self.tab() as (tab, told):
+        with self.tab() as (tab, _):
             self._module(tab, tab.evaluate("text => Babel.transform(text, { presets: ['react'] }).code", text))
-            self.output = tab.inner_text("#root")
-            assert told == []
+            self.look(tab)
 
     @contextmanager
     def tab(self, libraries: tuple[str, ...] = tuple(NPM)) -> Iterator[tuple[Tab, list[str]]]:
@@ -181,17 +194,6 @@ class Walk:
             })""",
             text,
         )
-
-
-def walk(page: str, database: LocalSupabase, folder: Path, browser: Browser) -> Iterator[tuple[Block, Walk]]:
-    """Run the blocks of ``docs/<page>``; yields after each one."""
-    reader = Walk(database, folder, browser)
-    for block in blocks(ROOT / "docs" / page):
-        try:
-            reader.run(block)
-        except (AssertionError, psycopg.Error) as error:
-            raise AssertionError(f"docs/{page}, line {block.line}: {error}") from error
-        yield block, reader
 
 
 @contextmanager
