@@ -1,5 +1,8 @@
 """Base of the typed, strict configurations; flags, pipeline parameters and docs are generated from their fields."""
 
+import difflib
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -34,6 +37,14 @@ class Config(BaseModel):
                 # A field that takes several types has an error for each of them; the first says enough.
                 first.setdefault(one["loc"][:1], one)
             raise ConfigError(*map(_sentence, first.values())) from None
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], synonyms: Mapping[str, str] = MappingProxyType({}), prefix: str = ""
+) -> str:
+    """``; did you mean lr?`` for a misspelled name, or one that ``synonyms`` has; empty where none is near."""
+    near = [synonyms[name]] if name in synonyms else difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _sentence(error: ErrorDetails) -> str:

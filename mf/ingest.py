@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 
 from mf.errors import ConfigError
-from mf.ratings import csv
+from mf.ratings import csv, frame
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
 from mf.ratings.schema import Provenance
@@ -42,6 +43,18 @@ def ingest(
         sink = Collector(name, config.max_reject_fraction)
         columns = read(config, sink)
         return sink.finish(output, rejects, columns)
+
+
+def ingest_frame(ratings: Any, config: IngestConfig, output: Path, rejects: Path) -> Provenance:
+    """As ``ingest``, from a data frame (``mf.ratings.frame.to_arrow``) instead of a file or a table.
+
+    Raises:
+        DataError: it is not a data frame; or as ``ingest``.
+    """
+    table = frame.to_arrow(ratings)
+    sink = Collector(frame.frame_name(ratings), config.max_reject_fraction)
+    columns = frame.read(table, config, sink)
+    return sink.finish(output, rejects, columns)
 
 
 @contextmanager

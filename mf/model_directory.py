@@ -340,7 +340,7 @@ def read_model(directory: Path) -> PublishedModel:
             movies.result(),
             ranking=ranking.result() if ranking else None,
             content_hash=content.result(),
-            noise_variance=_noise_variance(card.get("metrics"), header),
+            noise_variance=noise_variance(card.get("metrics"), header.rating_min, header.rating_max),
             trained_on=TrainedOn.read(card.get("trained_on")),
         )
 
@@ -394,14 +394,14 @@ def _mu_problem(mu: float, rating_min: float, rating_max: float) -> str:
     return f"mu is {mu:g}, expected a mean rating within the rating range {rating_min:g} to {rating_max:g}"
 
 
-def _noise_variance(metrics: Any, header: Header) -> float:
+def noise_variance(metrics: Any, rating_min: float, rating_max: float) -> float:
     """The model's squared RMSE on held-out ratings; without one, (range / 5)², as models of one to five stars have."""
     held_out = metrics if isinstance(metrics, dict) else {}
     for name in ("validation_rmse", "test_rmse"):
         rmse = held_out.get(name)
         if isinstance(rmse, int | float) and math.isfinite(rmse) and rmse > 0:
             return float(rmse) ** 2
-    return ((header.rating_max - header.rating_min) / 5 or 1.0) ** 2
+    return ((rating_max - rating_min) / 5 or 1.0) ** 2
 
 
 def _read_embeddings(path: Path, key: str, factors: int) -> Embeddings:

@@ -1,0 +1,299 @@
+"""The library: ``mf.fit``, ``mf.load`` and ``Model``."""
+
+import csv
+import inspect
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pyarrow as pa
+
+from mf.checkpoint import CheckpointFile, reporter
+from mf.config import did_you_mean
+from mf.errors import ConfigError, DataError
+from mf.evaluation.config import EvaluateConfig
+from mf.evaluation.evaluate import Evaluation
+from mf.evaluation.evaluate import evaluate as evaluate_model
+from mf.ingest import ingest, ingest_frame
+from mf.model_directory import TrainedModel
+from mf.ranking import PassReport
+from mf.ranking import configure as configure_ranking
+from mf.ranking.config import DEFAULT_RANKING
+from mf.ratings.config import IngestConfig, SplitConfig
+from mf.ratings.frame import Frame
+from mf.ratings.schema import MOVIE, USER, Provenance, read_ratings, write_ratings
+from mf.ratings.split import split
+from mf.recommender import Recommender
+from mf.solvers import SOLVERS, configure
+from mf.train import pick_device, train
+from mf.warm_start import EarlierModel
+
+RATINGS = "ratings.parquet"  # in a model directory: the ratings that the model was trained on
+BEST_SOLVER, WARM_SOLVER = "vb", "adam"
+OF_WARM_SOLVER = ("lr", "batch_size")  # options that say which solver is meant
+HELD_OUT = 0.1  # share for validation where the solver stops early
+NO_VALIDATION = ("vb", "gibbs")  # solvers that need no validation part
+# What other libraries call our options.
+ELSEWHERE = {
+    "random_state": "seed", "n_factors": "factors", "n_components": "factors", "num_factors": "factors",
+    "n_epochs": "epochs", "n_iter": "epochs", "iterations": "epochs", "max_iter": "epochs", "learning_rate": "lr",
+    "lr_all": "lr", "regularization": "l2", "reg_all": "l2", "use_gpu": "use_cuda", "device": "use_cuda",
+    "validation_fraction": "val_size", "item_column": "movie_column", "user_col": "user_column",
+    "item_col": "movie_column", "rating_col": "rating_column",
+}  # fmt: skip
+
+
+def fit(
+    ratings: "str | Path | Frame | Any" = None,
+    *,
+    solver: str = "",
+    ranking: str = DEFAULT_RANKING,
+    ranking_options: Mapping[str, Any] = MappingProxyType({}),
+    val_size: float | None = None,
+    seed: int = 0,
+    use_cuda: bool = False,
+    init_from: "str | Path | Model" = "",
+    checkpoint: str | Path | None = None,
+    verbose: bool = False,
+    **options: Any,
+) -> "Model":
+    """Trains on ratings: a model that predicts ratings and one that orders lists.
+
+    Args:
+        ratings: a file (CSV, plain or compressed, also gs://bucket/object), a data frame (pandas, polars, pyarrow, any
+            that Arrow can read), a dict of columns, or a SciPy sparse matrix of users and movies. Columns are
+            recognised by name: userId, movieId (or itemId), rating and, if there is one, timestamp. ``None`` with
+            ``import_table``: a table of the Supabase project in the environment.
+        solver: vb, gibbs, adam or sgd; default: vb, or adam where ``lr``, ``batch_size`` or ``init_from`` is given.
+        ranking: ease, or none: lists are ordered by predicted rating.
+        ranking_options: options of the ranking model (``mf.ranking.RankingConfig``).
+        val_size: share of the ratings for early stopping, 0 to 1; default: 0 for vb and gibbs, which need none, else
+            0.1.
+        seed: random seed.
+        use_cuda: train on a GPU if there is one.
+        init_from: a model or model directory to start from; solvers adam and sgd only.
+        checkpoint: file that is saved after every epoch and resumed from.
+        verbose: print what is read and a line per epoch.
+        options: options of the solver (``factors``, ``epochs``, …) and of reading (``user_column``,
+            ``movie_column``, ``rating_column``, ``timestamp_column``, ``max_reject_fraction``, …); docs/parameters.md
+            lists them.
+
+    Returns:
+        The model, on the CPU. It keeps the ratings, for ``exclude_seen`` and ``explain``.
+
+    Raises:
+        ConfigError: an option is unknown or invalid; the message names every fault.
+        DataError: the ratings cannot be read, or too many rows are bad.
+        TrainingError: the training diverged.
+
+    Warns:
+        UserWarning: rows were bad and left out; ``Model.rejects`` lists them.
+    """
+    solver = solver or _best_solver(options, init_from)
+    reading, training = _sorted_options(options)
+    config = configure(solver, {**training, "seed": seed})
+    lists = configure_ranking(ranking, dict(ranking_options), {"seed": seed})
+    share = val_size if val_size is not None else 0.0 if solver in NO_VALIDATION else HELD_OUT
+    division = SplitConfig.of(val_size=share, test_size=0, seed=seed)
+    saved = CheckpointFile(Path(checkpoint)) if checkpoint else None
+    device, device_line = pick_device(use_cuda)
+    earlier = _earlier(init_from)
+    say = print if verbose else _silent
+    with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
+        table, provenance, rejects = _read(ratings, reading, Path(scratch))
+    say(provenance.summary())
+    if provenance.rows_rejected:
+        warnings.warn(_rejected(provenance, rejects), stacklevel=2)
+    parts = split(table, division)
+    say(device_line)
+    report = reporter(saved)
+    trained = train(
+        parts.train, parts.validation, config,
+        device=device, callbacks=[report] if verbose else [], checkpoint=saved, earlier=earlier, provenance=provenance,
+        ranking=lists, progress=_say_pass if verbose else None,
+    )  # fmt: skip
+    if saved:
+        saved.remove()
+    trained.module.cpu()
+    say(trained.summary())
+    return Model(trained, table, provenance, rejects)
+
+
+def load(directory: str | Path, ratings: "str | Path | Frame | Any" = None, **reading: Any) -> "Model":
+    """Reads a model directory, of ``Model.save``, of ``python -m mf`` or of the pipeline.
+
+    Args:
+        directory: the model directory.
+        ratings: the users' ratings, as for ``fit``, for ``exclude_seen``, ``explain`` and ``evaluate``; default: those
+            that ``Model.save`` wrote. A user whom the model does not know, but these do, is folded in.
+        reading: options of reading, as for ``fit``.
+
+    Raises:
+        ConfigError: an option is unknown or invalid.
+        DataError: it is not a model directory, or the ratings cannot be read.
+    """
+    directory = Path(directory)
+    options, training = _sorted_options(reading)
+    if training:
+        raise ConfigError(*(f"{name}: not an option of reading ratings" for name in training))
+    trained = TrainedModel.load(directory)
+    if ratings is None and not options:
+        stored = directory / RATINGS
+        return Model(trained, *(read_ratings(stored) if stored.exists() else (None, None)))
+    with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
+        table, provenance, rejects = _read(ratings, options, Path(scratch))
+    return Model(trained, _with_ids_of(trained, table, provenance.source), provenance, rejects)
+
+
+class Model(Recommender):
+    """A trained model with its ids and, where they are known, the ratings that it was trained on.
+
+    Attributes:
+        trained: the model as ``mf.train.train`` returned it.
+        ratings: ``user_id``, ``movie_id``, ``rating`` and, if there were times, ``rated_at``; None: not known.
+        provenance: source and row counts of the ratings; None: not known.
+        rejects: the rows that were bad, each with ``where``, ``reason`` and ``row``.
+    """
+
+    def __init__(
+        self,
+        trained: TrainedModel,
+        ratings: pa.Table | None = None,
+        provenance: Provenance | None = None,
+        rejects: Sequence[Mapping[str, str]] = (),
+    ) -> None:
+        super().__init__(trained, ratings)
+        self.provenance, self.rejects = provenance, list(rejects)
+
+    def __repr__(self) -> str:
+        ranking = f", ranking of {self.trained.ranking.factors} factors" if self.trained.ranking else ""
+        return (
+            f"<mf.Model {self.trained.run_id}: {len(self.users):,} users, {len(self.movies):,} movies, "
+            f"{self.trained.solver} of {self.trained.module.factors} factors{ranking}>"
+        )
+
+    def evaluate(
+        self, test: "str | Path | Frame | Any", k: int = 10, relevance_threshold: float | None = None, **reading: Any
+    ) -> Evaluation:
+        """Metrics on ratings that the model was not trained on, beside baselines fitted to its training ratings.
+
+        ``evaluate(test).log_line()`` is one line; ``.scores()`` has every metric by model and baseline.
+
+        Args:
+            test: ratings, as for ``fit``.
+            k: length of the lists that are scored.
+            relevance_threshold: rating from which a movie counts as relevant; default: three quarters up the range.
+            reading: options of reading, as for ``fit``.
+
+        Raises:
+            DataError: the ratings cannot be read, or the model's own ratings are not known.
+        """
+        config = EvaluateConfig.of(k=k, relevance_threshold=relevance_threshold)
+        return evaluate_model(
+            self._ratings("they fit the baselines"), self.read_test(test, **reading), self.trained, config
+        )
+
+    def read_test(self, test: "str | Path | Frame | Any", **reading: Any) -> pa.Table:
+        """Test ratings as a table with ids of the model's types.
+
+        Raises:
+            DataError: they cannot be read, or their ids are of another type.
+        """
+        options, training = _sorted_options(reading)
+        if training:
+            raise ConfigError(*(f"{name}: not an option of reading ratings" for name in training))
+        with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
+            table, provenance, rejects = _read(test, options, Path(scratch))
+        if provenance.rows_rejected:
+            warnings.warn(_rejected(provenance, rejects), stacklevel=3)
+        return _with_ids_of(self.trained, table, provenance.source)
+
+    def save(self, directory: str | Path, with_ratings: bool = True) -> None:
+        """Writes the model directory, atomically; ``mf.load`` reads it, and the pipeline's export publishes it.
+
+        Args:
+            directory: the directory; other files in it are kept.
+            with_ratings: write the ratings too, as ``ratings.parquet``: ``mf.load`` needs them for ``exclude_seen``.
+
+        Raises:
+            TrainingError: mu lies outside the rating range; nothing is written.
+        """
+        directory = Path(directory)
+        with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
+            also = []
+            if with_ratings and self.ratings is not None and self.provenance is not None:
+                also.append(Path(scratch) / RATINGS)
+                write_ratings(self.ratings, also[0], self.provenance)
+            else:
+                (directory / RATINGS).unlink(missing_ok=True)  # of an earlier model
+            self.trained.save(directory, also=also)
+
+
+def _best_solver(options: Mapping[str, Any], init_from: Any) -> str:
+    return WARM_SOLVER if init_from or any(name in options for name in OF_WARM_SOLVER) else BEST_SOLVER
+
+
+def _sorted_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of reading and options of a solver.
+
+    Raises:
+        ConfigError: one is neither.
+    """
+    reading = set(IngestConfig.model_fields) - {"ratings_csv"}
+    training = {name for solver in SOLVERS.values() for name in solver.config.model_fields}
+    unknown = [name for name in options if name not in reading | training]
+    if unknown:
+        known = reading | training | {*inspect.signature(fit).parameters}
+        raise ConfigError(*(f"unknown option {name}{did_you_mean(name, known, ELSEWHERE)}" for name in unknown))
+    of_reading = {name: value for name, value in options.items() if name in reading}
+    return of_reading, {name: value for name, value in options.items() if name in training}
+
+
+def _read(ratings: Any, options: Mapping[str, Any], scratch: Path) -> tuple[pa.Table, Provenance, list[dict[str, str]]]:
+    """Ratings from any source, as ``mf.ratings.schema`` has them, and the bad rows."""
+    good, bad = scratch / "ratings.parquet", scratch / "rejects.csv"
+    if ratings is None or isinstance(ratings, str | Path):
+        source = {} if ratings is None else {"ratings_csv": str(ratings)}
+        provenance = ingest(IngestConfig.of(**options, **source), good, bad)
+    else:
+        provenance = ingest_frame(ratings, IngestConfig.of(**options), good, bad)
+    with bad.open(newline="", encoding="utf-8") as rows:
+        return read_ratings(good)[0], provenance, list(csv.DictReader(rows))
+
+
+def _rejected(provenance: Provenance, rejects: Sequence[Mapping[str, str]]) -> str:
+    first = "; ".join(f"{row['where']}: {row['reason']}" for row in rejects[:3])
+    return (
+        f"{provenance.source}: {provenance.rows_rejected:,} of {provenance.rows_read:,} rows are bad and left out: "
+        f"{first}{' …' if len(rejects) > 3 else ''} (Model.rejects lists them)"
+    )
+
+
+def _with_ids_of(trained: TrainedModel, table: pa.Table, source: str) -> pa.Table:
+    """``table`` with ids of the model's types: text ids of a small table may all look like integers."""
+    for place, (name, vocabulary) in enumerate(((USER, trained.users), (MOVIE, trained.movies))):
+        found, expected = table.schema.field(name).type, vocabulary.ids.type
+        if pa.types.is_integer(found) and not pa.types.is_integer(expected):
+            table = table.set_column(place, name, table[name].cast(expected))
+        elif found != expected:
+            raise DataError(f"{source}: {name} is {found}, expected {expected} as in the training ratings")
+    return table
+
+
+def _earlier(init_from: Any) -> EarlierModel | None:
+    if isinstance(init_from, Model):
+        with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
+            init_from.save(scratch, with_ratings=False)
+            return EarlierModel.read(Path(scratch))
+    return EarlierModel.read(Path(init_from)) if init_from else None
+
+
+def _say_pass(report: PassReport) -> None:
+    print(report.line(), flush=True)
+
+
+def _silent(_: str) -> None:
+    pass
