@@ -59,7 +59,7 @@ def evaluate(
             target=target,
             config=config,
             gate=gate,
-            titles=titles_beside(provenance.source),
+            titles=titles_beside(provenance.source, provenance.columns.get("movie_id", ""), print),
             provenance=provenance,
         )
         decision = judgement.decision

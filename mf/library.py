@@ -36,14 +36,6 @@ BEST_SOLVER, WARM_SOLVER = "vb", "adam"
 OF_WARM_SOLVER = ("lr", "batch_size")  # options that say which solver is meant
 HELD_OUT = 0.1  # share for validation where the solver stops early
 NO_VALIDATION = ("vb", "gibbs")  # solvers that need no validation part
-# What other libraries call our options.
-ELSEWHERE = {
-    "random_state": "seed", "n_factors": "factors", "n_components": "factors", "num_factors": "factors",
-    "n_epochs": "epochs", "n_iter": "epochs", "iterations": "epochs", "max_iter": "epochs", "learning_rate": "lr",
-    "lr_all": "lr", "regularization": "l2", "reg_all": "l2", "use_gpu": "use_cuda", "device": "use_cuda",
-    "validation_fraction": "val_size", "item_column": "movie_column", "user_col": "user_column",
-    "item_col": "movie_column", "rating_col": "rating_column",
-}  # fmt: skip
 
 
 def fit(
@@ -247,7 +239,7 @@ def _sorted_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     unknown = [name for name in options if name not in reading | training]
     if unknown:
         known = reading | training | {*inspect.signature(fit).parameters}
-        raise ConfigError(*(f"unknown option {name}{did_you_mean(name, known, ELSEWHERE)}" for name in unknown))
+        raise ConfigError(*(f"unknown option {name}{did_you_mean(name, known)}" for name in unknown))
     of_reading = {name: value for name, value in options.items() if name in reading}
     return of_reading, {name: value for name, value in options.items() if name in training}
 

@@ -136,6 +136,14 @@ class Recommender:
         """Global mean rating."""
         return self.trained.module.mu.item()
 
+    def knows(self, user: Id) -> bool:
+        """Whether the user was trained on.
+
+        Raises:
+            DataError: the id is of another type than the model's.
+        """
+        return bool(self._users.rows(ids_of([_item(user)], self.users.type, "user"))[0] >= 0)
+
     def predict(self, pairs: "Frame | Sequence[tuple[Id, Id]] | Any", **columns: Any) -> Floats:
         """Predicted ratings float32[N] of N pairs, clipped to the range of the ratings.
 
@@ -364,7 +372,7 @@ class Recommender:
             return user
         if isinstance(user, Mapping):
             return self.fold_in(user)
-        ids = ids_of([user.item() if isinstance(user, np.generic) else user], self.users.type, "user")
+        ids = ids_of([_item(user)], self.users.type, "user")
         rated = self._seen.of_user(ids) if self._seen else None
         known = self._users.rows(ids)[0]
         if known < 0 and rated is not None and len(rated.movies):
@@ -402,7 +410,8 @@ class Recommender:
         if self.trained.ranking is None:
             return self._unclipped(profile, slice(None))
         assert profile.ranking is not None
-        return self.trained.ranking.model.scores(profile.ranking[None])[0]
+        scores: Floats = self.trained.ranking.model.scores(profile.ranking[None])[0]
+        return scores
 
     def _star_terms(self, profile: User, row: int) -> dict[str, float]:
         q, bias = self._star_movies
@@ -501,6 +510,10 @@ def _number(movie: Id, rating: Any) -> float:
     if not np.isfinite(np.float32(number)):
         raise DataError(f"fold_in: found the rating {rating!r} of movie {movie!r}, expected a finite number")
     return number
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _or_none(ratings: Floats | None, n: int) -> list[float | None]:

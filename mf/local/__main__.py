@@ -1,21 +1,25 @@
 """``python -m mf.local --home DIR [--database NAME]``: run an embedded Supabase until Ctrl-C."""
 
-import argparse
 import contextlib
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
-from mf.errors import MfError
+from mf.errors import MfError, reported
+from mf.flags import Parser
 from mf.local import LocalSupabase
 
+HOME = Path(".mf") / "supabase"
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m mf.local", description="Run an embedded Supabase until Ctrl-C.")
-    parser.add_argument("--home", type=Path, required=True, help="folder for its data")
+
+def main(argv: Sequence[str], prog: str = "python -m mf.local") -> int:
+    parser = Parser(prog, "Run an embedded Supabase until Ctrl-C.")
+    parser.add_argument("--home", type=Path, default=HOME, help=f"folder for its data (default: {HOME})")
     parser.add_argument("--database", default="sample", help="name of the database (default: sample)")
-    flags = parser.parse_args()
+    with reported():
+        flags = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         # Ctrl-C is the normal way to stop it.
@@ -33,4 +37,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +16,17 @@ import pyarrow.parquet as pq
 
 from mf.errors import DataError
 from mf.files import written_aside
+from mf.ratings.names import MOVIE as MOVIE
+from mf.ratings.names import RATED_AT as RATED_AT
+from mf.ratings.names import RATING as RATING
+from mf.ratings.names import USER as USER
+from mf.ratings.names import IdType as IdType
 
-USER, MOVIE, RATING, RATED_AT = "user_id", "movie_id", "rating", "rated_at"
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 METADATA_KEY = b"mf"
 ROW_GROUP = 1 << 21  # rows per Parquet row group, at most
 UNKNOWN_TIME = int(np.iinfo(np.int64).min)  # an unknown time as a number; earlier than any time
 
-IdType = Literal["bigint", "text", "uuid"]
 _UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from mf.config import Config
-from mf.ratings.schema import IdType
+from mf.ratings.names import IdType
 
 MAX_NAME_BYTES = 63  # PostgreSQL truncates longer identifiers without an error
 

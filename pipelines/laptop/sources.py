@@ -74,7 +74,7 @@ def file_source(path: Path, parameters: Mapping[str, Any]) -> LocalSource:
         f"csv_{digest.hexdigest()[:12]}",
         {"ratings_csv": str(path)},
         lambda supabase: _applied_schema(supabase) or _schema_of_file(config),
-        lambda _: titles_beside(str(path)),
+        lambda _: titles_beside(str(path), str(parameters.get("movie_column", "")), print),
     )
 
 

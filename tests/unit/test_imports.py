@@ -12,6 +12,7 @@ PACKAGES = ("mf", "components", "pipelines")
 ROOMS = (
     ("pipelines",),
     ("components",),
+    ("mf.cli",),
     ("mf.__main__",),
     ("mf.library", "mf.parameters"),
     ("mf.recommender",),

@@ -1,0 +1,6 @@
+"""Names of the columns of ratings, and the types of ids in a database."""
+
+from typing import Literal
+
+USER, MOVIE, RATING, RATED_AT = "user_id", "movie_id", "rating", "rated_at"
+IdType = Literal["bigint", "text", "uuid"]
