@@ -6,11 +6,23 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mf.errors import ConfigError, DataError, MfError, SupabaseError, TrainingError
+
 if TYPE_CHECKING:
     from mf.library import Model, fit, load
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__", "fit", "load"]
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "MfError",
+    "Model",
+    "SupabaseError",
+    "TrainingError",
+    "__version__",
+    "fit",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +33,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), "Model", "fit", "load"]
+    return __all__

@@ -12,6 +12,7 @@ import pytest
 import mf
 from mf import cli
 from mf.sample import write_sample
+from pipelines import __main__ as pipelines
 
 Run = Callable[..., tuple[int, str, str]]
 # None of the light commands needs one of these; each takes a tenth of a second or more.
@@ -131,3 +132,12 @@ def test_evaluate_prints_every_metric_beside_its_baseline(run: Run, trained: Pat
     )
     assert (status, err) == (0, "")
     assert re.search(r"RMSE 0\.\d{4} \(user \+ movie biases 0\.\d{4}\)", out)
+
+
+def test_the_pipelines_command_has_help_and_suggests_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    pipelines.main(["--help"])
+    out = capsys.readouterr().out
+    assert set(re.findall(r"^  ([\w-]+) ", out, re.MULTILINE)) == set(pipelines.COMMANDS)
+    with pytest.raises(SystemExit, match="2"):
+        pipelines.main(["sumbit"])
+    assert capsys.readouterr().err.endswith("; did you mean submit?\n")
