@@ -120,7 +120,8 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if isinstance(kind, pa.BaseExtensionType):
         return _plain(pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type))
     if pa.types.is_dictionary(kind):
-        return _plain(column.cast(kind.value_type))
+        parts = [_plain(pa.chunked_array([chunk.dictionary])).take(chunk.indices) for chunk in column.chunks]
+        return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
         return column.cast(pa.string())
     return column
@@ -175,7 +176,7 @@ def _time_cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def ids_of(values: Any, like: pa.DataType, what: str) -> pa.Array:
-    """Ids as an Arrow array of the type ``like`` (int64 or string), null where there is none.
+    """Ids as an Arrow array of the type ``like`` (int64 or string).
 
     Integers are taken as text where the model's ids are text, since a database may store them so.
 
@@ -185,7 +186,7 @@ def ids_of(values: Any, like: pa.DataType, what: str) -> pa.Array:
         what: the ids' name, for errors.
 
     Raises:
-        DataError: they are of another type.
+        DataError: they are of another type, or one is missing.
     """
     try:
         if not isinstance(values, pa.Array | pa.ChunkedArray):
@@ -194,9 +195,11 @@ def ids_of(values: Any, like: pa.DataType, what: str) -> pa.Array:
         column = _integers(column) if pa.types.is_floating(column.type) else _id_cells(column)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DataError(f"{what}: {' '.join(str(error).split())[:200]}") from None
-    if pa.types.is_integer(like) and not pa.types.is_integer(column.type) and column.null_count < len(column):
-        example = next(value for value in column.to_pylist() if value is not None)
-        raise DataError(f"{what}: found the text {shown(example)}, expected integers like the model's ids")
+    if column.null_count:
+        place = column.is_null().index(pa.scalar(True)).as_py()
+        raise DataError(f"{what}: found no id at position {place}, expected an integer or a text")
+    if len(column) and pa.types.is_integer(like) and not pa.types.is_integer(column.type):
+        raise DataError(f"{what}: found the text {shown(column[0].as_py())}, expected integers like the model's ids")
     ids: pa.Array = column.cast(like).combine_chunks()
     return ids
 

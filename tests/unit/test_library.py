@@ -57,7 +57,9 @@ class Exported:
 
     def __init__(self, columns: dict[str, list[Any]]) -> None:
         types = [("user_id", pa.string_view()), ("movie_id", pa.uint16()), ("rating", pa.int8())]
-        self.table = pa.table(columns).cast(pa.schema(types))
+        table = pa.table(columns).cast(pa.schema(types))
+        users = [chunk.dictionary_encode() for chunk in table["user_id"].chunks]  # a categorical column
+        self.table = table.set_column(0, "user_id", pa.chunked_array(users))
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         return self.table.__arrow_c_stream__(requested_schema)
@@ -196,6 +198,8 @@ def test_predictions_take_frames_and_pairs_and_know_unknown_ids(model: mf.Model,
         model.predict([1, 2])
     with pytest.raises(DataError, match="movies: found the text"):
         model.predict([(user, "x")])
+    with pytest.raises(DataError, match="users: found no id at position 1, expected an integer or a text"):
+        model.predict([(user, movie), (None, movie)])
 
 
 def test_a_list_is_the_best_of_what_was_not_rated(model: mf.Model, held_out: tuple[pd.DataFrame, pd.DataFrame]) -> None:
