@@ -39,8 +39,8 @@ from mf.warm_start import INIT_FROM, EarlierModel
 
 REFUSED = 3  # exit status where the gate refuses to publish
 # Defaults of this command in place of a solver's own: it keeps the original trainer's.
-PRESETS = {"adam": ORIGINAL}
-GOOD_SOLVER = "vb"  # with its own defaults it is better than the baselines, docs/solvers.md
+ORIGINAL_SOLVER = "adam"
+PRESETS = {ORIGINAL_SOLVER: ORIGINAL}
 
 
 class TrainerConfig(Config):
@@ -112,8 +112,8 @@ def trainer_parser() -> Parser:
     parser.add_argument(
         "--solver",
         choices=SOLVERS,
-        default=DEFAULT_SOLVER,
-        help=f"algorithm; {SOLVER_HELP} (default: {DEFAULT_SOLVER})",
+        default=ORIGINAL_SOLVER,
+        help=f"algorithm; {SOLVER_HELP} (default: {ORIGINAL_SOLVER})",
     )
     add_flags(parser, TrainerConfig, "ratings, model, Supabase")
     configs = {name: solver.config for name, solver in SOLVERS.items()}
@@ -207,12 +207,12 @@ def train_once(argv: Sequence[str]) -> None:
 
 def _advice(namespace: argparse.Namespace) -> str:
     """The command that trains a good model, with the flags of this one that still apply."""
-    if namespace.solver == GOOD_SOLVER:
+    if namespace.solver == DEFAULT_SOLVER:
         return ": the ratings may be too few to learn more from"
     # Not the options of another solver, nor a secret.
     options = given(namespace, TrainerConfig, IngestConfig, ExportConfig, GateConfig)
     options |= {name: vars(namespace)[name] for name in ("factors", "seed") if name in namespace}
-    words = ["python", "-m", "mf", "--solver", GOOD_SOLVER]
+    words = ["python", "-m", "mf", "--solver", DEFAULT_SOLVER]
     for name, value in options.items():
         if name not in ("supabase_key", "init_from", "checkpoint") and value is not False:
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
