@@ -26,6 +26,7 @@ ALWAYS_SET = ("factors", "seed")
 SOLVERS_OWN = -1  # the value of the three below that leaves the option to the solver; none of them can be -1
 OR_SOLVERS_OWN = ("epochs", "batch_size", "lr")
 SOLVER_PARAMETERS = (*ALWAYS_SET, *OR_SOLVERS_OWN)
+BEST_SOLVER = ""  # the value of solver that leaves the choice to ``chosen_solver``
 
 
 def check(parameters: Parameters, *more: Callable[[Parameters], object]) -> None:
@@ -78,8 +79,28 @@ def split_config(parameters: Parameters) -> SplitConfig:
     return config
 
 
+def chosen_solver(parameters: Parameters) -> tuple[str, str]:
+    """The solver, and a line for the log if it is neither given nor the best one.
+
+    Without ``solver`` it is the best one, but adam where ``lr``, ``batch_size``, ``init_from`` or an option is set that
+    the best one does not have.
+    """
+    from mf.solvers import SOLVERS
+    from mf.train import DEFAULT_SOLVER
+
+    if given := parameters["solver"]:
+        return str(given), ""
+    unset = {"lr": SOLVERS_OWN, "batch_size": SOLVERS_OWN, "init_from": ""}
+    names = [name for name, value in unset.items() if parameters.get(name, value) != value]
+    best, adam = (SOLVERS[solver].config.model_fields.keys() for solver in (DEFAULT_SOLVER, "adam"))
+    names += [f"solver_options.{name}" for name in parameters["solver_options"] if name in adam - best]
+    if names:
+        return "adam", f"solver adam, since {' and '.join(names)} {'is' if len(names) == 1 else 'are'} set"
+    return DEFAULT_SOLVER, ""
+
+
 def solver_config(parameters: Parameters) -> Config:
-    """The options of ``solver``: its own defaults, the parameters that are set, and ``solver_options``.
+    """The options of the solver: its own defaults, the parameters that are set, and ``solver_options``.
 
     Raises:
         ConfigError: an option is not one of the solver's, is not valid or is given both ways.
@@ -92,7 +113,7 @@ def solver_config(parameters: Parameters) -> Config:
     if twice := [name for name in own if name in options]:
         raise ConfigError(*(f"solver_options.{name}: {name} is set to {own[name]:g} as a parameter" for name in twice))
     try:
-        return configure(parameters["solver"], {**own, **options})
+        return configure(chosen_solver(parameters)[0], {**own, **options})
     except ConfigError as error:
         of_options = tuple(f"{name}:" for name in options)
         faults = (f"solver_options.{fault}" if fault.startswith(of_options) else fault for fault in error.faults)
@@ -154,8 +175,9 @@ def _check_supabase_url(parameters: Parameters) -> None:
 def _check_init_from(parameters: Parameters) -> None:
     from mf.solvers import SOLVERS, check_warm
 
-    if parameters["init_from"] and parameters["solver"] in SOLVERS:
-        check_warm(parameters["solver"])
+    solver, _ = chosen_solver(parameters)
+    if parameters["init_from"] and solver in SOLVERS:
+        check_warm(solver)
 
 
 def _fields(config: type[Config], parameters: Parameters) -> dict[str, Any]:

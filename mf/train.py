@@ -24,7 +24,8 @@ from mf.solvers.base import Callback, Checkpoint
 from mf.version import git_sha
 from mf.warm_start import EarlierModel
 
-DEFAULT_SOLVER = "adam"
+# The most accurate of those that need no tuning, and the fastest at full size but for sgd: docs/solvers.md.
+DEFAULT_SOLVER = "vb"
 
 
 def train(
@@ -38,6 +39,7 @@ def train(
     earlier: EarlierModel | None = None,
     provenance: Provenance | None = None,
     ranking: RankingConfig | None = None,
+    lists_from_validation: bool = True,
     progress: Callable[[PassReport], None] | None = None,
 ) -> TrainedModel:
     """Trains a star model on ``ratings`` with the solver that ``config`` belongs to, then a ranking model.
@@ -51,8 +53,9 @@ def train(
         checkpoint: the state is saved there after every epoch, and resumed from there.
         earlier: a model to start from (warm start); users and movies that it lacks start at random.
         provenance: source of the ratings, recorded with the model.
-        ranking: options of the ranking model, which trains on both ``ratings`` and ``validation``; default: none is
-            trained.
+        ranking: options of the ranking model; default: none is trained.
+        lists_from_validation: whether the ranking model trains on ``validation`` too; False where that part judges the
+            model.
         progress: called after every pass of the ranking model.
 
     Raises:
@@ -77,7 +80,7 @@ def train(
     initial = earlier.initial(users, movies) if earlier else None
     module = fit(trained_on, held_out, config, device, callbacks, checkpoint, initial)
     kept = [epoch for epoch in epochs if epoch.kept][-1]
-    both = pa.concat_tables([ratings, validation])
+    listed = pa.concat_tables([ratings, validation]) if lists_from_validation else ratings
     return TrainedModel(
         module=module,
         users=users,
@@ -93,8 +96,8 @@ def train(
             "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
         },
         git_sha=git_sha(),
-        trained_on=_trained_on(provenance, ratings, validation, earlier) if provenance else None,
-        ranking=train_ranking(both, ranking, device=device, progress=progress) if ranking else None,
+        trained_on=_trained_on(provenance, ratings, validation, lists_from_validation, earlier) if provenance else None,
+        ranking=train_ranking(listed, ranking, device=device, progress=progress) if ranking else None,
     )
 
 
@@ -136,9 +139,9 @@ def train_ranking(
 
 
 def _trained_on(
-    provenance: Provenance, ratings: pa.Table, validation: pa.Table, earlier: EarlierModel | None
+    provenance: Provenance, ratings: pa.Table, validation: pa.Table, lists: bool, earlier: EarlierModel | None
 ) -> TrainedOn:
-    trained_on = TrainedOn.of(provenance, ratings, validation)
+    trained_on = TrainedOn.of(provenance, ratings, validation, lists)
     return trained_on.after(earlier.trained_on) if earlier else trained_on
 
 

@@ -107,7 +107,8 @@ def compare(
 
 def _comparable_part(test: pa.Table, ours: TrainedOn, theirs: TrainedOn) -> tuple[pa.Table, bool, str]:
     """The ratings to compare on, whether the comparison is clean, and a sentence for people."""
-    if ours.content_hash == theirs.content_hash:
+    same_lists = theirs.validation_hash in (None, ours.validation_hash)
+    if ours.content_hash == theirs.content_hash and same_lists:
         return test, True, "clean: the published run was trained on the same ratings as this model, not on these"
     newer = _newer(test, theirs)
     if len(pc.unique(newer[USER])) >= LEAST_USERS:

@@ -62,6 +62,7 @@ class Evaluation:
     ranking_unseen_users: Ranking  # for cold-start users, whose lists are ordered by movie bias
     exposure: tuple[ExposureBin, ...]  # deciles of the catalogue, the least rated first; empty without lists
     cold_start_curve: ColdStartCurve | None = None  # None without a ranking model
+    constant: tuple[str, ...] = ()  # which of predicted ratings and ranking scores are the same for all test ratings
 
     def scores(self) -> dict[str, Scores]:
         """Rating and list metrics together, by the name of the model or baseline (``LABELS``); the model first."""
@@ -167,8 +168,17 @@ def evaluate_with_lists(
         ranking_unseen_users=lists.unseen,
         exposure=lists.exposure,
         cold_start_curve=lists.curve,
+        constant=_constant(model, predictions),
     )
     return evaluation, lists.published
+
+
+def _constant(model: TrainedModel, predictions: npt.NDArray[np.float32]) -> tuple[str, ...]:
+    found = {"predicted ratings": len(predictions) > 1 and not np.ptp(predictions)}
+    if model.ranking:
+        lists = model.ranking.model
+        found["ranking scores"] = len(lists.bias) > 1 and not lists.embedding.any() and not np.ptp(lists.bias)
+    return tuple(name for name, constant in found.items() if constant)
 
 
 def _check_finite(test: pa.Table, predictions: npt.NDArray[np.float32]) -> None:

@@ -52,7 +52,7 @@ def decide(
 ) -> Decision:
     """Accepts a model when
 
-    - all its metrics are finite,
+    - all its metrics are finite, and its predicted ratings and ranking scores are not all the same,
     - where it has a ranking model, its lists are not worse than popularity's: the 95% interval of the difference in
       NDCG@k (a paired bootstrap over users) does not lie wholly below 0,
     - nor than the published run's lists: NDCG@k on the same test ratings is at most ``max_ndcg_regression`` lower, or
@@ -77,6 +77,8 @@ def decide(
     ranking = evaluation.ranking
     # Every condition is written so that a NaN does not pass.
     checks = [_finite(evaluation)]
+    if evaluation.constant:
+        checks.append(_constant(evaluation.constant))
     check_lists = ranking.has_ranking_model or rmse is None
     if check_lists:
         checks.append(_beats_popularity(ranking, required=rmse is None))
@@ -105,6 +107,10 @@ def _finite(evaluation: Evaluation) -> Check:
     bad = [name for name, value in _numbers(plain(evaluation)) if not math.isfinite(value)]
     text = f"not finite: {', '.join(bad)}" if bad else "all metrics are finite"
     return Check("finite", len(bad), 0, not bad, text)
+
+
+def _constant(what: tuple[str, ...]) -> Check:
+    return Check("constant", len(what), 0, False, f"all {' and all '.join(what)} are the same")
 
 
 def _beats_popularity(ranking: Ranking, required: bool) -> Check:

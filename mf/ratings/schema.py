@@ -64,14 +64,18 @@ class TrainedOn:
     columns: dict[str, str]  # as in ``Provenance``
     content_hash: str  # of the training part, combined with that of the model it was warm-started from
     until: str | None  # time of the newest rating used in training, ISO 8601; None if unknown
+    validation_hash: str | None = None  # content_hash of the validation part if lists were trained on it too
 
     @classmethod
-    def of(cls, provenance: Provenance, train: pa.Table, validation: pa.Table) -> "TrainedOn":
+    def of(
+        cls, provenance: Provenance, train: pa.Table, validation: pa.Table, lists_from_validation: bool = True
+    ) -> "TrainedOn":
         """The record of a training on ``train``, validated on ``validation``, of the ratings of ``provenance``."""
         times = [pc.max(part[RATED_AT]).as_py() for part in (train, validation) if RATED_AT in part.column_names]
         newest = max(filter(None, times), default=None)
         until = newest.isoformat() if newest else None
-        return cls(provenance.source, provenance.columns, content_hash(train), until)
+        also = content_hash(validation) if lists_from_validation and len(validation) else None
+        return cls(provenance.source, provenance.columns, content_hash(train), until, also)
 
     def after(self, earlier: "TrainedOn | None") -> "TrainedOn":
         """The same record for a warm start from a model trained on ``earlier`` (None: unknown)."""

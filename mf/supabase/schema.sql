@@ -121,6 +121,8 @@ create table if not exists public.mf_runs (
 alter table public.mf_runs add column if not exists trained_on jsonb;
 -- The numbers of the ranking model: factors, users, movies, mu, sd, rho, recency, …; null for a run without one.
 alter table public.mf_runs add column if not exists ranking jsonb;
+-- How the run was judged before it was published: forced, reasons; null where it was not recorded.
+alter table public.mf_runs add column if not exists judged jsonb;
 create unique index if not exists mf_runs_one_published on public.mf_runs ((true)) where status = 'published';
 
 -- The prior of a new user, for recommend_from_ratings: E[w w'] over the run's users, w = [p ; b_u], divided by the
@@ -715,9 +717,9 @@ begin
     delete from public.mf_runs r where r.run_id = asked.run_id;
   end if;
   insert into public.mf_runs as r (run_id, content_hash, factors, mu, rating_min, rating_max, n_users, n_movies,
-    trained_on, ranking)
+    trained_on, ranking, judged)
   values (asked.run_id, asked.content_hash, asked.factors, asked.mu, asked.rating_min, asked.rating_max, asked.n_users,
-    asked.n_movies, asked.trained_on, nullif(asked.ranking, 'null'))
+    asked.n_movies, asked.trained_on, nullif(asked.ranking, 'null'), nullif(asked.judged, 'null'))
   on conflict (run_id) do update set created_at = now() where r.status = 'loading';
   if jsonb_typeof(mf_register.run -> 'prior') = 'array' then
     prior := array(select v.value::double precision from jsonb_array_elements_text(mf_register.run -> 'prior') v);

@@ -50,6 +50,21 @@ class ExportResult:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """How a run was judged before it was published; in its record."""
+
+    forced: bool  # published by force_publish although a check failed
+    reasons: tuple[str, ...] = ()  # the failed checks
+
+    @classmethod
+    def read(cls, record: Any) -> "Judged | None":
+        """The record from its JSON object; None where it is missing or something else."""
+        if not isinstance(record, dict) or not isinstance(record.get("forced"), bool):
+            return None
+        return cls(record["forced"], tuple(record.get("reasons") or ()))
+
+
+@dataclass(frozen=True)
 class PublishedRun:
     """The published run as its row of ``mf_runs`` describes it."""
 
@@ -59,6 +74,7 @@ class PublishedRun:
     published_at: str  # ISO 8601
     trained_on: TrainedOn | None  # None: not recorded
     ranking: dict[str, Any] | None = None  # numbers of the ranking model; None: the run has none
+    judged: Judged | None = None  # None: not recorded
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "PublishedRun":
@@ -67,7 +83,8 @@ class PublishedRun:
         stars = {name: float(row[name]) for name in ("mu", "rating_min", "rating_max")}
         header = Header(row["run_id"], row["factors"], **stars)
         trained_on = TrainedOn.read(row.get("trained_on"))
-        return cls(header, row["n_users"], row["n_movies"], row["published_at"], trained_on, row.get("ranking"))
+        judged = Judged.read(row.get("judged"))
+        return cls(header, row["n_users"], row["n_movies"], row["published_at"], trained_on, row.get("ranking"), judged)
 
 
 class Session(Protocol):
@@ -150,8 +167,8 @@ class Target(ABC):
         with self.session() as session:
             _check_migration(session, user_ids, movie_ids, config)
 
-    def export(self, model_dir: Path, config: ExportConfig) -> ExportResult:
-        """Publish the model of ``model_dir``; atomic for readers and idempotent.
+    def export(self, model_dir: Path, config: ExportConfig, judged: Judged | None = None) -> ExportResult:
+        """Publish the model of ``model_dir``, judged as ``judged`` says; atomic for readers and idempotent.
 
         Readers see the previous run until the last step. An interrupted export is finished by running it again. The
         previous run is kept for a rollback; older runs are removed.
@@ -161,14 +178,14 @@ class Target(ABC):
             SupabaseError: the database cannot be reached or refused, the migration is missing or does not fit, or
                 another export holds the lock; readers still see the previous run.
         """
-        return self.publish(read_model(model_dir), config)
+        return self.publish(read_model(model_dir), config, judged)
 
-    def publish(self, model: PublishedModel, config: ExportConfig) -> ExportResult:
+    def publish(self, model: PublishedModel, config: ExportConfig, judged: Judged | None = None) -> ExportResult:
         """Publish a model that has been read; otherwise as ``export``."""
         run_id = model.header.run_id
         with self.session() as session:
             options = _check_migration(session, model.users.ids, model.movies.ids, config)
-            registered = session.call("mf_register", f"register run {run_id}", run=_registration(model))
+            registered = session.call("mf_register", f"register run {run_id}", run=_registration(model, judged))
             if registered["status"] == "loading":
                 session.load(model, options, config)
             if config.hnsw_index:
@@ -215,7 +232,7 @@ def _check_migration(
     return options
 
 
-def _registration(model: PublishedModel) -> dict[str, Any]:
+def _registration(model: PublishedModel, judged: Judged | None) -> dict[str, Any]:
     """The argument of ``mf_register``."""
     # recommend_from_ratings needs the prior for new users.
     covariance = prior(model.users.vectors, model.users.bias, model.noise_variance).ravel().tolist()
@@ -226,6 +243,7 @@ def _registration(model: PublishedModel) -> dict[str, Any]:
         "trained_on": model.trained_on and asdict(model.trained_on),
         "prior": covariance,
         "ranking": model.ranking and _ranking_numbers(model.ranking),
+        "judged": judged and asdict(judged),
     }
 
 

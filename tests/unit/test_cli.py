@@ -44,7 +44,8 @@ DEFAULTS = {
     "schedule": "constant", "patience": "0", "init_std": "0.01", "block_users": "0", "columns": "none",
     "user_column": "none", "movie_column": "none", "rating_column": "none", "timestamp_column": "none",
     "max_reject_fraction": "0.01", "key_columns": "none", "rated_since": "none",
-    "rated_before": "none", "hnsw_index": "off",
+    "rated_before": "none", "hnsw_index": "off", "max_regression": "0.01", "max_ndcg_regression": "0.01",
+    "max_rmse": "0", "min_rows": "1000", "min_users": "20", "min_movies": "20", "force_publish": "off",
 }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def judged(
 def scored(evaluation: Evaluation, model: float, biases: float = 0.9, mean: float = 1.0, **fields: Any) -> Evaluation:
     rmses = {"model": model, "user_movie_bias": biases, "global_mean": mean}
     scores = {name: Scores({"rmse": rmse, "mae": 0.5}) for name, rmse in rmses.items()}
-    return replace(evaluation, **scores, **fields)
+    return replace(evaluation, **scores, **{"constant": (), **fields})
 
 
 def against(difference: float, low: float | None, clean: bool = True) -> Comparison:
@@ -62,6 +62,12 @@ def test_a_first_model_that_beats_the_baselines_passes_every_check(evaluation: E
         "baselines", 0.8, 0.9, True, "RMSE 0.8000 is below that of user + movie biases, 0.9000"
     )
     assert decision.summary() == "accepted for publication: all 6 checks passed"
+
+
+def test_a_constant_model_is_refused(evaluation: Evaluation) -> None:
+    assert evaluation.constant == ("predicted ratings",)
+    decision = judged(scored(evaluation, 0.8, constant=("predicted ratings", "ranking scores")))
+    assert decision.reasons == ("all predicted ratings and all ranking scores are the same",)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +173,7 @@ def test_a_model_without_an_rmse_is_measured_by_its_lists(evaluation: Evaluation
 
 def test_a_model_without_an_rmse_and_without_lists_is_refused(evaluation: Evaluation) -> None:
     nothing = replace(evaluation.ranking, model=None, popularity=None, reason="nobody liked a movie")
-    decision = judged(replace(evaluation, model=Scores(), ranking=nothing))
+    decision = judged(replace(evaluation, model=Scores(), ranking=nothing, constant=()))
     assert decision.reasons == (
         "NDCG@10 of the lists has no figure: nobody liked a movie; nothing else measures this model",
     )

@@ -15,7 +15,7 @@ ROOMS = (
     ("mf.cli",),
     ("mf.__main__",),
     ("mf.library", "mf.parameters"),
-    ("mf.recommender",),
+    ("mf.recommender", "mf.publish"),
     ("mf.evaluation", "mf.ingest", "mf.train", "mf.local"),
     ("mf.warm_start",),
     ("mf.supabase",),
