@@ -1,4 +1,5 @@
-"""Command line: ``python -m mf`` trains a model, ``schema`` prints the migration, ``runs`` manages published runs."""
+"""Command line: ``python -m mf`` trains a model, ``schema`` prints the migration, ``runs`` manages published
+runs, ``local`` runs an embedded Supabase."""
 
 import argparse
 import json
@@ -91,6 +92,10 @@ def main(argv: Sequence[str]) -> None:
             print_schema(argv[1:])
         elif list(argv[:1]) == ["runs"]:
             runs.main(argv[1:])
+        elif list(argv[:1]) == ["local"]:
+            from mf.local.__main__ import main as local  # of an extra that the images do not have
+
+            sys.exit(local(argv[1:], "python -m mf local"))
         else:
             train_once(argv)
 

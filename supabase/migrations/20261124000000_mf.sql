@@ -832,6 +832,11 @@ begin
     raise exception 'the run % is incomplete: % of % movies are there; load it, then index it',
       asked.run_id, movies, expected;
   end if;
+  -- A parallel build of an earlier pgvector can read beyond its memory (CVE-2026-3172).
+  if (select string_to_array(x.extversion, '.')::integer[] < '{0,8,2}' from pg_extension x where x.extname = 'vector')
+  then
+    perform set_config('max_parallel_maintenance_workers', '0', true);
+  end if;
   for side in
     select v.tab, v.col, v.dimensions, v.class, 'mf_hnsw_' || v.name || '_' || md5(asked.run_id) as index
     from (values ('ranking', 'mf_movie_ranking', 'vector', factors + 1, 'vector_ip_ops', true),
