@@ -117,9 +117,9 @@ class IngestConfig(Config):
         for role, (name, flag) in configured.items():
             if role == RATED_AT and name == "none":
                 continue
-            fits = [column for column in names if (column == name if name else plain_name(column) in RECOGNISED[role])]
-            if role == RATED_AT and not name and len({plain_name(column) for column in fits}) > 1:
-                fits = [min(fits, key=lambda column: RECOGNISED[RATED_AT].index(plain_name(column)))]
+            fits = [column for column in names if (column == name if name else _plain(column) in RECOGNISED[role])]
+            if role == RATED_AT and not name and len({_plain(column) for column in fits}) > 1:
+                fits = [min(fits, key=lambda column: RECOGNISED[RATED_AT].index(_plain(column)))]
             if len(fits) > 1:
                 several = shown(", ".join(fits), 200)
                 raise DataError(
@@ -141,8 +141,7 @@ def shown(text: str, length: int = 60) -> str:
     return f'"{repr(text[:length])[1:-1]}{"…" if len(text) > length else ""}"'
 
 
-def plain_name(name: str) -> str:
-    """A column's name as it is compared: in lower case and without "_", "-" and spaces."""
+def _plain(name: str) -> str:
     return name.strip().lower().replace("_", "").replace("-", "").replace(" ", "")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mf.errors import DataError
-from mf.ratings.config import RECOGNISED, plain_name, shown
+from mf.ratings.config import RECOGNISED, shown
 from mf.ratings.fetch import local_copy
 from mf.ratings.schema import MOVIE
 from mf.ratings.streams import text_stream
@@ -91,10 +91,14 @@ def _rows(text: str, delimiter: str) -> Iterator[list[str]]:
 
 def _columns(names: Sequence[str], movie_column: str) -> tuple[int, int] | None:
     """Positions of the id and of the title; None where one is missing."""
-    plain = [plain_name(name) for name in names]
-    ids = (*([plain_name(movie_column)] if movie_column else []), *RECOGNISED[MOVIE], "id")
+    plain = [_plain(name) for name in names]
+    ids = (*([_plain(movie_column)] if movie_column else []), *RECOGNISED[MOVIE], "id")
     places = [next((plain.index(name) for name in wanted if name in plain), -1) for wanted in (ids, TITLES)]
     return None if -1 in places or places[0] == places[1] else (places[0], places[1])
+
+
+def _plain(name: str) -> str:
+    return re.sub("[-_ ]", "", name.strip().lower())
 
 
 def _titles(rows: Iterator[list[str]], movie: int, title: int, skip: int) -> dict[str, str]:
