@@ -1,6 +1,7 @@
 """The command ``mf``: train, evaluate, recommend, schema, runs, local."""
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,11 +147,16 @@ def command_help(prog: str) -> str:
 
 def run() -> None:
     """The entry point ``mf``: a mistake of the user is one line on stderr and exit status 2."""
+    warnings.showwarning = _show_warning
     try:
         with reported():
             run_command(sys.argv[1:], PROG)
     except KeyboardInterrupt:
         sys.exit("stopped")
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _model(config: ModelConfig) -> "Model":

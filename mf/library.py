@@ -4,21 +4,24 @@ import csv
 import inspect
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
+from pydantic import SecretStr
 
 from mf.checkpoint import CheckpointFile, reporter
 from mf.config import did_you_mean
 from mf.errors import ConfigError, DataError
-from mf.evaluation.config import EvaluateConfig
+from mf.evaluation.config import EvaluateConfig, GateConfig
 from mf.evaluation.evaluate import Evaluation
 from mf.evaluation.evaluate import evaluate as evaluate_model
 from mf.ingest import ingest, ingest_frame
 from mf.model_directory import TrainedModel
+from mf.parameters import OR_SOLVERS_OWN, chosen_solver
+from mf.publish import Outcome, publish
 from mf.ranking import PassReport
 from mf.ranking import configure as configure_ranking
 from mf.ranking.config import DEFAULT_RANKING
@@ -28,12 +31,14 @@ from mf.ratings.schema import MOVIE, USER, Provenance, read_ratings, write_ratin
 from mf.ratings.split import split
 from mf.recommender import Recommender
 from mf.solvers import SOLVERS, configure
+from mf.supabase.config import ExportConfig
+from mf.supabase.find import find_target
+from mf.supabase.target import Target
 from mf.train import pick_device, train
 from mf.warm_start import EarlierModel
 
 RATINGS = "ratings.parquet"  # in a model directory: the ratings that the model was trained on
-BEST_SOLVER, WARM_SOLVER = "vb", "adam"
-OF_WARM_SOLVER = ("lr", "batch_size")  # options that say which solver is meant
+READING = IngestConfig.model_fields.keys() - {"ratings_csv"}  # options of reading
 HELD_OUT = 0.1  # share for validation where the solver stops early
 NO_VALIDATION = ("vb", "gibbs")  # solvers that need no validation part
 
@@ -84,8 +89,8 @@ def fit(
     Warns:
         UserWarning: rows were bad and left out; ``Model.rejects`` lists them.
     """
-    solver = solver or _best_solver(options, init_from)
     reading, training = _sorted_options(options)
+    solver, why = _chosen_solver(solver, training, bool(init_from))
     config = configure(solver, {**training, "seed": seed})
     lists = configure_ranking(ranking, dict(ranking_options), {"seed": seed})
     share = val_size if val_size is not None else 0.0 if solver in NO_VALIDATION else HELD_OUT
@@ -94,6 +99,8 @@ def fit(
     device, device_line = pick_device(use_cuda)
     earlier = _earlier(init_from)
     say = print if verbose else _silent
+    if why:
+        say(why)
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         table, provenance, rejects = _read(ratings, reading, Path(scratch))
     say(provenance.summary())
@@ -128,15 +135,13 @@ def load(directory: str | Path, ratings: "str | Path | Frame | Any" = None, **re
         DataError: it is not a model directory, or the ratings cannot be read.
     """
     directory = Path(directory)
-    options, training = _sorted_options(reading)
-    if training:
-        raise ConfigError(*(f"{name}: not an option of reading ratings" for name in training))
+    _check_reading(reading)
     trained = TrainedModel.load(directory)
-    if ratings is None and not options:
+    if ratings is None and not reading:
         stored = directory / RATINGS
         return Model(trained, *(read_ratings(stored) if stored.exists() else (None, None)))
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
-        table, provenance, rejects = _read(ratings, options, Path(scratch))
+        table, provenance, rejects = _read(ratings, reading, Path(scratch))
     return Model(trained, _with_ids_of(trained, table, provenance.source), provenance, rejects)
 
 
@@ -182,11 +187,80 @@ class Model(Recommender):
 
         Raises:
             DataError: the ratings cannot be read, or the model's own ratings are not known.
+
+        Warns:
+            UserWarning: the model was trained on some of the test ratings.
         """
         config = EvaluateConfig.of(k=k, relevance_threshold=relevance_threshold)
-        return evaluate_model(
-            self._ratings("they fit the baselines"), self.read_test(test, **reading), self.trained, config
+        ratings, held_out = self._ratings("they fit the baselines"), self.read_test(test, **reading)
+        if known := self._trained_on(held_out):
+            warnings.warn(
+                f"{known:,} of {len(held_out):,} test ratings are among those that the model knows: the metrics are "
+                "wrong",
+                stacklevel=2,
+            )
+        return evaluate_model(ratings, held_out, self.trained, config)
+
+    def publish(
+        self,
+        target: str | Target = "",
+        test: "str | Path | Frame | Any" = None,
+        force: bool = False,
+        *,
+        key: str | None = None,
+        directory: str | Path | None = None,
+        **options: Any,
+    ) -> Outcome:
+        """Publishes the model to Supabase if it is good enough, judged on ratings that it was not trained on.
+
+        The model must beat the baselines and not clearly lose to the published run (``mf.evaluation.config.GateConfig``
+        has the limits). A refused model changes nothing in Supabase.
+
+        Args:
+            target: URL of the project, or a ``Target``; default: the one of the environment (``SUPABASE_URL``,
+                ``SUPABASE_DB_URL``).
+            test: ratings to judge the model on, as for ``fit``. Without them it is published only by ``force``.
+            force: publish a model that the gate refuses, too; the run's record says so.
+            key: secret key of the project; default: ``SUPABASE_KEY``, which is safer.
+            directory: where the model and the report (``report.html``) are written; default: a temporary one.
+            options: limits of the gate, names of the views (``movie_export_table``, …) and options of reading ``test``.
+
+        Returns:
+            The decision in a sentence, the evaluation, and ``export``: None where the model was refused.
+
+        Raises:
+            ConfigError: an option is unknown or invalid, or no project is known.
+            DataError: ``test`` cannot be read, or holds ratings that the model was trained on.
+            SupabaseError: Supabase cannot be reached, or refused; readers still see the previous run.
+
+        Warns:
+            UserWarning: the model was refused; the text says why.
+        """
+        of_gate, of_views = (
+            {n: v for n, v in options.items() if n in c.model_fields} for c in (GateConfig, ExportConfig)
         )
+        reading = {name: value for name, value in options.items() if name not in of_gate | of_views}
+        _check_reading(reading, {*GateConfig.model_fields, *ExportConfig.model_fields})
+        gate, views = GateConfig.of(**{"force_publish": force, **of_gate}), ExportConfig.of(**of_views)
+        where = target if isinstance(target, Target) else find_target(target, SecretStr(key) if key else None)
+        where.check(self.trained.users.ids, self.trained.movies.ids, views)
+        held_out = None if test is None else self.read_test(test, **reading)
+        if held_out is not None and (known := self._trained_on(held_out)):
+            raise DataError(
+                f"publish: found {known:,} of {len(held_out):,} test ratings among those that the model knows, "
+                "expected none: it cannot be judged on ratings that it was trained on"
+            )
+        train_part = self._ratings("they fit the baselines") if held_out is not None else pa.table({})
+        with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
+            folder = Path(directory or scratch)
+            self.save(folder, with_ratings=directory is not None)
+            outcome = publish(
+                self.trained, where, train_part, held_out,
+                directory=folder, views=views, gate=gate, provenance=self.provenance,
+            )  # fmt: skip
+        if outcome.export is None:
+            warnings.warn(outcome.decision, stacklevel=2)
+        return outcome
 
     def read_test(self, test: "str | Path | Frame | Any", **reading: Any) -> pa.Table:
         """Test ratings as a table with ids of the model's types.
@@ -194,11 +268,9 @@ class Model(Recommender):
         Raises:
             DataError: they cannot be read, or their ids are of another type.
         """
-        options, training = _sorted_options(reading)
-        if training:
-            raise ConfigError(*(f"{name}: not an option of reading ratings" for name in training))
+        _check_reading(reading)
         with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
-            table, provenance, rejects = _read(test, options, Path(scratch))
+            table, provenance, rejects = _read(test, reading, Path(scratch))
         if provenance.rows_rejected:
             warnings.warn(_rejected(provenance, rejects), stacklevel=3)
         return _with_ids_of(self.trained, table, provenance.source)
@@ -224,8 +296,23 @@ class Model(Recommender):
             self.trained.save(directory, also=also)
 
 
-def _best_solver(options: Mapping[str, Any], init_from: Any) -> str:
-    return WARM_SOLVER if init_from or any(name in options for name in OF_WARM_SOLVER) else BEST_SOLVER
+def _chosen_solver(solver: str, training: Mapping[str, Any], warm: bool) -> tuple[str, str]:
+    """The solver, as the pipeline chooses it, and a line for the log."""
+    own = {name: value for name, value in training.items() if name in OR_SOLVERS_OWN}
+    options = {name: value for name, value in training.items() if name not in own}
+    given = {"solver": solver, "solver_options": options, "init_from": "a model" if warm else "", **own}
+    return chosen_solver(given)
+
+
+def _check_reading(options: Mapping[str, Any], others: Collection[str] = ()) -> None:
+    """Refuses what is no option of reading ratings.
+
+    Raises:
+        ConfigError: naming each and the nearest of the options and ``others``.
+    """
+    unknown = [name for name in options if name not in READING]
+    if unknown:
+        raise ConfigError(*(f"unknown option {name}{did_you_mean(name, {*READING, *others})}" for name in unknown))
 
 
 def _sorted_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -234,7 +321,7 @@ def _sorted_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     Raises:
         ConfigError: one is neither.
     """
-    reading = set(IngestConfig.model_fields) - {"ratings_csv"}
+    reading = READING
     training = {name for solver in SOLVERS.values() for name in solver.config.model_fields}
     unknown = [name for name in options if name not in reading | training]
     if unknown:

@@ -339,6 +339,16 @@ class Recommender:
     def _seen(self) -> "_Seen | None":
         return None if self.ratings is None else _Seen.of(self.ratings, self._catalogue)
 
+    def _trained_on(self, test: pa.Table) -> int:
+        """How many pairs of ``test`` are among the ratings that the model was trained on."""
+        if self._seen is None:
+            return 0
+        users, movies = self._seen.users.rows(test[USER]), self._catalogue.rows(test[MOVIE])
+        both = (users >= 0) & (movies >= 0)
+        width = len(self._catalogue)
+        known = self._seen.rows.users * width + self._seen.rows.movies
+        return int(np.isin(users[both] * width + movies[both], known, assume_unique=True).sum())
+
     def _seen_or_raise(self, way_out: str) -> "_Seen":
         self._ratings(way_out)
         assert self._seen is not None

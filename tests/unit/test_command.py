@@ -40,9 +40,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sample, its titles and a model of it in ``model``."""
+    """A folder with the sample, its titles, a tenth of it in ``test.csv`` and a model of the rest in ``model``."""
     folder = tmp_path_factory.mktemp("command")
     sample = write_sample(folder / "sample")
+    header, *lines = sample.ratings_csv.read_text().splitlines(keepends=True)
+    sample.ratings_csv.write_text(header + "".join(lines[1100:]))
+    (folder / "test.csv").write_text(header + "".join(lines[:1100]))
     mf.fit(sample.ratings_csv, factors=4, epochs=3, ranking_options={"factors": 8}).save(folder / "model")
     return folder
 
@@ -127,11 +130,13 @@ def test_recommend_prints_titles_and_reasons(run: Run, trained: Path) -> None:
 
 
 def test_evaluate_prints_every_metric_beside_its_baseline(run: Run, trained: Path) -> None:
-    status, out, err = run(
-        "evaluate", "--model", str(trained / "model"), "--test_csv", str(trained / "sample" / "ratings.csv")
-    )
+    model = ("--model", str(trained / "model"))
+    status, out, err = run("evaluate", *model, "--test_csv", str(trained / "test.csv"))
     assert (status, err) == (0, "")
     assert re.search(r"RMSE 0\.\d{4} \(user \+ movie biases 0\.\d{4}\)", out)
+    status, _, err = run("evaluate", *model, "--test_csv", str(trained / "sample" / "ratings.csv"))
+    said = "9,900 of 9,900 test ratings are among those that the model knows: the metrics are wrong"
+    assert (status, err) == (0, f"warning: {said}\n")
 
 
 def test_the_pipelines_command_has_help_and_suggests_commands(capsys: pytest.CaptureFixture[str]) -> None:
