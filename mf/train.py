@@ -14,12 +14,11 @@ from mf.biases import Ints
 from mf.config import Config
 from mf.errors import ConfigError, DataError
 from mf.model_directory import TrainedModel, TrainedRanking
-from mf.ranking import Interactions as RankingInteractions
-from mf.ranking import PassReport, RankingConfig
+from mf.ranking import Interactions, PassReport, RankingConfig
 from mf.ranking import fit as fit_ranking
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, Provenance, TrainedOn, times
 from mf.ratings.vocabulary import Vocabulary
-from mf.solvers import EpochReport, Interactions, fit, solver_of
+from mf.solvers import EpochReport, RatingTensors, fit, solver_of
 from mf.solvers.base import Callback, Checkpoint
 from mf.version import git_sha
 from mf.warm_start import EarlierModel
@@ -66,12 +65,12 @@ def train(
         encoded = pool.map(Vocabulary.encode, (ratings[USER], ratings[MOVIE]))
     (users, train_users), (movies, train_movies) = encoded
 
-    def interactions(table: pa.Table, user_rows: Ints, movie_rows: Ints) -> Interactions:
+    def tensors(table: pa.Table, user_rows: Ints, movie_rows: Ints) -> RatingTensors:
         rows = torch.from_numpy(user_rows), torch.from_numpy(movie_rows)
-        return Interactions(*rows, torch.tensor(table[RATING].to_numpy()), len(users), len(movies))
+        return RatingTensors(*rows, torch.tensor(table[RATING].to_numpy()), len(users), len(movies))
 
-    trained_on = interactions(ratings, train_users, train_movies)
-    held_out = interactions(validation, users.rows(validation[USER]), movies.rows(validation[MOVIE]))
+    trained_on = tensors(ratings, train_users, train_movies)
+    held_out = tensors(validation, users.rows(validation[USER]), movies.rows(validation[MOVIE]))
     epochs: list[EpochReport] = []
     callbacks = [epochs.append, *callbacks]
     initial = earlier.initial(users, movies) if earlier else None
@@ -121,7 +120,7 @@ def train_ranking(
     with ThreadPoolExecutor(2) as pool:
         (users, user_rows), (movies, movie_rows) = pool.map(Vocabulary.encode, (ratings[USER], ratings[MOVIE]))
     has = ratings.column_names
-    interactions = RankingInteractions(
+    interactions = Interactions(
         torch.from_numpy(user_rows),
         torch.from_numpy(movie_rows),
         torch.tensor(ratings[RATING].to_numpy()) if RATING in has else None,
