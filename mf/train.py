@@ -16,7 +16,18 @@ from mf.errors import ConfigError, DataError
 from mf.model_directory import TrainedModel, TrainedRanking
 from mf.ranking import Interactions, PassReport, RankingConfig
 from mf.ranking import fit as fit_ranking
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, Provenance, TrainedOn, times
+from mf.ratings.config import CLICKS_WITHOUT_RANKING
+from mf.ratings.schema import (
+    MOVIE,
+    RATED_AT,
+    RATING,
+    USER,
+    Provenance,
+    TrainedOn,
+    check_ratings_differ,
+    has_ratings,
+    times,
+)
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, RatingTensors, fit, solver_of
 from mf.solvers.base import Callback, Checkpoint
@@ -41,6 +52,9 @@ def train(
 ) -> TrainedModel:
     """Trains a star model on ``ratings`` with the solver that ``config`` belongs to, then a ranking model.
 
+    Without ratings (clicks) there is no star model: ``config``, ``callbacks``, ``checkpoint`` and ``earlier`` are not
+    used, and ``ranking`` is needed.
+
     Args:
         ratings, validation: ratings tables (``mf.ratings.schema``); ``validation`` may be empty. Users and movies that
             occur only in ``validation`` get no star vector.
@@ -55,12 +69,17 @@ def train(
         progress: called after every pass of the ranking model.
 
     Raises:
-        DataError: there are no ratings.
+        DataError: there are no ratings, or they are all the same.
         TrainingError: a value is not finite.
-        ConfigError: the checkpoint belongs to other ratings or options, or the solver cannot start from a model.
+        ConfigError: the checkpoint belongs to other ratings or options, the solver cannot start from a model, or there
+            is neither a rating nor a ranking model.
     """
     if not len(ratings):
         raise DataError("found no ratings to train on, expected at least one: lower --val_size, or add ratings")
+    both = pa.concat_tables([ratings, validation])
+    if not has_ratings(ratings):
+        return _train_on_clicks(ratings, validation, provenance, ranking, device, progress)
+    check_ratings_differ(both, "training ratings")
     with ThreadPoolExecutor(2) as pool:
         encoded = pool.map(Vocabulary.encode, (ratings[USER], ratings[MOVIE]))
     (users, train_users), (movies, train_movies) = encoded
@@ -76,12 +95,11 @@ def train(
     initial = earlier.initial(users, movies) if earlier else None
     module = fit(trained_on, held_out, config, device, callbacks, checkpoint, initial)
     kept = [epoch for epoch in epochs if epoch.kept][-1]
-    both = pa.concat_tables([ratings, validation])
     return TrainedModel(
         module=module,
         users=users,
         movies=movies,
-        run_id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
+        run_id=_new_run_id(),
         solver=solver_of(config).name,
         config=config.model_dump(),
         rows={"train": len(ratings), "validation": len(validation)},
@@ -95,6 +113,37 @@ def train(
         trained_on=_trained_on(provenance, ratings, validation, earlier) if provenance else None,
         ranking=train_ranking(both, ranking, device=device, progress=progress) if ranking else None,
     )
+
+
+def _train_on_clicks(
+    clicks: pa.Table,
+    validation: pa.Table,
+    provenance: Provenance | None,
+    config: RankingConfig | None,
+    device: torch.device,
+    progress: Callable[[PassReport], None] | None,
+) -> TrainedModel:
+    """A ranking model alone."""
+    if config is None:
+        raise ConfigError(CLICKS_WITHOUT_RANKING)
+    both = pa.concat_tables([clicks, validation])
+    ranking = train_ranking(both, config, device=device, progress=progress)
+    return TrainedModel(
+        module=None,
+        users=ranking.users,
+        movies=ranking.movies,
+        run_id=_new_run_id(),
+        solver=None,
+        config={},
+        rows={"train": len(clicks), "validation": len(validation)},
+        git_sha=git_sha(),
+        trained_on=_trained_on(provenance, clicks, validation, None) if provenance else None,
+        ranking=ranking,
+    )
+
+
+def _new_run_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
 def train_ranking(
@@ -113,20 +162,20 @@ def train_ranking(
         progress: called after every pass.
 
     Raises:
-        DataError: there are no ratings.
+        DataError: there are no ratings, or they are all the same.
         TrainingError: a vector is not finite.
     """
     started = time.perf_counter()
+    check_ratings_differ(ratings, "training ratings")
     with ThreadPoolExecutor(2) as pool:
         (users, user_rows), (movies, movie_rows) = pool.map(Vocabulary.encode, (ratings[USER], ratings[MOVIE]))
-    has = ratings.column_names
     interactions = Interactions(
         torch.from_numpy(user_rows),
         torch.from_numpy(movie_rows),
-        torch.tensor(ratings[RATING].to_numpy()) if RATING in has else None,
+        torch.tensor(ratings[RATING].to_numpy()) if has_ratings(ratings) else None,
         len(users),
         len(movies),
-        torch.tensor(times(ratings)) if RATED_AT in has else None,
+        torch.tensor(times(ratings)) if RATED_AT in ratings.column_names else None,
     )
     model = fit_ranking(interactions, config, device, progress)
     vectors = model.user_vectors(interactions)

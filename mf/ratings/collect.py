@@ -156,7 +156,7 @@ class Collector:
 
         def provenance_of(kept: int) -> Provenance:
             bad = self._rejects
-            if for_training and (only := values.only()) is not None:
+            if for_training and kept > 1 and (only := values.only()) is not None:
                 raise same_ratings(bad.source, only, kept)
             counts = self._good + bad.count, bad.count, self._good - kept, kept
             return Provenance(bad.source, *counts, columns=columns, text_ids=text_ids, values=values.text())

@@ -22,6 +22,10 @@ RECOGNISED = {
     ),
 }  # fmt: skip
 NONE = "none"  # as the name of a column: there is none, or it is not read
+CLICKS_WITHOUT_RANKING = (
+    "ranking=none without ratings leaves no model to train: use ranking=ease, or name the column of the ratings with "
+    "rating_column"
+)
 
 
 def utc(text: str) -> datetime:
@@ -92,6 +96,11 @@ class IngestConfig(Config):
         if self.ratings_csv and (since or before):
             raise ValueError("rated_since and rated_before select rows of a table; a file is read whole")
         return self
+
+    @property
+    def may_have_ratings(self) -> bool:
+        """False where it is known before reading that there are none."""
+        return self.rating_column != NONE
 
     @property
     def since(self) -> datetime | None:

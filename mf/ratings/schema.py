@@ -70,6 +70,8 @@ class TrainedOn:
     columns: dict[str, str]  # as in ``Provenance``
     content_hash: str  # of the training part, combined with that of the model it was warm-started from
     until: str | None  # time of the newest rating used in training, ISO 8601; None if unknown
+    # Of the training and the validation part, which a ranking model is trained on; empty in an older record.
+    seen_hash: str = ""
 
     @classmethod
     def of(cls, provenance: Provenance, train: pa.Table, validation: pa.Table) -> "TrainedOn":
@@ -77,7 +79,10 @@ class TrainedOn:
         times = [pc.max(part[RATED_AT]).as_py() for part in (train, validation) if RATED_AT in part.column_names]
         newest = max(filter(None, times), default=None)
         until = newest.isoformat() if newest else None
-        return cls(provenance.source, provenance.columns, content_hash(train), until)
+        seen = _ContentHash(train.schema)
+        seen.update(train)
+        seen.update(validation)
+        return cls(provenance.source, provenance.columns, content_hash(train), until, seen.digits())
 
     def after(self, earlier: "TrainedOn | None") -> "TrainedOn":
         """The same record for a warm start from a model trained on ``earlier`` (None: unknown)."""
@@ -120,12 +125,12 @@ def same_ratings(where: str, rating: float, rows: int) -> DataError:
 
 
 def check_ratings_differ(ratings: pa.Table, where: str) -> None:
-    """Checks that not all ratings of a table are the same; a table without ratings passes.
+    """Checks that not all ratings of a table are the same; a single rating passes, and a table without ratings.
 
     Raises:
         DataError: they are.
     """
-    if has_ratings(ratings) and len(ratings):
+    if has_ratings(ratings) and len(ratings) > 1:
         ends = pc.min_max(ratings[RATING]).as_py()
         if ends["min"] == ends["max"]:
             raise same_ratings(where, ends["min"], len(ratings))
