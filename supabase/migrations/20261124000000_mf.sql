@@ -566,7 +566,9 @@ create or replace function public.recommend_from_ratings(
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $mf$
 declare
   run constant public.mf_runs := public.mf_run(recommend_from_ratings.of_run);
+  of_clicks constant boolean := run.run_id is not null and run.mu is null; -- ratings may be absent, and are not read
   entry record;
+  kind text;
   rated bigint[] := '{}';
   stars double precision[] := '{}';
   w double precision[];
@@ -586,9 +588,8 @@ begin
     select e.value, e.place from jsonb_array_elements(recommend_from_ratings.ratings) with ordinality e (value, place)
   loop
     begin
-      if (entry.value ->> 'movie_id') is null or case when run.mu is null and run.run_id is not null
-          then jsonb_typeof(entry.value -> 'rating') not in ('number', 'null')
-          else jsonb_typeof(entry.value -> 'rating') is distinct from 'number' end then
+      kind := coalesce(jsonb_typeof(entry.value -> 'rating'), 'null');
+      if (entry.value ->> 'movie_id') is null or not (kind = 'number' or kind = 'null' and of_clicks) then
         raise invalid_text_representation;
       end if;
       rated := rated || (entry.value ->> 'movie_id')::bigint;
