@@ -1,6 +1,6 @@
 """Tables that hold the rows of runs: their columns, and the functions that load them through the API."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -54,11 +54,15 @@ class TableRows:
 
 
 def rows_of(model: PublishedModel) -> list[TableRows]:
-    """The rows that publish ``model``, table by table."""
-    rows = [
-        TableRows(MOVIES, model.movies.ids, (model.movies.bias, model.movies.vectors)),
-        TableRows(USERS, model.users.ids, (model.users.bias, model.users.vectors)),
-    ]
+    """The rows that publish ``model``, table by table; without a star model, bias and embedding are null."""
+    if model.movies and model.users:
+        rows = [
+            TableRows(MOVIES, model.movies.ids, (model.movies.bias, model.movies.vectors)),
+            TableRows(USERS, model.users.ids, (model.users.bias, model.users.vectors)),
+        ]
+    else:
+        ids = ((MOVIES, model.movie_ids), (USERS, model.user_ids))
+        rows = [TableRows(replace(table, columns=(), arguments=()), each, ()) for table, each in ids]
     if ranking := model.ranking:
         vectors = np.column_stack([ranking.embedding, ranking.bias])
         rows += [

@@ -66,9 +66,9 @@ create table if not exists public.mf_runs (
   status text not null default 'loading' check (status in ('loading', 'published', 'retired')),
   content_hash text not null,
   factors integer not null check (factors > 0),
-  mu double precision not null check (mu <> 'NaN'),
-  rating_min double precision not null,
-  rating_max double precision not null check (rating_max >= rating_min),
+  mu double precision check (mu <> 'NaN'), -- null, as the next two, for a run of clicks: it has no star model
+  rating_min double precision,
+  rating_max double precision check (rating_max >= rating_min),
   n_users bigint not null check (n_users > 0),
   n_movies bigint not null check (n_movies > 0),
   created_at timestamptz not null default now(),
@@ -81,6 +81,8 @@ alter table public.mf_runs add column if not exists trained_on jsonb;
 alter table public.mf_runs add column if not exists ranking jsonb;
 -- How the run was judged before it was published: forced, reasons; null where it was not recorded.
 alter table public.mf_runs add column if not exists judged jsonb;
+alter table public.mf_runs alter column mu drop not null, alter column rating_min drop not null,
+  alter column rating_max drop not null; -- earlier migrations
 create unique index if not exists mf_runs_one_published on public.mf_runs ((true)) where status = 'published';
 
 -- The prior of a new user, for recommend_from_ratings: E[w w'] over the run's users, w = [p ; b_u], divided by the
@@ -95,19 +97,21 @@ create table if not exists public.mf_priors (
 create table if not exists public.mf_user_embeddings (
   run_id text not null,
   user_id bigint not null,
-  bias real not null,
-  embedding extensions.vector not null,
+  bias real, -- null, as the embedding, in a run of clicks
+  embedding extensions.vector,
   primary key (run_id, user_id)
 );
 create table if not exists public.mf_movie_embeddings (
   run_id text not null,
   movie_id bigint not null,
-  bias real not null,
-  embedding extensions.vector not null,
+  bias real,
+  embedding extensions.vector,
   primary key (run_id, movie_id)
 );
 -- Earlier migrations searched this column.
 alter table public.mf_movie_embeddings drop column if exists augmented;
+alter table public.mf_user_embeddings alter column bias drop not null, alter column embedding drop not null;
+alter table public.mf_movie_embeddings alter column bias drop not null, alter column embedding drop not null;
 
 -- The vectors of lists. A search scans mf_movie_ranking alone, whose rows are therefore short: 18 MB for 59,000 movies
 -- of 64 factors. Its vector is [q ; b_m]: the inner product with [p ; 1] is the score p.q + b_m. Of a run without a
@@ -564,7 +568,9 @@ create or replace function public.recommend_from_ratings(
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $mf$
 declare
   run constant public.mf_runs := public.mf_run(recommend_from_ratings.of_run);
+  of_clicks constant boolean := run.run_id is not null and run.mu is null; -- ratings may be absent, and are not read
   entry record;
+  kind text;
   rated bigint[] := '{}';
   stars double precision[] := '{}';
   w double precision[];
@@ -584,7 +590,8 @@ begin
     select e.value, e.place from jsonb_array_elements(recommend_from_ratings.ratings) with ordinality e (value, place)
   loop
     begin
-      if (entry.value ->> 'movie_id') is null or jsonb_typeof(entry.value -> 'rating') is distinct from 'number' then
+      kind := coalesce(jsonb_typeof(entry.value -> 'rating'), 'null');
+      if (entry.value ->> 'movie_id') is null or not (kind = 'number' or kind = 'null' and of_clicks) then
         raise invalid_text_representation;
       end if;
       rated := rated || (entry.value ->> 'movie_id')::bigint;
@@ -602,8 +609,10 @@ begin
     select distinct on (pair.id) pair.id, pair.star
     from unnest(rated, stars) with ordinality pair (id, star, place) order by pair.id, pair.place desc
   ) given;
-  w := public.mf_fold_in(run.run_id, rated, stars);
-  star_vector := w[:run.factors]::real[]::extensions.vector;
+  if run.mu is not null then
+    w := public.mf_fold_in(run.run_id, rated, stars);
+    star_vector := w[:run.factors]::real[]::extensions.vector;
+  end if;
   target := case when run.ranking is null then star_vector
     else public.mf_user_vector(run.run_id, rated, stars) end;
   return query select best.* from public.mf_recommend(
@@ -662,7 +671,7 @@ $mf$;
 -- Writes rows of a loading run; idempotent, and without effect if the same content has been published since. An export
 -- whose run name has been taken by another content writes nothing.
 create or replace function public.mf_load_users(
-  run text, content text, ids bigint[], biases real[], embeddings text[]
+  run text, content text, ids bigint[], biases real[] default null, embeddings text[] default null
 ) returns void
 language plpgsql security invoker set search_path = pg_catalog, pg_temp as $mf$
 declare
@@ -689,7 +698,7 @@ $mf$;
 -- Writes rows of a loading run; idempotent, and without effect if the same content has been published since. An export
 -- whose run name has been taken by another content writes nothing.
 create or replace function public.mf_load_movies(
-  run text, content text, ids bigint[], biases real[], embeddings text[]
+  run text, content text, ids bigint[], biases real[] default null, embeddings text[] default null
 ) returns void
 language plpgsql security invoker set search_path = pg_catalog, pg_temp as $mf$
 declare
