@@ -13,7 +13,7 @@ import torch
 from mf.biases import Ints
 from mf.config import Config
 from mf.errors import ConfigError, DataError
-from mf.model_directory import TrainedModel, TrainedRanking
+from mf.model_directory import MovieCounts, TrainedModel, TrainedRanking
 from mf.ranking import Interactions as RankingInteractions
 from mf.ranking import PassReport, RankingConfig
 from mf.ranking import fit as fit_ranking
@@ -95,6 +95,7 @@ def train(
         git_sha=git_sha(),
         trained_on=_trained_on(provenance, ratings, validation, earlier) if provenance else None,
         ranking=train_ranking(both, ranking, device=device, progress=progress) if ranking else None,
+        movie_counts=MovieCounts.of(both[MOVIE]),
     )
 
 

@@ -63,6 +63,8 @@ class RestTarget(Target):
 
 
 def _floats(pages: list[recommend.Page], name: str) -> npt.NDArray[np.float32]:
+    if not pages:
+        return np.empty((0, 0), np.float32)
     if name == "bias":
         return np.array([row[name] for page in pages for row in page], np.float32)
     # Page by page: Python's numbers take four times the memory of the text.

@@ -5,7 +5,7 @@
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,7 +104,7 @@ class Target(ABC):
 
     @abstractmethod
     def read(self, table: RunTable, run_id: str, n: int) -> TableRows:
-        """The ``n`` rows of a run in one table, in any order.
+        """The ``n`` rows of a run in one table, in any order; fewer if users have been forgotten since.
 
         Raises:
             SupabaseError: the run has been removed since; or as ``published_run``.
@@ -122,6 +122,8 @@ class Target(ABC):
 
     def ranking(self, run: PublishedRun) -> PublishedRanking | None:
         """The ranking model of ``run``, even if another run has been published since; ``None`` when it has none.
+
+        Without users where the database sums up their vectors itself, from its table of ratings.
 
         Raises:
             SupabaseError: as ``embeddings``.
@@ -168,6 +170,7 @@ class Target(ABC):
         run_id = model.header.run_id
         with self.session() as session:
             options = _check_migration(session, model.users.ids, model.movies.ids, config)
+            model = _sent(model, options)
             registered = session.call("mf_register", f"register run {run_id}", run=_registration(model))
             if registered["status"] == "loading":
                 session.load(model, options, config)
@@ -215,6 +218,15 @@ def _check_migration(
     return options
 
 
+def _sent(model: PublishedModel, options: MigrationOptions) -> PublishedModel:
+    """The part of ``model`` that the database takes: it sums up the users' ranking vectors itself where its migration
+    knows the table of ratings."""
+    if model.ranking is None or not options["ratings_table"]:
+        return model
+    lists = model.ranking
+    return replace(model, ranking=replace(lists, user_ids=lists.user_ids[:0], vectors=lists.vectors[:0]))
+
+
 def _registration(model: PublishedModel) -> dict[str, Any]:
     """The argument of ``mf_register``."""
     # recommend_from_ratings needs the prior for new users.
@@ -226,6 +238,7 @@ def _registration(model: PublishedModel) -> dict[str, Any]:
         "trained_on": model.trained_on and asdict(model.trained_on),
         "prior": covariance,
         "ranking": model.ranking and _ranking_numbers(model.ranking),
+        "n_counts": len(model.movie_counts) if model.movie_counts else None,
     }
 
 
