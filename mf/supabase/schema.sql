@@ -555,8 +555,8 @@ begin
     end if;
 {% endfor %}
     if candidates is null and chosen <> '' then
-      execute 'select array_agg(some.movie_id::{{ id }}) from (select item.movie_id from public.mf_items item where true'
-        || chosen || ' limit 3001) some' into candidates;
+      execute 'select array_agg(few.movie_id::{{ id }}) from (select item.movie_id from public.mf_items item where true'
+        || chosen || ' limit 3001) few' into candidates;
       candidates := case when cardinality(candidates) > 3000 then null else coalesce(candidates, '{}') end;
     end if;
     -- A subquery with a limit, which the planner cannot turn into a join with all movies.
