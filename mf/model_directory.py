@@ -41,6 +41,7 @@ RANKING_NUMBERS = (
 )  # fmt: skip
 RANKING_COLUMNS = ("embedding", "history", "liking")
 STARS = ("mu", "rating_min", "rating_max")  # null where there is no star model
+COUNTS_PARQUET = "movie_counts.parquet"
 WITH_RATINGS = ("mu", "sd", "relevance_threshold")  # null where the model does not look at ratings
 
 
@@ -121,6 +122,43 @@ class PublishedRanking:
 
 
 @dataclass(frozen=True)
+class MovieCounts:
+    """Ratings per movie that a model was trained on, in ``movie_counts.parquet`` (``movie_id``, ``ratings``)."""
+
+    ids: pa.Array  # int64 or string [n]
+    ratings: npt.NDArray[np.int32]  # [n]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, movies: pa.ChunkedArray) -> "MovieCounts":
+        """From the movie of each rating."""
+        counts = pc.value_counts(movies)
+        return cls(counts.field("values"), counts.field("counts").to_numpy().astype(np.int32))
+
+    @classmethod
+    def read(cls, directory: Path) -> "MovieCounts | None":
+        """From a model directory; ``None`` in one of an earlier release.
+
+        Raises:
+            DataError: the file is malformed.
+        """
+        path = directory / COUNTS_PARQUET
+        if not path.is_file():
+            return None
+        ids, ratings = _read_columns(path, MOVIE, "ratings")
+        if ratings.type != pa.int32() or ratings.null_count:
+            raise DataError(f"{path}: ratings is {ratings.type} with {ratings.null_count} nulls, expected int32")
+        return cls(_checked_ids(ids, path, MOVIE), ratings.to_numpy())
+
+    def write(self, directory: Path) -> None:
+        """Write ``movie_counts.parquet``."""
+        table = pa.table({MOVIE: self.ids, "ratings": self.ratings})
+        pq.write_table(table, directory / COUNTS_PARQUET, compression="zstd")
+
+
+@dataclass(frozen=True)
 class PublishedModel:
     """The part of a model directory that an export publishes."""
 
@@ -131,6 +169,7 @@ class PublishedModel:
     noise_variance: float | None  # of a rating around its prediction, in squared stars; None without a star model
     trained_on: TrainedOn | None  # None: not recorded
     ranking: PublishedRanking | None = None  # None: lists are ordered by predicted rating
+    movie_counts: MovieCounts | None = None  # None: not recorded
 
     @property
     def user_ids(self) -> pa.Array:
@@ -227,6 +266,7 @@ class TrainedModel:
     git_sha: str = "unknown"
     trained_on: TrainedOn | None = None  # None: not recorded
     ranking: TrainedRanking | None = None  # None: lists are ordered by predicted rating
+    movie_counts: MovieCounts | None = None  # None: not recorded
 
     def summary(self) -> str:
         """One line for a person: size, initial model, validation RMSE."""
@@ -297,7 +337,7 @@ class TrainedModel:
                 (self.movies, m.movie_bias, m.movie_factors),
             )
         )
-        _write(directory, self.card(), users, movies, m.state_dict(), also, self.ranking)
+        _write(directory, self.card(), users, movies, m.state_dict(), also, self.ranking, self.movie_counts)
 
     def card(self) -> dict[str, Any]:
         """The content of ``model.json``."""
@@ -333,6 +373,7 @@ class TrainedModel:
                 raise ValueError(f"{CARD} has format {card['format']}, expected {FORMAT}")
             record = {name: card[name] for name in ("run_id", "solver", "config", "rows", "metrics", "git_sha")}
             ranking = TrainedRanking.read(directory, card["ranking"]) if card.get("ranking") is not None else None
+            counts = MovieCounts.read(directory)
             module: MatrixFactorization | None = None
             if card["mu"] is None and ranking:
                 users, movies = ranking.users, ranking.movies
@@ -344,7 +385,8 @@ class TrainedModel:
             raise
         except Exception as error:  # on a corrupt file torch.load raises whatever its parser runs into
             raise DataError(f"{directory} is not a model directory: {' '.join(str(error).split())[:300]}") from None
-        return cls(module, users, movies, **record, trained_on=TrainedOn.read(card.get("trained_on")), ranking=ranking)
+        trained_on = TrainedOn.read(card.get("trained_on"))
+        return cls(module, users, movies, **record, trained_on=trained_on, ranking=ranking, movie_counts=counts)
 
 
 def _read_star_model(directory: Path, card: Mapping[str, Any]) -> tuple[MatrixFactorization, Vocabulary, Vocabulary]:
@@ -376,6 +418,7 @@ def _write(
     state: Mapping[str, Tensor] | None = None,
     also: Sequence[Path] = (),
     ranking: TrainedRanking | None = None,
+    counts: MovieCounts | None = None,
 ) -> None:
     with directory_written_aside(directory, seal=CARD) as aside:
         if state is not None:
@@ -385,11 +428,14 @@ def _write(
             pq.write_table(table, aside / PARQUET[key], compression="zstd")
         if ranking:
             ranking.write(aside)
+        if counts:
+            counts.write(aside)
         for extra in also:
             shutil.copy(extra, aside)
         (aside / CARD).write_text(json.dumps(card, indent=2) + "\n")
     absent = [] if ranking else [*RANKING_PARQUET.values()]
     absent += [] if users else [WEIGHTS, *PARQUET.values()]
+    absent += [] if counts else [COUNTS_PARQUET]
     for file in absent:
         (directory / file).unlink(missing_ok=True)  # of an earlier model
 
@@ -429,6 +475,7 @@ def read_model(directory: Path) -> PublishedModel:
             content_hash=content.result(),
             noise_variance=_header_noise(card.get("metrics"), header) if header.has_stars else None,
             trained_on=TrainedOn.read(card.get("trained_on")),
+            movie_counts=MovieCounts.read(directory),
         )
 
 
@@ -439,6 +486,8 @@ def _content_hash(directory: Path, header: Header, ranking: dict[str, Any] | Non
         numbers = {name: ranking[name] for name in ("factors", *RANKING_NUMBERS)}
         content.update(json.dumps(numbers, sort_keys=True).encode())
         files += RANKING_PARQUET.values()
+    if (directory / COUNTS_PARQUET).is_file():
+        files.append(COUNTS_PARQUET)
     for file in files:
         content.update((directory / file).read_bytes())
     return content.hexdigest()[:16]

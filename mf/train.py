@@ -13,7 +13,7 @@ import torch
 from mf.biases import Ints
 from mf.config import Config
 from mf.errors import ConfigError, DataError
-from mf.model_directory import TrainedModel, TrainedRanking
+from mf.model_directory import MovieCounts, TrainedModel, TrainedRanking
 from mf.ranking import Interactions, PassReport, RankingConfig
 from mf.ranking import fit as fit_ranking
 from mf.ratings.config import CLICKS_WITHOUT_RANKING
@@ -118,6 +118,7 @@ def train(
         git_sha=git_sha(),
         trained_on=_trained_on(provenance, ratings, validation, lists_from_validation, earlier) if provenance else None,
         ranking=train_ranking(listed, ranking, device=device, progress=progress) if ranking else None,
+        movie_counts=MovieCounts.of(both[MOVIE]),
     )
 
 
@@ -144,6 +145,7 @@ def _train_on_clicks(
         git_sha=git_sha(),
         trained_on=trained_on,
         ranking=ranking,
+        movie_counts=MovieCounts.of(clicks[MOVIE]),
     )
 
 

@@ -121,7 +121,7 @@ class Target(ABC):
 
     @abstractmethod
     def read(self, table: RunTable, run_id: str, n: int) -> TableRows:
-        """The ``n`` rows of a run in one table, in any order.
+        """The ``n`` rows of a run in one table, in any order; fewer if users have been forgotten since.
 
         Raises:
             SupabaseError: the run has been removed since; or as ``published_run``.
@@ -142,6 +142,8 @@ class Target(ABC):
 
     def ranking(self, run: PublishedRun) -> PublishedRanking | None:
         """The ranking model of ``run``, even if another run has been published since; ``None`` when it has none.
+
+        Without users where the database sums up their vectors itself, from its table of ratings.
 
         Raises:
             SupabaseError: as ``embeddings``.
@@ -188,7 +190,9 @@ class Target(ABC):
         run_id = model.header.run_id
         with self.session() as session:
             options = _check_migration(session, model.user_ids, model.movie_ids, config)
-            registered = session.call("mf_register", f"register run {run_id}", run=_registration(model, judged))
+            registered = session.call(
+                "mf_register", f"register run {run_id}", run=_registration(model, judged, options)
+            )
             if registered["status"] == "loading":
                 session.load(model, options, config)
             if config.hnsw_index:
@@ -235,7 +239,7 @@ def _check_migration(
     return options
 
 
-def _registration(model: PublishedModel, judged: Judged | None) -> dict[str, Any]:
+def _registration(model: PublishedModel, judged: Judged | None, options: MigrationOptions) -> dict[str, Any]:
     """The argument of ``mf_register``."""
     covariance = None
     if model.users and model.noise_variance is not None:
@@ -247,11 +251,13 @@ def _registration(model: PublishedModel, judged: Judged | None) -> dict[str, Any
         "content_hash": model.content_hash,
         "trained_on": model.trained_on and asdict(model.trained_on),
         "prior": covariance,
-        "ranking": model.ranking and _ranking_numbers(model.ranking),
+        "ranking": model.ranking and _ranking_numbers(model.ranking, options),
         "judged": judged and asdict(judged),
+        "n_counts": len(model.movie_counts) if model.movie_counts else None,
     }
 
 
-def _ranking_numbers(ranking: PublishedRanking) -> dict[str, Any]:
-    size = {"users": len(ranking.user_ids), "movies": len(ranking.movie_ids)}
+def _ranking_numbers(ranking: PublishedRanking, options: MigrationOptions) -> dict[str, Any]:
+    users = len(ranking.user_ids) if stores_user_ranking(options) else 0
+    size = {"users": users, "movies": len(ranking.movie_ids)}
     return ranking.numbers | size | {"factors": ranking.embedding.shape[1]}
