@@ -31,7 +31,7 @@ SUPABASE_JS = (
     "2.119.1",
     "uypIljL8NVQ6de+Z2F2qPW5HW2Isavh/NmpuqUo8AKpoj1NvbNZTy5sMeA0NWy/kXxcpwq94abKOvQnbjSkR0w==",
 )
-NPM_LOCK = Path(__file__).parents[2] / "requirements" / "npm.lock"
+NPM_LOCK = Path(__file__).parent / "npm.lock"
 ALTERNATIVE = "set POSTGREST_BIN to your own PostgREST 12"
 
 
