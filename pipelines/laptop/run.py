@@ -18,6 +18,7 @@ from kfp import local
 from mf.errors import MfError
 from mf.local import LocalSupabase
 from mf.supabase.schema import migration
+from pipelines.laptop.interpreter import use_this_interpreter
 from pipelines.laptop.signals import terminating_steps
 from pipelines.laptop.sources import LocalSource
 from pipelines.laptop.step_log import StepLog
@@ -71,6 +72,7 @@ def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:
     Raises:
         MfError: a step failed.
     """
+    use_this_interpreter()
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
     with closing(StepLog(folder / "log.txt", sys.stdout)) as log, redirect_stdout(log), warnings.catch_warnings():
         # These warnings are about machine types and images, which a local run does not use.

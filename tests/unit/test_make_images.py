@@ -6,12 +6,12 @@ Whether the real programs accept these commands is tested by tests/images/check 
 import json
 import shutil
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from programs import write_program
 
 from mf.errors import ConfigError, MfError
 from pipelines.__main__ import main
@@ -21,7 +21,7 @@ from pipelines.vertex import images
 SETTINGS = Settings(image_repository="registry.example/team/mf", project="films")
 CPU, GPU = (f"registry.example/team/mf/mf-python-{kind}:abc123" for kind in ("cpu", "gpu"))
 CPU_DIGEST, GPU_DIGEST = f"sha256:{'c' * 64}", f"sha256:{'d' * 64}"
-HEAD = f"""#!{sys.executable} -IS
+HEAD = """
 import json, os, pathlib, sys
 called = sys.argv[1:]
 with open(os.environ["CALLS"], "a") as calls:
@@ -78,8 +78,7 @@ def machine(tmp_path, monkeypatch):
 
     def install(**contents):
         for name, content in contents.items():
-            (programs / name).write_text(HEAD + content)
-            (programs / name).chmod(0o755)
+            write_program(programs / name, HEAD + content, "-IS")
         return root
 
     return install
