@@ -24,7 +24,7 @@ from pipelines.laptop.sources import LocalSource
 from pipelines.laptop.step_log import StepLog
 from pipelines.laptop.summary import print_summary
 from pipelines.settings import Settings
-from pipelines.training import NAME, build
+from pipelines.training import NAME, NO_GPU, build
 
 KEPT_RUNS = 3  # per source
 
@@ -81,7 +81,9 @@ def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:
         )
         try:
             # A GPU is optional here, and used when there is one. Retrying would only repeat an error.
-            build(Settings(retries=0))(**{"train_accelerator_count": 0, **parameters})
+            gpus = parameters.get("train_accelerator_count", 0)
+            pipeline = build(Settings(retries=0), {"train_accelerator_count": gpus})
+            pipeline(**{name: value for name, value in parameters.items() if gpus or name not in NO_GPU})
         except RuntimeError:
             reason = f": {log.error}" if log.error else f"; see {folder / 'log.txt'}"
             raise MfError(f"the step {log.step} failed{reason}") from None
