@@ -1,7 +1,7 @@
 """Extracts the schema of the resources of ``infra/`` from npm's ``@cdktf/provider-google``, for ``google.json``.
 
 npm pack @cdktf/provider-google@16.12.1 && tar xzf cdktf-provider-google-*.tgz package/.jsii
-python tests/infra/schema.py package/.jsii > tests/infra/google.json
+python tests/terraform/schema.py package/.jsii > tests/terraform/google.json
 """
 
 import json
