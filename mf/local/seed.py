@@ -31,7 +31,7 @@ create table if not exists public.movies (
 );
 create table if not exists public.ratings (
   user_id  uuid not null references auth.users on delete cascade,
-  movie_id {movie} not null,
+  movie_id {movie} not null references public.movies,
   rating   real not null,
   rated_at timestamptz not null default now(),
   primary key (user_id, movie_id)
@@ -94,10 +94,10 @@ def seed(supabase: LocalSupabase, ratings_csv: Path) -> str:
             connection, "auth.users", ["id", "email", "encrypted_password", "raw_app_meta_data"],
             ((new, f"user{old}@example.com".lower(), hashed, provider) for old, new in ids.items()),
         )  # fmt: skip
-        rows_of = (row for batch in ratings.to_batches(max_chunksize=10_000) for row in batch.to_pylist())
-        _copy(connection, "public.ratings", names, ([ids[row[USER]], *(row[n] for n in names[1:])] for row in rows_of))
         known = [(movie, titles.get(str(movie), str(movie))) for movie in ratings[MOVIE].unique().to_pylist()]
         _copy(connection, "public.movies", ["movie_id", "title"], known)
+        rows_of = (row for batch in ratings.to_batches(max_chunksize=10_000) for row in batch.to_pylist())
+        _copy(connection, "public.ratings", names, ([ids[row[USER]], *(row[n] for n in names[1:])] for row in rows_of))
     example = f"user{next(iter(ids))}@example.com".lower()
     return f"{provenance.summary()}\n{len(ids):,} users can sign in, such as {example} with the password {PASSWORD}"
 
