@@ -7,15 +7,15 @@ from mf.ratings.fetch import local_copy
 
 
 def titles_beside(ratings: str) -> dict[str, str]:
-    """Titles by movie id, from the ``movies.csv`` (movieId, title) beside ``ratings.csv`` or ``ratings.csv.gz``, a path
-    or gs://bucket/object.
+    """Titles by movie id, from the ``movies.csv`` (movieId, title) beside a file of ratings or clicks, a path or
+    gs://bucket/object; from ``movies_small.csv`` beside ``ratings_small.csv`` or ``ratings_small.csv.gz``.
 
     Empty where there is no such file or it cannot be read: without titles, ids are shown.
     """
     folder, slash, name = ratings.rpartition("/")
-    if "ratings" not in name:
+    movies = name.removesuffix(".gz").replace("ratings", "movies") if "ratings" in name else "movies.csv"
+    if movies == name or ratings.startswith("table "):  # a table's name as ``Provenance.source`` has it
         return {}
-    movies = name.removesuffix(".gz").replace("ratings", "movies")
     try:
         with (
             local_copy(f"{folder}{slash}{movies}") as path,
