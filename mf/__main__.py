@@ -28,7 +28,7 @@ from mf.ranking import RankingConfig
 from mf.ranking import configure as configure_ranking
 from mf.ranking.config import DEFAULT_RANKING, RANKING_HELP, Ranking
 from mf.ratings.config import CLICKS_WITHOUT_RANKING, IngestConfig, SplitConfig
-from mf.ratings.schema import MOVIE, RATING, USER, has_ratings, read_ratings
+from mf.ratings.schema import MOVIE, RATING, USER, check_ratings_differ, has_ratings, read_ratings
 from mf.ratings.split import Parts, split
 from mf.solvers import SOLVER_HELP, SOLVERS, check_warm, configure
 from mf.solvers.adam import ORIGINAL
@@ -160,16 +160,18 @@ def train_once(argv: Sequence[str]) -> None:
         work = Path(scratch)
         provenance = ingest(
             source, work / "ratings.parquet", work / "rejects.csv",
-            url=trainer.supabase_url, key=trainer.supabase_key, for_training=True,
+            url=trainer.supabase_url, key=trainer.supabase_key,
         )  # fmt: skip
         print(provenance.summary())
         if not provenance.has_ratings:
             checkpoint = None
             print(_unused_without_ratings(namespace, trainer))
-        parts = split(read_ratings(work / "ratings.parquet")[0], division)
+        ratings, _ = read_ratings(work / "ratings.parquet")
         if target:
             # Before the training: a wrong key or an incompatible migration must not show up an hour later.
-            target.check(parts.train[USER], parts.train[MOVIE], views)
+            target.check(ratings[USER], ratings[MOVIE], views)
+        check_ratings_differ(ratings, provenance.source)
+        parts = split(ratings, division)
         test = _test_part(trainer.test_csv, source, work, parts.train) if trainer.test_csv else None
         device, device_line = pick_device(trainer.use_cuda)
         print(device_line)
