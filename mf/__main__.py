@@ -250,7 +250,7 @@ def _unused_without_ratings(namespace: argparse.Namespace, trainer: TrainerConfi
     """The line that says what a run without ratings leaves out, and which of the given flags it does not use."""
     flags = given(namespace, *(solver.config for solver in SOLVERS.values()))
     unused = [f"--{name}" for name in flags if name != "seed"]
-    unused += ["--solver"] if namespace.solver != DEFAULT_SOLVER else []
+    unused += ["--solver"] if namespace.solver != ORIGINAL_SOLVER else []
     unused += [f"--{name}" for name in ("init_from", "checkpoint") if getattr(trainer, name)]
     options = json.loads(trainer.ranking_options or "{}")
     unused += [name for name in ("rho", "taste", "relevance_threshold") if name in options]
