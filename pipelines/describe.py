@@ -17,6 +17,7 @@ from mf.ranking.config import RANKING_HELP
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.solvers import SOLVER_HELP, SOLVERS
 from mf.supabase.config import ExportConfig
+from mf.train import DEFAULT_SOLVER
 from mf.warm_start import INIT_FROM
 from pipelines.vertex.machines import gpus_in
 
@@ -30,7 +31,8 @@ OWN = {
     "import_table": "Supabase table of ratings, read if ratings_csv is empty",
     "supabase_url": "Supabase project to import from and publish to, https://PROJECT.supabase.co",
     "test_size": "share of the ratings, above 0 and below 1, held out to be scored once; leave_last: one per user",
-    "solver": f"algorithm; {SOLVER_HELP}",
+    "solver": f"algorithm; {SOLVER_HELP}; empty: {DEFAULT_SOLVER}, or adam if lr, batch_size, "
+    "init_from or an option is set that only adam has",
     "ranking": f"model that orders lists; {RANKING_HELP}",
     "init_from": INIT_FROM,
     "seed": "seed of the split and of the random numbers of solver and ranking model, a whole number from 0",

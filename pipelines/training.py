@@ -16,11 +16,10 @@ from kfp.dsl.graph_component import GraphComponent
 import components
 from mf.errors import ConfigError
 from mf.evaluation.config import PUBLISH, GateConfig
-from mf.parameters import SOLVERS_OWN
+from mf.parameters import BEST_SOLVER, SOLVERS_OWN
 from mf.ranking.config import DEFAULT_RANKING
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.supabase.config import ExportConfig
-from mf.train import DEFAULT_SOLVER
 from pipelines.describe import described
 from pipelines.kubeflow import gpus
 from pipelines.kubeflow.pods import configure_pod
@@ -96,7 +95,7 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         val_size: float = SPLIT.val_size,
         test_size: float = SPLIT.test_size,
         seed: int = SPLIT.seed,
-        solver: str = DEFAULT_SOLVER,
+        solver: str = BEST_SOLVER,
         solver_options: dict = NO_OPTIONS,  # type: ignore[type-arg]  # KFP knows no other
         ranking: str = DEFAULT_RANKING,
         ranking_options: dict = NO_OPTIONS,  # type: ignore[type-arg]
