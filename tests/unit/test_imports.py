@@ -36,6 +36,10 @@ FORBIDDEN = (
     ("mf.solvers", "pyarrow"),
     ("mf.ranking", "pyarrow"),
     ("pipelines.vertex", "pipelines.laptop"),
+    ("pipelines.vertex", "pipelines.kubeflow"),
+    ("pipelines.kubeflow", "pipelines.vertex"),
+    ("pipelines.kubeflow", "pipelines.laptop"),
+    ("pipelines.laptop", "pipelines.kubeflow"),
     ("pipelines.laptop", "pipelines.vertex"),
 )
 
