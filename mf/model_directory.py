@@ -493,7 +493,8 @@ def _read_ranking(directory: Path, numbers: dict[str, Any]) -> PublishedRanking:
 def _read_columns(path: Path, *names: str, optional: str = "") -> list[pa.Array]:
     """The named columns of a Parquet file; last the optional one, ``None`` where it is absent."""
     try:
-        table = pq.read_table(path, columns=[*names, optional] if optional else [*names])
+        there = {*pq.read_schema(path).names}
+        table = pq.read_table(path, columns=[name for name in (*names, optional) if name in there])
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
     if missing := {*names} - {*table.column_names}:
