@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from mf.config import Config
-from mf.ratings.schema import IdType
+from mf.ratings.names import IdType
 
 BECAUSE_OF = "because_of"  # function that embeds the movie in ``because``
 # Arguments and result columns of the functions that take filters: a filter of the same name would be ambiguous.

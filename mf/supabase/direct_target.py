@@ -131,7 +131,7 @@ class _DirectSession:
         with self._explained(f"lock run {run_id}"):
             # An export of the same run through the API waits from here on, and then finds it published.
             self._connection.execute("select from public.mf_runs where run_id = %s for update", [run_id])
-        for rows in rows_of(model):
+        for rows in rows_of(model, options):
             with self._explained(f"write the {rows.table.label} of run {run_id}"):
                 self._copy(run_id, rows, options[f"{rows.table.entity}_id_type"])
 

@@ -21,7 +21,7 @@ class Recommendation(NamedTuple):
 
     movie_id: int | str
     score: float  # of the ranking model; of a run without one the predicted rating before clipping
-    predicted_rating: float  # in stars, clipped to the range of the ratings
+    predicted_rating: float | None  # in stars, clipped to the range of the ratings; None of a run of clicks
     because: int | str | None  # the rated movie that speaks most for it; None: no ratings are known
     run_id: str
 
@@ -68,7 +68,7 @@ def recommend_movies(
 
 def recommend_from_ratings(
     client: Client,
-    ratings: Mapping[Id, float],
+    ratings: Mapping[Id, float | None],
     k: int = 10,
     *,
     without_ids: Sequence[Id] = (),
@@ -79,7 +79,8 @@ def recommend_from_ratings(
     """Recommendations for a new user with these ``ratings``.
 
     Args:
-        ratings: at most 1000, in stars, by movie id; movies unknown to the run are ignored.
+        ratings: at most 1000, in stars, by movie id; movies unknown to the run are ignored. For a run of clicks None:
+            only the movies count.
         without_ids, only_ids, skip, of_run: as for ``recommend_movies``.
 
     Returns:

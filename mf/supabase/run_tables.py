@@ -1,6 +1,7 @@
 """Tables that hold the rows of runs: their columns, and the functions that load them through the API."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -60,12 +61,25 @@ class TableRows:
         return len(self.ids)
 
 
-def rows_of(model: PublishedModel) -> list[TableRows]:
-    """The rows that publish ``model``, table by table."""
-    rows = [
-        TableRows(MOVIES, model.movies.ids, (model.movies.bias, model.movies.vectors)),
-        TableRows(USERS, model.users.ids, (model.users.bias, model.users.vectors)),
-    ]
+def stores_user_ranking(options: Mapping[str, Any]) -> bool:
+    """Whether users' ranking vectors are stored; a migration that knows the table of ratings sums them up itself."""
+    return not options["ratings_table"]
+
+
+def rows_of(model: PublishedModel, options: Mapping[str, Any]) -> list[TableRows]:
+    """The rows that publish ``model``, table by table; without a star model, bias and embedding are null.
+
+    Args:
+        options: of the database's migration.
+    """
+    if model.movies and model.users:
+        rows = [
+            TableRows(MOVIES, model.movies.ids, (model.movies.bias, model.movies.vectors)),
+            TableRows(USERS, model.users.ids, (model.users.bias, model.users.vectors)),
+        ]
+    else:
+        ids = ((MOVIES, model.movie_ids), (USERS, model.user_ids))
+        rows = [TableRows(replace(table, columns=(), arguments=()), each, ()) for table, each in ids]
     if counts := model.movie_counts:
         rows.append(TableRows(MOVIE_COUNTS, counts.ids, (counts.ratings,)))
     if ranking := model.ranking:
@@ -73,6 +87,7 @@ def rows_of(model: PublishedModel) -> list[TableRows]:
         rows += [
             TableRows(MOVIE_RANKING, ranking.movie_ids, (vectors,)),
             TableRows(MOVIE_HISTORY, ranking.movie_ids, (ranking.history, ranking.liking)),
-            TableRows(USER_RANKING, ranking.user_ids, (ranking.vectors,)),
         ]
+        if stores_user_ranking(options):
+            rows.append(TableRows(USER_RANKING, ranking.user_ids, (ranking.vectors,)))
     return rows

@@ -189,9 +189,9 @@ create table if not exists public.mf_runs (
   status text not null default 'loading' check (status in ('loading', 'published', 'retired')),
   content_hash text not null,
   factors integer not null check (factors > 0),
-  mu double precision not null check (mu <> 'NaN'),
-  rating_min double precision not null,
-  rating_max double precision not null check (rating_max >= rating_min),
+  mu double precision check (mu <> 'NaN'), -- null, as the next two, for a run of clicks: it has no star model
+  rating_min double precision,
+  rating_max double precision check (rating_max >= rating_min),
   n_users bigint not null check (n_users > 0),
   n_movies bigint not null check (n_movies > 0),
   created_at timestamptz not null default now(),
@@ -202,6 +202,10 @@ create table if not exists public.mf_runs (
 alter table public.mf_runs add column if not exists trained_on jsonb;
 -- The numbers of the ranking model: factors, users, movies, mu, sd, rho, recency, …; null for a run without one.
 alter table public.mf_runs add column if not exists ranking jsonb;
+-- How the run was judged before it was published: forced, reasons; null where it was not recorded.
+alter table public.mf_runs add column if not exists judged jsonb;
+alter table public.mf_runs alter column mu drop not null, alter column rating_min drop not null,
+  alter column rating_max drop not null; -- earlier migrations
 -- Ratings that training ignored, such as -1 for "not rated".
 alter table public.mf_runs add column if not exists ignore_ratings real[] not null default '{}';
 -- Rows of mf_movie_counts; null for runs of earlier migrations, which have none.
@@ -223,19 +227,21 @@ create table if not exists public.mf_priors (
 create table if not exists public.mf_user_embeddings (
   run_id text not null,
   user_id {{ user_id_type }} not null,
-  bias real not null,
-  embedding extensions.vector not null,
+  bias real, -- null, as the embedding, in a run of clicks
+  embedding extensions.vector,
   primary key (run_id, user_id)
 );
 create table if not exists public.mf_movie_embeddings (
   run_id text not null,
   movie_id {{ movie_id_type }} not null,
-  bias real not null,
-  embedding extensions.vector not null,
+  bias real,
+  embedding extensions.vector,
   primary key (run_id, movie_id)
 );
 -- Earlier migrations searched this column.
 alter table public.mf_movie_embeddings drop column if exists augmented;
+alter table public.mf_user_embeddings alter column bias drop not null, alter column embedding drop not null;
+alter table public.mf_movie_embeddings alter column bias drop not null, alter column embedding drop not null;
 
 -- The vectors of lists. A search scans mf_movie_ranking alone, whose rows are therefore short: 18 MB for 59,000 movies
 -- of 64 factors. Its vector is [q ; b_m]: the inner product with [p ; 1] is the score p.q + b_m. Of a run without a
@@ -1160,9 +1166,9 @@ begin
     delete from public.mf_runs r where r.run_id = asked.run_id;
   end if;
   insert into public.mf_runs as r (run_id, content_hash, factors, mu, rating_min, rating_max, n_users, n_movies,
-    trained_on, ranking)
+    trained_on, ranking, judged)
   values (asked.run_id, asked.content_hash, asked.factors, asked.mu, asked.rating_min, asked.rating_max, asked.n_users,
-    asked.n_movies, asked.trained_on, nullif(asked.ranking, 'null'))
+    asked.n_movies, asked.trained_on, nullif(asked.ranking, 'null'), nullif(asked.judged, 'null'))
   on conflict (run_id) do update set created_at = now() where r.status = 'loading';
   update public.mf_runs r set ignore_ratings = coalesce(asked.ignore_ratings, '{}'), n_counts = asked.n_counts
   where r.run_id = asked.run_id and r.status = 'loading';
@@ -1195,7 +1201,7 @@ $mf$;
 -- whose run name has been taken by another content writes nothing.
 create or replace function public.mf_load_{{ function }}(
   run text, content text, ids {{ id_type }}[]
-{%- for name, _, type in values %}, {{ name }} {{ type }}[]{% endfor %}
+{%- for name, _, type in values %}, {{ name }} {{ type }}[]{{ " default null" if values == star_values }}{% endfor %}
 
 ) returns void
 language plpgsql security invoker set search_path = pg_catalog, pg_temp as $mf$
@@ -1267,6 +1273,11 @@ begin
   if movies <> expected then
     raise exception 'the run % is incomplete: % of % movies are there; load it, then index it',
       asked.run_id, movies, expected;
+  end if;
+  -- A parallel build of an earlier pgvector can read beyond its memory (CVE-2026-3172).
+  if (select string_to_array(x.extversion, '.')::integer[] < '{0,8,2}' from pg_extension x where x.extname = 'vector')
+  then
+    perform set_config('max_parallel_maintenance_workers', '0', true);
   end if;
   for side in
     select v.tab, v.col, v.dimensions, v.class, 'mf_hnsw_' || v.name || '_' || md5(asked.run_id) as index
