@@ -24,7 +24,7 @@ class Basis:
 
     Attributes:
         values: float32[r], the eigenvalues in descending order, all above 0.
-        vectors: float32[n, r], orthonormal columns.
+        vectors: float32[n, r], this rank's rows of orthonormal columns.
     """
 
     values: Tensor
@@ -47,14 +47,14 @@ def who_rated(
         rank: largest number of eigenvectors.
         generator: for the randomised SVD, on the ratings' device.
     """
-    root = torch.cat([block.counts for block in ratings.blocks]).clamp(min=1).rsqrt().unsqueeze(1)
-    n, n_other = len(root), transposed.blocks[-1].rows.stop
+    root = ratings.counts.float().clamp(min=1).rsqrt().unsqueeze(1)
     u, s, _ = randomised_svd(
         lambda x: root * _product(ratings, x, workers),
         lambda y: _product(transposed, root * y, workers),
-        (n, n_other),
+        (ratings.side, transposed.side),
         rank,
         generator,
+        workers,
     )
     values = s.square()
     r = int((values > SMALLEST * values[0]).sum())
@@ -64,4 +64,4 @@ def who_rated(
 def _product(ratings: RatingsByRow, table: Tensor, workers: Workers) -> Tensor:
     """R x, float32[n, r], for x float32[n_other, r]."""
     table = table.contiguous()  # a QR's result is column by column, on which embedding_bag takes 40 times as long
-    return torch.cat(workers.map(lambda block: block.sums(table), ratings.blocks))
+    return ratings.side.sum_of_ratings(torch.cat(workers.map(lambda block: block.sums(table), ratings.blocks)))
