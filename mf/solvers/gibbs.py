@@ -140,7 +140,7 @@ class UserNoise:
 
     def __init__(self, counts: Tensor, side: Rows | None = None) -> None:
         self.side = side or MovieRows(len(counts), Ranks.alone())
-        self.counts = torch.cat(self.side.ranks.gather(counts)).double()
+        self.counts = counts.double()
         low, high, n = SHAPES
         self.shapes = torch.logspace(math.log10(low), math.log10(high), n, dtype=torch.float64, device=counts.device)
         self.alpha = torch.ones(len(counts), device=counts.device)
@@ -148,8 +148,7 @@ class UserNoise:
 
     def sample(self, errors: Tensor, rng: torch.Generator) -> None:
         """Draws the precisions given each user's sum of squared errors float32[n_users], then shape and rate."""
-        drawn = self.side.own(_gamma(self.shape + self.counts / 2, rng))
-        alpha = drawn / (self.rate + errors.double() / 2)
+        alpha = _gammas(self.shape + self.counts / 2, self.side, rng) / (self.rate + errors.double() / 2)
         self.alpha = alpha.float()
         # The shape is drawn with the rate integrated out: given each other, both would hardly move.
         n, shapes = self.side.n, self.shapes
@@ -375,6 +374,26 @@ def _normal(shape: Sequence[int], rng: torch.Generator) -> Tensor:
 def _gamma(shape: Tensor, rng: torch.Generator) -> Tensor:
     """A sample of Gamma(shape, 1). ``torch.distributions.Gamma`` would take no generator."""
     drawn: Tensor = torch._standard_gamma(shape, generator=rng)
+    return drawn
+
+
+def _gammas(shapes: Tensor, side: Rows, rng: torch.Generator) -> Tensor:
+    """Samples of Gamma(shape, 1) for this rank's rows, from shapes float64[n] of at least 1 (Marsaglia & Tsang 2000).
+
+    Every row has its own random numbers, however often others' are rejected: a rounding error in one shape changes no
+    other row, so that ranks, whose sums differ by rounding errors, draw alike.
+    """
+    d = shapes - 1 / 3
+    drawn = torch.zeros_like(d)
+    seed = int(torch.randint(1 << 62, (), generator=rng, device=rng.device))
+    attempt = 0
+    while side.ranks.sum((drawn == 0).sum()):
+        again = torch.Generator(rng.device).manual_seed(seed + attempt)
+        x, u = (side.own(draw(side.n, generator=again, device=rng.device)) for draw in (torch.randn, torch.rand))
+        v = (1 + x / (9 * d).sqrt()) ** 3
+        accepted = (v > 0) & (u.double().log() < x.double().square() / 2 + d - d * v + d * v.clamp(min=1e-300).log())
+        drawn = torch.where((drawn == 0) & accepted, d * v, drawn)
+        attempt += 1
     return drawn
 
 

@@ -14,6 +14,7 @@ ROOMS = (
     ("components",),
     ("mf.__main__", "mf.parameters"),
     ("mf.evaluation", "mf.ingest", "mf.train", "mf.local"),
+    ("mf.together",),
     ("mf.warm_start",),
     ("mf.supabase",),
     ("mf.model_directory", "mf.checkpoint"),
