@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
-from mf.checkpoint import CheckpointFile
 from mf.config import Config
 from mf.errors import MfError, TrainingError
 from mf.model import MatrixFactorization
@@ -28,8 +27,8 @@ from mf.ranks import Ranks
 from mf.ratings.schema import MOVIE, RATING, USER, Provenance, write_ratings
 from mf.ratings.share import ShareOfUsers, is_sorted
 from mf.ratings.vocabulary import Vocabulary
-from mf.solvers import EpochReport, Interactions, fit
-from mf.solvers.base import Callback
+from mf.solvers import EpochReport, RatingTensors, fit
+from mf.solvers.base import Callback, Checkpoint
 from mf.warm_start import EarlierModel
 
 # Files in a training's scratch directory.
@@ -55,7 +54,7 @@ def fit_together(
     *,
     cuda: bool = False,
     callbacks: Sequence[Callback] = (),
-    checkpoint: CheckpointFile | None = None,
+    checkpoint: Checkpoint | None = None,
     earlier: EarlierModel | None = None,
 ) -> Fitted:
     """Fits a star model by several processes; each reads the ratings of its own users from a scratch file.
@@ -64,6 +63,7 @@ def fit_together(
         ratings, validation: ratings tables.
         processes: how many, each with a GPU of its own or a share of this machine's cores.
         callbacks: called in this process after every epoch.
+        checkpoint: a file; every process reads it, the first one writes it.
 
     Raises:
         TrainingError: a process died, or a value is not finite.
@@ -84,7 +84,7 @@ def fit_together(
         return _put_together(folder, processes)
 
 
-def _launch(folder: Path, config: Config, processes: int, cuda: bool, checkpoint: CheckpointFile | None) -> None:
+def _launch(folder: Path, config: Config, processes: int, cuda: bool, checkpoint: Checkpoint | None) -> None:
     """Runs ``_fit_share`` in each process; returns when all have ended."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -122,16 +122,14 @@ def _death(error: "ChildFailedError", processes: int) -> str:  # type: ignore[na
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = ", which the system sends when memory runs out" if name == "SIGKILL" else ""
-        return (
-            f"training: {which} was ended by {name}{hint}; the others were stopped and nothing is saved but checkpoints"
-        )
+        return f"training: {which} was ended by {name}{hint}; the others were stopped, only checkpoints are saved"
     message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
     return f"training: {which} failed with exit status {failure.exitcode}: {' '.join(str(message).split())[:300]}"
 
 
-def _fit_share(folder: Path, config: Config, cuda: bool, checkpoint: CheckpointFile | None) -> None:
+def _fit_share(folder: Path, config: Config, cuda: bool, checkpoint: Checkpoint | None) -> None:
     """One process: reads its users' ratings, fits with the others, writes its users, and the movies if it is rank 0."""
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank = int(os.environ["RANK"])
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
@@ -146,7 +144,7 @@ def _fit_share(folder: Path, config: Config, cuda: bool, checkpoint: CheckpointF
         dist.destroy_process_group()
 
 
-def _fit(folder: Path, config: Config, device: torch.device, ranks: Ranks, checkpoint: CheckpointFile | None) -> None:
+def _fit(folder: Path, config: Config, device: torch.device, ranks: Ranks, checkpoint: Checkpoint | None) -> None:
     share = ShareOfUsers.read(folder / TRAIN, ranks.rank, ranks.world)
     held_out = share.of(folder / VALIDATION)
     users, user_rows = Vocabulary.encode(share.table[USER])
@@ -155,9 +153,10 @@ def _fit(folder: Path, config: Config, device: torch.device, ranks: Ranks, check
     earlier = EarlierModel.read(folder / EARLIER) if (folder / EARLIER).exists() else None
     initial = earlier.initial(users, movies) if earlier else None
 
-    def interactions(table: pa.Table, rows: np.typing.NDArray[np.integer]) -> Interactions:
-        tensors = (torch.from_numpy(x) for x in (rows, movies.rows(table[MOVIE]), table[RATING].to_numpy().copy()))
-        return Interactions(*tensors, len(users), len(movies))
+    def interactions(table: pa.Table, rows: np.typing.NDArray[np.integer]) -> RatingTensors:
+        columns = (rows, movies.rows(table[MOVIE]), table[RATING].to_numpy().copy())
+        user_rows, movie_rows, values = map(torch.from_numpy, columns)
+        return RatingTensors(user_rows, movie_rows, values, len(users), len(movies))
 
     train = interactions(share.table, user_rows)
     validation = interactions(held_out, users.rows(held_out[USER]))

@@ -10,18 +10,19 @@ from mf.errors import ConfigError
 from mf.model import MatrixFactorization
 from mf.ranks import Ranks
 from mf.solvers import adam, gibbs, loop, sgd, vb
-from mf.solvers.base import Callback, Checkpoint, EpochReport, Initial, Interactions, Share, Solver
+from mf.solvers.base import Callback, Checkpoint, EpochReport, Initial, RatingTensors, Share, Solver
 
 __all__ = [
     "SOLVERS",
     "SOLVER_HELP",
     "EpochReport",
     "Initial",
-    "Interactions",
+    "RatingTensors",
     "Solver",
     "check_warm",
     "configure",
     "fit",
+    "for_processes",
     "solver_of",
 ]
 
@@ -67,9 +68,25 @@ def solver_of(config: Config) -> Solver:
     return next(solver for solver in SOLVERS.values() if isinstance(config, solver.config))
 
 
+def for_processes(config: Config, processes: int) -> Config:
+    """``config`` with what several processes need: adam's batches of blocks of users in place of all users.
+
+    Raises:
+        ConfigError: an option that several processes cannot have.
+    """
+    if processes == 1 or not isinstance(config, adam.AdamConfig):
+        return config
+    if config.clip_grad is not None:
+        raise ConfigError(
+            f"clip_grad: found {config.clip_grad:g} with {processes} processes, expected none: no process sees the "
+            "gradient of a whole step; use one process, or lower lr"
+        )
+    return config if config.block_users else config.model_copy(update={"block_users": adam.SHARED_BLOCK})
+
+
 def fit(
-    train: Interactions,
-    validation: Interactions,
+    train: RatingTensors,
+    validation: RatingTensors,
     config: Config,
     device: torch.device,
     callbacks: Sequence[Callback] = (),

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mf.config import Config
 from mf.errors import ConfigError
-from mf.solvers.base import EPOCHS, SEED, Initial, Interactions, Share, Solver
+from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Share, Solver
 from mf.solvers.minibatch import (
     BIAS_DAMPING,
     L2,
@@ -34,6 +34,7 @@ from mf.solvers.minibatch import (
 )
 from mf.solvers.sorting import Segments
 
+SHARED_BLOCK = 8192  # users per block where several processes share the users
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
@@ -64,7 +65,10 @@ class AdamConfig(Config):
     )
     init_std: float = Field(0.01, gt=0, description="standard deviation of the vectors' initial entries")
     block_users: int = Field(
-        0, ge=0, description="users per block, to speed up large batches on a CPU; 0: batches of all users"
+        0,
+        ge=0,
+        description="users per block, to speed up large batches on a CPU; 0: batches of all users, or blocks of 8192 "
+        "by several processes",
     )
     seed: int = Field(0, ge=0, description=SEED)
 
@@ -87,7 +91,7 @@ class AdamTraining(MiniBatchTraining):
     def __init__(
         self,
         train: Share,
-        validation: Interactions,
+        validation: RatingTensors,
         config: AdamConfig,
         *,
         initial: Initial | None = None,

@@ -25,7 +25,7 @@ RMSE_SHARDS = 4  # of the validation ratings: at most as many workers share an R
 
 
 @dataclass(frozen=True)
-class Interactions:
+class RatingTensors:
     """Ratings as tensors on one device.
 
     Attributes:
@@ -44,9 +44,9 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.ratings)
 
-    def to(self, device: torch.device) -> "Interactions":
+    def to(self, device: torch.device) -> "RatingTensors":
         """A copy on ``device``; tensors that are there already are shared."""
-        return Interactions(
+        return RatingTensors(
             self.users.to(device), self.movies.to(device), self.ratings.to(device), self.n_users, self.n_movies
         )
 
@@ -69,7 +69,7 @@ class Share:
         std: standard deviation of all ratings.
     """
 
-    own: Interactions
+    own: RatingTensors
     users: UserRows
     movies: MovieRows
     n_ratings: int
@@ -80,7 +80,7 @@ class Share:
     std: float
 
     @classmethod
-    def of(cls, own: Interactions, ranks: Ranks | None = None) -> "Share":
+    def of(cls, own: RatingTensors, ranks: Ranks | None = None) -> "Share":
         """The share of this rank.
 
         Args:
@@ -150,7 +150,7 @@ class Share:
         scaled = self.own.ratings / (self.std or 1.0)
         return scaled - self.mean / (self.std or 1.0)
 
-    def evenly_spaced(self, n: int) -> Interactions:
+    def evenly_spaced(self, n: int) -> RatingTensors:
         """This rank's part of at most ``n`` of all ratings."""
         every = -(-self.n_ratings // n)
         start = -self.first_rating % every
@@ -286,7 +286,7 @@ class Start(Protocol):
     """Makes a ``Training`` that is ready for its first epoch; called by all ranks, as every method of it."""
 
     def __call__(
-        self, train: Share, validation: Interactions, config: Any, *, initial: Initial | None = None
+        self, train: Share, validation: RatingTensors, config: Any, *, initial: Initial | None = None
     ) -> Training:
         """``initial`` is ``None`` unless the solver can start from an earlier model."""
 
@@ -316,7 +316,7 @@ def generator(seed: int, epoch: int, device: torch.device | str = "cpu", lane: i
 
 
 def rmse(
-    model: MatrixFactorization, ratings: Interactions, workers: Workers | None = None, ranks: Ranks | None = None
+    model: MatrixFactorization, ratings: RatingTensors, workers: Workers | None = None, ranks: Ranks | None = None
 ) -> float:
     """RMSE of a finished model's clipped predictions on the ratings of all ranks; the same bits with any number of
     workers and of ranks."""

@@ -19,6 +19,7 @@ def randomised_svd(
     rank: int,
     generator: torch.Generator,
     workers: Workers,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Truncated SVD of a matrix A given by its products only (Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1).
 
@@ -28,6 +29,7 @@ def randomised_svd(
         sides: rows and columns of A; a rank multiplies with its own rows or columns.
         rank: number of singular values; fewer when A has fewer rows or columns.
         generator: for the random start, on the device to compute on.
+        dtype: of X, Y and the results.
 
     Returns:
         u float32[rows, rank], s float32[rank] in descending order, and v float32[columns, rank], with A ≈ u diag(s) vᵀ;
@@ -35,8 +37,8 @@ def randomised_svd(
     """
     rows, columns = sides
     width = min(rank + OVERSAMPLING, rows.n, columns.n)
-    start = torch.randn(columns.n, width, generator=generator, device=generator.device)
-    eye = torch.eye(width, device=start.device)
+    start = torch.randn(columns.n, width, generator=generator, device=generator.device).to(dtype)
+    eye = torch.eye(width, device=start.device, dtype=dtype)
 
     def basis(side: Rows, table: Tensor) -> Tensor:
         times, _ = side.qr(table, workers)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mf.model import MatrixFactorization
 from mf.ranks import Ranks
-from mf.solvers.base import EPOCHS, SEED, Initial, Interactions, Share, Solver, generator, rmse
+from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Share, Solver, generator, rmse
 from mf.solvers.collapse import collapse
 from mf.solvers.gaussian import (
     GaussianConfig,
@@ -206,7 +206,7 @@ class Gibbs:
     def __init__(
         self,
         train: Share,
-        validation: Interactions,
+        validation: RatingTensors,
         config: GibbsConfig,
         ratings: tuple[RatingsByRow, RatingsByRow],
         bases: tuple[Basis, Basis],
@@ -342,7 +342,7 @@ class Gibbs:
         error = self.mean.means()[-1] - self.probes.ratings
         return math.sqrt(self.train.ranks.sum(error.square().sum()).item() / self.n_probes)
 
-    def _rmse(self, model: MatrixFactorization, ratings: Interactions) -> float:
+    def _rmse(self, model: MatrixFactorization, ratings: RatingTensors) -> float:
         return rmse(model, ratings, self.workers, self.train.ranks)
 
 
@@ -409,7 +409,7 @@ def _wishart(inverse_scale: Tensor, freedom: int, rng: torch.Generator) -> Tenso
     return drawn
 
 
-def start(train: Share, validation: Interactions, config: GibbsConfig, *, initial: Initial | None = None) -> Gibbs:
+def start(train: Share, validation: RatingTensors, config: GibbsConfig, *, initial: Initial | None = None) -> Gibbs:
     """A chain before its first sweep."""
     rank = config.fitted_rank(len(train), train.n_users + train.n_movies)
     workers = Workers(train.device)

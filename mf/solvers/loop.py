@@ -12,7 +12,7 @@ from torch import Tensor
 from mf.errors import ConfigError, TrainingError
 from mf.model import MatrixFactorization
 from mf.ranks import LANES, Ranks, lane_count
-from mf.solvers.base import Callback, Checkpoint, EpochReport, Interactions, Share, Training
+from mf.solvers.base import Callback, Checkpoint, EpochReport, RatingTensors, Share, Training
 from mf.workers import pieces
 
 FINGERPRINTED = 1 << 16  # ratings at a time: their numbers stay in a core's cache
@@ -131,12 +131,11 @@ class ResumableCheckpoint:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, solver: str, options: Mapping[str, Any], train: Share, validation: Interactions
+        self, checkpoint: Checkpoint, solver: str, options: Mapping[str, Any], train: Share, validation: RatingTensors
     ) -> None:
         self.checkpoint, self.users, self.ranks = checkpoint, train.users, train.ranks
-        before = sum(self.ranks.gather_objects(len(validation))[: self.ranks.rank])
         numbers = [_fingerprint(train.own, train.users.first, train.first_rating)]
-        numbers += [_fingerprint(validation, train.users.first, before)]
+        numbers += [_fingerprint(validation, train.users.first, None)]
         both = self.ranks.sum(torch.stack(numbers)).tolist()
         digits = "".join(f"{number % 2**64:016x}" for number in both)
         self.settings = {"solver": solver, "ratings": digits, **options}
@@ -190,16 +189,17 @@ class ResumableCheckpoint:
 MIX = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 
 
-def _fingerprint(data: Interactions, first_user: int, first_rating: int) -> Tensor:
+def _fingerprint(data: RatingTensors, first_user: int, first_rating: int | None) -> Tensor:
     """int64[], the sum over the ratings of a hash of position, user, movie and rating: the same on any number of ranks.
 
     Args:
         first_user: number of user 0 among the users of all ranks.
-        first_rating: number of rating 0 among the ratings of all ranks.
+        first_rating: number of rating 0 among the ratings of all ranks; ``None``: their order does not matter.
     """
     total = torch.zeros((), dtype=torch.int64, device=data.ratings.device)
     for at in pieces(len(data), FINGERPRINTED):
-        mixed = torch.arange(first_rating + at.start, first_rating + at.stop, device=total.device)
+        mixed = torch.arange(at.start, at.stop, device=total.device)
+        mixed = mixed.zero_() if first_rating is None else mixed.add_(first_rating)
         users = data.users[at].long().add(first_user).where(data.users[at] >= 0, -1)
         columns = users, data.movies[at], data.ratings[at].view(torch.int32)
         for column, factor in zip(columns, MIX, strict=True):

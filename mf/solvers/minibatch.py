@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from mf.model import MatrixFactorization
 from mf.ranks import lanes_of
-from mf.solvers.base import Initial, Interactions, Share, generator, rmse
+from mf.solvers.base import Initial, RatingTensors, Share, generator, rmse
 from mf.solvers.dots import has_fused_dots, row_dots
 from mf.solvers.sorting import Segments, grouped, stable_argsort
 from mf.solvers.unseen import BiasFallback
@@ -329,7 +329,7 @@ class MiniBatchTraining:
     def __init__(
         self,
         train: Share,
-        validation: Interactions,
+        validation: RatingTensors,
         config: Any,
         lanes: Sequence[slice],
         initial: Initial | None,

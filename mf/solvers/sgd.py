@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mf.config import Config
-from mf.solvers.base import EPOCHS, SEED, Initial, Interactions, Share, Solver
+from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Share, Solver
 from mf.solvers.minibatch import (
     BIAS_DAMPING,
     L2,
@@ -70,7 +70,7 @@ class SGDTraining(MiniBatchTraining):
     def __init__(
         self,
         train: Share,
-        validation: Interactions,
+        validation: RatingTensors,
         config: SGDConfig,
         *,
         initial: Initial | None = None,

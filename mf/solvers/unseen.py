@@ -6,7 +6,7 @@ from torch.nn.functional import pad
 
 from mf.biases import DAMPING
 from mf.model import MatrixFactorization
-from mf.solvers.base import Interactions, Share, rmse
+from mf.solvers.base import RatingTensors, Share, rmse
 from mf.solvers.gaussian import Block, Equations, PosteriorMoments, RatingsByRow, by_user_and_movie, each_block
 from mf.solvers.rows import Rows, summable
 from mf.workers import Workers
@@ -47,7 +47,7 @@ class BiasFallback:
         sample: this rank's part of evenly spaced training ratings, for training RMSEs.
     """
 
-    def __init__(self, train: Share, validation: Interactions) -> None:
+    def __init__(self, train: Share, validation: RatingTensors) -> None:
         extremes = torch.stack([r for data in (train.own, validation) if len(data) for r in data.ratings.aminmax()])
         both = torch.cat(train.ranks.gather(torch.stack(extremes.aminmax())))
         self.range = {"rating_min": both.min().item(), "rating_max": both.max().item()}

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mf.model import MatrixFactorization
-from mf.solvers.base import EPOCHS, SEED, Initial, Interactions, Share, Solver, generator, rmse
+from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Share, Solver, generator, rmse
 from mf.solvers.gaussian import (
     GaussianConfig,
     PosteriorMoments,
@@ -139,7 +139,7 @@ class VB:
     keeps_best = False
     patience = 0
 
-    def __init__(self, train: Share, validation: Interactions, config: VBConfig) -> None:
+    def __init__(self, train: Share, validation: RatingTensors, config: VBConfig) -> None:
         self.train, self.validation, self.config = train, validation, config
         self.rank = rank = config.fitted_rank(len(train), train.n_users + train.n_movies)
         fits = config.fits or derived_fits(len(train), rank, config.factors)
@@ -203,7 +203,7 @@ class VB:
         self.finished = None
 
 
-def start(train: Share, validation: Interactions, config: VBConfig, *, initial: Initial | None = None) -> VB:
+def start(train: Share, validation: RatingTensors, config: VBConfig, *, initial: Initial | None = None) -> VB:
     """The fits before their first sweep."""
     return VB(train, validation, config)
 

@@ -82,7 +82,8 @@ def table(runs: Sequence[Row]) -> str:
     lines += [
         [
             run["run_id"], run["status"], _time(run["created_at"]), _time(run["published_at"]), f"{run['n_users']:,}",
-            f"{run['n_movies']:,}", str(run["factors"]), marks.pop(run["status"], ""),
+            f"{run['n_movies']:,}", str(run["factors"]),
+            "; ".join(filter(None, [marks.pop(run["status"], ""), *_notes(run)])),
         ]
         for run in runs
     ]  # fmt: skip
@@ -93,6 +94,11 @@ def table(runs: Sequence[Row]) -> str:
         "  ".join(align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def _notes(run: Row) -> list[str]:
+    lists = ["lists only"] if run["mu"] is None else []
+    return lists + (["published by force"] if (run.get("judged") or {}).get("forced") else [])
 
 
 def rollback(client: Client, run: str | None = None) -> tuple[str, str | None]:
