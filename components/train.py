@@ -64,13 +64,13 @@ def train(
         )
         trained.save(Path(model.path))
         checkpoint.remove()
-    best = trained.metrics["validation_rmse"]
+    best = trained.metrics.get("validation_rmse")
     model.framework = "PyTorch"
     model.metadata.update(
         run_id=trained.run_id,
-        solver=trained.solver,
+        solver=trained.solver or "none",
         ranking=ranking,
-        factors=factors,
+        factors=trained.factors,
         rows=len(ratings),
         content_hash=provenance.content_hash,
         git_sha=trained.git_sha,

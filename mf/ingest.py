@@ -24,7 +24,13 @@ Read = Callable[[IngestConfig, Collector], dict[str, str]]
 
 
 def ingest(
-    config: IngestConfig, output: Path, rejects: Path, *, url: str = "", key: SecretStr | None = None
+    config: IngestConfig,
+    output: Path,
+    rejects: Path,
+    *,
+    url: str = "",
+    key: SecretStr | None = None,
+    for_training: bool = False,
 ) -> Provenance:
     """Read ratings from a file or a table; write the good rows to ``output`` (Parquet, see ``Collector.finish``) and
     the bad ones to ``rejects`` (CSV: where, reason, row).
@@ -32,17 +38,19 @@ def ingest(
     Args:
         url, key: of the Supabase project of ``config.import_table``; by default those of the environment. With
             ``SUPABASE_DB_URL`` the table is read over the direct connection, and no key is needed.
+        for_training: refuse ratings that are all the same, from which no star model can be trained.
 
     Raises:
         ConfigError: not exactly one source is given, or the table's project and its credentials are missing, malformed
             or of two projects.
         SupabaseError: the table cannot be read.
-        DataError: the source cannot be read, has no ratings or too many bad rows. Nothing is written after any error.
+        DataError: the source cannot be read, has no ratings or too many bad rows; or as ``for_training`` says. Nothing
+            is written after any error.
     """
     with _source(config, url, key) as (name, read):
         sink = Collector(name, config.max_reject_fraction)
         columns = read(config, sink)
-        return sink.finish(output, rejects, columns)
+        return sink.finish(output, rejects, columns, for_training=for_training)
 
 
 def ingest_frame(ratings: Any, config: IngestConfig, output: Path, rejects: Path) -> Provenance:

@@ -116,7 +116,8 @@ def fit(
     )  # fmt: skip
     if saved:
         saved.remove()
-    trained.module.cpu()
+    if trained.module:
+        trained.module.cpu()
     say(trained.summary())
     return Model(trained, table, provenance, rejects)
 
@@ -169,7 +170,7 @@ class Model(Recommender):
         ranking = f", ranking of {self.trained.ranking.factors} factors" if self.trained.ranking else ""
         return (
             f"<mf.Model {self.trained.run_id}: {len(self.users):,} users, {len(self.movies):,} movies, "
-            f"{self.trained.solver} of {self.trained.module.factors} factors{ranking}>"
+            f"{self.trained.solver or 'no solver'} of {self.trained.factors} factors{ranking}>"
         )
 
     def evaluate(

@@ -134,7 +134,7 @@ class Recommender:
     @property
     def mu(self) -> float:
         """Global mean rating."""
-        return self.trained.module.mu.item()
+        return self.trained.star_model().mu.item()
 
     def knows(self, user: Id) -> bool:
         """Whether the user was trained on.
@@ -331,7 +331,7 @@ class Recommender:
 
     @functools.cached_property
     def _prior(self) -> npt.NDArray[np.float64]:
-        m = self.trained.module
+        m = self.trained.star_model()
         noise = noise_variance(self.trained.metrics, m.rating_min.item(), m.rating_max.item())
         return prior(self.user_factors, self.user_bias, noise)
 
@@ -369,7 +369,7 @@ class Recommender:
         return profile.rated
 
     def _weights(self, name: str) -> Floats:
-        weights: Floats = getattr(self.trained.module, name).weight.detach().cpu().numpy()
+        weights: Floats = getattr(self.trained.star_model(), name).weight.detach().cpu().numpy()
         return weights
 
     def _rows(self, movies: Iterable[Id]) -> Ints:
@@ -411,7 +411,7 @@ class Recommender:
         return np.asarray(self.mu + profile.bias + bias[rows] + q[rows] @ profile.stars, np.float32)
 
     def _predicted(self, profile: User, rows: Ints) -> Floats:
-        m = self.trained.module
+        m = self.trained.star_model()
         clipped: Floats = np.clip(self._unclipped(profile, rows), m.rating_min.item(), m.rating_max.item())
         return clipped
 
@@ -453,7 +453,7 @@ class Recommender:
         movie = best[owner, place]
         stars = self.mu + b_u[owner] + b_m[movie] + np.einsum("ij,ij->i", p[owner], q[movie])
         score = np.einsum("ij,ij->i", vectors[owner], embedding[movie]) + bias[movie] if ranking else stars
-        m = self.trained.module
+        m = self.trained.star_model()
         columns = {
             USER: users.take(pa.array(owner)),
             "place": place + 1,

@@ -14,7 +14,7 @@ from typing import Any
 from mf.errors import ConfigError
 from mf.ingest import ingest
 from mf.local import LocalSupabase, databases
-from mf.ratings.config import IngestConfig
+from mf.ratings.config import NONE, IngestConfig
 from mf.ratings.schema import MOVIE, RATING, USER, id_type, read_ratings
 from mf.ratings.titles import titles_beside
 from mf.sample import write_sample
@@ -148,7 +148,7 @@ def _schema_of_table(supabase: LocalSupabase, config: IngestConfig) -> SchemaCon
         ratings_table=config.import_table,
         user_column=user,
         movie_column=movie,
-        rating_column=columns[RATING],
+        rating_column=columns.get(RATING, NONE),
     )
 
 

@@ -128,6 +128,9 @@ def test_the_grants_of_the_service_role_are_read_from_the_migration() -> None:
         "mf_user_ranking",
         "mf_movie_ranking",
         "mf_movie_history",
+        "mf_movie_counts",
+        "mf_forgotten",
+        "mf_withheld",
         "user_embeddings",
         "films",
     }
