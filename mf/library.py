@@ -59,6 +59,8 @@ def fit(
 ) -> "Model":
     """Trains on ratings: a model that predicts ratings and one that orders lists.
 
+    Without a rating column (clicks, plays, purchases) only the one that orders lists is trained.
+
     Args:
         ratings: a file (CSV, plain or compressed, also gs://bucket/object), a data frame (pandas, polars, pyarrow, any
             that Arrow can read), a dict of columns, or a SciPy sparse matrix of users and movies. Columns are
@@ -102,7 +104,7 @@ def fit(
     if why:
         say(why)
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
-        table, provenance, rejects = _read(ratings, reading, Path(scratch))
+        table, provenance, rejects = _read(ratings, reading, Path(scratch), for_training=True)
     say(provenance.summary())
     if provenance.rows_rejected:
         warnings.warn(_rejected(provenance, rejects), stacklevel=2)
@@ -170,7 +172,7 @@ class Model(Recommender):
         ranking = f", ranking of {self.trained.ranking.factors} factors" if self.trained.ranking else ""
         return (
             f"<mf.Model {self.trained.run_id}: {len(self.users):,} users, {len(self.movies):,} movies, "
-            f"{self.trained.solver or 'no solver'} of {self.trained.factors} factors{ranking}>"
+            f"{self.trained.solver or 'lists only,'} of {self.trained.factors} factors{ranking}>"
         )
 
     def evaluate(
@@ -332,14 +334,16 @@ def _sorted_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     return of_reading, {name: value for name, value in options.items() if name in training}
 
 
-def _read(ratings: Any, options: Mapping[str, Any], scratch: Path) -> tuple[pa.Table, Provenance, list[dict[str, str]]]:
+def _read(
+    ratings: Any, options: Mapping[str, Any], scratch: Path, for_training: bool = False
+) -> tuple[pa.Table, Provenance, list[dict[str, str]]]:
     """Ratings from any source, as ``mf.ratings.schema`` has them, and the bad rows."""
     good, bad = scratch / "ratings.parquet", scratch / "rejects.csv"
     if ratings is None or isinstance(ratings, str | Path):
         source = {} if ratings is None else {"ratings_csv": str(ratings)}
-        provenance = ingest(IngestConfig.of(**options, **source), good, bad)
+        provenance = ingest(IngestConfig.of(**options, **source), good, bad, for_training=for_training)
     else:
-        provenance = ingest_frame(ratings, IngestConfig.of(**options), good, bad)
+        provenance = ingest_frame(ratings, IngestConfig.of(**options), good, bad, for_training=for_training)
     with bad.open(newline="", encoding="utf-8") as rows:
         return read_ratings(good)[0], provenance, list(csv.DictReader(rows))
 
