@@ -17,7 +17,16 @@ from mf.model_directory import STARS, Embeddings, Header, PublishedModel, Publis
 from mf.ratings.schema import TrainedOn, id_type
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.run_tables import MOVIE_HISTORY, MOVIE_RANKING, MOVIES, USER_RANKING, USERS, RunTable, TableRows
+from mf.supabase.run_tables import (
+    MOVIE_HISTORY,
+    MOVIE_RANKING,
+    MOVIES,
+    USER_RANKING,
+    USERS,
+    RunTable,
+    TableRows,
+    stores_user_ranking,
+)
 from mf.supabase.schema import command
 
 # The options that the database's migration was printed with, as mf_schema() returns them: fields of SchemaConfig.
