@@ -31,7 +31,7 @@ from mf.ratings.config import CLICKS_WITHOUT_RANKING, IngestConfig, SplitConfig
 from mf.ratings.schema import MOVIE, RATING, USER, has_ratings, read_ratings
 from mf.ratings.split import Parts, split
 from mf.solvers import SOLVER_HELP, SOLVERS, check_warm, configure
-from mf.solvers.adam import ORIGINAL
+from mf.solvers.config import ORIGINAL
 from mf.supabase import runs
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.find import find_target

@@ -15,7 +15,7 @@ from mf.config import Config
 from mf.errors import ConfigError, DataError
 from mf.model_directory import MovieCounts, TrainedModel, TrainedRanking
 from mf.ranking import Interactions, PassReport, RankingConfig
-from mf.ranking import fit as fit_ranking
+from mf.ranking.fit import fit as fit_ranking
 from mf.ratings.config import CLICKS_WITHOUT_RANKING
 from mf.ratings.schema import (
     MOVIE,

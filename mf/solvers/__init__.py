@@ -1,15 +1,18 @@
 """Solvers: fit a ``MatrixFactorization`` to rating tensors. A new solver is a module and a line in ``SOLVERS``."""
 
+import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mf.config import Config
 from mf.errors import ConfigError
-from mf.model import MatrixFactorization
-from mf.solvers import adam, gibbs, loop, sgd, vb
-from mf.solvers.base import Callback, Checkpoint, EpochReport, Initial, RatingTensors, Solver
+from mf.solvers.config import SOLVER_HELP, SOLVERS, Solver
+
+if TYPE_CHECKING:
+    import torch
+
+    from mf.model import MatrixFactorization
+    from mf.solvers.base import Callback, Checkpoint, EpochReport, Initial, RatingTensors
 
 __all__ = [
     "SOLVERS",
@@ -24,8 +27,12 @@ __all__ = [
     "solver_of",
 ]
 
-SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (adam.SOLVER, sgd.SOLVER, vb.SOLVER, gibbs.SOLVER)}
-SOLVER_HELP = "; ".join(f"{solver.name}: {solver.help}" for solver in SOLVERS.values())
+
+def __getattr__(name: str) -> Any:
+    # Imported at the first use, since PyTorch comes with them: the command line's help needs the options alone.
+    if name in ("EpochReport", "Initial", "RatingTensors"):
+        return getattr(importlib.import_module("mf.solvers.base"), name)
+    raise AttributeError(f"module 'mf.solvers' has no attribute {name!r}")
 
 
 def configure(solver: str, options: Mapping[str, Any], prefix: str = "") -> Config:
@@ -67,14 +74,14 @@ def solver_of(config: Config) -> Solver:
 
 
 def fit(
-    train: RatingTensors,
-    validation: RatingTensors,
+    train: "RatingTensors",
+    validation: "RatingTensors",
     config: Config,
-    device: torch.device,
-    callbacks: Sequence[Callback] = (),
-    checkpoint: Checkpoint | None = None,
-    initial: Initial | None = None,
-) -> MatrixFactorization:
+    device: "torch.device",
+    callbacks: "Sequence[Callback]" = (),
+    checkpoint: "Checkpoint | None" = None,
+    initial: "Initial | None" = None,
+) -> "MatrixFactorization":
     """Fits a model to ``train`` with the solver that ``config`` belongs to.
 
     Args:
@@ -96,6 +103,10 @@ def fit(
         TrainingError: a value is not finite; the message names the epoch and the option to lower.
         ConfigError: the checkpoint belongs to other ratings or options, or the solver cannot start from a model.
     """
+    import torch
+
+    from mf.solvers import loop
+
     solver = solver_of(config)
     if initial:
         check_warm(solver.name)

@@ -23,7 +23,7 @@ from mf.checkpoint import CheckpointFile
 from mf.flags import choices, default_text, plain_type, shared_fields
 from mf.model_directory import TrainedModel
 from mf.solvers import SOLVERS
-from mf.solvers.adam import ORIGINAL, AdamConfig
+from mf.solvers.config import ORIGINAL, AdamConfig
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
 
