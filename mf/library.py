@@ -27,6 +27,7 @@ from mf.ranking import configure as configure_ranking
 from mf.ranking.config import DEFAULT_RANKING
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.frame import Frame
+from mf.ratings.names import RATINGS_PARQUET
 from mf.ratings.schema import MOVIE, USER, Provenance, read_ratings, write_ratings
 from mf.ratings.split import split
 from mf.recommender import Recommender
@@ -37,7 +38,6 @@ from mf.supabase.target import Target
 from mf.train import pick_device, train
 from mf.warm_start import EarlierModel
 
-RATINGS = "ratings.parquet"  # in a model directory: the ratings that the model was trained on
 READING = IngestConfig.model_fields.keys() - {"ratings_csv"}  # options of reading
 HELD_OUT = 0.1  # share for validation where the solver stops early
 NO_VALIDATION = ("vb", "gibbs")  # solvers that need no validation part
@@ -141,7 +141,7 @@ def load(directory: str | Path, ratings: "str | Path | Frame | Any" = None, **re
     _check_reading(reading)
     trained = TrainedModel.load(directory)
     if ratings is None and not reading:
-        stored = directory / RATINGS
+        stored = directory / RATINGS_PARQUET
         return Model(trained, *(read_ratings(stored) if stored.exists() else (None, None)))
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         table, provenance, rejects = _read(ratings, reading, Path(scratch))
@@ -292,10 +292,10 @@ class Model(Recommender):
         with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
             also = []
             if with_ratings and self.ratings is not None and self.provenance is not None:
-                also.append(Path(scratch) / RATINGS)
+                also.append(Path(scratch) / RATINGS_PARQUET)
                 write_ratings(self.ratings, also[0], self.provenance)
             else:
-                (directory / RATINGS).unlink(missing_ok=True)  # of an earlier model
+                (directory / RATINGS_PARQUET).unlink(missing_ok=True)  # of an earlier model
             self.trained.save(directory, also=also)
 
 

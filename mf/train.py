@@ -34,9 +34,6 @@ from mf.solvers.base import Callback, Checkpoint
 from mf.version import git_sha
 from mf.warm_start import EarlierModel
 
-# The most accurate of those that need no tuning, and the fastest at full size but for sgd: docs/solvers.md.
-DEFAULT_SOLVER = "vb"
-
 
 def train(
     ratings: pa.Table,

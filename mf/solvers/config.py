@@ -193,3 +193,10 @@ _ALL = (
 )
 SOLVERS: dict[str, Solver] = {solver.name: solver for solver in _ALL}
 SOLVER_HELP = "; ".join(f"{solver.name}: {solver.help}" for solver in _ALL)
+# The most accurate of those that need no tuning, and the fastest at full size but for sgd: docs/solvers.md.
+DEFAULT_SOLVER = "vb"
+PUBLISHED = "published"  # the value of init_from that names the published run
+INIT_FROM = (
+    f"model to start training from (fewer epochs are needed): a model directory, or {PUBLISHED} for the run published "
+    "in Supabase; solvers adam and sgd only"
+)

@@ -29,7 +29,10 @@ from mf.supabase.schema import migration
 
 KEY = "sb_secret_0123456789"
 HEADER = "userId,movieId,rating\n"
-MODEL_FILES = {"model.pt", "model.json", "user_embeddings.parquet", "movie_embeddings.parquet", "rejects.csv"}
+MODEL_FILES = {
+    "model.pt", "model.json", "rejects.csv",
+    "user_embeddings.parquet", "movie_embeddings.parquet", "movie_counts.parquet",
+}  # fmt: skip
 RANKING_FILES = {"user_ranking.parquet", "movie_ranking.parquet"}
 Run = Callable[..., tuple[int, str, str]]
 
