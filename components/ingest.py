@@ -65,8 +65,7 @@ def ingest(
     ratings.path += ".parquet"
     rejects.path += ".csv"
     with reported():
-        # No GPU has to be there when none is asked for, as on a laptop.
-        check(parameters, *([lambda given: check_gpus(given, gpus)] if train_accelerator_count else []))
+        check(parameters, lambda given: check_gpus(given, gpus))
         config = ingest_config(parameters)
         earlier = EarlierModel.find(init_from if config.may_have_ratings else "", lambda: find_target(supabase_url))
         if earlier:

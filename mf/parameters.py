@@ -33,6 +33,10 @@ UNUSED_WITHOUT_RATINGS = (
     "relevance_threshold, max_regression and max_rmse are not used, nor rho, taste and relevance_threshold of "
     "ranking_options; every test row is relevant"
 )
+WITHOUT_GPU = (
+    "and the pipeline was compiled without a GPU: set train_accelerator_count under [parameters] in "
+    "pipelines/settings.toml and compile again, for a pipeline that trains on GPUs"
+)
 
 
 def check(parameters: Parameters, *more: Callable[[Parameters], object]) -> None:
@@ -93,7 +97,7 @@ def chosen_solver(parameters: Parameters) -> tuple[str, str]:
     the best one does not have.
     """
     from mf.solvers import SOLVERS
-    from mf.train import DEFAULT_SOLVER
+    from mf.solvers.config import DEFAULT_SOLVER
 
     if given := parameters["solver"]:
         return str(given), ""
@@ -160,12 +164,22 @@ def check_gpus(parameters: Parameters, gpus: Mapping[str, Collection[int]]) -> N
 
     Args:
         parameters: ``train_accelerator_type`` and ``train_accelerator_count`` are among them.
-        gpus: every type of GPU that there is, with the counts in which a machine has it.
+        gpus: every type of GPU that there is, with the counts in which a machine has it; empty: the pipeline was
+            compiled without a GPU.
 
     Raises:
         ConfigError: naming the types or the counts that there are.
     """
     kind, count = parameters["train_accelerator_type"], parameters["train_accelerator_count"]
+    if not gpus:
+        if count:
+            raise ConfigError(f"train_accelerator_count: found {count:g}, {WITHOUT_GPU}")
+        return
+    if not count:
+        raise ConfigError(
+            "train_accelerator_count: found 0 in a run of a pipeline that was compiled with a GPU: set it to 0 under "
+            "[parameters] in pipelines/settings.toml and compile again, for a pipeline that trains on CPUs"
+        )
     if kind not in gpus:
         raise ConfigError(f"train_accelerator_type: found {kind!r}, expected one of {', '.join(gpus)}")
     if count not in gpus[kind]:
