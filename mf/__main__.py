@@ -30,7 +30,7 @@ from mf.ranking.config import DEFAULT_RANKING, RANKING_HELP, Ranking
 from mf.ratings.config import CLICKS_WITHOUT_RANKING, IngestConfig, SplitConfig
 from mf.ratings.schema import MOVIE, RATING, USER, check_ratings_differ, has_ratings, read_ratings
 from mf.ratings.split import Parts, split
-from mf.solvers import SOLVER_HELP, SOLVERS, check_warm, configure
+from mf.solvers import SOLVER_HELP, SOLVERS, check_warm, configure, for_processes
 from mf.solvers.adam import ORIGINAL
 from mf.supabase import runs
 from mf.supabase.config import ExportConfig, SchemaConfig
@@ -69,6 +69,12 @@ class TrainerConfig(Config):
         "", description='options of the ranking model, as JSON such as {"factors": 32}; docs/parameters.md lists them'
     )
     use_cuda: bool = Field(False, description="train on a GPU if one is available")
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="processes that share the star model's training: of the cores, or with --use_cuda a GPU each",
+    )
     supabase_url: str = Field(
         "", description="URL of the Supabase project; giving it also publishes the model there; default: SUPABASE_URL"
     )
@@ -138,6 +144,7 @@ def train_once(argv: Sequence[str]) -> None:
     trainer = TrainerConfig.of(**given(namespace, TrainerConfig))
     options = given(namespace, *(solver.config for solver in SOLVERS.values()))
     solver = configure(namespace.solver, {**PRESETS.get(namespace.solver, {}), **options}, prefix="--")
+    solver = for_processes(solver, trainer.processes)
     seed = solver.model_dump()["seed"]
     ranking = _ranking(trainer, seed)
     division = SplitConfig.of(val_size=trainer.val_size, test_size=0, seed=seed)
@@ -173,8 +180,9 @@ def train_once(argv: Sequence[str]) -> None:
         check_ratings_differ(ratings, provenance.source)
         parts = split(ratings, division)
         test = _test_part(trainer.test_csv, source, work, parts.train) if trainer.test_csv else None
-        device, device_line = pick_device(trainer.use_cuda)
-        print(device_line)
+        many = trainer.processes if trainer.processes > 1 else 0
+        device, device_line = pick_device(trainer.use_cuda, gpus=many if trainer.use_cuda else 0)
+        print(f"{device_line}, by {many} processes" if many else device_line)
         report = reporter(checkpoint)
         part, held_out = ("validation", parts.validation) if test is None else ("test", test)
         judge_by_validation = target is not None and test is None
@@ -184,7 +192,7 @@ def train_once(argv: Sequence[str]) -> None:
             parts.train, parts.validation, solver,
             device=device, callbacks=[report], checkpoint=checkpoint, earlier=earlier, provenance=provenance,
             ranking=ranking, lists_from_validation=not judge_by_validation,
-            progress=lambda done: print(done.line(), flush=True),
+            progress=lambda done: print(done.line(), flush=True), processes=trainer.processes,
         )  # fmt: skip
         test_line = _score(model, parts, test) if test is not None else ""
         model.save(trainer.output_dir, also=sorted(work.glob("*rejects.csv")))
@@ -250,7 +258,7 @@ def _unused_without_ratings(namespace: argparse.Namespace, trainer: TrainerConfi
     """The line that says what a run without ratings leaves out, and which of the given flags it does not use."""
     flags = given(namespace, *(solver.config for solver in SOLVERS.values()))
     unused = [f"--{name}" for name in flags if name != "seed"]
-    unused += ["--solver"] if namespace.solver != DEFAULT_SOLVER else []
+    unused += ["--solver"] if namespace.solver != ORIGINAL_SOLVER else []
     unused += [f"--{name}" for name in ("init_from", "checkpoint") if getattr(trainer, name)]
     options = json.loads(trainer.ranking_options or "{}")
     unused += [name for name in ("rho", "taste", "relevance_threshold") if name in options]

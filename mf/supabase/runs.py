@@ -82,7 +82,8 @@ def table(runs: Sequence[Row]) -> str:
     lines += [
         [
             run["run_id"], run["status"], _time(run["created_at"]), _time(run["published_at"]), f"{run['n_users']:,}",
-            f"{run['n_movies']:,}", str(run["factors"]), "; ".join(filter(None, [marks.pop(run["status"], ""), *_notes(run)])),
+            f"{run['n_movies']:,}", str(run["factors"]),
+            "; ".join(filter(None, [marks.pop(run["status"], ""), *_notes(run)])),
         ]
         for run in runs
     ]  # fmt: skip

@@ -184,9 +184,10 @@ class Walk:
         """Run a module of JavaScript to its end."""
         tab.evaluate(
             """text => new Promise((done, fail) => {
+                const say = error => fail(Error(error?.message ?? JSON.stringify(error)))
                 window.moduleDone = done
-                window.addEventListener('error', event => fail(event.error ?? event.message))
-                window.addEventListener('unhandledrejection', event => fail(event.reason))
+                window.addEventListener('error', event => say(event.error ?? event))
+                window.addEventListener('unhandledrejection', event => say(event.reason))
                 const script = document.createElement('script')
                 script.type = 'module'
                 script.textContent = text + '\\n;window.moduleDone()'

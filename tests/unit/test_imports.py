@@ -18,6 +18,7 @@ ROOMS = (
     ("mf.parameters",),
     ("mf.recommender", "mf.publish"),
     ("mf.evaluation", "mf.ingest", "mf.train", "mf.local"),
+    ("mf.together",),
     ("mf.warm_start",),
     ("mf.supabase",),
     ("mf.model_directory", "mf.checkpoint"),

@@ -111,6 +111,9 @@ class Memory:
     def load(self) -> dict[str, Any] | None:
         return self.state
 
+    def due(self) -> bool:
+        return True
+
     def save(self, state: dict[str, Any]) -> None:
         self.state = copy.deepcopy(state)
         if len(state["reports"]) == self.last:
