@@ -176,9 +176,10 @@ def train_once(argv: Sequence[str]) -> None:
 def _test_part(file: str, source: IngestConfig, work: Path, train_part: pa.Table) -> pa.Table:
     """Test ratings from ``file``, read with the options of ``source``."""
     # A table's column names do not apply to a file.
-    same_options = {} if source.import_table else source.model_dump()
-    config = IngestConfig.of(**{**same_options, "ratings_csv": file})
-    print(ingest(config, work / "test.parquet", work / "test_rejects.csv").summary())
+    same = {"max_reject_fraction", "ignore_ratings"} if source.import_table else None
+    config = IngestConfig.of(**{**source.model_dump(include=same), "ratings_csv": file})
+    text_ids = [name for name in (USER, MOVIE) if not pa.types.is_integer(train_part.schema.field(name).type)]
+    print(ingest(config, work / "test.parquet", work / "test_rejects.csv", text_ids=text_ids).summary())
     test, _ = read_ratings(work / "test.parquet")
     for position, name in enumerate((USER, MOVIE)):
         found, expected = test.schema.field(name).type, train_part.schema.field(name).type

@@ -1,6 +1,6 @@
 """Ingest: ratings from a file or a Supabase table to one Parquet file of checked rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,13 @@ Read = Callable[[IngestConfig, Collector], dict[str, str]]
 
 
 def ingest(
-    config: IngestConfig, output: Path, rejects: Path, *, url: str = "", key: SecretStr | None = None
+    config: IngestConfig,
+    output: Path,
+    rejects: Path,
+    *,
+    url: str = "",
+    key: SecretStr | None = None,
+    text_ids: Collection[str] = (),
 ) -> Provenance:
     """Read ratings from a file or a table; write the good rows to ``output`` (Parquet, see ``Collector.finish``) and
     the bad ones to ``rejects`` (CSV: where, reason, row).
@@ -31,6 +37,7 @@ def ingest(
     Args:
         url, key: of the Supabase project of ``config.import_table``; by default those of the environment. With
             ``SUPABASE_DB_URL`` the table is read over the direct connection, and no key is needed.
+        text_ids: the roles (user_id, movie_id) whose ids in a file are text, though all may look like integers.
 
     Raises:
         ConfigError: not exactly one source is given, or the table's project and its credentials are missing, malformed
@@ -39,7 +46,7 @@ def ingest(
         DataError: the source cannot be read, has no ratings or too many bad rows. Nothing is written after any error.
     """
     with _source(config, url, key) as (name, read):
-        sink = Collector(name, config.max_reject_fraction)
+        sink = Collector(name, config.max_reject_fraction, config.ignored, text_ids)
         columns = read(config, sink)
         return sink.finish(output, rejects, columns)
 

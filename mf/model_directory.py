@@ -106,6 +106,7 @@ class PublishedModel:
     content_hash: str  # distinguishes two contents under one run id
     noise_variance: float  # of a rating around its prediction, in squared stars
     trained_on: TrainedOn | None  # None: not recorded
+    ignore_ratings: tuple[float, ...] = ()  # ratings that mean "not rated"
     ranking: PublishedRanking | None = None  # None: lists are ordered by predicted rating
 
 
@@ -187,6 +188,7 @@ class TrainedModel:
     metrics: dict[str, Any] = field(default_factory=dict)  # validation and test RMSE, the training curve
     git_sha: str = "unknown"
     trained_on: TrainedOn | None = None  # None: not recorded
+    ignore_ratings: Sequence[float] = ()  # ratings that mean "not rated"
     ranking: TrainedRanking | None = None  # None: lists are ordered by predicted rating
 
     def summary(self) -> str:
@@ -243,6 +245,7 @@ class TrainedModel:
             "movies": len(self.movies),
             "git_sha": self.git_sha,
             "trained_on": asdict(self.trained_on) if self.trained_on else None,
+            "ignore_ratings": list(self.ignore_ratings),
             "metrics": self.metrics,
             "ranking": self.ranking.card() if self.ranking else None,
         }
@@ -274,7 +277,15 @@ class TrainedModel:
             raise
         except Exception as error:  # on a corrupt file torch.load raises whatever its parser runs into
             raise DataError(f"{directory} is not a model directory: {' '.join(str(error).split())[:300]}") from None
-        return cls(module, users, movies, **record, trained_on=TrainedOn.read(card.get("trained_on")), ranking=ranking)
+        return cls(
+            module,
+            users,
+            movies,
+            **record,
+            trained_on=TrainedOn.read(card.get("trained_on")),
+            ignore_ratings=_ignore_ratings(directory / CARD, card),
+            ranking=ranking,
+        )
 
 
 def write_published(
@@ -342,6 +353,7 @@ def read_model(directory: Path) -> PublishedModel:
             content_hash=content.result(),
             noise_variance=_noise_variance(card.get("metrics"), header),
             trained_on=TrainedOn.read(card.get("trained_on")),
+            ignore_ratings=_ignore_ratings(directory / CARD, card),
         )
 
 
@@ -385,6 +397,14 @@ def _checked_number(path: Path, name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise DataError(f"{path}: {name} is {value!r}, expected a finite number")
     return float(value)
+
+
+def _ignore_ratings(path: Path, card: Mapping[str, Any]) -> tuple[float, ...]:
+    """The entry ``ignore_ratings`` of a ``model.json``; empty in one of an earlier release."""
+    numbers = card.get("ignore_ratings", [])
+    if not isinstance(numbers, list):
+        raise DataError(f"{path}: ignore_ratings is {numbers!r}, expected a list of numbers")
+    return tuple(_checked_number(path, "ignore_ratings", number) for number in numbers)
 
 
 def _mu_problem(mu: float, rating_min: float, rating_max: float) -> str:

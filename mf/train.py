@@ -94,6 +94,7 @@ def train(
         },
         git_sha=git_sha(),
         trained_on=_trained_on(provenance, ratings, validation, earlier) if provenance else None,
+        ignore_ratings=provenance.ignore_ratings if provenance else (),
         ranking=train_ranking(both, ranking, device=device, progress=progress) if ranking else None,
     )
 

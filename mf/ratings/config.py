@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 from mf.config import Config
@@ -41,6 +42,19 @@ def _checked_moment(text: str) -> str:
 Moment = Annotated[str, AfterValidator(_checked_moment)]
 
 
+def _checked_numbers(text: str) -> str:
+    try:
+        numbers = [float(number) for number in text.split(",") if text]
+    except ValueError:
+        numbers = [np.nan]
+    if not all(abs(number) <= float(np.finfo(np.float32).max) for number in numbers):
+        raise ValueError("expected numbers separated by commas, such as -1 or 0,-1")
+    return text
+
+
+Numbers = Annotated[str, AfterValidator(_checked_numbers)]
+
+
 class IngestConfig(Config):
     """The source of the ratings and its columns."""
 
@@ -65,6 +79,11 @@ class IngestConfig(Config):
     max_reject_fraction: float = Field(
         0.01, ge=0, le=1, description="largest share of bad rows, 0 to 1; with more the import fails"
     )
+    ignore_ratings: Numbers = Field(
+        "",
+        description='ratings that mean "not rated", separated by commas, for example -1 or 0: they are counted and '
+        "left out",
+    )
     key_columns: str = Field(
         "",
         description="columns of a unique key of the Supabase table, separated by commas; when empty, its primary key",
@@ -82,6 +101,11 @@ class IngestConfig(Config):
         if self.ratings_csv and (since or before):
             raise ValueError("rated_since and rated_before select rows of a table; a file is read whole")
         return self
+
+    @property
+    def ignored(self) -> tuple[float, ...]:
+        """The values of ``ignore_ratings``."""
+        return tuple(float(number) for number in self.ignore_ratings.split(",") if number)
 
     @property
     def since(self) -> datetime | None:

@@ -1,7 +1,7 @@
 """CSV reader: delimiter, header and compression are detected, every line becomes a rating or a rejected row."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -71,6 +71,7 @@ class Piece(NamedTuple):
 
     ratings: pa.Table  # as ``Collector.add`` takes it
     bad: list[tuple[int, str, str]]  # offset, reason, line
+    ignored: int  # rows left out for their rating
     time_forms: dict[str, tuple[int, str]]  # as in ``Checked``, by offset
     lines: int
     size: int  # in bytes
@@ -107,11 +108,11 @@ def read(config: IngestConfig, sink: Collector) -> dict[str, str]:
         if not config.columns:
             line += first.count(b"\n", 0, len(first) - len(body))
             first = body
-        sink.untyped = {USER, MOVIE}
+        sink.untyped = {USER, MOVIE}.difference(sink.text_ids)
         size = plain_size(path)
         left: list[bytes] = []
         whole = whole_records(chain([first], blocks), layout.delimiter, BLOCK, left)
-        for parsed in in_order(partial(_parse, layout), whole):
+        for parsed in in_order(partial(_parse, layout, config.ignored), whole):
             for piece in parsed:
                 odd_rows, texts = piece.odd(sink.untyped)
                 for role, (offset, text) in texts.items():
@@ -121,7 +122,8 @@ def read(config: IngestConfig, sink: Collector) -> dict[str, str]:
                 for offset, tell, row in sorted([*odd, *bad], key=itemgetter(0)):
                     tell(f"line {line + offset}", row=row)
                 forms = piece.time_forms.items()
-                sink.add(piece.ratings, {form: f"line {line + offset}: {text}" for form, (offset, text) in forms})
+                places = {form: f"line {line + offset}: {text}" for form, (offset, text) in forms}
+                sink.add(piece.ratings, places, piece.ignored)
                 if size is not None:
                     size -= piece.size
                 sink.check(None if size is None else max(0, size) // SHORTEST)
@@ -224,18 +226,18 @@ def _header_columns(names: list[str], where: str, config: IngestConfig) -> dict[
         raise
 
 
-def _parse(layout: Layout, block: tuple[bytes, bool]) -> list[Piece]:
+def _parse(layout: Layout, ignore: Sequence[float], block: tuple[bytes, bool]) -> list[Piece]:
     """The rows of a block of ``whole_records``. A block that the fast parser refuses is given to it again in small
     pieces, so that the careful parser reads only those with an irregular line."""
     data, regular = block
     texts = _split_fast(data, layout, regular) if regular else None
     if texts is None and len(data) > PIECE:
         parts = pieces(data, layout.delimiter, PIECE)
-        return [_piece(part, layout, _split_fast(part, layout)) for part in parts]
-    return [_piece(data, layout, texts)]
+        return [_piece(part, layout, ignore, _split_fast(part, layout)) for part in parts]
+    return [_piece(data, layout, ignore, texts)]
 
 
-def _piece(block: bytes, layout: Layout, texts: pa.Table | None) -> Piece:
+def _piece(block: bytes, layout: Layout, ignore: Sequence[float], texts: pa.Table | None) -> Piece:
     """The rows of ``block``, from its fields ``texts`` when the fast parser read them."""
     bad: dict[int, str] = {}
     if texts is not None:
@@ -247,14 +249,15 @@ def _piece(block: bytes, layout: Layout, texts: pa.Table | None) -> Piece:
         place = texts.column_names.index(RATING)
         points = pc.replace_substring_regex(texts[RATING], r"^([+-]?[0-9]+),([0-9]+)$", r"\1.\2")
         texts = texts.set_column(place, RATING, points)
-    ratings, usable, forms = check(texts, is_file=True)
-    refused = zip(lines[~usable].tolist(), texts.filter(pa.array(~usable)).to_pylist(), strict=True)
+    ratings, usable, ignored, forms = check(texts, is_file=True, ignore=ignore)
+    is_bad = ~(usable | ignored)
+    refused = zip(lines[is_bad].tolist(), texts.filter(pa.array(is_bad)).to_pylist(), strict=True)
     bad |= {number: reason(row) for number, row in refused}
     raw = dict(records(block, layout.delimiter)) if bad else {}
     rows = [(i, bad[i], raw[i].decode(errors="backslashreplace")) for i in sorted(bad)]
     places = {form: (int(lines[row]), text) for form, (row, text) in forms.items()}
     odd = partial(_odd_rows, block, layout.delimiter, ratings, lines[usable])
-    return Piece(ratings, rows, places, count, len(block), odd)
+    return Piece(ratings, rows, int(ignored.sum()), places, count, len(block), odd)
 
 
 def _odd_rows(

@@ -35,20 +35,24 @@ class Provenance:
     rows_read: int  # data rows of the source, good or bad
     rows_rejected: int  # bad rows; each is listed in rejects.csv
     rows_replaced: int  # ratings replaced by a later one of the same (user, movie) pair
-    rows_kept: int  # rows_read - rows_rejected - rows_replaced
+    rows_kept: int  # rows_read - rows_rejected - rows_replaced - rows_ignored
     content_hash: str = ""  # of the kept rows in the order of the file; filled in by write_ratings
     columns: dict[str, str] = field(default_factory=dict)  # which source column was read as what
     text_ids: dict[str, str] = field(default_factory=dict)  # of text ids of a file, the first
-
     values: str = ""  # range and most frequent values of the kept ratings
+    rows_ignored: int = 0  # rows whose rating is one of ``ignore_ratings``
+    ignore_ratings: list[float] = field(default_factory=list)  # ratings that are left out
 
     def summary(self) -> str:
         """One line for the log."""
         texts = "".join(f"; {role.replace('_', ' ')}s are text ({why})" for role, why in self.text_ids.items())
         values = f"; {self.values}" if self.values else ""
+        ignored = ""
+        if self.ignore_ratings:
+            ignored = f"{self.rows_ignored:,} ignored (rating {', '.join(f'{one:g}' for one in self.ignore_ratings)}), "
         return (
             f"{self.source}: {self.rows_read:,} rows read, {self.rows_rejected:,} rejected, "
-            f"{self.rows_replaced:,} replaced by a later rating of the same pair, {self.rows_kept:,} kept"
+            f"{ignored}{self.rows_replaced:,} replaced by a later rating of the same pair, {self.rows_kept:,} kept"
             f"{values}{texts}"
         )
 

@@ -224,6 +224,7 @@ def _registration(model: PublishedModel) -> dict[str, Any]:
         "n_movies": len(model.movies),
         "content_hash": model.content_hash,
         "trained_on": model.trained_on and asdict(model.trained_on),
+        "ignore_ratings": model.ignore_ratings,
         "prior": covariance,
         "ranking": model.ranking and _ranking_numbers(model.ranking),
     }

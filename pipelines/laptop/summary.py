@@ -35,8 +35,9 @@ def print_summary(source: LocalSource, schema: SchemaConfig, supabase: LocalSupa
     """
     ratings, provenance = read_ratings(outputs / "ingest" / "ratings.parquet")
     evaluation = json.loads((outputs / "evaluate" / "evaluation.json").read_text())
+    ignored = f"{provenance.rows_ignored:,} ignored, " if provenance.ignore_ratings else ""
     print(
-        f"\nratings   {provenance.rows_read:,} rows read, {provenance.rows_rejected:,} rejected, "
+        f"\nratings   {provenance.rows_read:,} rows read, {provenance.rows_rejected:,} rejected, {ignored}"
         f"{provenance.rows_kept:,} kept\n\nRMSE on {evaluation['test_rows']:,} test ratings"
     )
     for name, label in MODELS.items():

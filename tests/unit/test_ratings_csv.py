@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mf.errors import DataError
+from mf.errors import ConfigError, DataError
 from mf.ratings import collect, csv
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig, shown
@@ -35,7 +35,11 @@ class Read:
     def __init__(self, folder: Path, content: bytes, **config: object) -> None:
         path = folder / "ratings.csv"
         path.write_bytes(content)
-        collector = Collector("ratings.csv", float(config.get("max_reject_fraction", 0.5)))  # type: ignore[arg-type]
+        collector = Collector(
+            "ratings.csv",
+            float(config.get("max_reject_fraction", 0.5)),  # type: ignore[arg-type]
+            IngestConfig.of(**config).ignored,
+        )
         self.rejects: list[tuple[str, str, str]] = []
         reject = collector.reject
         collector.reject = lambda *a, **b: (self.rejects.append(bad_row(*a, **b)), reject(*a, **b))[1]  # type: ignore[method-assign]
@@ -75,6 +79,29 @@ def test_headers_delimiters_line_ends_quotes_and_gzip_are_recognised(tmp_path: P
     assert read.rows == GOOD
     assert read.provenance.rows_rejected == 0
     assert read.table.schema.types == [pa.int64(), pa.int64(), pa.float32(), pa.timestamp("us", "UTC")]
+
+
+def test_ratings_that_mean_not_rated_are_left_out_and_counted(tmp_path: Path) -> None:
+    content = b"userId,movieId,rating\n1,1,-1\n1,2,0\n1,3,4\n2,3,-1.0\n,3,-1\n1,3,0.0\nx,4,-1\n" + b"3,1,5\n" * 3
+    read = Read(tmp_path, content, ignore_ratings="-1, 0")
+    assert read.rows == [(1, 3, 4.0), (3, 1, 5.0)]
+    assert [where for where, _, _ in read.rejects] == ["line 6"]
+    counted = read.provenance
+    assert (counted.rows_read, counted.rows_rejected, counted.rows_ignored, counted.rows_replaced) == (10, 1, 5, 2)
+    assert counted.ignore_ratings == [-1, 0]
+    assert "5 ignored (rating -1, 0)" in counted.summary()
+
+
+def test_a_source_of_ignored_ratings_alone_is_an_error(tmp_path: Path) -> None:
+    assert error_of(tmp_path, b"userId,movieId,rating\n1,1,0\n1,2,0\n", ignore_ratings="0") == (
+        "ratings.csv: each rating is one of --ignore_ratings 0: nothing is left"
+    )
+
+
+@pytest.mark.parametrize("text", ["x", "1,,2", "nan", "inf", "1e39", "1;2", ","])
+def test_ignored_ratings_are_numbers_with_commas(text: str) -> None:
+    with pytest.raises(ConfigError, match="ignore_ratings: expected numbers separated by commas"):
+        IngestConfig.of(ignore_ratings=text)
 
 
 @pytest.mark.parametrize("delimiter", [b"::", b"\t"])
@@ -378,7 +405,10 @@ def test_bad_rows_at_the_beginning_do_not_refuse_a_file_that_is_good_as_a_whole(
 def test_the_summary_shows_the_range_and_the_most_frequent_values(tmp_path: Path) -> None:
     rows = "".join(f"1,{i},{(-1, 10, 7.5, -1)[i % 4]}\n" for i in range(40))
     read = Read(tmp_path, b"userId,movieId,rating\n" + rows.encode())
-    assert read.provenance.values == "ratings -1 to 10, most often -1 (50%), 10 (25%), 7.5 (25%)"
+    assert read.provenance.values == (
+        "ratings -1 (50%) to 10 (25%), most often -1 (50%), 10 (25%), 7.5 (25%) "
+        "(if -1 means not rated, leave it out with ignore_ratings)"
+    )
     assert read.provenance.summary().endswith(f"40 kept; {read.provenance.values}")
 
 
@@ -515,7 +545,7 @@ def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(
 def rows_of(split: tuple[pa.Table, np.ndarray, dict[int, str]]) -> object:
     """Everything that the collector would be given."""
     texts, lines, bad = split
-    ratings, usable, _ = check(texts, is_file=True)
+    ratings, usable, _, _ = check(texts, is_file=True)
     rejected = texts.filter(pa.array(~usable)).to_pylist()
     reasons = bad | dict(zip(lines[~usable].tolist(), map(reason, rejected), strict=True))
     return ratings.schema, ratings.to_pydict(), lines[usable].tolist(), reasons

@@ -27,7 +27,7 @@ def page_of(rows, table):
 
 
 def collect(rows, table, columns, key, collector):
-    batch = _check(page_of(rows, table), table, columns, key)
+    batch = _check(page_of(rows, table), table, columns, key, ())
     for row in batch.bad:
         collector.reject(*row)
     collector.add(batch.ratings)
