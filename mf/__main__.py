@@ -41,7 +41,9 @@ class TrainerConfig(Config):
     """Input and output of ``python -m mf``."""
 
     ratings_csv: str = Field(
-        "data/ratings.csv", description="CSV file of ratings, plain or gzip: a path or gs://bucket/object"
+        "data/ratings.csv",
+        description="ratings, CSV, JSON lines or Parquet, also compressed: a file, a folder or a glob (ratings-*.csv), "
+        "local or gs://bucket/…",
     )
     val_size: float = Field(
         0.1,
@@ -49,7 +51,7 @@ class TrainerConfig(Config):
         lt=1,
         description="share of the ratings for validation (early stopping, best epoch); 0: train on all ratings",
     )
-    test_csv: str = Field("", description="CSV file of test ratings, scored once after training")
+    test_csv: str = Field("", description="file of test ratings, scored once after training")
     output_dir: Path = Field(Path("output"), description="model directory to write")
     checkpoint: Path | None = Field(
         None,

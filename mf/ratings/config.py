@@ -58,7 +58,11 @@ Numbers = Annotated[str, AfterValidator(_checked_numbers)]
 class IngestConfig(Config):
     """The source of the ratings and its columns."""
 
-    ratings_csv: str = Field("", description="file of ratings, plain or gzip: a path or gs://bucket/object")
+    ratings_csv: str = Field(
+        "",
+        description="ratings, CSV, JSON lines or Parquet, also compressed: a file, a folder or a glob (ratings-*.csv), "
+        "local or gs://bucket/…",
+    )
     import_table: str = Field("", description="Supabase table of ratings, read instead of a file")
     columns: str = Field(
         "",
@@ -141,9 +145,9 @@ class IngestConfig(Config):
         for role, (name, flag) in configured.items():
             if role == RATED_AT and name == "none":
                 continue
-            fits = [column for column in names if (column == name if name else _plain(column) in RECOGNISED[role])]
-            if role == RATED_AT and not name and len({_plain(column) for column in fits}) > 1:
-                fits = [min(fits, key=lambda column: RECOGNISED[RATED_AT].index(_plain(column)))]
+            fits = [column for column in names if (column == name if name else plain(column) in RECOGNISED[role])]
+            if role == RATED_AT and not name and len({plain(column) for column in fits}) > 1:
+                fits = [min(fits, key=lambda column: RECOGNISED[RATED_AT].index(plain(column)))]
             if len(fits) > 1:
                 several = shown(", ".join(fits), 200)
                 raise DataError(
@@ -165,7 +169,8 @@ def shown(text: str, length: int = 60) -> str:
     return f'"{repr(text[:length])[1:-1]}{"…" if len(text) > length else ""}"'
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A column's name in lower case, without blanks, ``_`` and ``-``."""
     return name.strip().lower().replace("_", "").replace("-", "").replace(" ", "")
 
 

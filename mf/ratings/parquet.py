@@ -1,0 +1,140 @@
+"""Parquet reader: batches of columns, every row becomes a rating or a rejected row."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import UUID
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mf.errors import DataError
+from mf.progress import Progress
+from mf.ratings.collect import Collector
+from mf.ratings.config import IngestConfig
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER
+from mf.ratings.values import check, reason
+
+MAGIC = b"PAR1"
+ROWS = 1 << 18  # per batch
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file begins as Parquet does."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def rows_in(path: Path, name: str) -> int:
+    """The number of rows of a file."""
+    with _opened(path, name) as file:
+        return int(file.metadata.num_rows)
+
+
+def read(
+    path: Path,
+    name: str,
+    place: str,
+    config: IngestConfig,
+    sink: Collector,
+    progress: Progress,
+    following: int | None,
+) -> dict[str, str]:
+    """Read a Parquet file into ``sink``. Ids keep their type, as those of a table.
+
+    Args:
+        name: the file as errors show it.
+        place: begins a row's place, ``row 7``.
+        following: the most rows of the files after it; None if unknown.
+
+    Returns:
+        Which column was read as what.
+
+    Raises:
+        DataError: the file is damaged, or its columns are not understood; or as ``sink.add`` raises.
+    """
+    with _opened(path, name) as file:
+        columns = config.find_columns(file.schema_arrow.names, name)
+        row = 0
+        try:
+            for batch in file.iter_batches(ROWS, columns=list(columns.values())):
+                _add(batch, columns, row, name, place, config.ignored, sink)
+                row += len(batch)
+                sink.check(None if following is None else file.metadata.num_rows - row + following)
+                progress.advance(len(batch))
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(name, error) from None
+    return columns
+
+
+def _opened(path: Path, name: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(name, error) from None
+
+
+def _damaged(name: str, error: Exception) -> DataError:
+    return DataError(f"{name}: the Parquet file is damaged or cut short ({str(error).splitlines()[0]}); copy it again")
+
+
+def _add(
+    batch: pa.RecordBatch,
+    columns: dict[str, str],
+    row: int,
+    name: str,
+    place: str,
+    ignore: Sequence[float],
+    sink: Collector,
+) -> None:
+    cells = {role: _cells(batch[column], role, f"{name}: column {column}") for role, column in columns.items()}
+    for role in (USER, MOVIE):
+        if pa.types.is_string(cells[role].type) and role in sink.untyped and len(batch):
+            # Text stays text, though all of it may look like integers.
+            sink.text(role, f"{place}row {row + 1}", str(cells[role][0]))
+    raw = pa.table(cells)
+    ratings, usable, ignored, forms = check(raw, is_file=False, ignore=ignore)
+    bad = np.flatnonzero(~(usable | ignored))
+    for number, record in zip(bad.tolist(), raw.take(pa.array(bad)).to_pylist(), strict=True):
+        texts = {columns[role]: value for role, value in record.items()}
+        sink.reject(
+            f"{place}row {row + number + 1}", reason(record), json.dumps(texts, ensure_ascii=False, default=str)
+        )
+    places = {form: f"{place}row {row + first + 1}: {text}" for form, (first, text) in forms.items()}
+    sink.add(ratings, places, int(ignored.sum()))
+
+
+def _cells(column: pa.Array, role: str, what: str) -> pa.Array:
+    """A column as ``mf.ratings.values.check`` takes it."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    kind = column.type
+    if pa.types.is_null(kind):
+        return pa.nulls(len(column), pa.string())
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_binary(kind):
+        return column.cast(pa.string())
+    if pa.types.is_string(kind):
+        return column
+    if role in (USER, MOVIE):
+        if pa.types.is_integer(kind):
+            return column.cast(pa.int64())
+        if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+            # As pandas writes integers in a column with gaps.
+            if pc.all(pc.or_kleene(pc.equal(column, pc.round(column)), pc.is_null(column))).as_py() is not False:
+                return column.cast(pa.int64())
+            raise DataError(f"{what} holds numbers that are not integers, expected integers or text for {role}")
+        if kind == pa.binary(16):
+            return pa.array([value and str(UUID(bytes=value)) for value in column.to_pylist()], pa.string())
+    elif pa.types.is_integer(kind):
+        return column.cast(pa.int64())
+    elif pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return column.cast(pa.float64())
+    elif role == RATED_AT and (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+        zoned = column.cast(pa.timestamp("us"), safe=False) if not getattr(kind, "tz", None) else column
+        return zoned.cast(TIMESTAMP, safe=False)
+    expected = {RATING: "a number", RATED_AT: "a time"}.get(role, "integers or text")
+    raise DataError(f"{what} is of type {kind}, expected {expected} for {role}: name another column")
