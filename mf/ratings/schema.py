@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from mf.errors import DataError
 from mf.files import written_aside
+from mf.terminal import printable
 
 USER, MOVIE, RATING, RATED_AT = "user_id", "movie_id", "rating", "rated_at"
 TIMESTAMP = pa.timestamp("us", tz="UTC")
@@ -50,7 +51,7 @@ class Provenance:
         ignored = ""
         if self.ignore_ratings:
             ignored = f"{self.rows_ignored:,} ignored (rating {', '.join(f'{one:g}' for one in self.ignore_ratings)}), "
-        return (
+        return printable(
             f"{self.source}: {self.rows_read:,} rows read, {self.rows_rejected:,} rejected, "
             f"{ignored}{self.rows_replaced:,} replaced by a later rating of the same pair, {self.rows_kept:,} kept"
             f"{values}{texts}"

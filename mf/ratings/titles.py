@@ -8,6 +8,7 @@ from mf.errors import DataError
 from mf.ratings.config import RECOGNISED, plain
 from mf.ratings.fetch import local_copy
 from mf.ratings.schema import MOVIE
+from mf.terminal import printable
 
 
 def titles_beside(ratings: str) -> dict[str, str]:
@@ -31,6 +32,6 @@ def titles_beside(ratings: str) -> dict[str, str]:
             names = {plain(name): name for name in reversed(rows.fieldnames or ())}
             key = next((names[name] for name in (*RECOGNISED[MOVIE], "id") if name in names), "")
             title = next((names[name] for name in ("title", "name") if name in names), "")
-            return {row[key]: row[title] for row in rows if row.get(key) and row.get(title)}
+            return {row[key]: printable(row[title]) for row in rows if row.get(key) and row.get(title)}
     except (OSError, csv.Error, DataError):
         return {}

@@ -17,6 +17,7 @@ from mf.supabase.client import connect
 from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.recommend import Recommendation, published_run, recommend_movies, similar_movies
+from mf.terminal import printable
 from pipelines.laptop.sources import LocalSource
 
 SHOWN = 5  # movies per list
@@ -83,12 +84,12 @@ def print_decision(decision: Mapping[str, Any], published: str | None) -> None:
 def print_recommendations(client: Client, schema: SchemaConfig, ratings: pa.Table, titles: Mapping[str, str]) -> None:
     """Prints the published run's recommendations for one user, and movies similar to one that the user likes."""
     user, liked = example_user(ratings)
-    print(f"\nrecommended to user {user}")
+    print(f"\nrecommended to user {printable(str(user))}")
     for best in recommend_unrated(client, schema, ratings, user):
-        print(f"  {best.predicted_rating:.2f}  {titles.get(str(best.movie_id), best.movie_id)}")
-    print(f"\nsimilar to {titles.get(str(liked), liked)}")
+        print(f"  {best.predicted_rating:.2f}  {_title(titles, best.movie_id)}")
+    print(f"\nsimilar to {_title(titles, liked)}")
     for near in similar_movies(client, liked, SHOWN):
-        print(f"  {near.similarity:.2f}  {titles.get(str(near.movie_id), near.movie_id)}")
+        print(f"  {near.similarity:.2f}  {_title(titles, near.movie_id)}")
 
 
 def example_user(ratings: pa.Table) -> tuple[Any, Any]:
@@ -116,6 +117,10 @@ def recommend_unrated(client: Client, schema: SchemaConfig, ratings: pa.Table, u
         return recommend_movies(client, user, SHOWN)
     rated = ratings.filter(pc.equal(ratings[USER], pa.scalar(user)))[MOVIE].to_pylist()
     return recommend_movies(client, user, SHOWN, without_ids=rated)
+
+
+def _title(titles: Mapping[str, str], movie: Any) -> str:
+    return printable(titles.get(str(movie), str(movie)))
 
 
 def _relative(path: Path) -> Path:

@@ -100,12 +100,18 @@ def _time_text(micros: int | None) -> str | None:
 
 
 def table_name(name: str) -> str:
-    """The name of ``--import_table`` without its schema.
+    """The name of ``--import_table`` without its schema; both may be quoted as in SQL, ``public."Ratings"``.
 
     Raises:
-        ConfigError: the schema is not public.
+        ConfigError: the schema is not public, or it is not a name.
     """
-    schema, _, table = name.partition(".") if "." in name else (SCHEMA, "", name)
+    word = r'(?:"((?:[^"]|"")+)"|([^".]+))'
+    match = re.fullmatch(rf"(?:{word}\.)?{word}", name)
+    if not match:
+        raise ConfigError(f'--import_table {name}: expected a name such as ratings, public.ratings or public."Ratings"')
+    quoted, plain, quoted_table, plain_table = match.groups()
+    schema = quoted or plain or SCHEMA
+    table = quoted_table.replace('""', '"') if quoted_table else plain_table
     if schema != SCHEMA:
         raise ConfigError(f"--import_table {name}: expected a table of the schema {SCHEMA}; make a view there")
     return table
