@@ -57,7 +57,10 @@ def reported() -> Iterator[None]:
         yield
     except BrokenPipeError:
         sys.exit(1)  # the reader of the output, such as head, has enough
-    except (MfError, OSError) as error:
+    except Exception as error:
+        # psycopg is not imported by every command.
+        if not isinstance(error, MfError | OSError) and not type(error).__module__.startswith("psycopg"):
+            raise
         print("error:", one_line(error), file=sys.stderr, flush=True)
         sys.exit(2)
 

@@ -106,8 +106,8 @@ class PublishedModel:
     content_hash: str  # distinguishes two contents under one run id
     noise_variance: float  # of a rating around its prediction, in squared stars
     trained_on: TrainedOn | None  # None: not recorded
-    ignore_ratings: tuple[float, ...] = ()  # ratings that mean "not rated"
     ranking: PublishedRanking | None = None  # None: lists are ordered by predicted rating
+    ignore_ratings: tuple[float, ...] = ()  # ratings that mean "not rated"
 
 
 @dataclass
@@ -188,8 +188,8 @@ class TrainedModel:
     metrics: dict[str, Any] = field(default_factory=dict)  # validation and test RMSE, the training curve
     git_sha: str = "unknown"
     trained_on: TrainedOn | None = None  # None: not recorded
-    ignore_ratings: Sequence[float] = ()  # ratings that mean "not rated"
     ranking: TrainedRanking | None = None  # None: lists are ordered by predicted rating
+    ignore_ratings: Sequence[float] = ()  # ratings that mean "not rated"
 
     def summary(self) -> str:
         """One line for a person: size, initial model, validation RMSE."""

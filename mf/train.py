@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from mf.biases import Ints
@@ -62,6 +63,9 @@ def train(
     """
     if not len(ratings):
         raise DataError("found no ratings to train on, expected at least one: lower --val_size, or add ratings")
+    values = pc.min_max(pa.chunked_array([*ratings[RATING].chunks, *validation[RATING].chunks])).as_py()
+    if values["min"] == values["max"] and len(ratings) > 1:
+        raise DataError(f"every rating is {values['min']:g}: nothing to learn; expected at least two values")
     with ThreadPoolExecutor(2) as pool:
         encoded = pool.map(Vocabulary.encode, (ratings[USER], ratings[MOVIE]))
     (users, train_users), (movies, train_movies) = encoded

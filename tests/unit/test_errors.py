@@ -1,7 +1,11 @@
 import errno
+import re
+import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
+import psycopg
 import pytest
 
 from mf.config import Config
@@ -63,3 +67,22 @@ def test_characters_that_act_on_a_terminal_are_escapes() -> None:
 def test_a_cell_of_rejects_is_no_formula(text: str) -> None:
     assert _cell(text) == f"'{text}"
     assert _cell(f"a{text}") == f"a{text}"
+
+
+def test_a_limit_of_a_files_size_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """As a full disk: every write beyond the limit fails."""
+    rows = "".join(f"{u},{m},{u % 5 + 1}\n" for u in range(300) for m in range(3))
+    (tmp_path / "r.csv").write_text(f"userId,movieId,rating\n{rows}")
+    for options in (["--checkpoint", "c.pt"], []):
+        command = f"ulimit -f 100; {sys.executable} -m mf --ratings_csv r.csv --factors 300 {' '.join(options)}"
+        ended = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+        assert ended.returncode == 2, ended.stderr
+        assert re.fullmatch(r"error: (output|c\.pt)[^\n]*: the [^\n]*\n", ended.stderr)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["r.csv"]
+
+
+@pytest.mark.parametrize("error", [psycopg.OperationalError("connection\nfailed"), psycopg.errors.DiskFull("full")])
+def test_an_error_of_the_database_is_one_line(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+    with pytest.raises(SystemExit), reported():
+        raise error
+    assert re.fullmatch(r"error: (connection failed|full)\n", capsys.readouterr().err)

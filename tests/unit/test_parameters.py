@@ -66,7 +66,11 @@ def test_nothing_given_is_nothing() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("epochs", "parameter 'epochs': expected name=value"),
+        (
+            "epochs",
+            "parameter 'epochs': expected name=value; put quotes around a value with a blank: "
+            "PARAMS='movie_column=\"Book Title\"'",
+        ),
         ("epoch=20", f"the pipeline has no parameter 'epoch'; it has {', '.join(sorted(DEFINITIONS))}"),
         ("epochs=1.5", "parameter epochs: expected a whole number, found '1.5'"),
         ("epochs=", "parameter epochs: expected a whole number, found ''"),

@@ -309,3 +309,9 @@ def test_the_commit_is_else_that_of_the_checkout_and_changed_files_show(
     assert git_sha() == commit
     (tmp_path / "file").write_text("new")
     assert git_sha() == f"{commit}-dirty"
+
+
+def test_ratings_of_one_value_are_refused() -> None:
+    constant = RATINGS.set_column(2, "rating", pa.array([4.0] * len(RATINGS), pa.float32()))
+    with pytest.raises(DataError, match=r"^every rating is 4: nothing to learn"):
+        train(constant, constant[:0], AdamConfig(), device=torch.device("cpu"))
