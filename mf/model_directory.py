@@ -28,10 +28,13 @@ from mf.model import MatrixFactorization
 from mf.ranking import RankingModel
 from mf.ratings.schema import MOVIE, USER, IdType, TrainedOn, id_type
 from mf.ratings.vocabulary import Vocabulary
+from mf.tensors import load_tensors
 
 FORMAT = 1
 WEIGHTS = "model.pt"
 CARD = "model.json"
+# A file of vectors is refused when it unpacks to more bytes than this and to so many times its size.
+MOST_UNPACKED, MOST_RATIO = 1 << 28, 100
 PARQUET = {USER: "user_embeddings.parquet", MOVIE: "movie_embeddings.parquet"}
 RANKING_PARQUET = {USER: "user_ranking.parquet", MOVIE: "movie_ranking.parquet"}
 # Fields of the ranking model that are numbers; the arrays are columns of movie_ranking.parquet.
@@ -261,14 +264,21 @@ class TrainedModel:
             card = json.loads((directory / CARD).read_text())
             if card["format"] != FORMAT:
                 raise ValueError(f"{CARD} has format {card['format']}, expected {FORMAT}")
+            header = _header(directory / CARD, card)
+            for file in PARQUET.values():
+                if _check_size(directory / file) != header.factors:
+                    raise ValueError(f"{file}: its vectors do not have {header.factors} values, as {CARD} says")
             users, movies = (
                 Vocabulary(pq.read_table(directory / file, columns=[key])[key].combine_chunks())
                 for key, file in PARQUET.items()
             )
             module = MatrixFactorization(
-                len(users), len(movies), card["factors"], rating_min=card["rating_min"], rating_max=card["rating_max"]
+                len(users), len(movies), header.factors, rating_min=header.rating_min, rating_max=header.rating_max
             )
-            module.load_state_dict(torch.load(directory / WEIGHTS, weights_only=True))
+            state = load_tensors(directory / WEIGHTS)
+            module.load_state_dict(state)
+            if wrong := [name for name, values in state.items() if not values.isfinite().all()]:
+                raise ValueError(f"{WEIGHTS}: {wrong[0]} holds a value that is not finite")
             record = {name: card[name] for name in ("run_id", "solver", "config", "rows", "metrics", "git_sha")}
             ranking = TrainedRanking.read(directory, card["ranking"]) if card.get("ranking") is not None else None
         except KeyError as error:
@@ -464,9 +474,24 @@ def _read_ranking(directory: Path, numbers: dict[str, Any]) -> PublishedRanking:
     )
 
 
+def _check_size(path: Path) -> float:
+    """Check, before it is read, that a file of vectors does not unpack to far more than its size; returns the values
+    per vector."""
+    about = pq.read_metadata(path)
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    columns = [group.column(j) for group in groups for j in range(group.num_columns)]
+    values = sum(column.num_values for column in columns)
+    size = max(4 * values, sum(group.total_byte_size for group in groups))
+    if size > MOST_UNPACKED and size > MOST_RATIO * path.stat().st_size:
+        raise DataError(f"{path}: {path.stat().st_size:,} bytes that unpack to {size:,}: this is no file of a model")
+    vectors = sum(column.num_values for column in columns if column.path_in_schema.startswith("embedding."))
+    return float(vectors / max(1, about.num_rows))
+
+
 def _read_columns(path: Path, *names: str) -> list[pa.Array]:
     """The named columns of a Parquet file."""
     try:
+        _check_size(path)
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
