@@ -12,6 +12,9 @@ CRON ?=
 RATINGS ?=
 IMPORT_TABLE ?=
 SETTINGS ?= pipelines/settings.toml
+# Where to compile for and run: vertex or kubeflow (default: as the settings say).
+TARGET ?=
+JOB ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -22,7 +25,7 @@ TORCH_VERSION := $(shell sed -n 's/.*"torch==\(.*\)".*/\1/p' pyproject.toml)
 INSTALLED := $(VENV)/installed-$(TORCH)
 
 # No recipe holds the text of these: it is in the environment as GIVEN_…, so it may have blanks, quotes and $ in it.
-TEXTS := RATINGS IMPORT_TABLE PARAMS SETTINGS CRON TZ NAME BASE_IMAGE TORCH TORCH_INDEX ONLY ROWS
+TEXTS := RATINGS IMPORT_TABLE PARAMS SETTINGS CRON TZ NAME BASE_IMAGE TORCH TORCH_INDEX ONLY ROWS TARGET JOB
 $(foreach text,$(TEXTS),$(eval export GIVEN_$(text) = $$(value $(text))))
 unexport $(filter-out TZ,$(TEXTS))
 flag = $(if $(value $(1)),$(2)="$$GIVEN_$(1)")
@@ -30,9 +33,9 @@ flag = $(if $(value $(1)),$(2)="$$GIVEN_$(1)")
 typed_flag = $(if $(filter command line,$(origin $(1))),$(flag))
 params = $(call flag,PARAMS,--params)
 source = $(call flag,RATINGS,--ratings) $(call flag,IMPORT_TABLE,--import_table)
-settings = --settings="$$GIVEN_SETTINGS"
+settings = --settings="$$GIVEN_SETTINGS" $(call typed_flag,TARGET,--target)
 
-.PHONY: help install run seed-table demo test images compile submit schedule unschedule doctor bench lint clean
+.PHONY: help install run seed-table demo test images compile submit watch schedule unschedule doctor bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -65,11 +68,14 @@ test: $(INSTALLED) ## run all tests
 images: $(INSTALLED) ## build and push the images of the steps: CPU_ONLY=1 trains without a GPU, BASE_IMAGE=…
 	@$(PY) -m pipelines images $(settings) $(if $(value CPU_ONLY),--cpu_only) $(call flag,BASE_IMAGE,--base_image) $(call flag,TORCH_INDEX,--torch_index)
 
-compile: $(INSTALLED) ## write build/mf-training.yaml for Vertex AI Pipelines
+compile: $(INSTALLED) ## write build/mf-training.yaml for Vertex AI Pipelines; TARGET=kubeflow: for Kubeflow Pipelines
 	@$(PY) -m pipelines compile $(settings)
 
 submit: compile ## run it on Vertex AI, as pipelines/settings.toml says; WAIT=1 follows the run to its end
 	@$(PY) -m pipelines submit $(settings) $(params) $(if $(value WAIT),--wait)
+
+watch: $(INSTALLED) ## follow a run to its end: JOB=… as make submit prints it
+	@$(PY) -m pipelines watch $(settings) --job="$$GIVEN_JOB"
 
 schedule: compile ## run it on Vertex AI on a schedule: CRON="0 3 * * *" TZ=Europe/Berlin (else UTC) NAME=nightly
 	@$(PY) -m pipelines schedule $(settings) --cron="$$GIVEN_CRON" $(call typed_flag,TZ,--tz) $(call typed_flag,NAME,--name) $(params)

@@ -20,6 +20,7 @@ def train(
     seed: int,
     relevance_threshold: str,
     train_accelerator_count: int,
+    init_from: str = "",
 ):
     """Trains the matrix factorization and the ranking model, on a GPU if there is one. A step that was stopped and is
     retried resumes from its checkpoint."""
@@ -29,7 +30,7 @@ def train(
 
     from mf.checkpoint import CheckpointFile, reporter
     from mf.errors import reported
-    from mf.parameters import ranking_config, solver_config
+    from mf.parameters import chosen_solver, ranking_config, solver_config
     from mf.ratings.schema import read_ratings
     from mf.train import pick_device
     from mf.train import train as train_model
@@ -38,10 +39,14 @@ def train(
     with reported():
         # First, because a training that was meant for a GPU would take hours on a CPU.
         device, where = pick_device(use_cuda=True, gpus=train_accelerator_count)
-        print(where, flush=True)
         config, lists = solver_config(parameters), ranking_config(parameters)
         ratings, provenance = read_ratings(Path(train_ratings.path))
         validation, _ = read_ratings(Path(validation_ratings.path))
+        chosen, why = chosen_solver(parameters)
+        parts = f"{len(ratings):,} training and {len(validation):,} validation ratings"
+        print(f"{where}: solver {chosen}, {factors} factors, {parts}", flush=True)
+        if why:
+            print(why, flush=True)
         # In the run's folder, which is the same for every attempt.
         checkpoint = CheckpointFile(Path(model.path).parents[1] / "train.checkpoint", share=0.1)
         earlier = EarlierModel.read(Path(initial_model.path)) if Path(initial_model.path).exists() else None
@@ -59,13 +64,13 @@ def train(
         )
         trained.save(Path(model.path))
         checkpoint.remove()
-    best = trained.metrics["validation_rmse"]
+    best = trained.metrics.get("validation_rmse")
     model.framework = "PyTorch"
     model.metadata.update(
         run_id=trained.run_id,
-        solver=trained.solver,
+        solver=trained.solver or "none",
         ranking=ranking,
-        factors=factors,
+        factors=trained.factors,
         rows=len(ratings),
         content_hash=provenance.content_hash,
         git_sha=trained.git_sha,

@@ -1,8 +1,10 @@
-"""Command line: ``python -m mf`` trains a model, ``schema`` prints the migration, ``runs`` manages published runs."""
+"""Command line: ``python -m mf`` trains a model, ``schema`` prints the migration, ``runs`` manages published
+runs, ``local`` runs an embedded Supabase."""
 
 import argparse
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,14 +18,18 @@ from sklearn.metrics import root_mean_squared_error
 from mf.checkpoint import CheckpointFile, reporter
 from mf.config import Config
 from mf.errors import ConfigError, DataError, reported
+from mf.evaluation.baselines import BesideBaselines
+from mf.evaluation.config import GateConfig
 from mf.flags import Parser, add_flags, add_shared_flags, given
 from mf.ingest import ingest
+from mf.model_directory import TrainedModel
+from mf.publish import NOTHING_HELD_OUT, publish, remove_report
 from mf.ranking import RankingConfig
 from mf.ranking import configure as configure_ranking
 from mf.ranking.config import DEFAULT_RANKING, RANKING_HELP, Ranking
-from mf.ratings.config import IngestConfig, SplitConfig
-from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
-from mf.ratings.split import split
+from mf.ratings.config import CLICKS_WITHOUT_RANKING, IngestConfig, SplitConfig
+from mf.ratings.schema import MOVIE, RATING, USER, has_ratings, read_ratings
+from mf.ratings.split import Parts, split
 from mf.solvers import SOLVER_HELP, SOLVERS, check_warm, configure
 from mf.solvers.adam import ORIGINAL
 from mf.supabase import runs
@@ -33,8 +39,10 @@ from mf.supabase.schema import migration
 from mf.train import DEFAULT_SOLVER, pick_device, train
 from mf.warm_start import INIT_FROM, EarlierModel
 
+REFUSED = 3  # exit status where the gate refuses to publish
 # Defaults of this command in place of a solver's own: it keeps the original trainer's.
-PRESETS = {"adam": ORIGINAL}
+ORIGINAL_SOLVER = "adam"
+PRESETS = {ORIGINAL_SOLVER: ORIGINAL}
 
 
 class TrainerConfig(Config):
@@ -73,7 +81,11 @@ class TrainerConfig(Config):
         "ratings",
         description="Supabase table of ratings, read if a project is configured and no --ratings_csv is given",
     )
-    publish: bool = Field(False, description="publish the embeddings to the Supabase project in SUPABASE_URL")
+    publish: bool = Field(
+        False,
+        description="publish the model to the Supabase project in SUPABASE_URL if it is good enough, judged on the "
+        "ratings of --test_csv or else on the validation part",
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -83,6 +95,10 @@ def main(argv: Sequence[str]) -> None:
             print_schema(argv[1:])
         elif list(argv[:1]) == ["runs"]:
             runs.main(argv[1:])
+        elif list(argv[:1]) == ["local"]:
+            from mf.local.__main__ import main as local  # of an extra that the images do not have
+
+            sys.exit(local(argv[1:], "python -m mf local"))
         else:
             train_once(argv)
 
@@ -104,8 +120,8 @@ def trainer_parser() -> Parser:
     parser.add_argument(
         "--solver",
         choices=SOLVERS,
-        default=DEFAULT_SOLVER,
-        help=f"algorithm; {SOLVER_HELP} (default: {DEFAULT_SOLVER})",
+        default=ORIGINAL_SOLVER,
+        help=f"algorithm; {SOLVER_HELP} (default: {ORIGINAL_SOLVER})",
     )
     add_flags(parser, TrainerConfig, "ratings, model, Supabase")
     configs = {name: solver.config for name, solver in SOLVERS.items()}
@@ -114,6 +130,7 @@ def trainer_parser() -> Parser:
     )
     add_flags(parser, IngestConfig, "columns of the ratings file or table", leave_out=TrainerConfig.model_fields)
     add_flags(parser, ExportConfig, "publishing", leave_out=["rows_per_request", "clients"])
+    add_flags(parser, GateConfig, "limits that a published model must keep")
     return parser
 
 
@@ -130,19 +147,27 @@ def train_once(argv: Sequence[str]) -> None:
     checkpoint = _checkpoint(trainer.checkpoint) if trainer.checkpoint else None
     source = _source(namespace, trainer)
     views = ExportConfig.of(**given(namespace, ExportConfig))
+    gate = GateConfig.of(**given(namespace, GateConfig))
     if trainer.init_from:
         check_warm(namespace.solver)
-    publish = trainer.publish or "supabase_url" in given(namespace, TrainerConfig)
-    target = find_target(trainer.supabase_url, trainer.supabase_key) if publish else None
+    publishing = trainer.publish or "supabase_url" in given(namespace, TrainerConfig)
+    target = find_target(trainer.supabase_url, trainer.supabase_key) if publishing else None
 
-    earlier = EarlierModel.find(trainer.init_from, lambda: find_target(trainer.supabase_url, trainer.supabase_key))
+    if not source.may_have_ratings and ranking is None:
+        raise ConfigError(CLICKS_WITHOUT_RANKING)
+    init_from = trainer.init_from if source.may_have_ratings else ""
+    earlier = EarlierModel.find(init_from, lambda: find_target(trainer.supabase_url, trainer.supabase_key))
 
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         work = Path(scratch)
         provenance = ingest(
-            source, work / "ratings.parquet", work / "rejects.csv", url=trainer.supabase_url, key=trainer.supabase_key
-        )
+            source, work / "ratings.parquet", work / "rejects.csv",
+            url=trainer.supabase_url, key=trainer.supabase_key, for_training=True,
+        )  # fmt: skip
         print(provenance.summary())
+        if not provenance.has_ratings:
+            checkpoint = None
+            print(_unused_without_ratings(namespace, trainer))
         parts = split(read_ratings(work / "ratings.parquet")[0], division)
         if target:
             # Before the training: a wrong key or an incompatible migration must not show up an hour later.
@@ -151,28 +176,86 @@ def train_once(argv: Sequence[str]) -> None:
         device, device_line = pick_device(trainer.use_cuda)
         print(device_line)
         report = reporter(checkpoint)
+        part, held_out = ("validation", parts.validation) if test is None else ("test", test)
+        judge_by_validation = target is not None and test is None
+        if target and not len(held_out) and not gate.force_publish:
+            print(f"{NOTHING_HELD_OUT}: the model will be written to {trainer.output_dir}/ and not published")
         model = train(
             parts.train, parts.validation, solver,
             device=device, callbacks=[report], checkpoint=checkpoint, earlier=earlier, provenance=provenance,
-            ranking=ranking, progress=lambda done: print(done.line(), flush=True),
+            ranking=ranking, lists_from_validation=not judge_by_validation,
+            progress=lambda done: print(done.line(), flush=True),
         )  # fmt: skip
-        if test is not None:
-            predicted = model.predict(test[USER], test[MOVIE])
-            # float64: scikit-learn would sum millions of squares in float32.
-            actual = test[RATING].to_numpy().astype(np.float64)
-            model.metrics["test_rmse"] = float(root_mean_squared_error(actual, predicted.astype(np.float64)))
+        test_line = _score(model, parts, test) if test is not None else ""
         model.save(trainer.output_dir, also=sorted(work.glob("*rejects.csv")))
         if test is None:
             (trainer.output_dir / "test_rejects.csv").unlink(missing_ok=True)
         if checkpoint:
             checkpoint.remove()
+    if len(held_out) and model.module:
+        beside = BesideBaselines.of(model, parts.train, held_out)
+        print(beside.line(part))
+        if not beside.better:
+            print(f"not better than the baselines{_advice(namespace)}")
     if model.ranking:
         print(f"lists     {model.ranking.summary()}")
     print(f"{model.summary()}, in {trainer.output_dir}/")
-    if test is not None:
-        print(f"test RMSE {model.metrics['test_rmse']:.4f}")
+    if test_line:
+        print(test_line)
     if target:
-        print(target.export(trainer.output_dir, views).summary())
+        outcome = publish(
+            model, target, parts.train, held_out, None if judge_by_validation else parts.validation,
+            directory=trainer.output_dir, views=views, gate=gate, provenance=provenance,
+        )  # fmt: skip
+        if outcome.export is None:
+            print(outcome.decision, file=sys.stderr)
+            sys.exit(REFUSED)
+        print(outcome.decision)
+        print(outcome.export.summary())
+    else:
+        remove_report(trainer.output_dir)
+
+
+def _advice(namespace: argparse.Namespace) -> str:
+    """The command that trains a good model, with the flags of this one that still apply."""
+    if namespace.solver == DEFAULT_SOLVER:
+        return ": the ratings may be too few to learn more from"
+    # Not the options of another solver, nor a secret.
+    options = given(namespace, TrainerConfig, IngestConfig, ExportConfig, GateConfig)
+    options |= {name: vars(namespace)[name] for name in ("factors", "seed") if name in namespace}
+    words = ["python", "-m", "mf", "--solver", DEFAULT_SOLVER]
+    for name, value in options.items():
+        if name not in ("supabase_key", "init_from", "checkpoint") and value is not False:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return f"; for a good model: {shlex.join(words)}"
+
+
+def _score(model: TrainedModel, parts: Parts, test: pa.Table) -> str:
+    """Scores ``test``, adds the figure to the model's metrics and returns the line to print: the RMSE or, of a model of
+    clicks, the NDCG."""
+    if model.module is None:
+        from mf.evaluation.evaluate import evaluate  # takes a second to import
+
+        ranking = evaluate(parts.train, test, model, validation=parts.validation).ranking
+        model.metrics["test_ndcg"] = ranking.model["ndcg"] if ranking.model else None
+        return f"test {ranking.line().removeprefix('lists  ')}"
+    predicted = model.predict(test[USER], test[MOVIE])
+    # float64: scikit-learn would sum millions of squares in float32.
+    actual = test[RATING].to_numpy().astype(np.float64)
+    model.metrics["test_rmse"] = float(root_mean_squared_error(actual, predicted.astype(np.float64)))
+    return f"test RMSE {model.metrics['test_rmse']:.4f}"
+
+
+def _unused_without_ratings(namespace: argparse.Namespace, trainer: TrainerConfig) -> str:
+    """The line that says what a run without ratings leaves out, and which of the given flags it does not use."""
+    flags = given(namespace, *(solver.config for solver in SOLVERS.values()))
+    unused = [f"--{name}" for name in flags if name != "seed"]
+    unused += ["--solver"] if namespace.solver != DEFAULT_SOLVER else []
+    unused += [f"--{name}" for name in ("init_from", "checkpoint") if getattr(trainer, name)]
+    options = json.loads(trainer.ranking_options or "{}")
+    unused += [name for name in ("rho", "taste", "relevance_threshold") if name in options]
+    line = "no ratings, so no star model, no epochs and no RMSE: the ranking model is trained"
+    return f"{line}; not used: {', '.join(unused)}" if unused else line
 
 
 def _test_part(file: str, source: IngestConfig, work: Path, train_part: pa.Table) -> pa.Table:
@@ -183,6 +266,8 @@ def _test_part(file: str, source: IngestConfig, work: Path, train_part: pa.Table
     text_ids = [name for name in (USER, MOVIE) if not pa.types.is_integer(train_part.schema.field(name).type)]
     print(ingest(config, work / "test.parquet", work / "test_rejects.csv", text_ids=text_ids).summary())
     test, _ = read_ratings(work / "test.parquet")
+    if has_ratings(train_part) and not has_ratings(test):
+        raise DataError(f"{file}: found no ratings, expected some as in the training ratings")
     for position, name in enumerate((USER, MOVIE)):
         found, expected = test.schema.field(name).type, train_part.schema.field(name).type
         if pa.types.is_integer(found) and not pa.types.is_integer(expected):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mf.config import Config
 from mf.errors import ConfigError
 from mf.evaluation.config import EvaluateConfig, GateConfig
-from mf.ratings.config import IngestConfig, SplitConfig
+from mf.ratings.config import CLICKS_WITHOUT_RANKING, NONE, IngestConfig, SplitConfig
 from mf.supabase.config import ExportConfig
 from mf.supabase.credentials import address_problem, project_url
 
@@ -26,6 +26,17 @@ ALWAYS_SET = ("factors", "seed")
 SOLVERS_OWN = -1  # the value of the three below that leaves the option to the solver; none of them can be -1
 OR_SOLVERS_OWN = ("epochs", "batch_size", "lr")
 SOLVER_PARAMETERS = (*ALWAYS_SET, *OR_SOLVERS_OWN)
+BEST_SOLVER = ""  # the value of solver that leaves the choice to ``chosen_solver``
+# What the log says of a run without ratings. A step cannot know which parameters were set.
+UNUSED_WITHOUT_RATINGS = (
+    "without ratings there is no star model: solver, solver_options, factors, epochs, batch_size, lr, init_from, "
+    "relevance_threshold, max_regression and max_rmse are not used, nor rho, taste and relevance_threshold of "
+    "ranking_options; every test row is relevant"
+)
+WITHOUT_GPU = (
+    "and the pipeline was compiled without a GPU: set train_accelerator_count under [parameters] in "
+    "pipelines/settings.toml and compile again, for a pipeline that trains on GPUs"
+)
 
 
 def check(parameters: Parameters, *more: Callable[[Parameters], object]) -> None:
@@ -48,6 +59,7 @@ def check(parameters: Parameters, *more: Callable[[Parameters], object]) -> None
         export_config,
         _check_supabase_url,
         _check_init_from,
+        _check_clicks,
         *more,
     )
     faults: list[str] = []
@@ -78,8 +90,28 @@ def split_config(parameters: Parameters) -> SplitConfig:
     return config
 
 
+def chosen_solver(parameters: Parameters) -> tuple[str, str]:
+    """The solver, and a line for the log if it is neither given nor the best one.
+
+    Without ``solver`` it is the best one, but adam where ``lr``, ``batch_size``, ``init_from`` or an option is set that
+    the best one does not have.
+    """
+    from mf.solvers import SOLVERS
+    from mf.train import DEFAULT_SOLVER
+
+    if given := parameters["solver"]:
+        return str(given), ""
+    unset = {"lr": SOLVERS_OWN, "batch_size": SOLVERS_OWN, "init_from": ""}
+    names = [name for name, value in unset.items() if parameters.get(name, value) != value]
+    best, adam = (SOLVERS[solver].config.model_fields.keys() for solver in (DEFAULT_SOLVER, "adam"))
+    names += [f"solver_options.{name}" for name in parameters["solver_options"] if name in adam - best]
+    if names:
+        return "adam", f"solver adam, since {' and '.join(names)} {'is' if len(names) == 1 else 'are'} set"
+    return DEFAULT_SOLVER, ""
+
+
 def solver_config(parameters: Parameters) -> Config:
-    """The options of ``solver``: its own defaults, the parameters that are set, and ``solver_options``.
+    """The options of the solver: its own defaults, the parameters that are set, and ``solver_options``.
 
     Raises:
         ConfigError: an option is not one of the solver's, is not valid or is given both ways.
@@ -92,7 +124,7 @@ def solver_config(parameters: Parameters) -> Config:
     if twice := [name for name in own if name in options]:
         raise ConfigError(*(f"solver_options.{name}: {name} is set to {own[name]:g} as a parameter" for name in twice))
     try:
-        return configure(parameters["solver"], {**own, **options})
+        return configure(chosen_solver(parameters)[0], {**own, **options})
     except ConfigError as error:
         of_options = tuple(f"{name}:" for name in options)
         faults = (f"solver_options.{fault}" if fault.startswith(of_options) else fault for fault in error.faults)
@@ -132,12 +164,22 @@ def check_gpus(parameters: Parameters, gpus: Mapping[str, Collection[int]]) -> N
 
     Args:
         parameters: ``train_accelerator_type`` and ``train_accelerator_count`` are among them.
-        gpus: every type of GPU that there is, with the counts in which a machine has it.
+        gpus: every type of GPU that there is, with the counts in which a machine has it; empty: the pipeline was
+            compiled without a GPU.
 
     Raises:
         ConfigError: naming the types or the counts that there are.
     """
     kind, count = parameters["train_accelerator_type"], parameters["train_accelerator_count"]
+    if not gpus:
+        if count:
+            raise ConfigError(f"train_accelerator_count: found {count:g}, {WITHOUT_GPU}")
+        return
+    if not count:
+        raise ConfigError(
+            "train_accelerator_count: found 0 in a run of a pipeline that was compiled with a GPU: set it to 0 under "
+            "[parameters] in pipelines/settings.toml and compile again, for a pipeline that trains on CPUs"
+        )
     if kind not in gpus:
         raise ConfigError(f"train_accelerator_type: found {kind!r}, expected one of {', '.join(gpus)}")
     if count not in gpus[kind]:
@@ -151,11 +193,27 @@ def _check_supabase_url(parameters: Parameters) -> None:
         raise ConfigError(f"supabase_url: the address {problem}")
 
 
+def check_lists(parameters: Parameters) -> None:
+    """Checks that a run without ratings has a ranking model.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if parameters["ranking"] == "none":
+        raise ConfigError(CLICKS_WITHOUT_RANKING)
+
+
+def _check_clicks(parameters: Parameters) -> None:
+    if parameters["rating_column"] == NONE:
+        check_lists(parameters)
+
+
 def _check_init_from(parameters: Parameters) -> None:
     from mf.solvers import SOLVERS, check_warm
 
-    if parameters["init_from"] and parameters["solver"] in SOLVERS:
-        check_warm(parameters["solver"])
+    solver, _ = chosen_solver(parameters)
+    if parameters["init_from"] and solver in SOLVERS:
+        check_warm(solver)
 
 
 def _fields(config: type[Config], parameters: Parameters) -> dict[str, Any]:

@@ -1,18 +1,22 @@
 """The pipeline's command line, one function per command. The Makefile calls it."""
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mf.errors import ConfigError, reported
+from mf.config import did_you_mean
+from mf.errors import ConfigError, MfError, reported
 from mf.flags import Parser
 from pipelines import describe
-from pipelines.compiled import DEFAULT_COMPILED, compile_pipeline, definitions
+from pipelines.compiled import compile_pipeline, default_file, definitions
 from pipelines.parameters import parse
 from pipelines.settings import DEFAULT_FILE, PREFIX, Settings, overrides, words
+from pipelines.status import NOT_FOLLOWED, NOT_STARTED
 from pipelines.training import NAME
 
 HOME = Path(__file__).parents[1] / ".mf"
@@ -20,26 +24,47 @@ LOCAL = ("ratings_csv", "import_table", "supabase_url")  # parameters that a run
 
 
 def compile_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Writes the pipeline for Vertex AI: one YAML document."""
+    """Writes the pipeline: one YAML document for Vertex AI, two for Kubeflow."""
     _settings_flag(parser)
     _file_flag(parser)
     options = parser.parse_args(argv)
-    compile_pipeline(_settings(options), options.file)
-    print(f"wrote {options.file}")
+    settings = _settings(options)
+    file = _file(options, settings)
+    compile_pipeline(settings, file)
+    print(f"wrote {file}")
+    if not settings.is_begun:
+        print(
+            f"{options.settings} names no registry of images yet, so this file can be read and not run: docs/vertex.md",
+            file=sys.stderr,
+        )
 
 
 def submit_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Runs the compiled pipeline on Vertex AI."""
+    """Runs the compiled pipeline on Vertex AI or Kubeflow; exit status 4: the run was not started."""
     _settings_flag(parser)
     _file_flag(parser)
     _parameter_flag(parser)
-    parser.add_argument("--wait", action="store_true", help="follow the run to its end; exit with 1 when it fails")
+    parser.add_argument("--wait", action="store_true", help="follow the run to its end, as the command watch does")
     options = parser.parse_args(argv)
-    from pipelines.vertex.submit import follow, submit
+    settings = _settings(options)
+    place = _place(settings)
+    with _ending_with(NOT_STARTED):
+        run = place.submit(settings, _file(options, settings), options.param)
+    if options.wait and (status := place.follow(run)):
+        sys.exit(status)
 
-    job = submit(_settings(options), options.file, options.param)
-    if options.wait and not follow(job):
-        sys.exit(1)
+
+def watch_command(parser: Parser, argv: Sequence[str]) -> None:
+    """Follows a run to its end; exit status 5: stopped following before its end, 6: the run failed."""
+    _settings_flag(parser)
+    parser.add_argument("--job", required=True, help="id or resource name of the run, as the command submit prints it")
+    options = parser.parse_args(argv)
+    settings = _settings(options)
+    place = _place(settings)
+    with _ending_with(NOT_FOLLOWED):
+        run = place.find(settings, options.job)
+    if status := place.follow(run):
+        sys.exit(status)
 
 
 def schedule_command(parser: Parser, argv: Sequence[str]) -> None:
@@ -51,39 +76,35 @@ def schedule_command(parser: Parser, argv: Sequence[str]) -> None:
     parser.add_argument("--cron", required=True, help='five fields of cron; "0 3 * * *" is every day at 03:00')
     parser.add_argument("--tz", default="UTC", help="time zone of --cron, for example Europe/Berlin (default: UTC)")
     options = parser.parse_args(argv)
-    from pipelines.vertex.schedules import schedule
-
-    schedule(_settings(options), options.file, options.param, options.cron, options.tz, options.name)
+    settings = _settings(options)
+    schedules = _schedules(settings)
+    schedules.schedule(settings, _file(options, settings), options.param, options.cron, options.tz, options.name)
 
 
 def schedules_command(parser: Parser, argv: Sequence[str]) -> None:
     """Lists the schedules of the project and region."""
     _settings_flag(parser)
     options = parser.parse_args(argv)
-    from pipelines.vertex.schedules import schedules
-
-    schedules(_settings(options))
+    settings = _settings(options)
+    _schedules(settings).schedules(settings)
 
 
 def pause_command(parser: Parser, argv: Sequence[str]) -> None:
     """Pauses a schedule until it is resumed."""
-    from pipelines.vertex.schedules import pause
-
-    pause(*_schedule_named(parser, argv))
+    settings, name = _schedule_named(parser, argv)
+    _schedules(settings).pause(settings, name)
 
 
 def resume_command(parser: Parser, argv: Sequence[str]) -> None:
     """Resumes a paused schedule."""
-    from pipelines.vertex.schedules import resume
-
-    resume(*_schedule_named(parser, argv))
+    settings, name = _schedule_named(parser, argv)
+    _schedules(settings).resume(settings, name)
 
 
 def unschedule_command(parser: Parser, argv: Sequence[str]) -> None:
     """Deletes a schedule."""
-    from pipelines.vertex.schedules import unschedule
-
-    unschedule(*_schedule_named(parser, argv))
+    settings, name = _schedule_named(parser, argv)
+    _schedules(settings).unschedule(settings, name)
 
 
 def doctor_command(parser: Parser, argv: Sequence[str]) -> None:
@@ -164,6 +185,7 @@ COMMANDS = {
     "images": images_command,
     "compile": compile_command,
     "submit": submit_command,
+    "watch": watch_command,
     "schedule": schedule_command,
     "schedules": schedules_command,
     "pause": pause_command,
@@ -180,18 +202,53 @@ COMMANDS = {
 def main(argv: Sequence[str]) -> None:
     """Runs the command that ``argv`` names; a user's mistake is one line on stderr and exit status 2."""
     with reported():
+        if argv and argv[0] in ("-h", "--help"):
+            print("usage: python -m pipelines COMMAND [flags]\n")
+            for name, described in COMMANDS.items():
+                print(f"  {name:<10}  {described.__doc__}")
+            print("\npython -m pipelines COMMAND --help shows a command's flags.")
+            return
         if not argv or argv[0] not in COMMANDS:
-            raise ConfigError(f"expected one of the commands {', '.join(COMMANDS)}")
+            hint = did_you_mean(argv[0], COMMANDS) if argv else ""
+            raise ConfigError(f"expected one of the commands {', '.join(COMMANDS)}{hint}")
         command = COMMANDS[argv[0]]
         command(Parser(f"python -m pipelines {argv[0]}", command.__doc__), argv[1:])
 
 
+@contextmanager
+def _ending_with(status: int) -> Iterator[None]:
+    """Exits with ``status`` for an error of the block that is not a user's mistake."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except MfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(status)
+
+
 def _settings_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", type=Path, default=DEFAULT_FILE, help="settings file")
+    parser.add_argument("--target", default="", help="vertex or kubeflow (default: the setting target)")
 
 
 def _file_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--file", type=Path, default=DEFAULT_COMPILED, help="compiled pipeline")
+    parser.add_argument("--file", type=Path, help="compiled pipeline (default: build/mf-training….yaml)")
+
+
+def _file(options: argparse.Namespace, settings: Settings) -> Path:
+    file: Path = options.file or default_file(settings.target)
+    return file
+
+
+def _place(settings: Settings) -> Any:
+    """The module with ``submit``, ``follow`` and ``find`` for the target of the settings."""
+    return importlib.import_module(f"pipelines.{settings.target}.submit")
+
+
+def _schedules(settings: Settings) -> Any:
+    """The module with the commands on schedules for the target of the settings."""
+    return importlib.import_module(f"pipelines.{settings.target}.schedules")
 
 
 def _name_flag(parser: argparse.ArgumentParser) -> None:
@@ -199,7 +256,8 @@ def _name_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    settings = Settings.load(options.settings)
+    target = {f"{PREFIX}TARGET": options.target} if options.target else {}
+    settings = Settings.load(options.settings, {**os.environ, **target})
     # A misspelled variable changes nothing, and is missing from this line.
     if names := [f"{PREFIX}{name.upper()}" for name in overrides(os.environ)]:
         print(f"overriding {options.settings}: {', '.join(names)}")

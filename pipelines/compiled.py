@@ -1,4 +1,4 @@
-"""Compiling the pipeline to the YAML document that Vertex AI runs."""
+"""Compiling the pipeline to the YAML that Vertex AI or Kubeflow Pipelines runs."""
 
 import inspect
 import tempfile
@@ -12,28 +12,38 @@ from kfp import compiler
 
 from mf.errors import ConfigError
 from mf.files import written_aside
+from pipelines.kubeflow import gpus as kubeflow_gpus
 from pipelines.parameters import Definitions, parse
 from pipelines.settings import Settings
 from pipelines.training import NAME, build, machines_of
 from pipelines.vertex import machines
 
-DEFAULT_COMPILED = Path(__file__).parents[1] / "build" / f"{NAME}.yaml"
+BUILD = Path(__file__).parents[1] / "build"
+
+
+def default_file(target: str) -> Path:
+    """Where `make compile` writes the pipeline for a target, vertex or kubeflow."""
+    return BUILD / (f"{NAME}.yaml" if target == "vertex" else f"{NAME}-{target}.yaml")
 
 
 def compile_pipeline(settings: Settings, file: Path) -> None:
     """Writes the pipeline to ``file``, atomically; the same code and settings give the same bytes.
 
+    Settings that name nothing of the user's own compile too, with images that no registry has.
+
     Raises:
-        ConfigError: the settings have a default or a machine that is not valid.
+        ConfigError: the settings have a default, a machine or an image that is not valid.
     """
+    if settings.is_begun:
+        settings.check_images()
     text = compiled(settings)
     with written_aside(file) as aside:
         aside.write_text(text)
 
 
 def compiled(settings: Settings) -> str:
-    """The YAML document that ``compile_pipeline`` writes."""
-    known = definitions()
+    """The YAML that ``compile_pipeline`` writes: one document for Vertex AI, two for Kubeflow."""
+    known = definitions(settings.target)
     try:
         defaults = parse(settings.defaults(), known, machine_check(settings))
     except ConfigError as error:
@@ -45,13 +55,17 @@ def compiled(settings: Settings) -> str:
 
 
 def machine_check(settings: Settings) -> Callable[[Mapping[str, Any]], None]:
-    """A check of a run's parameters against the machines and GPUs of Vertex AI, for ``parse``."""
-    return lambda parameters: machines.check(machines_of(settings), parameters, settings.region)
+    """A check of a run's parameters against the machines and GPUs of the target, for ``parse``."""
+    if settings.target == "kubeflow":
+        return lambda parameters: kubeflow_gpus.check(parameters, has_gpu=settings.has_gpu)
+    return lambda parameters: machines.check(
+        machines_of(settings), parameters, settings.region, has_gpu=settings.has_gpu, cuda=settings.cuda
+    )
 
 
-def definitions() -> Definitions:
+def definitions(target: str = "vertex") -> Definitions:
     """The parameters of the pipeline in this code, in the order of its signature."""
-    pipeline = build(Settings())
+    pipeline = build(Settings.of(target=target))
     found = json_format.MessageToDict(pipeline.pipeline_spec.root.input_definitions)["parameters"]
     return {name: found[name] for name in inspect.signature(pipeline.pipeline_func).parameters}
 
@@ -62,7 +76,7 @@ def definitions_in(file: Path) -> Definitions:
     Raises:
         ConfigError: the file is missing or is not a compiled pipeline.
     """
-    found: Definitions = _read(file)["root"]["inputDefinitions"]["parameters"]
+    found: Definitions = _read(file)[0]["root"]["inputDefinitions"]["parameters"]
     return found
 
 
@@ -70,18 +84,30 @@ def check_current(settings: Settings, file: Path) -> None:
     """Refuses a compiled pipeline that is out of date with this code and ``settings``.
 
     Raises:
-        ConfigError: naming the first difference; or the file is missing.
+        ConfigError: naming the first difference; or the file is missing, or compiled for another target.
     """
     now = compiled(settings)
-    if not file.exists() or file.read_bytes() != now.encode():
-        where = _difference(_read(file), _parse(now))
-        raise ConfigError(f"{file} is not what this code and these settings compile to{where}: run `make compile`")
+    if file.exists() and file.read_bytes() == now.encode():
+        return
+    found = _read(file)
+    target = "vertex" if len(found) == 1 else "kubeflow"
+    if target != settings.target:
+        raise ConfigError(
+            f"{file} is compiled for {target}, and the settings have the target {settings.target}: run "
+            f"`make compile TARGET={settings.target}`"
+        )
+    expected = _parse(now)
+    where = next((_difference(old, new) for old, new in zip(found, expected, strict=True) if old != new), "")
+    raise ConfigError(f"{file} is not what this code and these settings compile to{where}: run `make compile`")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> list[dict[str, Any]]:
+    """The documents of a compiled pipeline: the pipeline, and for Kubeflow the settings of its pods."""
     try:
-        found: dict[str, Any] = _parse(file.read_text())
-        found["root"]["inputDefinitions"]["parameters"].items()
+        found = _parse(file.read_text())
+        found[0]["root"]["inputDefinitions"]["parameters"].items()
+        if [*map(set, found[1:])] not in ([], [{"platforms"}]):
+            raise ValueError
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file, expected a compiled pipeline: run `make compile`") from None
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError):
@@ -89,9 +115,9 @@ def _read(file: Path) -> dict[str, Any]:
     return found
 
 
-def _parse(text: str) -> Any:
-    """``yaml.safe_load`` by libyaml, in a tenth of the time."""
-    return yaml.load(text, Loader=yaml.CSafeLoader)
+def _parse(text: str) -> list[dict[str, Any]]:
+    """``yaml.safe_load_all`` by libyaml, in a tenth of the time."""
+    return [*yaml.load_all(text, Loader=yaml.CSafeLoader)]
 
 
 def _difference(found: Any, now: Any, path: tuple[str, ...] = ()) -> str:

@@ -17,7 +17,9 @@ from mf.ranking.config import RANKING_HELP
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.solvers import SOLVER_HELP, SOLVERS
 from mf.supabase.config import ExportConfig
+from mf.train import DEFAULT_SOLVER
 from mf.warm_start import INIT_FROM
+from pipelines.vertex.machines import gpus_in
 
 DOCUMENT = "docs/parameters.md"
 SOLVER_FIELDS = shared_fields({name: solver.config for name, solver in SOLVERS.items()})
@@ -30,14 +32,15 @@ OWN = {
     "import_table": "Supabase table of ratings, read if ratings_csv is empty",
     "supabase_url": "Supabase project to import from and publish to, https://PROJECT.supabase.co",
     "test_size": "share of the ratings, above 0 and below 1, held out to be scored once; leave_last: one per user",
-    "solver": f"algorithm; {SOLVER_HELP}",
+    "solver": f"algorithm; {SOLVER_HELP}; empty: {DEFAULT_SOLVER}, or adam if lr, batch_size, "
+    "init_from or an option is set that only adam has",
     "ranking": f"model that orders lists; {RANKING_HELP}",
     "init_from": INIT_FROM,
     "seed": "seed of the split and of the random numbers of solver and ranking model, a whole number from 0",
     "relevance_threshold": "rating from which a movie counts as liked, by the ranking model and in the test part; "
     "empty: three quarters up the range of the training ratings, such as 4 of 1 to 5",
-    "train_accelerator_type": "GPU of the train step, such as NVIDIA_TESLA_T4, NVIDIA_L4 or NVIDIA_TESLA_A100",
-    "train_accelerator_count": "number of GPUs of the train step; training uses one of them",
+    "train_accelerator_type": f"GPU of the train step: {', '.join(gpus_in(''))}; on Kubeflow nvidia.com/gpu",
+    "train_accelerator_count": "number of GPUs of the train step, from 1; training uses one of them",
 }
 
 

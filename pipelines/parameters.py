@@ -1,5 +1,6 @@
 """Parameters as they are typed, ``epochs=20``, validated against the pipeline before anything starts."""
 
+import functools
 import inspect
 import json
 import math
@@ -88,6 +89,23 @@ def with_defaults(values: Mapping[str, Any]) -> Callable[[Callable[..., Any]], C
         defaults = {name: parameter.default for name, parameter in inspect.signature(pipeline).parameters.items()}
         pipeline.__defaults__ = tuple({**defaults, **values}.values())
         return pipeline
+
+    return changed
+
+
+def without(values: Mapping[str, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Fixes parameters of a pipeline function to ``values``, so that the pipeline has no such parameters."""
+
+    def changed(pipeline: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(pipeline)
+        left = [one for name, one in signature.parameters.items() if name not in values]
+
+        @functools.wraps(pipeline)
+        def shorter(*given: Any) -> Any:
+            return pipeline(**values, **{one.name: value for one, value in zip(left, given, strict=True)})
+
+        shorter.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
+        return shorter
 
     return changed
 

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mf.config import Config
@@ -20,16 +21,71 @@ from pipelines import leaks
 from pipelines.vertex import machines
 from pipelines.vertex.machines import all_regions, is_region
 
-DIGEST = r"^([^\s@]+@sha256:[0-9a-f]{64})?$"
 DEFAULT_FILE = Path(__file__).with_name("settings.toml")
 # MF_REGION in the environment overrides the setting region.
 PREFIX = "MF_"
 RUN_LABELS = ("git_sha", "version", "content")  # set by every run, so the settings may not
+# Settings without a meaning on open-source Kubeflow Pipelines, and those without one on Vertex AI.
+VERTEX_ONLY = (
+    "project", "region", "network", "supabase_key_secret", "supabase_db_url_secret", "spot", "notify_log",
+    "model_registry", "notify_emails", "build_region", "labels",
+)  # fmt: skip
+KUBEFLOW_ONLY = ("kubeflow_host", "kubeflow_namespace", "kubernetes_secret")
+K8S_NAME, EMAIL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", r"[^\s@]+@[^\s@]+"
+# In place of the registry path of the images where none is set: a name that no registry can have.
+NO_REPOSITORY = "image-repository-is-not-set.invalid"
 
-Email = Annotated[str, StringConstraints(pattern=r"^[^\s@,]+@[^\s@,]+$")]
-LabelName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+
+def _form(pattern: str, expected: str, *hints: tuple[str, str]) -> AfterValidator:
+    """A validator of texts: empty, or ``pattern`` as a whole.
+
+    Its error says ``expected`` in words, and not what was found, which may be a secret in the wrong place.
+
+    Args:
+        pattern: regular expression.
+        expected: in words.
+        hints: pattern that begins a text that is not valid, and what to say about it.
+    """
+
+    def check(text: str) -> str:
+        if not text or re.fullmatch(pattern, text):
+            return text
+        said = "; ".join(hint for start, hint in hints if re.match(start, text))
+        # The type under which mf.config does not show a value.
+        message = expected + (f"; {said}" if said else "")
+        raise PydanticCustomError("string_pattern_mismatch", "expected {message}", {"message": message})
+
+    return AfterValidator(check)
+
+
+Email = Annotated[str, Field(min_length=1), _form(r"[^\s@,]+@[^\s@,]+", "an e-mail address such as me@example.com")]
+LabelName = Annotated[
+    str,
+    Field(min_length=1),
+    _form(r"[a-z][a-z0-9_-]{0,62}", "a lower-case letter, then at most 62 of a-z, 0-9, _ and -"),
+]
 Value = bool | int | float | str
-LabelValue = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{0,63}$")]
+LabelValue = Annotated[str, _form(r"[a-z0-9_-]{0,63}", "at most 63 of a-z, 0-9, _ and -")]
+Digest = Annotated[str, _form(r"[^\s@]+@sha256:[0-9a-f]{64}", "an image by digest, REGISTRY/NAME@sha256:…")]
+Root = Annotated[
+    str,
+    _form(
+        r"(?a)(gs|s3|minio)://[a-z0-9][a-z0-9._-]+(/[\w.~+=,@:-]+)*/?",
+        "gs://bucket/folder, of letters, digits and . _ ~ + = , @ : - between single slashes",
+        (r"gs:/(?!/)", "gs: is followed by two slashes"),
+        (
+            r"https?://storage\.(cloud\.google|googleapis)\.com/",
+            "this is a link for browsers: write gs:// and what follows the host",
+        ),
+        (
+            r"https?://console\.cloud\.google\.com/storage/browser/",
+            "this is a page of the console: write gs:// and what follows browser/",
+        ),
+        (r"(?s).*\s", "it holds a blank"),
+        (r"(?s).*[^\x00-\x7f]", "it holds a character that is not ASCII"),
+        (r"\w+://.*//", "a folder has no name"),
+    ),
+]
 
 
 def _address(url: str) -> str:
@@ -54,13 +110,28 @@ def _region(name: str) -> str:
     return name
 
 
+def _repository(path: str) -> str:
+    if path.endswith("/") or not re.fullmatch(r"[a-z0-9][a-z0-9._:/-]*", path or "a") or "//" in path:
+        raise PydanticCustomError(
+            "repository", "expected a registry path such as europe-west4-docker.pkg.dev/PROJECT/mf"
+        )
+    return path
+
+
 class Resources(Config):
     """CPU and memory of a step."""
 
-    cpu: str = Field("", pattern=rf"^({machines.CPU})?$", description="CPU cores, for example 4; empty: the step's own")
-    memory: str = Field(
-        "", pattern=rf"^({machines.MEMORY})?$", description="memory, for example 16G; empty: the step's own"
+    cpu: Annotated[str, _form(machines.CPU, "CPU cores, for example 4, 0.5 or 500m")] = Field(
+        "", description="CPU cores, for example 4; empty: the step's own"
     )
+    memory: Annotated[
+        str,
+        _form(
+            machines.MEMORY,
+            "a whole number and one of M, G, T, Mi, Gi and Ti, for example 16G",
+            (r"\s*[\d.]+\s*[kKmMgGtT][iI]?[bB]\s*$", "without a B: 16G, not 16GB"),
+        ),
+    ] = Field("", description="memory, for example 16G; empty: the step's own")
 
     def overridden(self, other: "Resources | None") -> "Resources":
         """These, with what ``other`` sets in their place."""
@@ -70,23 +141,35 @@ class Resources(Config):
 class Settings(Config):
     """Settings of the pipeline's compilation, submission and schedules; everything else is a parameter of the run."""
 
-    project: str = Field("", pattern=r"^([a-z][a-z0-9.:-]*)?$", description="Google Cloud project of the runs")
+    target: Literal["vertex", "kubeflow"] = Field(
+        "vertex", description="vertex: Vertex AI Pipelines; kubeflow: open-source Kubeflow Pipelines"
+    )
+    project: Annotated[
+        str,
+        _form(
+            r"[a-z][a-z0-9.:-]*", "the project's id (not its name or number): lower-case letters, digits and hyphens"
+        ),
+    ] = Field("", description="Google Cloud project of the runs")
     region: Annotated[str, AfterValidator(_region)] = Field("europe-west4", description="region of the runs")
-    pipeline_root: str = Field(
-        "", pattern=r"^(gs://[a-z0-9][a-z0-9._-]+(/.*)?)?$", description="gs://bucket/folder for artifacts"
+    pipeline_root: Root = Field("", description="gs://bucket/folder for artifacts")
+    service_account: str = Field("", description="service account of the steps; empty: the project's default")
+    network: Annotated[
+        str, _form(r"projects/[^/\s]+/global/networks/[^/\s]+", "projects/NUMBER/global/networks/NAME")
+    ] = Field("", description="VPC network that the steps are peered with; empty: none")
+    image_repository: Annotated[str, AfterValidator(_repository)] = Field(
+        "", description="registry path that the images were pushed to"
     )
-    service_account: str = Field(
-        "", pattern=r"^([^\s@]+@[^\s@]+)?$", description="service account of the steps; empty: the project's default"
+    image_tag: Annotated[str, _form(r"[A-Za-z0-9_][\w.-]{0,127}", "a tag: letters, digits, . _ and -")] = Field(
+        "", description="their tag; empty: the commit"
     )
-    network: str = Field(
-        "",
-        pattern=r"^(projects/[^/]+/global/networks/[^/]+)?$",
-        description="VPC network that the steps are peered with; empty: none",
+    cpu_image: Digest = Field("", description="the CPU image by digest; empty: by its tag")
+    gpu_image: Digest = Field("", description="the GPU image by digest; empty: by its tag")
+    cuda: Literal[tuple(machines.CUDA_BUILDS)] = Field(  # type: ignore[valid-type]
+        machines.DEFAULT_CUDA, description="PyTorch's CUDA build in the GPU image"
     )
-    image_repository: str = Field("mf", min_length=1, description="registry path that the images were pushed to")
-    image_tag: str = Field("", pattern=r"^[\w.-]*$", description="their tag; empty: the commit")
-    cpu_image: str = Field("", pattern=DIGEST, description="the CPU image by digest; empty: by its tag")
-    gpu_image: str = Field("", pattern=DIGEST, description="the GPU image by digest; empty: by its tag")
+    build_region: Annotated[str, AfterValidator(_region)] = Field(
+        "", description="region of Cloud Build; empty: its global region"
+    )
     supabase_url: Annotated[str, AfterValidator(_address)] = Field(
         "", description="default of the parameter supabase_url: the Supabase project of the runs"
     )
@@ -101,11 +184,23 @@ class Settings(Config):
     retries: int = Field(
         2, ge=0, le=10, description="retries of a failed step, for the steps that train or call a service"
     )
+    experiment: Annotated[
+        str, _form(r"[a-z0-9][a-z0-9-]{0,127}", "a name of a-z, 0-9 and -, at most 128, that starts with no hyphen")
+    ] = Field("", description="experiment that the runs belong to; empty: none")
     notify_log: bool = Field(
         False, description="log one line at the end of every run, with severity ERROR if it failed"
     )
     model_registry: bool = Field(False, description="upload every published model to the Model Registry")
     notify_emails: tuple[Email, ...] = Field((), description="e-mail addresses to notify when a run ends")
+    kubeflow_host: Annotated[str, _form(r"https?://[^\s/]+(/\S*)?", "an address such as http://localhost:8080")] = (
+        Field("", description="address of the Kubeflow Pipelines API; empty: kfp finds it in the cluster or by kubectl")
+    )
+    kubeflow_namespace: Annotated[str, _form(K8S_NAME, "a Kubernetes name: a-z, 0-9 and -")] = Field(
+        "", description="namespace of the runs, where Kubeflow has several users"
+    )
+    kubernetes_secret: Annotated[str, _form(K8S_NAME, "a Kubernetes name: a-z, 0-9 and -")] = Field(
+        "", description="Kubernetes secret that holds SUPABASE_KEY"
+    )
     labels: dict[LabelName, LabelValue] = Field(
         default_factory=dict, description="labels of every run, besides git_sha and version"
     )
@@ -124,7 +219,25 @@ class Settings(Config):
             raise ValueError(f"labels: every run has a {taken[0]} of its own")
         if "supabase_url" in self.parameters:
             raise ValueError("parameters: supabase_url is a setting, set it above")
+        self._agree_with_target()
         return self
+
+    def _agree_with_target(self) -> None:
+        on_vertex = self.target == "vertex"
+        own = Settings.model_fields
+        foreign = KUBEFLOW_ONLY if on_vertex else VERTEX_ONLY
+        given = [n for n in foreign if getattr(self, n) != own[n].get_default(call_default_factory=True)]
+        if given:
+            place, other = ("Vertex AI", "kubeflow") if on_vertex else ("open-source Kubeflow Pipelines", "vertex")
+            raise ValueError(
+                f"{', '.join(given)}: without a meaning on {place}; leave {'it' if len(given) == 1 else 'them'} empty, "
+                f'or set target = "{other}"'
+            )
+        if on_vertex and self.pipeline_root and not self.pipeline_root.startswith("gs://"):
+            raise ValueError("pipeline_root: expected gs://bucket/folder on Vertex AI")
+        pattern, expected = (EMAIL, "an account's e-mail address") if on_vertex else (K8S_NAME, "a Kubernetes name")
+        if self.service_account and not re.fullmatch(pattern, self.service_account):
+            raise ValueError(f"service_account: expected {expected}")
 
     @classmethod
     def load(cls, file: Path = DEFAULT_FILE, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -153,8 +266,54 @@ class Settings(Config):
         """The image ``cpu`` or ``gpu`` that a step runs in."""
         if digest := {"cpu": self.cpu_image, "gpu": self.gpu_image}[kind]:
             return digest
-        # An edited settings file makes the checkout dirty but is in no image, so the tag is that of the clean commit.
-        return f"{self.image_repository}/mf-python-{kind}:{self.image_tag or git_sha().removesuffix('-dirty')}"
+        return f"{self.image_repository or NO_REPOSITORY}/mf-python-{kind}:{self.tag}"
+
+    @property
+    def tag(self) -> str:
+        """The images' tag. An edited settings file makes the checkout dirty but is in no image, so it is that of the
+        clean commit."""
+        return self.image_tag or git_sha().removesuffix("-dirty")
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether the train step has a GPU; not so for ``train_accelerator_count = 0`` under ``parameters``."""
+        try:
+            return int(self.parameters.get("train_accelerator_count", 1)) != 0  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return True  # compiling refuses it
+
+    @property
+    def image_kinds(self) -> tuple[str, ...]:
+        """The kinds of image that the steps run in."""
+        return ("cpu", "gpu") if self.has_gpu else ("cpu",)
+
+    def check_images(self) -> None:
+        """Refuses images whose names are somebody else's or nobody's.
+
+        Raises:
+            ConfigError: the settings name no registry, or neither a tag nor the commit is known.
+        """
+        if self.pinned:
+            return
+        host, slash, _ = self.image_repository.partition("/")
+        if not slash or not ("." in host or ":" in host or host == "localhost"):
+            raise ConfigError(
+                f"image_repository: found {self.image_repository!r}, which names no registry, and an image without one "
+                "is looked for on Docker Hub, where its name may be anybody's: set the registry path, such as "
+                "europe-west4-docker.pkg.dev/PROJECT/mf, in pipelines/settings.toml, then run `make images`"
+            )
+        if self.tag == "unknown":
+            raise ConfigError(
+                "the images' tag is not known: it is this checkout's commit, and git is missing, this folder is no "
+                "git checkout, or git refuses it because it belongs to another account (git config --global --add "
+                "safe.directory FOLDER): run `make images` in a git checkout, which writes the images' digests, or set "
+                "image_tag in pipelines/settings.toml"
+            )
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the settings name anything of a project of the user's own."""
+        return bool(self.project or self.pipeline_root or self.image_repository or self.kubeflow_host)
 
     def defaults(self) -> list[str]:
         """``parameters`` as they stand on a command line: name=value or name.key=value each."""

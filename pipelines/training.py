@@ -16,13 +16,14 @@ from kfp.dsl.graph_component import GraphComponent
 import components
 from mf.errors import ConfigError
 from mf.evaluation.config import PUBLISH, GateConfig
-from mf.parameters import SOLVERS_OWN
+from mf.parameters import BEST_SOLVER, SOLVERS_OWN
 from mf.ranking.config import DEFAULT_RANKING
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.supabase.config import ExportConfig
-from mf.train import DEFAULT_SOLVER
 from pipelines.describe import described
-from pipelines.parameters import with_defaults
+from pipelines.kubeflow import gpus
+from pipelines.kubeflow.pods import configure_pod
+from pipelines.parameters import with_defaults, without
 from pipelines.settings import Resources, Settings
 from pipelines.vertex import machines
 from pipelines.vertex.spot import train_on_spot
@@ -54,6 +55,7 @@ STEPS = {
 INGEST, SPLIT, GATE, EXPORT = IngestConfig(import_table="ratings"), SplitConfig(), GateConfig(), ExportConfig()
 NO_OPTIONS: dict[str, Any] = {}
 TRAIN_GPUS: dict[str, Any] = {"train_accelerator_type": "NVIDIA_L4", "train_accelerator_count": 1}
+NO_GPU: dict[str, Any] = {"train_accelerator_type": "", "train_accelerator_count": 0}
 
 
 def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})) -> GraphComponent:
@@ -61,15 +63,21 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
 
     Args:
         settings: where it runs.
-        defaults: defaults of parameters, instead of those in the signature below.
+        defaults: defaults of parameters, instead of those in the signature below. With a ``train_accelerator_count`` of
+            0 the train step has no GPU and the pipeline no parameters for one.
 
     Raises:
         ConfigError: the settings name a step that the pipeline does not have.
     """
+    gpu = {**TRAIN_GPUS, **({"train_accelerator_type": gpus.DEFAULT} if settings.target == "kubeflow" else {})}
+    gpu |= {name: value for name, value in defaults.items() if name in gpu}
+    if not gpu["train_accelerator_count"]:
+        gpu = NO_GPU
 
     @dsl.pipeline(name=NAME)  # type: ignore[untyped-decorator]
     @described
-    @with_defaults(defaults)
+    @without(NO_GPU if gpu == NO_GPU else {})
+    @with_defaults({**gpu, **defaults})
     def training(
         ratings_csv: str = INGEST.ratings_csv,
         import_table: str = INGEST.import_table,
@@ -88,7 +96,7 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         val_size: float = SPLIT.val_size,
         test_size: float = SPLIT.test_size,
         seed: int = SPLIT.seed,
-        solver: str = DEFAULT_SOLVER,
+        solver: str = BEST_SOLVER,
         solver_options: dict = NO_OPTIONS,  # type: ignore[type-arg]  # KFP knows no other
         ranking: str = DEFAULT_RANKING,
         ranking_options: dict = NO_OPTIONS,  # type: ignore[type-arg]
@@ -115,7 +123,7 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         parameters = dict(locals())  # every parameter goes to the step inputs of its name
         train = components.train
         if settings.spot:
-            train = train_on_spot(settings, machines_of(settings)["train"], {**TRAIN_GPUS, **defaults})
+            train = train_on_spot(settings, machines_of(settings)["train"], gpu)
 
         def inputs(component: BaseComponent) -> dict[str, Any]:
             """The parameters of the pipeline that ``component`` takes, by name."""
@@ -124,7 +132,7 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         tasks: dict[str, PipelineTask] = {}
         with final_step(settings):
             # Ingest takes all parameters, because it validates those of every step.
-            ingested = components.ingest(**inputs(components.ingest), gpus=machines.gpus_in(settings.region))
+            ingested = components.ingest(**inputs(components.ingest), gpus=gpus_of(settings, gpu))
             parts = components.split(ratings=ingested.outputs["ratings"], **inputs(components.split))
             trained = train(
                 train_ratings=parts.outputs["train_ratings"],
@@ -154,13 +162,29 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
 
         tasks |= {"ingest": ingested, "split": parts, "train": trained, "evaluate": evaluated, "export": exported}
         for name, task in tasks.items():
-            configure(task, name, settings)
-        if not settings.spot:
+            configure(task, name, settings, has_gpu=gpu != NO_GPU)
+        if not settings.spot and gpu != NO_GPU:
             trained.set_accelerator_type(train_accelerator_type).set_accelerator_limit(train_accelerator_count)
             # The setters forget to pass parameters into the groups that the task stands in.
             trained.register_pipeline_channels([train_accelerator_type, train_accelerator_count])
 
     return training
+
+
+def gpus_of(settings: Settings, gpu: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The GPUs that a run may ask for, each with its counts; the first step refuses others.
+
+    Args:
+        settings: of the pipeline.
+        gpu: ``train_accelerator_type`` and ``train_accelerator_count`` that it is compiled with.
+    """
+    if gpu == NO_GPU:
+        return {}
+    if settings.target == "kubeflow":
+        return gpus.offered(gpu["train_accelerator_type"])
+    if settings.spot:  # whose machine is compiled in
+        return {gpu["train_accelerator_type"]: [gpu["train_accelerator_count"]]}
+    return machines.gpus_in(settings.region, settings.cuda)
 
 
 def machines_of(settings: Settings) -> dict[str, Resources]:
@@ -179,16 +203,19 @@ def machines_of(settings: Settings) -> dict[str, Resources]:
     }
 
 
-def configure(task: PipelineTask, name: str, settings: Settings) -> None:
+def configure(task: PipelineTask, name: str, settings: Settings, *, has_gpu: bool = False) -> None:
     """Sets the image, machine, caching, retries and secrets of a step, as ``STEPS`` and the settings say."""
     step, machine = STEPS[name], machines_of(settings)[name]
     if not (name == "train" and settings.spot):  # the custom job sets its own machine
-        task.set_container_image(settings.image(step.image))
+        task.set_container_image(settings.image(step.image if has_gpu else "cpu"))
         task.set_cpu_limit(machine.cpu).set_memory_limit(machine.memory)
     if not step.cached:
         task.set_caching_options(False)
     if step.retried and settings.retries:
         task.set_retry(settings.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
+    if settings.target == "kubeflow":
+        secret = settings.kubernetes_secret
+        configure_pod(task, NAME, secret, supabase=step.secrets, files=name == "ingest")
     secrets = {
         "SUPABASE_KEY_SECRET": settings.supabase_key_secret,
         "SUPABASE_DB_URL_SECRET": settings.supabase_db_url_secret,

@@ -37,7 +37,7 @@ from mf.ratings.quotes import (
     text_of,
     whole_records,
 )
-from mf.ratings.schema import MOVIE, RATING, USER
+from mf.ratings.schema import COUNT, MOVIE, RATING, USER
 from mf.ratings.streams import plain_size, text_stream
 from mf.ratings.values import NUMBER, check, odd_ids, reason, trim
 
@@ -45,7 +45,7 @@ BLOCK = 8 << 20  # bytes per read; also the length limit of a line
 PIECE = 64 << 10  # bytes per second attempt at a block with an irregular line
 BOM = b"\xef\xbb\xbf"
 DELIMITERS = ("::", "\t", ";", "|", ",")
-SHORTEST = 6  # bytes of the shortest row, 1,2,3 and its line end
+SHORTEST = 4  # bytes of the shortest row without a rating, 1,2 and its line end; with one there are 2 more
 BLANKS = " "  # runs of blanks, where no other delimiter fits
 JSON_START = re.compile(rb"""\s*\{\s*["}]""")
 SEP_LINE = re.compile(rb'"?sep=(.)"?\r?\n', re.IGNORECASE)  # first line of Excel's CSV
@@ -162,7 +162,7 @@ def _read_text(
     if not config.columns:
         line += first.count(b"\n", 0, len(first) - len(body))
         first = body
-    size = plain_size(path)
+    size, shortest = plain_size(path), SHORTEST + 2 * (RATING in columns)
     left: list[bytes] = []
     whole = whole_records(chain([first], blocks), layout.delimiter, BLOCK, left)
     for parsed in in_order(partial(_parse, layout, config.ignored), whole):
@@ -179,7 +179,7 @@ def _read_text(
             sink.add(piece.ratings, places, piece.ignored)
             if size is not None:
                 size -= piece.size
-            sink.check(None if size is None or following is None else max(0, size) // SHORTEST + following)
+            sink.check(None if size is None or following is None else max(0, size) // shortest + following)
             line += piece.lines
             progress.advance(piece.lines)
     if left:
@@ -243,8 +243,9 @@ def _layout(text: str, where: str, config: IngestConfig, separator: str = "") ->
             most = max(len(fields) for fields in splits.values())
             raise DataError(f"{where}: expected {len(names)} fields (--columns {config.columns}), found {most}")
         # Two delimiters can fit, as in 1,2,3.5,Action|Comedy|Drama|War; with the right one the rating is a number.
-        rating = names.index(columns[RATING])
-        delimiter = next((fit for fit in fits if NUMBER.fullmatch(splits[fit][rating].strip())), fits[0])
+        numbers = [names.index(columns[role]) for role in (RATING, COUNT) if role in columns]
+        right = (fit for fit in fits if all(NUMBER.fullmatch(splits[fit][number].strip()) for number in numbers))
+        delimiter = next(right, fits[0])
     else:
         # The delimiter of most fields, unless another one gives the columns: a name may hold a delimiter.
         widest = sorted(splits, key=lambda delimiter: -len(splits[delimiter]))
@@ -301,9 +302,10 @@ def _piece(block: bytes, layout: Layout, ignore: Sequence[float], texts: pa.Tabl
         count = block.count(b"\n")
         texts, lines, bad = _split_careful(block, layout)
     if layout.delimiter != "," and b"," in block:
-        place = texts.column_names.index(RATING)
-        points = pc.replace_substring_regex(texts[RATING], r"^([+-]?[0-9]+),([0-9]+)$", r"\1.\2")
-        texts = texts.set_column(place, RATING, points)
+        for role in (RATING, COUNT):
+            if role in texts.column_names:
+                points = pc.replace_substring_regex(texts[role], r"^([+-]?[0-9]+),([0-9]+)$", r"\1.\2")
+                texts = texts.set_column(texts.column_names.index(role), role, points)
     ratings, usable, ignored, forms = check(texts, is_file=True, ignore=ignore)
     is_bad = ~(usable | ignored)
     refused = zip(lines[is_bad].tolist(), texts.filter(pa.array(is_bad)).to_pylist(), strict=True)

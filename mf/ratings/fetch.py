@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from mf.errors import DataError
+from mf.errors import DataError, needs_extra
 
 # Retry limit for looking up the object while the server has transient errors. A broken transfer is resumed with the
 # library's own limit.
@@ -93,11 +93,12 @@ def _downloaded(address: str) -> Iterator[list[SourceFile]]:
 
 def _download(bucket_name: str, name: str, folder: Path, address: str) -> list[SourceFile]:
     # Imported here: it takes a second, which reading local files should not.
-    from google.api_core import exceptions
-    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
-    from google.cloud import storage  # type: ignore[attr-defined]
-    from google.cloud.storage.retry import DEFAULT_RETRY
-    from requests import RequestException
+    with needs_extra("gcp", f"reading {address}"):
+        from google.api_core import exceptions
+        from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
+        from google.cloud import storage  # type: ignore[attr-defined]
+        from google.cloud.storage.retry import DEFAULT_RETRY
+        from requests import RequestException
 
     retry = DEFAULT_RETRY.with_timeout(RETRY_S)
     try:

@@ -3,18 +3,17 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mf.errors import DataError
 from mf.progress import Progress
+from mf.ratings import frame
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER
+from mf.ratings.schema import MOVIE, RATED_AT, USER
 from mf.ratings.values import check, reason
 
 MAGIC = b"PAR1"
@@ -89,7 +88,10 @@ def _add(
     ignore: Sequence[float],
     sink: Collector,
 ) -> None:
-    cells = {role: _cells(batch[column], role, f"{name}: column {column}") for role, column in columns.items()}
+    cells = {
+        role: frame.cells(pa.chunked_array([batch[column]]), role, f"{name}: column {column}")
+        for role, column in columns.items()
+    }
     for role in (USER, MOVIE):
         if pa.types.is_string(cells[role].type) and role in sink.untyped and len(batch):
             # Text stays text, though all of it may look like integers.
@@ -98,43 +100,7 @@ def _add(
     ratings, usable, ignored, forms = check(raw, is_file=False, ignore=ignore)
     bad = np.flatnonzero(~(usable | ignored))
     for number, record in zip(bad.tolist(), raw.take(pa.array(bad)).to_pylist(), strict=True):
-        texts = {columns[role]: value for role, value in record.items()}
-        sink.reject(
-            f"{place}row {row + number + 1}", reason(record), json.dumps(texts, ensure_ascii=False, default=str)
-        )
+        text = json.dumps({columns[role]: value for role, value in record.items()}, ensure_ascii=False, default=str)
+        sink.reject(f"{place}row {row + number + 1}", reason({RATED_AT: None, **record}), text)
     places = {form: f"{place}row {row + first + 1}: {text}" for form, (first, text) in forms.items()}
     sink.add(ratings, places, int(ignored.sum()))
-
-
-def _cells(column: pa.Array, role: str, what: str) -> pa.Array:
-    """A column as ``mf.ratings.values.check`` takes it."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    kind = column.type
-    if pa.types.is_null(kind):
-        return pa.nulls(len(column), pa.string())
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_binary(kind):
-        return column.cast(pa.string())
-    if pa.types.is_string(kind):
-        return column
-    if role in (USER, MOVIE):
-        if pa.types.is_integer(kind):
-            return column.cast(pa.int64())
-        if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-            # As pandas writes integers in a column with gaps.
-            if pc.all(pc.or_kleene(pc.equal(column, pc.round(column)), pc.is_null(column))).as_py() is not False:
-                return column.cast(pa.int64())
-            raise DataError(f"{what} holds numbers that are not integers, expected integers or text for {role}")
-        if kind == pa.binary(16):
-            return pa.array([value and str(UUID(bytes=value)) for value in column.to_pylist()], pa.string())
-    elif pa.types.is_integer(kind):
-        return column.cast(pa.int64())
-    elif pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return column.cast(pa.float64())
-    elif role == RATED_AT and (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
-        zoned = column.cast(pa.timestamp("us"), safe=False) if not getattr(kind, "tz", None) else column
-        return zoned.cast(TIMESTAMP, safe=False)
-    expected = {RATING: "a number", RATED_AT: "a time"}.get(role, "integers or text")
-    raise DataError(f"{what} is of type {kind}, expected {expected} for {role}: name another column")

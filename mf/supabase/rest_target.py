@@ -21,7 +21,7 @@ from mf.supabase.client import call, connect
 from mf.supabase.config import ExportConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.run_tables import RunTable, TableRows, rows_of
-from mf.supabase.target import HINTS, ExportResult, MigrationOptions, PublishedRun, Target
+from mf.supabase.target import HINTS, ExportResult, Judged, MigrationOptions, PublishedRun, Target
 
 NO_TABLE = ("42P01", "PGRST205")  # error codes of a missing table
 
@@ -37,8 +37,8 @@ class RestTarget(Target):
         with connect(self.credentials) as client:
             yield _RestSession(self.credentials, client)
 
-    def publish(self, model: PublishedModel, config: ExportConfig) -> ExportResult:
-        result = super().publish(model, config)
+    def publish(self, model: PublishedModel, config: ExportConfig, judged: Judged | None = None) -> ExportResult:
+        result = super().publish(model, config, judged)
         # Each call is a transaction of its own, so another export may have published in between.
         run = self.published_run()
         if run and run.header.run_id != result.run_id:
@@ -63,6 +63,8 @@ class RestTarget(Target):
 
 
 def _floats(pages: list[recommend.Page], name: str) -> npt.NDArray[np.float32]:
+    if not pages:
+        return np.empty((0, 0), np.float32)
     if name == "bias":
         return np.array([row[name] for page in pages for row in page], np.float32)
     # Page by page: Python's numbers take four times the memory of the text.
@@ -87,7 +89,7 @@ class _RestSession:
         with ExitStack() as opened, ThreadPoolExecutor(config.clients) as pool:
             for _ in range(config.clients):
                 clients.put(opened.enter_context(connect(self._credentials)))
-            for rows in rows_of(model):
+            for rows in rows_of(model, options):
                 self._load(rows, model, config.rows_per_request, clients, pool)
 
     @staticmethod

@@ -13,11 +13,20 @@ import pyarrow as pa
 
 from mf.errors import SupabaseError
 from mf.fold_in import prior
-from mf.model_directory import Embeddings, Header, PublishedModel, PublishedRanking, read_model
+from mf.model_directory import STARS, Embeddings, Header, PublishedModel, PublishedRanking, no_star_model, read_model
 from mf.ratings.schema import TrainedOn, id_type
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.run_tables import MOVIE_HISTORY, MOVIE_RANKING, MOVIES, USER_RANKING, USERS, RunTable, TableRows
+from mf.supabase.run_tables import (
+    MOVIE_HISTORY,
+    MOVIE_RANKING,
+    MOVIES,
+    USER_RANKING,
+    USERS,
+    RunTable,
+    TableRows,
+    stores_user_ranking,
+)
 from mf.supabase.schema import command
 
 # The options that the database's migration was printed with, as mf_schema() returns them: fields of SchemaConfig.
@@ -50,6 +59,21 @@ class ExportResult:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """How a run was judged before it was published; in its record."""
+
+    forced: bool  # published by force_publish although a check failed
+    reasons: tuple[str, ...] = ()  # the failed checks
+
+    @classmethod
+    def read(cls, record: Any) -> "Judged | None":
+        """The record from its JSON object; None where it is missing or something else."""
+        if not isinstance(record, dict) or not isinstance(record.get("forced"), bool):
+            return None
+        return cls(record["forced"], tuple(record.get("reasons") or ()))
+
+
+@dataclass(frozen=True)
 class PublishedRun:
     """The published run as its row of ``mf_runs`` describes it."""
 
@@ -59,15 +83,17 @@ class PublishedRun:
     published_at: str  # ISO 8601
     trained_on: TrainedOn | None  # None: not recorded
     ranking: dict[str, Any] | None = None  # numbers of the ranking model; None: the run has none
+    judged: Judged | None = None  # None: not recorded
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "PublishedRun":
         """From a row of ``mf_runs``, of this migration or of an earlier one."""
         # JSON has no way to tell 5.0 from 5.
-        stars = {name: float(row[name]) for name in ("mu", "rating_min", "rating_max")}
-        header = Header(row["run_id"], row["factors"], **stars)
+        stars = (None if row[name] is None else float(row[name]) for name in STARS)
+        header = Header(row["run_id"], row["factors"], *stars)
         trained_on = TrainedOn.read(row.get("trained_on"))
-        return cls(header, row["n_users"], row["n_movies"], row["published_at"], trained_on, row.get("ranking"))
+        judged = Judged.read(row.get("judged"))
+        return cls(header, row["n_users"], row["n_movies"], row["published_at"], trained_on, row.get("ranking"), judged)
 
 
 class Session(Protocol):
@@ -104,24 +130,29 @@ class Target(ABC):
 
     @abstractmethod
     def read(self, table: RunTable, run_id: str, n: int) -> TableRows:
-        """The ``n`` rows of a run in one table, in any order.
+        """The ``n`` rows of a run in one table, in any order; fewer if users have been forgotten since.
 
         Raises:
             SupabaseError: the run has been removed since; or as ``published_run``.
         """
 
     def embeddings(self, run: PublishedRun) -> tuple[Embeddings, Embeddings]:
-        """All users and all movies of ``run``, even if another run has been published since.
+        """The star model's users and movies of ``run``, even if another run has been published since.
 
         Raises:
+            DataError: the run was trained on clicks: it has no star model.
             SupabaseError: the run has been removed since; or as ``published_run``.
         """
+        if not run.header.has_stars:
+            raise no_star_model(run.header.run_id)
         users = self.read(USERS, run.header.run_id, run.users)
         movies = self.read(MOVIES, run.header.run_id, run.movies)
         return Embeddings(users.ids, *users.values), Embeddings(movies.ids, *movies.values)
 
     def ranking(self, run: PublishedRun) -> PublishedRanking | None:
         """The ranking model of ``run``, even if another run has been published since; ``None`` when it has none.
+
+        Without users where the database sums up their vectors itself, from its table of ratings.
 
         Raises:
             SupabaseError: as ``embeddings``.
@@ -150,8 +181,8 @@ class Target(ABC):
         with self.session() as session:
             _check_migration(session, user_ids, movie_ids, config)
 
-    def export(self, model_dir: Path, config: ExportConfig) -> ExportResult:
-        """Publish the model of ``model_dir``; atomic for readers and idempotent.
+    def export(self, model_dir: Path, config: ExportConfig, judged: Judged | None = None) -> ExportResult:
+        """Publish the model of ``model_dir``, judged as ``judged`` says; atomic for readers and idempotent.
 
         Readers see the previous run until the last step. An interrupted export is finished by running it again. The
         previous run is kept for a rollback; older runs are removed.
@@ -161,14 +192,16 @@ class Target(ABC):
             SupabaseError: the database cannot be reached or refused, the migration is missing or does not fit, or
                 another export holds the lock; readers still see the previous run.
         """
-        return self.publish(read_model(model_dir), config)
+        return self.publish(read_model(model_dir), config, judged)
 
-    def publish(self, model: PublishedModel, config: ExportConfig) -> ExportResult:
+    def publish(self, model: PublishedModel, config: ExportConfig, judged: Judged | None = None) -> ExportResult:
         """Publish a model that has been read; otherwise as ``export``."""
         run_id = model.header.run_id
         with self.session() as session:
-            options = _check_migration(session, model.users.ids, model.movies.ids, config)
-            registered = session.call("mf_register", f"register run {run_id}", run=_registration(model))
+            options = _check_migration(session, model.user_ids, model.movie_ids, config)
+            registered = session.call(
+                "mf_register", f"register run {run_id}", run=_registration(model, judged, options)
+            )
             if registered["status"] == "loading":
                 session.load(model, options, config)
             if config.hnsw_index:
@@ -183,8 +216,8 @@ class Target(ABC):
             session.commit(prune)
         return ExportResult(
             run_id,
-            len(model.users),
-            len(model.movies),
+            len(model.user_ids),
+            len(model.movie_ids),
             changed=registered["status"] != "published",
             previous=registered["published"],
         )
@@ -215,21 +248,26 @@ def _check_migration(
     return options
 
 
-def _registration(model: PublishedModel) -> dict[str, Any]:
+def _registration(model: PublishedModel, judged: Judged | None, options: MigrationOptions) -> dict[str, Any]:
     """The argument of ``mf_register``."""
-    # recommend_from_ratings needs the prior for new users.
-    covariance = prior(model.users.vectors, model.users.bias, model.noise_variance).ravel().tolist()
+    covariance = None
+    if model.users and model.noise_variance is not None:
+        # recommend_from_ratings needs the prior for new users.
+        covariance = prior(model.users.vectors, model.users.bias, model.noise_variance).ravel().tolist()
     return asdict(model.header) | {
-        "n_users": len(model.users),
-        "n_movies": len(model.movies),
+        "n_users": len(model.user_ids),
+        "n_movies": len(model.movie_ids),
         "content_hash": model.content_hash,
         "trained_on": model.trained_on and asdict(model.trained_on),
         "ignore_ratings": model.ignore_ratings,
         "prior": covariance,
-        "ranking": model.ranking and _ranking_numbers(model.ranking),
+        "ranking": model.ranking and _ranking_numbers(model.ranking, options),
+        "judged": judged and asdict(judged),
+        "n_counts": len(model.movie_counts) if model.movie_counts else None,
     }
 
 
-def _ranking_numbers(ranking: PublishedRanking) -> dict[str, Any]:
-    size = {"users": len(ranking.user_ids), "movies": len(ranking.movie_ids)}
+def _ranking_numbers(ranking: PublishedRanking, options: MigrationOptions) -> dict[str, Any]:
+    users = len(ranking.user_ids) if stores_user_ranking(options) else 0
+    size = {"users": users, "movies": len(ranking.movie_ids)}
     return ranking.numbers | size | {"factors": ranking.embedding.shape[1]}

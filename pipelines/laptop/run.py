@@ -20,12 +20,13 @@ from kfp.local import subprocess_task_handler
 from mf.errors import MfError
 from mf.local import LocalSupabase
 from mf.supabase.schema import migration
+from pipelines.laptop.interpreter import use_this_interpreter
 from pipelines.laptop.signals import terminating_steps
 from pipelines.laptop.sources import LocalSource
 from pipelines.laptop.step_log import StepLog
 from pipelines.laptop.summary import print_summary
 from pipelines.settings import Settings
-from pipelines.training import NAME, build
+from pipelines.training import NAME, NO_GPU, build
 
 KEPT_RUNS = 3  # per source
 
@@ -73,6 +74,7 @@ def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:
     Raises:
         MfError: a step failed.
     """
+    use_this_interpreter()
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
     with (
         closing(StepLog(folder / "log.txt", sys.stdout)) as log,
@@ -86,7 +88,9 @@ def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:
         )
         try:
             # A GPU is optional here, and used when there is one. Retrying would only repeat an error.
-            build(Settings(retries=0))(**{"train_accelerator_count": 0, **parameters})
+            gpus = parameters.get("train_accelerator_count", 0)
+            pipeline = build(Settings(retries=0), {"train_accelerator_count": gpus})
+            pipeline(**{name: value for name, value in parameters.items() if gpus or name not in NO_GPU})
         except RuntimeError:
             reason = f": {log.error}" if log.error else f"{_death(ended)}; see {folder / 'log.txt'}"
             raise MfError(f"the step {log.step} failed{reason}") from None

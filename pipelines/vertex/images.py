@@ -2,22 +2,30 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mf.errors import ConfigError, MfError
 from mf.version import git_sha
 from pipelines.settings import Settings
+from pipelines.vertex.machines import DEFAULT_CUDA
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("cpu", "gpu")
 PLATFORM = "linux/amd64"  # Vertex AI's machines
 SOURCES = (".dockerignore", "LICENSE", "images", "mf", "requirements")  # files and folders that go into an image
+# States of a build that has not ended.
+BUILDING = ("UNKNOWN", "STATUS_UNKNOWN", "PENDING", "QUEUED", "WORKING")
+POLL_S = 10
+MAX_FAILED_POLLS = 10  # in a row
 # Options of pip's configuration that say where packages are.
 PIP_OPTIONS = ("index-url", "extra-index-url", "find-links", "trusted-host", "cert", "client-cert", "proxy", "timeout")
 
@@ -40,14 +48,12 @@ def make_images(
         ConfigError: no registry path is set, or files of the images are not committed.
         MfError: no build tool was found, or the build failed.
     """
-    if "/" not in settings.image_repository:
-        raise ConfigError(
-            f"image_repository is {settings.image_repository!r}, expected a registry path such as "
-            "europe-west4-docker.pkg.dev/PROJECT/mf: set it in pipelines/settings.toml"
-        )
+    settings.model_copy(update={"cpu_image": "", "image_tag": "any"}).check_images()
     sha = commit()
     names = {kind: f"{settings.image_repository}/mf-python-{kind}:{sha}" for kind in KINDS[: 1 if cpu_only else 2]}
     arguments = {"GIT_SHA": sha, **({"BASE_IMAGE": base_image} if base_image else {})}
+    if settings.cuda != DEFAULT_CUDA:
+        arguments["CUDA"] = settings.cuda
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / "source.tgz"
         # Archive the commit instead of the folder, so that stray files such as keys never reach the builder.
@@ -55,7 +61,7 @@ def make_images(
         if engine := find_engine():
             digests = build_here(engine, source, names, arguments, torch_index)
         else:
-            digests = build_in_cloud(source, names, arguments, torch_index, settings.project)
+            digests = build_in_cloud(source, names, arguments, torch_index, settings.project, settings.build_region)
     for kind, name in names.items():
         print(f"\n{name}\n  {digests[kind]}")
         if engine:  # Cloud Build prints the layers in its log
@@ -80,11 +86,28 @@ def commit() -> str:
 
 
 def find_engine() -> str:
-    """``docker`` or ``podman``, whichever works here first; empty when neither does."""
+    """``docker`` or ``podman``, whichever works here first; empty when neither does.
+
+    A docker without BuildKit builds nothing that has a secret: it is passed over, with a line that says so.
+    """
     for name in ("docker", "podman"):
-        if shutil.which(name) and not subprocess.run([name, "images", "--quiet"], capture_output=True).returncode:
-            return name
+        if shutil.which(name) and not _probe(name, "images", "--quiet").returncode:
+            if name == "podman" or _has_buildkit():
+                return name
+            print("docker is not used: it has neither BuildKit nor the plugin buildx (package docker-buildx-plugin)")
     return ""
+
+
+def _has_buildkit() -> bool:
+    """Whether docker can build with BuildKit: by buildx, or as a docker of the versions 18.09 to 22, which hold it."""
+    if not _probe("docker", "buildx", "version").returncode:
+        return True
+    version = re.match(r"(\d+)\.", _probe("docker", "version", "--format={{.Server.Version}}").stdout)
+    return version is not None and 18 <= int(version[1]) < 23
+
+
+def _probe(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
 def build_here(
@@ -161,17 +184,22 @@ def pip_configuration(torch_index: str, with_paths: bool) -> tuple[str, list[Pat
 
 
 def build_in_cloud(
-    source: Path, names: Mapping[str, str], arguments: Mapping[str, str], torch_index: str, project: str
+    source: Path,
+    names: Mapping[str, str],
+    arguments: Mapping[str, str],
+    torch_index: str,
+    project: str,
+    region: str = "",
 ) -> dict[str, str]:
-    """Builds and pushes with Cloud Build; returns the digest by kind."""
+    """Builds and pushes with Cloud Build, in ``region`` or its global one; returns the digest by kind."""
     if not shutil.which("gcloud"):
         raise MfError("found no working docker or podman, and no gcloud for Cloud Build: install one of them")
     if not project:
         raise ConfigError("project is empty, and Cloud Build needs it: set it in pipelines/settings.toml")
-    gcloud = ["gcloud", "builds", f"--project={project}"]
+    gcloud = ["gcloud", "builds", f"--project={project}", *([f"--region={region}"] if region else [])]
     submitted = {}
     for kind, name in names.items():
-        values = {"IMAGE": name, "KIND": kind, "TORCH_INDEX": torch_index, "BASE_IMAGE": "", **arguments}
+        values = {"IMAGE": name, "KIND": kind, "TORCH_INDEX": torch_index, "BASE_IMAGE": "", "CUDA": "", **arguments}
         substitutions = ",".join(f"_{key}={value}" for key, value in values.items())
         submitted[kind] = _output(
             *gcloud, "submit", str(source), f"--config={ROOT}/images/cloudbuild.yaml", "--async", "--format=value(id)",
@@ -181,9 +209,21 @@ def build_in_cloud(
 
 
 def _digest_of_build(gcloud: Sequence[str], build: str, name: str) -> str:
-    """Waits for a build, with its log on the terminal, and returns the image's digest."""
-    _run(*gcloud, "log", "--stream", build)
-    record = json.loads(_output(*gcloud, "describe", build, "--format=json"))
+    """Waits for a build, with its log on the terminal where it may be read, and returns the image's digest."""
+    if subprocess.run([*gcloud, "log", "--stream", build], stdin=subprocess.DEVNULL).returncode:
+        # Without the role roles/logging.viewer, for example; the build itself goes on.
+        print(f"the log of the build {build} cannot be shown; waiting for its end", flush=True)
+    failures = 0
+    while True:
+        described = _probe(*gcloud, "describe", build, "--format=json")
+        failures = failures + 1 if described.returncode else 0
+        if failures == MAX_FAILED_POLLS:
+            reason = " ".join(described.stderr.split())
+            raise MfError(f"the build {build} of {name} goes on, but its state cannot be read: {reason}")
+        record: dict[str, Any] = {"status": "UNKNOWN"} if failures else json.loads(described.stdout)
+        if record["status"] not in BUILDING:
+            break
+        time.sleep(POLL_S)
     if record["status"] != "SUCCESS":
         raise MfError(f"Cloud Build could not build {name}: {record['status']}, its log: {record.get('logUrl')}")
     digests: dict[str, str] = {image["name"]: image["digest"] for image in record["results"]["images"]}
@@ -191,8 +231,9 @@ def _digest_of_build(gcloud: Sequence[str], build: str, name: str) -> str:
 
 
 def _run(*command: str, hint: str = "the lines above say why") -> None:
-    """Runs a command with its output on the terminal."""
-    status = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+    """Runs a command with its output on the terminal; docker with BuildKit, which older versions have off."""
+    environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
+    status = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment).returncode
     if status:
         raise MfError(f"{' '.join(command[:2])} ended with status {status}: {hint}")
 

@@ -13,9 +13,9 @@ from google.cloud import aiplatform
 from google.cloud.aiplatform import PipelineJobSchedule
 
 from mf.errors import ConfigError, MfError
+from pipelines.cron import Cron, time_zone
 from pipelines.settings import Settings
 from pipelines.training import NAME
-from pipelines.vertex.cron import Cron, time_zone
 from pipelines.vertex.submit import check_run, google_errors, make_job, print_machines, require
 
 CONTENT = "content"  # label of the runs: hash of the pipeline, its parameters and where it runs
@@ -62,7 +62,7 @@ def schedule(
     _delete_others([old for old in existing if old is not current], current, is_new=not same)
     print(f"{'unchanged' if same else 'scheduled'} {name}: {current.resource_name}")
     print(f"pipeline  {file.name} with content hash {content}")
-    for kind in ("cpu", "gpu"):
+    for kind in settings.image_kinds:
         print(f"image     {settings.image(kind)}")
     print_machines(settings, all_parameters)
     for time in next_runs:

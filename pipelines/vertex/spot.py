@@ -18,7 +18,7 @@ def train_on_spot(settings: Settings, resources: Resources, gpus: Mapping[str, A
     Args:
         settings: the account, network and labels of the job, which does not inherit them from the pipeline's run.
         resources: CPU and memory that the machine has at least.
-        gpus: ``train_accelerator_type`` and ``train_accelerator_count``.
+        gpus: ``train_accelerator_type`` and ``train_accelerator_count``; no GPU for a count of 0.
 
     Raises:
         ConfigError: there is no such machine.
@@ -28,12 +28,14 @@ def train_on_spot(settings: Settings, resources: Resources, gpus: Mapping[str, A
 
     # The wrapper reads the image from the component; set on the task it would replace the launcher's.
     with_image = dsl.component(
-        components.train.python_func, base_image=settings.image("gpu"), install_kfp_package=False
+        components.train.python_func,
+        base_image=settings.image("gpu" if gpus["train_accelerator_count"] else "cpu"),
+        install_kfp_package=False,
     )
     return create_custom_training_job_from_component(
         with_image,
         display_name="mf-train",
-        machine_type=train_machine(resources, gpus).name,
+        machine_type=train_machine(resources, gpus, settings.cuda).name,
         accelerator_type=gpus["train_accelerator_type"],
         accelerator_count=gpus["train_accelerator_count"],
         strategy="SPOT",

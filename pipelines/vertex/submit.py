@@ -1,5 +1,6 @@
 """Submits runs of the compiled pipeline to Vertex AI and follows them."""
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,18 +9,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound, RetryError, ServerError
+from google.api_core.exceptions import BadRequest, Forbidden, GoogleAPIError, NotFound
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import aiplatform, storage  # type: ignore[attr-defined]
+from requests import RequestException
 
 import mf
 from mf.errors import ConfigError, MfError
+from mf.parameters import WITHOUT_GPU
 from mf.version import git_sha
 from pipelines.compiled import check_current, definitions_in, machine_check
 from pipelines.parameters import complete, parse
 from pipelines.settings import Settings
+from pipelines.status import FAILED, NOT_FOLLOWED, watch_hint
 from pipelines.training import NAME, machines_of
 from pipelines.vertex import machines
+from pipelines.vertex.addresses import check_ratings_csv
+from pipelines.vertex.grants import grant_bucket
 
 REQUIRED = ("project", "region", "pipeline_root", "supabase_key_secret")
 FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED", "PAUSED")
@@ -42,7 +48,16 @@ def submit(settings: Settings, file: Path, given: Iterable[str]) -> aiplatform.P
     parameters, all_parameters = check_run(settings, file, given)
     with google_errors("start the run"):
         job = make_job(settings, file, parameters, {})
-        job.submit(service_account=settings.service_account or None, network=settings.network or None)
+        try:
+            job.submit(
+                service_account=settings.service_account or None,
+                network=settings.network or None,
+                experiment=settings.experiment or None,
+            )
+        except (RuntimeError, ValueError) as error:  # the SDK's, about the experiment
+            if not job._gca_resource.name:
+                raise MfError(f"the run is not started: {_words(error)}: {_words(error.__cause__ or '')}") from None
+            print(f"the run is started, but is not part of the experiment {settings.experiment}: {_words(error)}")
     print(f"submitted {job.resource_name}")
     print_machines(settings, all_parameters)
     print(f"console   {job._dashboard_uri()}")
@@ -58,20 +73,37 @@ def check_run(settings: Settings, file: Path, given: Iterable[str]) -> tuple[dic
     Raises:
         ConfigError, MfError: as ``submit``.
     """
-    require(settings, REQUIRED)
+    require(settings, (*REQUIRED, *(() if settings.pinned else ("image_repository",))))
+    settings.check_images()
     check_current(settings, file)
-    definitions = definitions_in(file)
-    parameters = parse(given, definitions, machine_check(settings))
-    all_parameters = complete(parameters, definitions)
+    parameters, all_parameters = check_parameters(settings, file, given)
     if settings.spot:
-        machines.check_spot(all_parameters, complete({}, definitions))
+        machines.check_spot(all_parameters, complete({}, definitions_in(file)))
     if not all_parameters["supabase_url"]:
         raise ConfigError(
             "supabase_url is empty: set it in pipelines/settings.toml and run `make compile`, "
             'or pass it: make submit PARAMS="supabase_url=https://PROJECT.supabase.co"'
         )
+    check_ratings_csv(all_parameters["ratings_csv"])
     _check_bucket(settings)
     return parameters, all_parameters
+
+
+def check_parameters(settings: Settings, file: Path, given: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters ``given`` to a run, and all its parameters with their defaults.
+
+    Raises:
+        ConfigError: naming every fault.
+    """
+    definitions = definitions_in(file)
+    given = [*given]
+    if not settings.has_gpu:
+        # The pipeline has no such parameters. None is asked for with 0, as the pipeline is compiled.
+        given = [pair for pair in given if pair.replace(" ", "") != "train_accelerator_count=0"]
+        if asked := [pair.partition("=")[0] for pair in given if pair.partition("=")[0] in machines.TRAIN]:
+            raise ConfigError(f"{', '.join(asked)}: found in the run, {WITHOUT_GPU}")
+    parameters = parse(given, definitions, machine_check(settings))
+    return parameters, complete(parameters, definitions)
 
 
 def require(settings: Settings, names: Iterable[str]) -> None:
@@ -88,7 +120,7 @@ def make_job(
     own = {"git_sha": git_sha().lower(), "version": mf.__version__.replace(".", "_")}
     # enable_caching stays unset, because a value would override the steps' own caching options.
     return aiplatform.PipelineJob(
-        display_name=NAME,
+        display_name=settings.experiment or NAME,
         template_path=str(file),
         pipeline_root=settings.pipeline_root,
         parameter_values=dict(parameters),
@@ -101,21 +133,47 @@ def print_machines(settings: Settings, parameters: Mapping[str, Any]) -> None:
     for step, machine in machines_of(settings).items():
         resources = f"{machine.cpu} CPU, {machine.memory}"
         if step == "train":
-            gpus = f"{parameters['train_accelerator_count']:g} {parameters['train_accelerator_type']}"
-            resources += f", {gpus}{', spot' if settings.spot else ''}"
+            if settings.has_gpu:
+                resources += f", {parameters['train_accelerator_count']:g} {parameters['train_accelerator_type']}"
+            else:
+                resources += ", no GPU: about 2 s per epoch and 10 million ratings with sgd or vb, more with adam"
+            resources += ", spot" if settings.spot else ""
         print(f"  {step:<9} {resources}")
 
 
-def follow(job: aiplatform.PipelineJob) -> bool:
+def find(settings: Settings, job: str) -> aiplatform.PipelineJob:
+    """A run by its id, its resource name or the console's URL.
+
+    Raises:
+        ConfigError: there is no such run.
+        MfError: Google Cloud returned an error.
+    """
+    project, region, name = settings.project, settings.region, job.partition("?")[0].rstrip("/").rpartition("/")[2]
+    if place := re.search(r"projects/([^/]+)/locations/([^/]+)/pipelineJobs/", job):
+        project, region = place.groups()
+    elif place := re.search(r"/locations/([^/]+)/runs/", job):
+        region = place[1]
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,127}", name):
+        raise ConfigError(f"job: found {job!r}, expected a run as `make submit` prints it: {NAME}-20261124030000")
+    if not project or not region:
+        require(settings, ("project", "region"))
+    aiplatform.init(project=project, location=region)
+    try:
+        with google_errors("find the run"):
+            return aiplatform.PipelineJob.get(name, project=project, location=region)
+    except MfError as error:
+        if isinstance(error.__context__, NotFound):
+            raise ConfigError(f"there is no run {name} in {project}, {region}") from None
+        raise
+
+
+def follow(job: aiplatform.PipelineJob) -> int:
     """Prints every change of state of a run and its steps until the run ends, and the errors of a failed run.
 
     Ctrl-C stops following, with exit status 130; the run continues.
 
     Returns:
-        Whether the run succeeded.
-
-    Raises:
-        MfError: Vertex AI stopped answering.
+        An exit status: 0, the run succeeded; ``FAILED``; or ``NOT_FOLLOWED``, when Vertex AI stopped answering.
     """
     states: dict[str, str] = {}
     try:
@@ -127,11 +185,14 @@ def follow(job: aiplatform.PipelineJob) -> bool:
                 if state != before.get(name):
                     print(f"{datetime.now():%H:%M:%S}  {name:<9} {state.lower().replace('_', ' ')}", flush=True)
     except KeyboardInterrupt:
-        print(f"stopped following; the run continues: {job._dashboard_uri()}", file=sys.stderr)
+        print(f"stopped following; the run continues: {job._dashboard_uri()}; {watch_hint(job.name)}", file=sys.stderr)
         sys.exit(130)
-    for error in _errors(job):
-        print(f"error: {error}", file=sys.stderr)
-    return states["run"] == "SUCCEEDED"
+    except MfError as error:
+        print(f"error: {error}; {watch_hint(job.name)}", file=sys.stderr)
+        return NOT_FOLLOWED
+    for line in _errors(job):
+        print(f"error: {line}", file=sys.stderr)
+    return 0 if states["run"] == "SUCCEEDED" else FAILED
 
 
 def _states(job: aiplatform.PipelineJob) -> dict[str, str]:
@@ -144,16 +205,21 @@ def _states(job: aiplatform.PipelineJob) -> dict[str, str]:
 
 
 def _refresh(job: aiplatform.PipelineJob) -> None:
-    """Fetches the run's state, and retries so that following a run of hours survives an outage."""
+    """Fetches the run's state, and retries so that following a run of hours survives an outage.
+
+    Raises:
+        MfError: it cannot be fetched.
+    """
     for failures in range(1, MAX_FAILED_POLLS + 1):
         try:
             job._sync_gca_resource()  # type: ignore[no-untyped-call]
-        except (ServerError, RetryError) as error:
+        except (BadRequest, Forbidden, NotFound) as error:
+            raise MfError(f"the run continues, but its state cannot be fetched: {_words(error)}") from None
+        except (GoogleAPIError, GoogleAuthError, RequestException, OSError) as error:
+            # Among them an expired token (401), a time-out (408), a cancelled request (499) and a lost connection.
             if failures == MAX_FAILED_POLLS:
                 raise MfError(f"the run continues, but its state cannot be fetched: {_words(error)}") from None
             time.sleep(POLL_S)
-        except (GoogleAPIError, GoogleAuthError) as error:
-            raise MfError(f"the run continues, but its state cannot be fetched: {_words(error)}") from None
         else:
             return
 
@@ -172,7 +238,7 @@ def google_errors(action: str) -> Iterator[None]:
     """Turns errors of Google Cloud into one line that says it could not ``action``."""
     try:
         yield
-    except (GoogleAPIError, GoogleAuthError) as error:
+    except (GoogleAPIError, GoogleAuthError, RequestException) as error:
         raise MfError(f"Vertex AI could not {action}: {_words(error)}") from None
 
 
@@ -194,8 +260,7 @@ def _check_bucket(settings: Settings) -> None:
         ) from None
     except Forbidden as error:
         raise ConfigError(
-            f"pipeline_root: you may not read the bucket {name}; give yourself roles/storage.legacyBucketReader on it: "
-            f"{_words(error)}"
+            f"pipeline_root: you may not see the bucket {name}: {grant_bucket(name)} ({_words(error)})"
         ) from None
-    except (GoogleAPIError, GoogleAuthError) as error:
+    except (GoogleAPIError, GoogleAuthError, RequestException) as error:
         raise MfError(f"the bucket {name} could not be checked: {_words(error)}") from None

@@ -17,7 +17,10 @@ from serving import Answer, Call, serving
 
 BUCKET = re.compile(r"/storage/v1/b/([^/?]+)(/o)?")
 RESOURCES = re.compile(r"/v1/(projects/[^/]+/locations/[^/]+/(pipelineJobs|schedules))(?:/([^/:]+))?(?::(\w+))?")
-STATUS = {400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 503: "UNAVAILABLE"}
+STATUS = {
+    400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 499: "CANCELLED",
+    503: "UNAVAILABLE",
+}  # fmt: skip
 NOW = "2026-11-24T00:00:00Z"
 NUMBER = "123"  # of the project
 
@@ -179,4 +182,4 @@ def _short(schedule: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refusal(code: int, message: str) -> Answer:
-    return code, {"error": {"code": code, "message": message, "status": STATUS[code]}}
+    return code, {"error": {"code": code, "message": message, "status": STATUS.get(code, "UNKNOWN")}}

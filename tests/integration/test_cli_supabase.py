@@ -17,6 +17,7 @@ from targets import pairs
 from mf.__main__ import main
 from mf.local import LocalSupabase
 from mf.model_directory import TrainedModel
+from mf.supabase import runs
 from mf.supabase.client import connect
 from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
@@ -25,12 +26,14 @@ from mf.supabase.schema import migration
 
 TABLE = """
 create table ratings (user_id uuid, movie_id bigint, rating real, primary key (user_id, movie_id));
-insert into ratings select md5(u::text)::uuid, m * 1000, 0.5 + (u * m) % 10 / 2.0
+insert into ratings select md5(u::text)::uuid, m * 1000,
+  least(5, greatest(1, 3 + (u % 5 - 2) * 0.3 + (m % 4 - 1.5) * 0.4 + (u % 2 * 2 - 1) * (m % 3 - 1) * 0.8
+    + (u % 3 - 1) * (m % 5 - 2) * 0.3))
   from generate_series(1, 60) u, generate_series(1, 40) m where (u + m) % 7 > 0;
 create table empty_ratings (user_id uuid, movie_id bigint, rating real, primary key (user_id, movie_id));
 grant select on ratings, empty_ratings to service_role;
 """
-OPTIONS = ["--factors", "4", "--epochs", "3", "--lr", "0.05"]
+OPTIONS = ["--factors", "4", "--solver", "vb"]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -108,7 +111,8 @@ def test_a_named_file_takes_precedence_over_the_table(database: LocalSupabase, r
 
 
 def test_a_training_starts_from_the_published_run_once_there_is_one(database: LocalSupabase, run: Run) -> None:
-    again = ["--init_from", "published", "--publish"]
+    adam = ["--solver", "adam", "--epochs", "40", "--lr", "0.03", "--batch_size", "256"]
+    again = [*adam, "--init_from", "published", "--publish"]
     status, out, _ = run(*again, **environment(database))
     assert (status, out.splitlines()[0]) == (0, "no run is published yet: training starts from scratch")
     first = TrainedModel.load(Path("output"))
@@ -126,7 +130,7 @@ def test_a_training_starts_from_the_published_run_once_there_is_one(database: Lo
 
 def test_init_from_published_without_a_project_is_an_error(database: LocalSupabase, run: Run) -> None:
     Path("r.csv").write_text("userId,movieId,rating\n1,1,3\n")
-    status, _, err = run("--ratings_csv", "r.csv", "--init_from", "published")
+    status, _, err = run("--ratings_csv", "r.csv", "--init_from", "published", "--solver", "sgd")
     assert status == 2
     assert "SUPABASE_URL" in err
 
@@ -139,13 +143,15 @@ def _products(model: TrainedModel) -> Any:
 def test_the_published_run_recommends_as_the_model_does(database: LocalSupabase, run: Run, how: str) -> None:
     environ = environment(database)
     argv = ["--publish"] if how == "--publish" else ["--supabase_url", environ.pop("SUPABASE_URL")]
-    status, out, err = run("--val_size", "0", *argv, **environ)
+    status, out, err = run("--val_size", "0", "--force_publish", *argv, **environ)
     assert (status, err) == (0, "")
+    assert "accepted by force_publish although no ratings were held out to judge the model on" in out
     model = TrainedModel.load(Path("output"))
     assert out.splitlines()[-1] == (f"published run {model.run_id}: 60 users, 40 movies; it is the first run")
     row = published(database)
     assert row is not None
     assert row["run_id"] == json.loads(Path("output/model.json").read_text())["run_id"]
+    assert row["judged"] == {"forced": True, "reasons": ["no ratings were held out to judge the model on"]}
     with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
         for user in model.users.ids.to_pylist()[::6]:
             answer = recommend_movies(client, user, 10)
@@ -156,10 +162,11 @@ def test_the_published_run_recommends_as_the_model_does(database: LocalSupabase,
 
 
 def test_with_the_databases_url_it_is_published_directly_without_a_key(database: LocalSupabase, run: Run) -> None:
-    ratings = "".join(f"{md5(str(u).encode()).hexdigest()},{m},{(u * m) % 5 + 1}\n" for u in range(9) for m in range(9))
+    ratings = "".join(f"{md5(str(u).encode()).hexdigest()},{m},{(u + m) % 5 + 1}\n" for u in range(9) for m in range(9))
     uuids = re.sub(r"^(.{8})(.{4})(.{4})(.{4})(.{12}),", r"\1-\2-\3-\4-\5,", ratings, flags=re.M)
     Path("r.csv").write_text("userId,movieId,rating\n" + uuids)
-    status, out, err = run("--ratings_csv", "r.csv", "--publish", SUPABASE_DB_URL=database.db_url)
+    few = ["--min_rows", "10", "--min_users", "9", "--min_movies", "9", "--force_publish"]
+    status, out, err = run("--ratings_csv", "r.csv", "--publish", *few, SUPABASE_DB_URL=database.db_url)
     assert (status, err) == (0, "")
     assert re.fullmatch(r"published run \S+: 9 users, 9 movies; it is the first run", out.splitlines()[-1])
     assert database.gateway.requests == []
@@ -169,6 +176,62 @@ def test_with_the_databases_url_it_is_published_directly_without_a_key(database:
     assert re.fullmatch(
         r"error: cannot connect to the database: [^\n]*check the password in SUPABASE_DB_URL[^\n]*\n", err
     )
+
+
+def test_a_model_that_is_not_good_enough_is_written_and_not_published(
+    database: LocalSupabase, run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run("--publish", **environment(database))
+    assert (status, err) == (0, "")
+    assert re.search(r"^RMSE 0\.\d+ on 206 validation ratings; user \+ movie biases 0\.\d+, global mean ", out, re.M)
+    assert "accepted for publication: all " in out
+    first = published(database)
+    assert first is not None
+    assert first["judged"] == {"forced": False, "reasons": []}
+    assert Path("output/report.html").read_text().count("Accepted for publication")
+    original = ["--solver", "adam", "--publish"]  # one epoch with a learning rate of 0.001
+    bad: dict[str, list[str]] = {
+        r"RMSE \S+ is not below that of user \+ movie biases": original,
+        "min_rows is 100,000": ["--publish", "--min_rows", "100000"],
+        r"RMSE 0\.\d+ is above max_rmse, 0.01": ["--publish", "--max_rmse", "0.01"],
+        "no ratings were held out to judge the model on: hold some out": ["--publish", "--val_size", "0"],
+        r"RMSE \S+ against \S+ of the published run .* max_regression is 0.01": ["--publish", "--rank", "1"],
+    }
+    for reason, argv in bad.items():
+        status, out, err = run(*argv, **environment(database))
+        assert status == 3
+        assert re.fullmatch(rf"not published: [^\n]*{reason}[^\n]*\n", err)
+        assert published(database) == first
+        refused = TrainedModel.load(Path("output"))
+        assert refused.run_id != first["run_id"]
+        assert out.splitlines()[-1].startswith(f"model {refused.run_id}: 60 users, 40 movies")
+        assert ("; for a good model: python -m mf --solver vb --publish --factors 4" in out) == (argv is original)
+    status, out, err = run(*original, "--force_publish", **environment(database))
+    assert (status, err) == (0, "")
+    assert "accepted by force_publish although RMSE" in out
+    second = published(database)
+    assert second is not None
+    assert second["judged"]["forced"] is True
+    assert second["judged"]["reasons"][0].startswith("RMSE ")
+    monkeypatch.setenv("SUPABASE_KEY", database.secret_key)
+    runs.main(["list", "--supabase_url", database.url])
+    marked = [line for line in capfd.readouterr().out.splitlines() if line.endswith("; published by force")]
+    assert [line.split()[0] for line in marked] == [second["run_id"]]
+
+
+def test_lists_are_judged_by_ratings_that_they_were_not_trained_on(database: LocalSupabase, run: Run) -> None:
+    run("--publish", **environment(database))
+    judged = TrainedModel.load(Path("output"))
+    assert judged.ranking is not None
+    assert judged.ranking.metrics["ratings"] == judged.rows["train"] == 1851
+    rows = "".join(f"{md5(str(u).encode()).hexdigest()},{m}000,{3 + u % 2}\n" for u in range(1, 9) for m in range(1, 9))
+    uuids = re.sub(r"^(.{8})(.{4})(.{4})(.{4})(.{12}),", r"\1-\2-\3-\4-\5,", rows, flags=re.M)
+    Path("test.csv").write_text("userId,movieId,rating\n" + uuids)
+    _, out, err = run("--publish", "--test_csv", "test.csv", **environment(database))
+    assert "on 64 test ratings" in out + err
+    both = TrainedModel.load(Path("output"))
+    assert both.ranking is not None
+    assert both.ranking.metrics["ratings"] == 2057
 
 
 def test_a_database_of_another_project_is_refused(run: Run) -> None:

@@ -1,5 +1,6 @@
 """Submitting a run: the requests of the real SDK, the output and the errors."""
 
+import re
 import signal
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,8 @@ import pytest
 from compiling import compile_once
 from fake_gcs import fake_gcs
 from fake_vertex import FakeVertex, Fault, Request, fake_vertex, send_sdk_to
-from google.cloud import storage
+from google.auth.exceptions import TransportError
+from google.cloud import aiplatform, storage
 from google.cloud.aiplatform import base
 
 from pipelines.__main__ import main
@@ -24,6 +26,7 @@ SETTINGS = {
     "pipeline_root": "gs://mf-bucket/runs",
     "service_account": "steps@p1.iam.gserviceaccount.com",
     "network": "projects/123/global/networks/private",
+    "image_repository": "eu.example/mf",
     "image_tag": "v1",
     "supabase_url": "https://example.supabase.co",
     "supabase_key_secret": "projects/p1/secrets/supabase-key",
@@ -123,7 +126,34 @@ def test_without_an_account_or_a_network_none_is_sent(vertex: FakeVertex, submit
 @pytest.mark.parametrize(
     ("settings", "params", "said"),
     [
-        ({}, [], "error: the settings lack project, pipeline_root, supabase_key_secret: set them in "),
+        (
+            {},
+            [],
+            "error: the settings lack project, pipeline_root, supabase_key_secret, image_repository: set them in ",
+        ),
+        (
+            SETTINGS | {"image_repository": "me/mf"},
+            [],
+            "error: image_repository: found 'me/mf', which names no registry, and an image without one is looked for ",
+        ),
+        (
+            SETTINGS,
+            ["train_accelerator_count=0"],
+            "error: train_accelerator_count: found 0 in a run of a pipeline that was compiled with a GPU: set it to 0 ",
+        ),
+        (SETTINGS, ["train_accelerator_type=NVIDIA_TESLA_P4"], "error: train_accelerator_type: PyTorch's build cu130 "),
+        (SETTINGS, ["ratings_csv=r.csv"], "error: ratings_csv: expected gs://bucket/object, found 'r.csv', which the "),
+        (
+            SETTINGS,
+            ["ratings_csv=gs:/b/r.csv"],
+            "error: ratings_csv: expected gs://bucket/object, found 'gs:/b/r.csv': give gs://b/r.csv\n",
+        ),
+        (
+            SETTINGS,
+            ["ratings_csv=https://storage.cloud.google.com/b/r.csv?x=1"],
+            "error: ratings_csv: expected gs://bucket/object, found 'https://storage.cloud.google.com/b/r.csv?x=1', an "
+            "address for browsers: give gs://b/r.csv\n",
+        ),
         (SETTINGS | {"region": ""}, [], "error: the settings lack region: set them in pipelines/settings.toml\n"),
         (SETTINGS, ["epoch=3"], "error: the pipeline has no parameter 'epoch'; it has "),
         (SETTINGS, ["train_accelerator_type=L4"], "error: train_accelerator_type: found 'L4', expected one of NVIDIA_"),
@@ -200,8 +230,8 @@ def test_a_file_compiled_with_other_settings_is_refused_with_the_difference(
 ) -> None:
     assert submit(settings=SETTINGS | {"image_tag": "v2"}, status=2) == (
         f"error: {compiled} is not what this code and these settings compile to, "
-        "deploymentSpec.executors.exec-evaluate.container.image is 'mf/mf-python-cpu:v1', "
-        "now 'mf/mf-python-cpu:v2': run `make compile`\n"
+        "deploymentSpec.executors.exec-evaluate.container.image is 'eu.example/mf/mf-python-cpu:v1', "
+        "now 'eu.example/mf/mf-python-cpu:v2': run `make compile`\n"
     )
     assert vertex.requests == []
 
@@ -218,7 +248,10 @@ def test_a_missing_bucket_is_reported_with_the_command_and_not_created(vertex: F
 def test_an_unreadable_bucket_is_reported_with_the_role(vertex: FakeVertex, submit: Submit) -> None:
     vertex.closed_buckets.add("mf-bucket")
     said = submit(status=2)
-    assert said.startswith("error: pipeline_root: you may not read the bucket mf-bucket; give yourself roles/storage.")
+    assert said.startswith(
+        "error: pipeline_root: you may not see the bucket mf-bucket: gcloud storage buckets add-iam-policy-binding "
+        "gs://mf-bucket --member=user:YOU --role=roles/storage.legacyBucketReader (403 "
+    )
     assert vertex.changes == []
 
 
@@ -237,7 +270,7 @@ def test_the_bucket_is_checked_on_a_real_storage_server(
 
 def test_an_error_of_google_is_one_line(vertex: FakeVertex, submit: Submit) -> None:
     vertex.denied = "Permission 'aiplatform.pipelineJobs.create' denied"
-    said = submit(status=2)
+    said = submit(status=4)
     assert said.startswith("error: Vertex AI could not start the run: 403 ")
     assert vertex.denied in said
 
@@ -277,9 +310,9 @@ def test_waiting_prints_every_change_once_until_the_run_ends(vertex: FakeVertex,
 
 
 @pytest.mark.parametrize("end", ["FAILED", "CANCELLED"])
-def test_waiting_for_a_failed_run_exits_with_1_and_the_errors(vertex: FakeVertex, submit: Submit, end: str) -> None:
+def test_waiting_for_a_failed_run_exits_with_6_and_the_errors(vertex: FakeVertex, submit: Submit, end: str) -> None:
     vertex.states = [state("RUNNING", train="RUNNING"), state(end, "out of\nmemory", train="FAILED")]
-    said = submit("--wait", status=1)
+    said = submit("--wait", status=6)
     assert changes(said) == ["train running", "run running", "train failed", f"run {end.lower()}"]
     assert said.endswith("error: the step train failed: out of memory\nerror: the run failed: The DAG failed.\n")
 
@@ -291,14 +324,100 @@ def test_waiting_survives_an_outage(vertex: FakeVertex, submit: Submit, monkeypa
     assert changes(submit("--wait")) == ["run running", "run succeeded"]
 
 
+@pytest.mark.parametrize("code", [401, 408, 429, 499, 500, 502])
+def test_waiting_survives_an_answer_that_is_no_answer(vertex: FakeVertex, submit: Submit, code: int) -> None:
+    vertex.states = [state("RUNNING"), state("SUCCEEDED")]
+    vertex.faults = [Fault("GET", "/pipelineJobs/", code=code)]
+    assert changes(submit("--wait")) == ["run running", "run succeeded"]
+
+
+def test_waiting_survives_a_lost_connection(
+    vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vertex.states = [state("RUNNING"), state("SUCCEEDED")]
+    monkeypatch.setattr(base, "_DEFAULT_RETRY", None)
+    fetch, lost = aiplatform.PipelineJob._sync_gca_resource, [ConnectionError("reset"), TransportError("no network")]
+
+    def once(job: aiplatform.PipelineJob) -> Any:
+        if lost:
+            raise lost.pop()
+        return fetch(job)
+
+    monkeypatch.setattr(aiplatform.PipelineJob, "_sync_gca_resource", once)
+    assert changes(submit("--wait")) == ["run running", "run succeeded"]
+
+
+@pytest.mark.parametrize("code", [403, 404])
+def test_waiting_ends_at_once_where_asking_again_is_of_no_use(vertex: FakeVertex, submit: Submit, code: int) -> None:
+    vertex.faults = [Fault("GET", "/pipelineJobs/", code=code)]
+    assert "error: the run continues, but its state cannot be fetched: " in submit("--wait", status=5)
+    assert len([request for request in vertex.requests if "/pipelineJobs/" in request.path]) == 1
+
+
+def watch(settings: Path, job: str) -> int:
+    """The exit status of the command."""
+    try:
+        main(["watch", "--settings", str(settings), "--job", job])
+    except SystemExit as end:
+        return int(str(end.code))
+    return 0
+
+
+def test_a_run_is_followed_again_by_its_id_its_name_or_its_address(
+    vertex: FakeVertex, submit: Submit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = submit().splitlines()[0].removeprefix("submitted ")
+    job = name.rpartition("/")[2]
+    console = f"https://console.cloud.google.com/vertex-ai/locations/europe-west4/pipelines/runs/{job}?project=123"
+    for given, ended, status in ((job, "SUCCEEDED", 0), (name, "FAILED", 6), (console, "CANCELLED", 6)):
+        vertex.states = [state("RUNNING"), state(ended)]
+        assert watch(tmp_path / "settings.toml", given) == status
+        assert changes(capsys.readouterr().out)[-1] == f"run {ended.lower()}"
+    assert len(vertex.changes) == 1
+
+
+def test_a_run_that_there_is_not_cannot_be_followed(
+    vertex: FakeVertex, submit: Submit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit()
+    settings = tmp_path / "settings.toml"
+    for job, said, status in (
+        ("mf-training-1", "error: there is no run mf-training-1 in p1, europe-west4\n", 2),
+        ("Nightly run!", "error: job: found 'Nightly run!', expected a run as `make submit` prints it: ", 2),
+        ("", "error: job: found '', expected a run", 2),
+    ):
+        assert watch(settings, job) == status
+        assert capsys.readouterr().err.startswith(said)
+    vertex.faults = [Fault("GET", "/pipelineJobs/", code=403)]
+    assert watch(settings, "mf-training-1") == 5
+
+
+def test_a_pipeline_without_a_gpu_is_submitted_and_asked_for_none(
+    vertex: FakeVertex, submit: Submit, tmp_path: Path
+) -> None:
+    file, more = tmp_path / "cpu.yaml", "[parameters]\ntrain_accelerator_count = 0\n"
+    settings = SETTINGS | {"region": "asia-northeast2"}
+    compile_pipeline(Settings.of(**settings, parameters={"train_accelerator_count": 0}), file)
+    said = submit("train_accelerator_count=0", "epochs=2", settings=settings, more=more, file=file)
+    assert re.search(r"^  train     8 CPU, 32G, no GPU: about 2 s per epoch ", said, re.MULTILINE)
+    assert vertex.changes[-1].body["runtimeConfig"]["parameterValues"] == {"epochs": 2}
+    for given in ("train_accelerator_count=1", "train_accelerator_type=NVIDIA_L4"):
+        said = submit(given, settings=settings, more=more, file=file, status=2)
+        assert said.startswith(
+            f"error: {given.partition('=')[0]}: found in the run, and the pipeline was compiled without a"
+        )
+    assert len(vertex.changes) == 1
+
+
 def test_waiting_gives_up_after_a_long_outage_and_says_that_the_run_continues(
     vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipelines_vertex, "MAX_FAILED_POLLS", 3)
     monkeypatch.setattr(base, "_DEFAULT_RETRY", None)  # the SDK would retry for two minutes
     vertex.faults = [Fault("GET", "/pipelineJobs/", times=99)]
-    said = submit("--wait", status=2)
+    said = submit("--wait", status=5)
     assert "error: the run continues, but its state cannot be fetched: 503 " in said
+    assert re.search(r"; to follow it again: make watch JOB=mf-training-\d+\n$", said)
     assert len([request for request in vertex.requests if "/pipelineJobs/" in request.path]) == 3
 
 

@@ -13,6 +13,7 @@ import yaml
 from google.protobuf.json_format import MessageToDict
 
 from mf.errors import ConfigError
+from pipelines.__main__ import main
 from pipelines.compiled import check_current, compile_pipeline, definitions, definitions_in
 from pipelines.settings import Settings
 from pipelines.training import build
@@ -125,6 +126,50 @@ def test_train_runs_in_the_gpu_image_and_every_other_step_in_the_cpu_image(pipel
     assert images == {step: f"{registry}-{'gpu' if step == 'train' else 'cpu'}:golden" for step in STEPS}
 
 
+@pytest.mark.parametrize("spot", [False, True])
+def test_without_a_gpu_train_runs_in_the_cpu_image_and_no_parameter_asks_for_one(tmp_path: Path, spot: bool) -> None:
+    file = tmp_path / "cpu.yaml"
+    other = {"parameters": {"train_accelerator_count": 0}, "region": "asia-northeast2", "spot": spot}
+    settings = Settings.load(SETTINGS, {}).model_copy(update=other)
+    compile_pipeline(settings, file)
+    text, pipeline = file.read_text(), yaml.safe_load(file.read_text())
+    assert {*definitions()} - {*definitions_in(file)} == {"train_accelerator_type", "train_accelerator_count"}
+    assert "mf-python-gpu" not in text
+    assert "accelerator" not in executors(pipeline)["train"].get("resources", {})
+    assert "pipelinechannel--train_accelerator" not in text
+    given = pipeline["root"]["dag"]["tasks"]["train"]["inputs"]["parameters"]["train_accelerator_count"]
+    assert given == {"runtimeValue": {"constant": 0.0}}
+    inputs = pipeline["root"]["dag"]["tasks"]["ingest"]["inputs"]["parameters"]
+    assert [inputs[name]["runtimeValue"]["constant"] for name in ("gpus", "train_accelerator_count")] == [{}, 0.0]
+    if spot:
+        pools = pipeline["components"]["comp-train"]["inputDefinitions"]["parameters"]["worker_pool_specs"]
+        assert pools["defaultValue"][0]["machine_spec"] == {"machine_type": "e2-standard-8"}
+
+
+def test_the_first_step_is_told_the_one_machine_of_spot() -> None:
+    pipeline = MessageToDict(build(Settings(spot=True)).pipeline_spec)
+    gpus = pipeline["root"]["dag"]["tasks"]["ingest"]["inputs"]["parameters"]["gpus"]["runtimeValue"]["constant"]
+    assert gpus == {"NVIDIA_L4": [1]}
+
+
+@pytest.mark.parametrize("settings", [{"project": "p1"}, {"pipeline_root": "gs://b1/a"}, {"image_repository": "me/mf"}])
+def test_settings_of_a_project_without_a_registry_do_not_compile(tmp_path: Path, settings: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"image_repository: found '.*', which names no registry"):
+        compile_pipeline(Settings.of(**settings), tmp_path / "a.yaml")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_untouched_settings_compile_to_images_that_nobody_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MF_IMAGE_TAG", "v1")
+    main(["compile", "--file", str(tmp_path / "a.yaml")])
+    (pipeline,) = yaml.safe_load_all((tmp_path / "a.yaml").read_text())
+    images = {container["image"] for container in executors(pipeline).values()}
+    assert images == {f"image-repository-is-not-set.invalid/mf-python-{kind}:v1" for kind in ("cpu", "gpu")}
+    assert "names no registry of images yet, so this file can be read and not run" in capsys.readouterr().err
+
+
 def test_images_are_named_by_digest_when_the_settings_have_one() -> None:
     digest = f"@sha256:{'0' * 64}"
     images = {"cpu_image": f"r/cpu{digest}", "gpu_image": f"r/gpu{digest}"}
@@ -149,7 +194,9 @@ def test_the_settings_say_other_defaults(tmp_path: Path) -> None:
         ({"val_size": 2}, "val_size: Input should be less than 1"),
         ({"train_accelerator_count": 3}, "train_accelerator_count: found 3, a machine has 1, 2, 4, 8 of NVIDIA_L4"),
         ({"columns": "sb_secret_hunter2"}, "parameter columns looks like a Supabase secret key"),
-        ({"train_accelerator_type": "NVIDIA_TESLA_V100"}, "region europe-west6 has no NVIDIA_TESLA_V100; those that"),
+        ({"train_accelerator_type": "NVIDIA_TESLA_A100"}, "region europe-west6 has no NVIDIA_TESLA_A100; those that"),
+        ({"train_accelerator_type": "NVIDIA_TESLA_V100"}, "train_accelerator_type: PyTorch's build cu130 has no code"),
+        ({"train_accelerator_count": -1}, "train_accelerator_count: found -1, a machine has 1, 2, 4, 8 of NVIDIA_L4"),
     ],
 )
 def test_a_default_that_cannot_be_is_refused_as_a_parameter_of_a_run_is(

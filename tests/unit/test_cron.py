@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from mf.errors import ConfigError
-from pipelines.vertex.cron import Cron, time_zone
+from pipelines.cron import Cron, time_zone
 
 BERLIN = ZoneInfo("Europe/Berlin")
 TUESDAY = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)

@@ -39,7 +39,7 @@ def judged(
 def scored(evaluation: Evaluation, model: float, biases: float = 0.9, mean: float = 1.0, **fields: Any) -> Evaluation:
     rmses = {"model": model, "user_movie_bias": biases, "global_mean": mean}
     scores = {name: Scores({"rmse": rmse, "mae": 0.5}) for name, rmse in rmses.items()}
-    return replace(evaluation, **scores, **fields)
+    return replace(evaluation, **scores, **{"constant": (), **fields})
 
 
 def against(difference: float, low: float | None, clean: bool = True) -> Comparison:
@@ -62,6 +62,12 @@ def test_a_first_model_that_beats_the_baselines_passes_every_check(evaluation: E
         "baselines", 0.8, 0.9, True, "RMSE 0.8000 is below that of user + movie biases, 0.9000"
     )
     assert decision.summary() == "accepted for publication: all 6 checks passed"
+
+
+def test_a_constant_model_is_refused(evaluation: Evaluation) -> None:
+    assert evaluation.constant == ("predicted ratings",)
+    decision = judged(scored(evaluation, 0.8, constant=("predicted ratings", "ranking scores")))
+    assert decision.reasons == ("all predicted ratings and all ranking scores are the same",)
 
 
 @pytest.mark.parametrize(
@@ -156,18 +162,14 @@ def test_a_model_without_an_rmse_is_measured_by_its_lists(evaluation: Evaluation
     unrated = replace(listed(evaluation, 0.1, 0.1, None), model=Scores())
     decision = judged(unrated, max_rmse=0.5)
     assert decision.publish
-    assert [check.name for check in decision.checks[:4]] == ["finite", "lists", "baselines", "champion"]
-    assert decision.checks[2] == Check(
-        "baselines", None, None, True, "the model has no RMSE to compare with the baselines'"
-    )
-    assert "max_rmse" not in [check.name for check in decision.checks]
+    assert [check.name for check in decision.checks] == ["finite", "lists", "min_rows", "min_users", "min_movies"]
     worse = judged(replace(listed(evaluation, 0.05, 0.1, Interval(-0.06, -0.01)), model=Scores()))
     assert failed(worse) == ["lists"]
 
 
 def test_a_model_without_an_rmse_and_without_lists_is_refused(evaluation: Evaluation) -> None:
     nothing = replace(evaluation.ranking, model=None, popularity=None, reason="nobody liked a movie")
-    decision = judged(replace(evaluation, model=Scores(), ranking=nothing))
+    decision = judged(replace(evaluation, model=Scores(), ranking=nothing, constant=()))
     assert decision.reasons == (
         "NDCG@10 of the lists has no figure: nobody liked a movie; nothing else measures this model",
     )

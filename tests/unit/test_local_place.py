@@ -109,3 +109,14 @@ def test_a_user_without_an_entry_in_passwd_is_told_so(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 54_321)
     with pytest.raises(SupabaseError, match="the user with id 54321 has no entry in /etc/passwd"):
         place.place(tmp_path)
+
+
+def test_a_postgres_of_ones_own_needs_its_server_program(monkeypatch, tmp_path):
+    monkeypatch.setenv("MF_POSTGRES", str(tmp_path))
+    with pytest.raises(
+        SupabaseError, match=r"^MF_POSTGRES=.*: expected a folder of PostgreSQL with bin/postgres in it$"
+    ):
+        place.find_programs()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "postgres").touch()
+    assert place.find_programs() == tmp_path

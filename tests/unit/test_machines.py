@@ -1,17 +1,21 @@
 """GPUs, machines and regions: what Vertex AI does not have is refused by name."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from google.cloud.aiplatform.constants.base import SUPPORTED_REGIONS
 from google.cloud.aiplatform_v1.types import AcceleratorType
 
 from mf.errors import ConfigError
 from pipelines.settings import Resources
+from pipelines.training import NO_GPU
 from pipelines.vertex import machines
-from pipelines.vertex.machines import GPUS, all_regions, is_region
+from pipelines.vertex.machines import CUDA_BUILDS, DEFAULT_CUDA, GPUS, all_regions, gpus_in, is_region
 
 STEPS = {step: Resources(cpu="4", memory="16G") for step in ("ingest", "train", "export")}
 L4 = {"train_accelerator_type": "NVIDIA_L4", "train_accelerator_count": 1}
@@ -61,7 +65,19 @@ def test_compiling_for_a_region_with_gpus_does_not_import_the_sdk() -> None:
             "train_accelerator_type: found 'NVIDIA_TESLA_K80', expected one",
         ),
         ({"train_accelerator_count": 3}, "train_accelerator_count: found 3, a machine has 1, 2, 4, 8 of NVIDIA_L4"),
-        ({"train_accelerator_count": 0}, "train_accelerator_count: found 0, a machine has 1, 2, 4, 8 of NVIDIA_L4"),
+        (
+            {"train_accelerator_count": 0},
+            "train_accelerator_count: found 0 in a run of a pipeline that was compiled with a GPU: set it to 0 under ",
+        ),
+        (
+            {"train_accelerator_type": "NVIDIA_TESLA_V100"},
+            "train_accelerator_type: PyTorch's build cu130 has no code for NVIDIA_TESLA_V100 (compute capability 7; it "
+            "has 7.5, 8, 8.6, 9, 10, 12): expected one of NVIDIA_TESLA_T4, NVIDIA_L4, ",
+        ),
+        (
+            {"train_accelerator_type": "NVIDIA_GB200"},
+            "train_accelerator_type: the machines of NVIDIA_GB200 have ARM processors, and the images are for x86: ",
+        ),
     ],
 )
 def test_gpus_that_there_are_not_are_refused_with_those_that_there_are(gpus: dict[str, Any], said: str) -> None:
@@ -112,10 +128,47 @@ def test_where_a_gpu_is_not_known_to_be_is_no_reason_to_refuse_it() -> None:
     machines.check(STEPS, {**L4, "train_accelerator_type": "NVIDIA_H100_80GB"}, "europe-north2")
 
 
-@pytest.mark.parametrize("gpu", GPUS)
-def test_every_gpu_can_be_had_in_each_of_its_numbers(gpu: str) -> None:
-    for count in GPUS[gpu].machines:
-        machines.check(STEPS, {"train_accelerator_type": gpu, "train_accelerator_count": count})
+@pytest.mark.parametrize("cuda", CUDA_BUILDS)
+def test_every_gpu_that_the_image_can_use_can_be_had_in_each_of_its_numbers(cuda: str) -> None:
+    for gpu, counts in gpus_in("", cuda).items():
+        for count in counts:
+            machines.check(STEPS, {"train_accelerator_type": gpu, "train_accelerator_count": count}, cuda=cuda)
+
+
+def test_a_gpu_is_offered_where_google_has_it_and_the_image_has_code_for_it() -> None:
+    assert {*GPUS} - {*gpus_in("")} == {f"NVIDIA_{name}" for name in ("TESLA_V100", "TESLA_P100", "TESLA_P4", "GB200")}
+    assert {*GPUS} - {*gpus_in("", "cu126")} == {"NVIDIA_B200", "NVIDIA_GB200", "NVIDIA_RTX_PRO_6000"}
+    assert "NVIDIA_TESLA_V100" in gpus_in("europe-west4", "cu126")
+    said = refusal("europe-west4", train_accelerator_type="NVIDIA_TESLA_V100")
+    assert said.endswith('; or set cuda = "cu126" in pipelines/settings.toml and run `make images`')
+
+
+def test_the_default_build_is_the_locked_wheels() -> None:
+    """Architectures are not in a wheel's metadata: a new version of torch or CUDA needs a look at
+    ``torch.cuda.get_arch_list()``."""
+    lock = (Path(__file__).parents[2] / "requirements/cuda.lock").read_text()
+    assert re.findall(r"^(torch|cuda-toolkit)==(\d+\.\d+)", lock, re.MULTILINE) == [
+        ("cuda-toolkit", "13.0"),
+        ("torch", "2.13"),
+    ]
+    assert DEFAULT_CUDA == "cu130"
+    assert CUDA_BUILDS["cu130"] == ((75, 80, 86, 90, 100, 120), "580.65.06")
+
+
+@pytest.mark.skipif(not torch.version.cuda, reason="this PyTorch is a CPU build")
+def test_the_architectures_are_those_of_the_installed_wheel() -> None:
+    build = CUDA_BUILDS[f"cu{torch.version.cuda.replace('.', '')}"]
+    assert build.architectures == tuple(int(a.removeprefix("sm_")) for a in torch.cuda.get_arch_list() if "sm_" in a)
+
+
+def test_a_region_without_gpus_can_train_on_cpus() -> None:
+    without = [region for region in all_regions() if not any(region in gpu.regions for gpu in GPUS.values())]
+    assert len(without) >= 14
+    for region in without:
+        machines.check(STEPS, {**L4, "train_accelerator_count": 0}, region, has_gpu=False)
+    assert machines.train_machine(STEPS["train"], NO_GPU).name == "e2-standard-4"
+    assert machines.train_machine(Resources(cpu="8", memory="60G"), NO_GPU).name == "e2-highmem-8"
+    assert machines.train_machine(Resources(cpu="96", memory="600G"), NO_GPU).name == "n2-highmem-96"
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ Whether the real programs accept these commands is tested by tests/images/check 
 import json
 import shutil
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from programs import write_program
 
 from mf.errors import ConfigError, MfError
 from pipelines.__main__ import main
@@ -21,7 +21,7 @@ from pipelines.vertex import images
 SETTINGS = Settings(image_repository="registry.example/team/mf", project="films")
 CPU, GPU = (f"registry.example/team/mf/mf-python-{kind}:abc123" for kind in ("cpu", "gpu"))
 CPU_DIGEST, GPU_DIGEST = f"sha256:{'c' * 64}", f"sha256:{'d' * 64}"
-HEAD = f"""#!{sys.executable} -IS
+HEAD = """
 import json, os, pathlib, sys
 called = sys.argv[1:]
 with open(os.environ["CALLS"], "a") as calls:
@@ -45,12 +45,21 @@ elif called[0] == "history":
     print("0B\\tCMD [python3]\\n1.23MB\\t/bin/sh -c #(nop) COPY dir:1 in /opt/mf\\n2.7 GB\\tRUN   a base")
 """
 CLOUD = """
-if "submit" in called:
+if "log" in called and os.environ.get("LOG_DENIED"):
+    sys.exit("ERROR: (gcloud.builds.log) PERMISSION_DENIED: The caller does not have permission")
+elif "submit" in called:
     print("build-" + ("cpu" if "-cpu" in flag("--substitutions") else "gpu"))
 elif "describe" in called:
     kind = called[called.index("describe") + 1].removeprefix("build-")
     name = f"registry.example/team/mf/mf-python-{kind}:abc123"
-    ended = {"status": os.environ.get("STATUS", "SUCCESS"), "logUrl": "https://log.example/1"}
+    asked = pathlib.Path(os.environ["CALLS"]).with_name("asked-" + kind)
+    before = len(asked.read_text()) if asked.exists() else 0
+    asked.write_text("x" * (before + 1))
+    if os.environ.get("DESCRIBE_DENIED") or before == int(os.environ.get("LOST", "-1")):
+        sys.exit("ERROR: (gcloud.builds.describe) no answer")
+    working = before < int(os.environ.get("WORKING", "0"))
+    status = "WORKING" if working else os.environ.get("STATUS", "SUCCESS")
+    ended = {"status": status, "logUrl": "https://log.example/1"}
     print(json.dumps({**ended, "results": {"images": [{"name": name, "digest": digest(name)}]}}))
 """
 
@@ -78,8 +87,7 @@ def machine(tmp_path, monkeypatch):
 
     def install(**contents):
         for name, content in contents.items():
-            (programs / name).write_text(HEAD + content)
-            (programs / name).chmod(0o755)
+            write_program(programs / name, HEAD + content, "-IS")
         return root
 
     return install
@@ -157,7 +165,7 @@ def test_an_uncommitted_file_of_the_images_is_refused_before_building(machine, t
 
 def test_settings_without_a_registry_path_are_refused(machine):
     machine(docker=ENGINE)
-    with pytest.raises(ConfigError, match="image_repository is 'mf', expected a registry path"):
+    with pytest.raises(ConfigError, match="image_repository: found '', which names no registry"):
         images.make_images(Settings())
 
 
@@ -228,9 +236,57 @@ def test_cloud_build_is_used_without_docker_and_podman(machine, tmp_path):
     cpu, _ = calls(tmp_path, "submit")
     assert cpu[:3] == ["builds", "--project=films", "submit"]
     assert cpu[-1] == (
-        f"--substitutions=_IMAGE={CPU},_KIND=cpu,_TORCH_INDEX=https://torch.example,_BASE_IMAGE=,_GIT_SHA=abc123"
+        f"--substitutions=_IMAGE={CPU},_KIND=cpu,_TORCH_INDEX=https://torch.example,_BASE_IMAGE=,_CUDA=,_GIT_SHA=abc123"
     )
     assert [call[-1] for call in calls(tmp_path, "--stream")] == ["build-cpu", "build-gpu"]
+
+
+def test_a_build_whose_log_may_not_be_read_is_asked_for_its_end(machine, tmp_path, monkeypatch, capfd):
+    machine(gcloud=CLOUD)
+    monkeypatch.setattr(images, "POLL_S", 0.01)
+    for name, value in {"LOG_DENIED": "1", "WORKING": "3", "LOST": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert images.make_images(SETTINGS, cpu_only=True)["cpu_image"].endswith(f"mf-python-cpu@{CPU_DIGEST}")
+    assert len(calls(tmp_path, "describe")) == 4
+    assert "the log of the build build-cpu cannot be shown; waiting for its end" in capfd.readouterr().out
+
+
+def test_a_build_that_cannot_be_asked_about_is_one_line(machine, tmp_path, monkeypatch):
+    machine(gcloud=CLOUD)
+    monkeypatch.setattr(images, "POLL_S", 0.01)
+    monkeypatch.setenv("DESCRIBE_DENIED", "1")
+    with pytest.raises(MfError, match=r"the build build-cpu of \S+ goes on, but its state cannot be read: ERROR: "):
+        images.make_images(SETTINGS, cpu_only=True)
+
+
+def test_cloud_build_runs_in_the_region_of_the_settings(machine, tmp_path):
+    machine(gcloud=CLOUD)
+    images.make_images(SETTINGS.model_copy(update={"build_region": "europe-west4"}), cpu_only=True)
+    for verb in ("submit", "log", "describe"):
+        (call,) = calls(tmp_path, verb)
+        assert "--region=europe-west4" in call
+
+
+def test_docker_without_buildkit_is_passed_over(machine, tmp_path, capfd):
+    no_buildx = "if called[0] == 'buildx': sys.exit(1)\nif called[0] == 'version': print('{}')\n"
+    machine(docker=no_buildx.format("26.1.5") + ENGINE, podman=ENGINE)
+    assert images.find_engine() == "podman"
+    assert "docker is not used: it has neither BuildKit nor the plugin buildx" in capfd.readouterr().out
+    machine(docker=no_buildx.format("20.10.24") + ENGINE)
+    assert images.find_engine() == "docker"
+
+
+def test_docker_builds_with_buildkit_whatever_its_version(machine, tmp_path):
+    seen = "pathlib.Path(os.environ['CALLS']).with_name('buildkit').write_text(os.environ.get('DOCKER_BUILDKIT', ''))\n"
+    machine(docker=ENGINE + "if called[0] == 'build': " + seen)
+    images.make_images(SETTINGS, cpu_only=True)
+    assert (tmp_path / "buildkit").read_text() == "1"
+
+
+def test_another_cuda_build_is_an_argument_of_the_build(machine, tmp_path):
+    machine(docker=ENGINE)
+    images.make_images(SETTINGS.model_copy(update={"cuda": "cu126"}))
+    assert ["--build-arg=CUDA=cu126" in call for call in calls(tmp_path, "build")] == [True, True]
 
 
 def test_a_failed_cloud_build_names_its_log(machine, monkeypatch):

@@ -3,10 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import write_program
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = "--settings=pipelines/settings.toml"
@@ -17,8 +17,7 @@ ODD = """it's "a b" $x $(y ${z} `w`; exit 7 # \\ é"""
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A program in place of Python that prints its arguments as JSON."""
     program = tmp_path_factory.mktemp("python") / "python"
-    program.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[2:]))\n")
-    program.chmod(0o755)
+    write_program(program, "import json, sys\nprint(json.dumps(sys.argv[2:]))\n")
     return program
 
 

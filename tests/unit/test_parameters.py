@@ -2,7 +2,15 @@ import pytest
 
 from mf.errors import ConfigError
 from mf.flags import Parser
-from mf.parameters import OR_SOLVERS_OWN, SOLVERS_OWN, check_gpus, evaluate_config, ranking_config, solver_config
+from mf.parameters import (
+    OR_SOLVERS_OWN,
+    SOLVERS_OWN,
+    check_gpus,
+    chosen_solver,
+    evaluate_config,
+    ranking_config,
+    solver_config,
+)
 from mf.ranking import RankingConfig
 from mf.solvers import SOLVERS, configure
 from pipelines.__main__ import _parameter_flag
@@ -135,6 +143,28 @@ def test_what_cannot_be_is_refused_by_name(given: str, said: str) -> None:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_can_be_chosen_and_takes_its_own_options(solver: str) -> None:
     assert parse([f"solver={solver}", "epochs=30"], DEFINITIONS) == {"solver": solver, "epochs": 30}
+
+
+@pytest.mark.parametrize(
+    ("given", "solver", "line"),
+    [
+        ([], "vb", ""),
+        (["epochs=3", "factors=8", "solver_options.rank=4"], "vb", ""),
+        (["lr=0.01", "batch_size=512"], "adam", "solver adam, since lr and batch_size are set"),
+        (["init_from=published"], "adam", "solver adam, since init_from is set"),
+        (["solver_options.dropout=0.1"], "adam", "solver adam, since solver_options.dropout is set"),
+        (["lr=0.01", "solver=sgd"], "sgd", ""),
+    ],
+)
+def test_without_a_solver_it_is_the_best_one_that_has_the_options(given: list[str], solver: str, line: str) -> None:
+    everything = complete(parse(given, DEFINITIONS), DEFINITIONS)
+    assert chosen_solver(everything) == (solver, line)
+    assert isinstance(solver_config(everything), SOLVERS[solver].config)
+
+
+def test_an_option_that_the_given_solver_lacks_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^lr: not an option of solver vb; "):
+        parse(["solver=vb", "lr=0.01"], DEFINITIONS)
 
 
 def test_every_fault_is_named_in_one_error() -> None:

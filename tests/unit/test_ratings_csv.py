@@ -517,13 +517,13 @@ def test_bad_rows_of_parquet_and_json_lines_are_listed_with_their_place(tmp_path
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"user_id": [1.5], "movie_id": [1], "rating": [1]}, "column user_id holds numbers that are not integers"),
-        ({"user_id": [[1]], "movie_id": [1], "rating": [1]}, "column user_id is of type list<"),
+        ({"user_id": [1.5], "movie_id": [1], "rating": [1]}, "column user_id of type double cannot be read as user_id"),
+        ({"user_id": [[1]], "movie_id": [1], "rating": [1]}, "column user_id of type list<"),
         (
             {"user_id": [1], "movie_id": [True], "rating": [1]},
-            "column movie_id is of type bool, expected integers or text",
+            "column movie_id of type bool cannot be read as movie_id",
         ),
-        ({"user_id": [1], "movie_id": [1], "rating": [True]}, "column rating is of type bool, expected a number"),
+        ({"user_id": [1], "movie_id": [1], "rating": [[1]]}, "column rating of type list<"),
         ({"user_id": [1], "film": [1], "rating": [1]}, "ratings.csv: no column recognised as movie_id"),
     ],
 )

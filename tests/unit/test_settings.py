@@ -54,17 +54,20 @@ def test_the_parameters_that_it_shows_are_the_pipelines_own_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('projct = "p"', "there is no setting 'projct'; there are project, region, pipeline_root, "),
+        ('projct = "p"', "there is no setting 'projct'; there are target, project, region, pipeline_root, "),
         ("project = 7", "project: Input should be a valid string (given: 7)"),
-        ('project = "My Project"', "project: String should match pattern"),
+        ('project = "My Project"', "project: expected the project's id (not its name or number): "),
         ('region = "europe-west"', "region: expected one of africa-south1, "),
         ('region = "europe-west4-a"', "region: expected one of africa-south1, "),
-        ('pipeline_root = "bucket"', "pipeline_root: String should match pattern '^(gs://"),
-        ('service_account = "steps"', "service_account: String should match pattern"),
-        ('network = "default"', "network: String should match pattern '^(projects/"),
-        ('image_tag = "a b"', "image_tag: String should match pattern"),
-        ('image_repository = ""', "image_repository: String should have at least 1 character (given: '')"),
-        ('cpu_image = "r/mf/mf-python-cpu:v1"', "cpu_image: String should match pattern"),
+        ('pipeline_root = "bucket"', "pipeline_root: expected gs://bucket/folder, of letters, "),
+        ('service_account = "steps"', "service_account: expected an account's e-mail address"),
+        ('network = "default"', "network: expected projects/NUMBER/global/networks/NAME"),
+        ('image_tag = "a b"', "image_tag: expected a tag: letters, digits, . _ and -"),
+        (
+            'image_repository = "Eu/mf"',
+            "image_repository: expected a registry path such as europe-west4-docker.pkg.dev/",
+        ),
+        ('cpu_image = "r/mf/mf-python-cpu:v1"', "cpu_image: expected an image by digest, REGISTRY/NAME@sha256:…"),
         (f'cpu_image = "{CPU}"', "one of cpu_image and gpu_image is set; set both, as `make images` does, or neither"),
         (
             'supabase_key_secret = "key"',
@@ -72,18 +75,39 @@ def test_the_parameters_that_it_shows_are_the_pipelines_own_defaults() -> None:
         ),
         ('supabase_key_secret = "sb_secret_a"', "supabase_key_secret looks like a Supabase secret key, and shows in"),
         ('supabase_url = "h.co"', "supabase_url: the address is not of the form https://PROJECT.supabase.co"),
-        ('notify_emails = ["me"]', "notify_emails.0: String should match pattern"),
+        ('notify_emails = ["me"]', "notify_emails.0: expected an e-mail address such as me@example.com"),
         ('spot = "maybe"', "spot: Input should be a valid boolean"),
-        ('[labels]\nTeam = "a"', "labels.Team.[key]: String should match pattern"),
-        ('[labels]\nteam = "A"', "labels.team: String should match pattern"),
+        ('[labels]\nTeam = "a"', "labels.Team.[key]: expected a lower-case letter, then"),
+        ('[labels]\nteam = "A"', "labels.team: expected at most 63 of a-z, 0-9, _ and -"),
         ('[labels]\ngit_sha = "a"', "labels: every run has a git_sha of its own"),
         ("[parameters]\nepochs = [1]", "parameters.epochs"),
         ('[parameters]\nsupabase_url = "https://h.co"', "parameters: supabase_url is a setting, set it above"),
-        ('[machines.train]\ncpu = "four"', "machines.train.cpu: String should match pattern"),
-        ('[machines.train]\ncpu = "0"', "machines.train.cpu: String should match pattern"),
+        ('[machines.train]\ncpu = "four"', "machines.train.cpu: expected CPU cores, for example 4, 0.5"),
+        ('[machines.train]\ncpu = "0"', "machines.train.cpu: expected CPU cores, for example 4, 0.5"),
         ("[machines.train]\ncpu = 4", "machines.train.cpu: Input should be a valid string (given: 4)"),
-        ('[machines.train]\nmemory = "16"', "machines.train.memory: String should match pattern"),
-        ('[machines.train]\nmemory = "0G"', "machines.train.memory: String should match pattern"),
+        ('[machines.train]\nmemory = "16"', "machines.train.memory: expected a whole number and one of"),
+        ('[machines.train]\nmemory = "0G"', "machines.train.memory: expected a whole number and one of"),
+        ('[machines.train]\nmemory = "16GB"', "for example 16G; without a B: 16G, not 16GB"),
+        ('pipeline_root = "gs:/bucket/a"', "pipeline_root: expected gs://bucket/folder, "),
+        ('pipeline_root = "gs:/bucket/a"', "; gs: is followed by two slashes"),
+        ('pipeline_root = "gs://bucket//a"', "; a folder has no name"),
+        ('pipeline_root = "gs://bucket/a b"', "; it holds a blank"),
+        ('pipeline_root = "gs://bucket/é"', "; it holds a character that is not ASCII"),
+        ('pipeline_root = "https://storage.cloud.google.com/b/a"', "; this is a link for browsers: write gs://"),
+        ('pipeline_root = "https://console.cloud.google.com/storage/browser/b"', "; this is a page of the console"),
+        ('pipeline_root = "s3://bucket/a"', "pipeline_root: expected gs://bucket/folder on Vertex AI"),
+        ('cuda = "13"', "cuda: Input should be 'cu130' or 'cu126'"),
+        ('experiment = "My runs"', "experiment: expected a name of a-z, 0-9 and -, at most 128"),
+        ('build_region = "here"', "build_region: expected one of africa-south1, "),
+        (
+            'kubernetes_secret = "mf"\nkubeflow_host = "http://h"',
+            'kubeflow_host, kubernetes_secret: without a meaning on Vertex AI; leave them empty, or set target = "k',
+        ),
+        (
+            'target = "kubeflow"\nproject = "p1"\nspot = true',
+            "project, spot: without a meaning on open-source Kubeflow Pipelines; leave them empty, or set target = ",
+        ),
+        ('target = "kubeflow"\nservice_account = "a@b.co"', "service_account: expected a Kubernetes name"),
         ("[machines.train]\ngpus = 1", "machines.train.gpus: Extra inputs are not permitted"),
         ('region = "mars"\nspot = "maybe"', "2 values are not valid: region: expected one of"),
         ("project = p", "is no TOML: Invalid value (at line 1, column 11)"),
@@ -176,7 +200,7 @@ def test_the_images_that_make_images_built_override_the_settings_and_not_the_env
     [
         ("", ": found nothing, expected cpu_image and gpu_image: run `make images`"),
         (f'cpu_image = "{CPU}"', ": found cpu_image, expected cpu_image and gpu_image: run `make images`"),
-        (f'cpu_image = "{CPU}"\ngpu_image = "v1"', ": gpu_image: String should match pattern"),
+        (f'cpu_image = "{CPU}"\ngpu_image = "v1"', ": gpu_image: expected an image by digest"),
         ("cpu_image = ", " is no TOML: "),
     ],
 )
@@ -189,6 +213,46 @@ def test_a_generated_file_that_was_edited_is_one_line_with_its_own_name(file: Pa
 
 
 def test_an_image_that_is_not_named_by_digest_is_not_written(file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"settings\.images\.toml: cpu_image: String should match pattern"):
+    with pytest.raises(ConfigError, match=r"settings\.images\.toml: cpu_image: expected an image by digest"):
         write_images(file, {"cpu_image": "r/mf/mf-python-cpu:v1", "gpu_image": GPU})
     assert not images_file(file).exists()
+
+
+def test_no_error_shows_a_regular_expression(file: Path) -> None:
+    names = ("project", "pipeline_root", "service_account", "network", "image_tag", "cpu_image", "experiment")
+    said = refusal(file, "".join(f'{name} = "( )"\n' for name in names))
+    assert said.startswith(f"{file}: 6 values are not valid: ")  # the account is checked with the target, last
+    assert not re.search(r"[\^$\\]|\[\^|\(\?", said.removeprefix(str(file)))
+
+
+def test_the_pipeline_root_may_end_with_a_slash_and_be_a_bucket(file: Path) -> None:
+    for root in ("gs://bucket", "gs://bucket/", "gs://bucket/a.b/c_d-e/"):
+        assert load(file, f'pipeline_root = "{root}"').pipeline_root == root
+    assert load(file, 'target = "kubeflow"\npipeline_root = "minio://bucket/a"').target == "kubeflow"
+
+
+@pytest.mark.parametrize("repository", ["", "mf", "team/mf", "mf-images/team/mf"])
+def test_images_that_docker_hub_would_be_asked_for_are_refused(repository: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Settings(image_repository=repository, image_tag="v1").check_images()
+    assert str(error.value).startswith(f"image_repository: found {repository!r}, which names no registry, and an image")
+    assert "docker.pkg.dev/PROJECT/mf, in pipelines/settings.toml, then run `make images`" in str(error.value)
+    Settings(image_repository=repository, cpu_image=CPU, gpu_image=GPU).check_images()
+
+
+@pytest.mark.parametrize(
+    "repository", ["europe-west4-docker.pkg.dev/p/mf", "docker.io/me/mf", "localhost/mf", "h:5000/mf"]
+)
+def test_images_of_a_registry_are_not_refused(repository: str) -> None:
+    Settings(image_repository=repository, image_tag="v1").check_images()
+
+
+def test_images_without_a_commit_for_their_tag_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "git_sha", lambda: "unknown")
+    with pytest.raises(ConfigError, match=r"tag is not known: .*safe\.directory FOLDER.*: run `make images` in a git "):
+        Settings(image_repository="eu.example/mf").check_images()
+    Settings(image_repository="eu.example/mf", image_tag="v1").check_images()
+
+
+def test_images_that_nobody_named_have_a_name_that_no_registry_can_have() -> None:
+    assert Settings(image_tag="v1").image("cpu") == "image-repository-is-not-set.invalid/mf-python-cpu:v1"

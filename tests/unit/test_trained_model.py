@@ -3,6 +3,7 @@
 import json
 import uuid
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,7 @@ def test_the_state_dict_loads_without_pickle_and_the_card_is_complete(tmp_path: 
     assert json.loads((tmp_path / "model.json").read_text()) == {
         "format": 1, "run_id": "run-1", "solver": "adam", "config": {"factors": 4}, "mu": 3.25, "factors": 4,
         "rating_min": 0.5, "rating_max": 5.0, "rows": {"train": 9}, "users": 3, "movies": 3, "git_sha": "abc",
-        "trained_on": {"source": "r.csv", "columns": {"rating": "stars"}, "content_hash": "0a", "until": None},
-        "ignore_ratings": [],
+        "trained_on": asdict(TRAINED_ON), "ignore_ratings": [],
         "metrics": {"test_rmse": 0.9}, "ranking": None,
     }  # fmt: skip
 
@@ -225,7 +225,7 @@ def spoilt(directory: Path, how: str) -> None:
         ("a user is missing", r"user_factors.weight: copying a param with shape torch.Size\(\[3, 4\]\)"),
         ("format of tomorrow", "model.json has format 2, expected 1"),
         ("factors are text", "factors is '4', expected an integer of 1 or more"),
-        ("no run_id", "run_id is None, expected a non-empty text"),
+        ("no run_id", "'run_id' is missing"),
     ],
 )
 def test_an_invalid_model_directory_is_an_error_in_one_line(tmp_path: Path, how: str, said: str) -> None:

@@ -51,7 +51,8 @@ def _settings(file: Path, environ: Mapping[str, str]) -> tuple[Settings, dict[st
         parameters = complete(parse(settings.defaults(), known, machine_check(settings)), known)
     except ConfigError as error:
         return settings, parameters, missing(str(error), "correct it")
-    if empty := [name for name in REQUIRED if not getattr(settings, name)]:
+    required = (*REQUIRED, *(() if settings.pinned else ("image_repository",)))
+    if empty := [name for name in required if not getattr(settings, name)]:
         return settings, parameters, missing(f"{file} lacks {', '.join(empty)}", "fill them in (docs/vertex.md)")
     return settings, parameters, ok(str(file))
 

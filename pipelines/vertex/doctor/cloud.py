@@ -10,11 +10,14 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 
+from mf.errors import ConfigError
 from pipelines.settings import Settings
 from pipelines.vertex.doctor.finding import Check, Finding, HaltError, missing, ok, unknown
 from pipelines.vertex.doctor.google import Google
 from pipelines.vertex.doctor.images import image
 from pipelines.vertex.doctor.roles import BIND, account_role
+from pipelines.vertex.grants import grant_bucket
+from pipelines.vertex.machines import CUDA_BUILDS
 
 # The SDK asks cloudresourcemanager for the project's number; the doctor asks iam and serviceusage.
 APIS = (
@@ -82,8 +85,9 @@ def checks(cloud: Cloud) -> list[Check]:
         short = name.split("/")[3]
         named += [(f"secret {short}", functools.partial(secret, name=name))]
         named += [(f"role on the secret {short}", functools.partial(role_on_secret, name=name))]
-    named += [(f"{kind} image", functools.partial(_image, kind=kind)) for kind in ("cpu", "gpu")]
+    named += [(f"{kind} image", functools.partial(_image, kind=kind)) for kind in cloud.settings.image_kinds]
     named += [("GPU quota", quota)]
+    named += [("experiment", experiment)] if cloud.settings.experiment else []
     return [(name, functools.partial(check, cloud)) for name, check in named]
 
 
@@ -140,8 +144,7 @@ def bucket(cloud: Cloud) -> Finding:
     if response.status == 403 and response.disabled_api is None:
         return missing(
             f"gs://{cloud.bucket} belongs to somebody else, or you may not see it",
-            f"name your own in pipeline_root, or: gcloud storage buckets {BIND} gs://{cloud.bucket} "
-            "--member=user:YOU --role=roles/storage.admin",
+            f"name your own in pipeline_root, or: {grant_bucket(cloud.bucket)}",
         )
     if response.status != 200:
         return cloud.google.error(response)
@@ -248,7 +251,34 @@ def secret(cloud: Cloud, name: str) -> Finding:
 
 
 def _image(cloud: Cloud, kind: str) -> Finding:
-    return image(cloud.google, cloud.settings.image(kind))
+    try:
+        cloud.settings.check_images()
+    except ConfigError as error:
+        return missing(str(error), "docs/vertex.md")
+    finding = image(cloud.google, cloud.settings.image(kind))
+    if kind == "gpu" and finding.state == "ok":
+        build = CUDA_BUILDS[cloud.settings.cuda]
+        # No API tells which driver the machines have.
+        return ok(f"{finding.message}; it needs the NVIDIA driver {build.driver} or newer, which only a run can show")
+    return finding
+
+
+def experiment(cloud: Cloud) -> Finding:
+    """The experiment of the runs exists; the first run creates it."""
+    region, name = cloud.settings.region, cloud.settings.experiment
+    response = cloud.google.request(
+        "GET", f"{region}-aiplatform.googleapis.com",
+        f"/v1/projects/{cloud.project}/locations/{region}/metadataStores/default/contexts/{name}",
+    )  # fmt: skip
+    if response.status == 404:
+        return ok(f"there is no {name} yet; the first run creates it")
+    if response.status != 200:
+        return cloud.google.error(response)
+    if response.body.get("schemaTitle") != "system.Experiment":
+        return missing(
+            f"{name} exists and is no experiment but a {response.body.get('schemaTitle')}", "choose another name"
+        )
+    return ok(name)
 
 
 def quota(cloud: Cloud) -> Finding:
