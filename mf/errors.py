@@ -85,10 +85,10 @@ ADVICE = {
 }
 
 
-def one_line(error: BaseException) -> str:
-    """An error on one line, without secrets and control characters."""
+def one_line(error: BaseException | str) -> str:
+    """An error or a text on one line, without secrets and control characters; blanks within a line stay."""
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.errno in ADVICE:
         text = f"{error.filename or error.strerror}: {ADVICE[error.errno]}"
     # File names and server responses may contain line breaks.
-    return printable(hidden(" ".join(text.split())))
+    return printable(hidden(" ".join(filter(None, map(str.strip, text.splitlines())))))

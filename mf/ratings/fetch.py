@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mf.errors import DataError, needs_extra
+from mf.ratings import s3
 
 # Retry limit for looking up the object while the server has transient errors. A broken transfer is resumed with the
 # library's own limit.
@@ -29,8 +30,8 @@ class SourceFile(NamedTuple):
 @contextmanager
 def local_files(address: str) -> Iterator[list[SourceFile]]:
     """The files of ratings at ``address``, by name: one file, those of a folder and the folders in it, or those that a
-    glob matches; ``gs://bucket/…`` as temporary copies, deleted when the block ends. Of a folder with other tables, as
-    MovieLens', the one that is called ratings.
+    glob matches; ``gs://bucket/…`` and ``s3://bucket/object`` as temporary copies, deleted when the block ends. Of a
+    folder with other tables, as MovieLens', the one that is called ratings.
 
     Credentials are Google's application default; the server of ``STORAGE_EMULATOR_HOST`` is used without any.
 
@@ -38,18 +39,22 @@ def local_files(address: str) -> Iterator[list[SourceFile]]:
         DataError: the address is malformed, there is no such file, or it may not be read.
     """
     address = address.removeprefix("file://")
-    if scheme := re.match(r"([a-zA-Z][\w+.-]*)://", address):
-        if scheme[1] != "gs":
-            # The address may hold a password or a token.
-            raise DataError(
-                f"found an address of {scheme[1]}://, expected a path or gs://bucket/object: download the file first "
-                "(curl -LO) and name it"
-            )
+    scheme = re.match(r"([a-zA-Z][\w+.-]*)://", address)
+    path = Path(address)
+    if scheme and scheme[1] == "gs":
         with _downloaded(address) as files:
             yield files
-        return
-    path = Path(address)
-    if path.is_dir():
+    elif scheme and scheme[1] == "s3":
+        with tempfile.TemporaryDirectory(prefix="mf-") as folder:
+            s3.download(address, Path(folder) / "object")
+            yield [SourceFile(address, Path(folder) / "object")]
+    elif scheme:
+        # The address may hold a password or a token.
+        raise DataError(
+            f"found an address of {scheme[1]}://, expected a path, gs://bucket/object or s3://bucket/object: download "
+            "the file first (curl -LO) and name it"
+        )
+    elif path.is_dir():
         names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
         names = _named(ratings_among(names), f"{address}: a folder")
         yield [SourceFile(str(path / name), path / name) for name in names]

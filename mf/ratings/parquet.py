@@ -13,7 +13,7 @@ from mf.progress import Progress
 from mf.ratings import frame
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
-from mf.ratings.schema import MOVIE, RATED_AT, USER
+from mf.ratings.schema import MOVIE, USER
 from mf.ratings.values import check, reason
 
 MAGIC = b"PAR1"
@@ -101,6 +101,6 @@ def _add(
     bad = np.flatnonzero(~(usable | ignored))
     for number, record in zip(bad.tolist(), raw.take(pa.array(bad)).to_pylist(), strict=True):
         text = json.dumps({columns[role]: value for role, value in record.items()}, ensure_ascii=False, default=str)
-        sink.reject(f"{place}row {row + number + 1}", reason({RATED_AT: None, **record}), text)
+        sink.reject(f"{place}row {row + number + 1}", reason(record), text)
     places = {form: f"{place}row {row + first + 1}: {text}" for form, (first, text) in forms.items()}
     sink.add(ratings, places, int(ignored.sum()))

@@ -577,7 +577,7 @@ def test_blanks_separate_when_the_columns_are_named(tmp_path: Path) -> None:
 
 
 def test_a_web_address_is_refused_with_the_way_out() -> None:
-    with pytest.raises(DataError, match=r"^found an address of https://, expected a path .*: download the file first"):
+    with pytest.raises(DataError, match=r"^found an address of https://, expected a path, .*: download the file first"):
         csv.read(IngestConfig.of(ratings_csv="https://host/r.csv?token=1"), Collector("r.csv", 0))
 
 
