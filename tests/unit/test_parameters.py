@@ -74,7 +74,11 @@ def test_nothing_given_is_nothing() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("epochs", "parameter 'epochs': expected name=value"),
+        (
+            "epochs",
+            "parameter 'epochs': expected name=value; put quotes around a value with a blank: "
+            "PARAMS='movie_column=\"Book Title\"'",
+        ),
         ("epoch=20", f"the pipeline has no parameter 'epoch'; it has {', '.join(sorted(DEFINITIONS))}"),
         ("epochs=1.5", "parameter epochs: expected a whole number, found '1.5'"),
         ("epochs=", "parameter epochs: expected a whole number, found ''"),
@@ -103,7 +107,7 @@ def test_nothing_given_is_nothing() -> None:
         ),
         ("test_size=0", "test_size: found 0, expected more than 0: a model without a test RMSE cannot be published"),
         ("import_table=", "ratings_csv and import_table are both empty: set one of them"),
-        ("supabase_url=h.co", "supabase_url: expected an address of the form https://PROJECT.supabase.co"),
+        ("supabase_url=h.co", "supabase_url: the address is not of the form https://PROJECT.supabase.co"),
         ("min_users=-1", "min_users: Input should be greater than or equal to 0 (given: -1)"),
         ("factors=-1", "factors: Input should be greater than or equal to 1 (given: -1)"),
         ("solver=magic", "solver: found 'magic', expected one of adam, sgd, vb, gibbs"),
