@@ -40,8 +40,8 @@ RANKING_NUMBERS = (
     "mu", "sd", "rho", "regularization", "teacher_rank", "energy_beyond", "relevance_threshold", "recency",
 )  # fmt: skip
 RANKING_COLUMNS = ("embedding", "history", "liking")
+COUNTS = "ratings"  # last column of movie_ranking.parquet or, without it, movie_embeddings.parquet
 STARS = ("mu", "rating_min", "rating_max")  # null where there is no star model
-COUNTS_PARQUET = "movie_counts.parquet"
 WITH_RATINGS = ("mu", "sd", "relevance_threshold")  # null where the model does not look at ratings
 
 
@@ -123,7 +123,7 @@ class PublishedRanking:
 
 @dataclass(frozen=True)
 class MovieCounts:
-    """Ratings per movie that a model was trained on, in ``movie_counts.parquet`` (``movie_id``, ``ratings``)."""
+    """Ratings per movie that a model was trained on: the column ``ratings`` of the last of the movies' files."""
 
     ids: pa.Array  # int64 or string [n]
     ratings: npt.NDArray[np.int32]  # [n]
@@ -138,24 +138,24 @@ class MovieCounts:
         return cls(counts.field("values"), counts.field("counts").to_numpy().astype(np.int32))
 
     @classmethod
-    def read(cls, directory: Path) -> "MovieCounts | None":
+    def read(cls, directory: Path, card: Mapping[str, Any]) -> "MovieCounts | None":
         """From a model directory; ``None`` in one of an earlier release.
 
         Raises:
-            DataError: the file is malformed.
+            DataError: the column is malformed.
         """
-        path = directory / COUNTS_PARQUET
-        if not path.is_file():
+        path = directory / (PARQUET if card.get("ranking") is None else RANKING_PARQUET)[MOVIE]
+        ids, ratings = _read_columns(path, MOVIE, optional=COUNTS)
+        if ratings is None:
             return None
-        ids, ratings = _read_columns(path, MOVIE, "ratings")
         if ratings.type != pa.int32() or ratings.null_count:
-            raise DataError(f"{path}: ratings is {ratings.type} with {ratings.null_count} nulls, expected int32")
+            raise DataError(f"{path}: {COUNTS} is {ratings.type} with {ratings.null_count} nulls, expected int32")
         return cls(_checked_ids(ids, path, MOVIE), ratings.to_numpy())
 
-    def write(self, directory: Path) -> None:
-        """Write ``movie_counts.parquet``."""
-        table = pa.table({MOVIE: self.ids, "ratings": self.ratings})
-        pq.write_table(table, directory / COUNTS_PARQUET, compression="zstd")
+    def columns(self, ids: pa.Array) -> dict[str, npt.NDArray[np.int32]]:
+        """The column for the movies ``ids``."""
+        rows = Vocabulary(self.ids).rows(ids)
+        return {COUNTS: np.where(rows < 0, 0, self.ratings[rows]).astype(np.int32)}
 
 
 @dataclass(frozen=True)
@@ -220,13 +220,14 @@ class TrainedRanking:
             f"{self.model.energy_beyond:.1%} of the energy beyond it, {self.metrics['seconds']:.1f} s"
         )
 
-    def write(self, directory: Path) -> None:
+    def write(self, directory: Path, counts: MovieCounts | None = None) -> None:
         """Write ``user_ranking.parquet`` (``user_id``, ``embedding``) and ``movie_ranking.parquet`` (``movie_id``,
-        ``bias``, ``embedding``, ``history``, ``liking``)."""
+        ``bias``, ``embedding``, ``history``, ``liking``, and ``ratings`` where the counts are known)."""
+        counted = counts.columns(self.movies.ids) if counts else {}
         vectors = {name: _lists(getattr(self.model, name)) for name in RANKING_COLUMNS}
         tables = {
             USER: pa.table({USER: self.users.ids, "embedding": _lists(self.vectors)}),
-            MOVIE: pa.table({MOVIE: self.movies.ids, "bias": self.model.bias, **vectors}),
+            MOVIE: pa.table({MOVIE: self.movies.ids, "bias": self.model.bias, **vectors, **counted}),
         }
         for key, table in tables.items():
             pq.write_table(table, directory / RANKING_PARQUET[key], compression="zstd")
@@ -373,7 +374,7 @@ class TrainedModel:
                 raise ValueError(f"{CARD} has format {card['format']}, expected {FORMAT}")
             record = {name: card[name] for name in ("run_id", "solver", "config", "rows", "metrics", "git_sha")}
             ranking = TrainedRanking.read(directory, card["ranking"]) if card.get("ranking") is not None else None
-            counts = MovieCounts.read(directory)
+            counts = MovieCounts.read(directory, card)
             module: MatrixFactorization | None = None
             if card["mu"] is None and ranking:
                 users, movies = ranking.users, ranking.movies
@@ -424,18 +425,16 @@ def _write(
         if state is not None:
             torch.save(state, aside / WEIGHTS)
         for key, rows in ((USER, users), (MOVIE, movies)) if users and movies else ():
-            table = pa.table({key: rows.ids, "bias": rows.bias, "embedding": _lists(rows.vectors)})
+            counted = counts.columns(rows.ids) if counts and key == MOVIE and not ranking else {}
+            table = pa.table({key: rows.ids, "bias": rows.bias, "embedding": _lists(rows.vectors), **counted})
             pq.write_table(table, aside / PARQUET[key], compression="zstd")
         if ranking:
-            ranking.write(aside)
-        if counts:
-            counts.write(aside)
+            ranking.write(aside, counts)
         for extra in also:
             shutil.copy(extra, aside)
         (aside / CARD).write_text(json.dumps(card, indent=2) + "\n")
     absent = [] if ranking else [*RANKING_PARQUET.values()]
     absent += [] if users else [WEIGHTS, *PARQUET.values()]
-    absent += [] if counts else [COUNTS_PARQUET]
     for file in absent:
         (directory / file).unlink(missing_ok=True)  # of an earlier model
 
@@ -475,7 +474,7 @@ def read_model(directory: Path) -> PublishedModel:
             content_hash=content.result(),
             noise_variance=_header_noise(card.get("metrics"), header) if header.has_stars else None,
             trained_on=TrainedOn.read(card.get("trained_on")),
-            movie_counts=MovieCounts.read(directory),
+            movie_counts=MovieCounts.read(directory, card),
         )
 
 
@@ -486,8 +485,6 @@ def _content_hash(directory: Path, header: Header, ranking: dict[str, Any] | Non
         numbers = {name: ranking[name] for name in ("factors", *RANKING_NUMBERS)}
         content.update(json.dumps(numbers, sort_keys=True).encode())
         files += RANKING_PARQUET.values()
-    if (directory / COUNTS_PARQUET).is_file():
-        files.append(COUNTS_PARQUET)
     for file in files:
         content.update((directory / file).read_bytes())
     return content.hexdigest()[:16]
@@ -587,10 +584,11 @@ def _read_ranking(directory: Path, numbers: dict[str, Any]) -> PublishedRanking:
     )
 
 
-def _read_columns(path: Path, *names: str) -> list[pa.Array]:
-    """The named columns of a Parquet file."""
+def _read_columns(path: Path, *names: str, optional: str = "") -> list[pa.Array]:
+    """The named columns of a Parquet file; last the optional one, ``None`` where it is absent."""
     try:
-        table = pq.read_table(path)
+        there = {*pq.read_schema(path).names}
+        table = pq.read_table(path, columns=[name for name in (*names, optional) if name in there])
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
     if missing := {*names} - {*table.column_names}:
@@ -598,7 +596,10 @@ def _read_columns(path: Path, *names: str) -> list[pa.Array]:
         raise DataError(f"{path}: no column {', '.join(sorted(missing))}: expected {', '.join(first)} and {last}")
     if not len(table):
         raise DataError(f"{path}: no rows: there is nothing to publish")
-    return [table[name].combine_chunks() for name in names]
+    columns = [table[name].combine_chunks() for name in names]
+    if optional:
+        columns.append(table[optional].combine_chunks() if optional in table.column_names else None)
+    return columns
 
 
 def _checked_ids(ids: pa.Array, path: Path, key: str) -> pa.Array:

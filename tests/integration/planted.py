@@ -35,9 +35,8 @@ class Planted:
         ):
             columns = {f"{kind}_id": pa.array(ids), "bias": pa.array(bias, pa.float32())}
             columns["embedding"] = pa.array(list(vectors), pa.list_(pa.float32()))
+            columns |= {"ratings": pa.array(self.counts())} if kind == "movie" else {}
             pq.write_table(pa.table(columns), directory / f"{kind}_embeddings.parquet")
-        counts = {"movie_id": pa.array(self.movie_ids), "ratings": pa.array(self.counts())}
-        pq.write_table(pa.table(counts), directory / "movie_counts.parquet")
         return directory
 
     def counts(self) -> np.ndarray:

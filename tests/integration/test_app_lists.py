@@ -381,10 +381,9 @@ def test_a_forgotten_user_is_gone_from_all_runs_and_no_running_export_brings_it_
 
 def test_an_account_that_is_deleted_is_forgotten_by_a_trigger(database, trained: Trained) -> None:
     with database.connect() as connection, connection.transaction(force_rollback=True):
-        connection.execute("create table auth.users (id uuid primary key)")
-        connection.execute("insert into auth.users values (%s)", [user(33)])
+        connection.execute("insert into auth.users (id) values (%s)", [user(33)])
         page = Path("docs/erasure.md").read_text()
-        connection.execute(page.split("```sql\n")[1].split("```")[0].encode())
+        connection.execute(page.split("```sql\n")[2].split("```")[0].encode())
         connection.execute("delete from auth.users")
         left = connection.execute("select count(*) from public.mf_user_embeddings where user_id = %s", [user(33)])
         assert left.fetchone() == (0,)

@@ -96,7 +96,7 @@ def test_a_killed_export_changes_nothing_for_readers_and_a_rerun_finishes_it(dat
     assert 40 <= users < 120
     assert statuses(client) == {"old": "published", "new": "loading"}
     assert_published(client, old)
-    with pytest.raises(SupabaseError, match=r"the run new is incomplete: \d+ of 120 users are there"):
+    with pytest.raises(SupabaseError, match=r"the run new is incomplete: \d+ of 120 users"):
         call(client.rpc("mf_publish", {"run": "new"}), "publish run new")
     assert rest(database).export(tmp_path / "new", SMALL_BATCHES) == ExportResult(
         "new", 120, 300, changed=True, previous="old"

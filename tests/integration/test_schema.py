@@ -228,7 +228,7 @@ def test_a_project_of_an_earlier_migration_is_upgraded_and_keeps_its_runs(fresh_
         database.migrate(migration(SchemaConfig()))
     # New columns are null in a run of before.
     after = rows(database, "select to_jsonb(r) from public.mf_runs r order by run_id")
-    added = {"ranking": None, "ignore_ratings": [], "n_counts": None}
+    added = {"ranking": None, "ignore_ratings": [], "n_counts": None, "judged": None}
     assert [row for (row,) in after] == [{"trained_on": None, **row, **added} for (row,) in before]
     ratings = {models[1].movie_ids[0]: 5.0}
     with api(database) as client:
