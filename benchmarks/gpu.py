@@ -32,6 +32,7 @@ from benchmarks.report import table
 from mf.evaluation.topk import top_k_by_product
 from mf.model import MatrixFactorization
 from mf.solvers import SOLVERS, EpochReport, RatingTensors, configure, fit
+from mf.solvers.base import Share
 from mf.solvers.minibatch import MiniBatchTraining
 from mf.solvers.sorting import Segments
 
@@ -317,11 +318,13 @@ class Bench:
     @torch.no_grad()
     def step(self, data: Data, solver: str, batch_size: int) -> Result:
         """One solver's step on the first batch."""
-        training = SOLVERS[solver].start(data[0], _none(data[1]), configure(solver, {"batch_size": batch_size}))
+        train = Share.of(data[0])
+        training = SOLVERS[solver].start(train, _none(data[1]), configure(solver, {"batch_size": batch_size}))
         assert isinstance(training, MiniBatchTraining)
-        batches = training.ratings.batches(0, 1)[0]
+        lane = training.ratings.lanes[0]
+        batches = training.ratings.batches(lane, 0, 0, seed=1)
         rng = torch.Generator(self.device).manual_seed(0)
-        rows = training.ratings.user_spans[0], training.ratings.movie_spans[0]
+        rows = lane.blocks[0], training.ratings.movie_spans[0]
 
         def step() -> Tensor:
             return training.step(batches[0], 0.5, rng, rows)
@@ -457,7 +460,7 @@ class Bench:
     @torch.no_grad()
     def waits_of(self, data: Data, solver: str, options: Mapping[str, Any]) -> Result:
         """The waits in one solver's first epoch."""
-        training = SOLVERS[solver].start(*data, configure(solver, options))
+        training = SOLVERS[solver].start(Share.of(data[0]), data[1], configure(solver, options))
         self.wait()
         torch.cuda.set_sync_debug_mode("warn")
         try:

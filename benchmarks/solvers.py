@@ -16,7 +16,7 @@ from benchmarks.apart import Result
 from benchmarks.data import Ratings, load
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, RatingTensors, configure, fit
-from mf.solvers.gaussian import GaussianConfig
+from mf.solvers.config import GaussianConfig
 
 
 def measure(data: str, solver: str, options: Mapping[str, Any], validates: bool = False) -> Result:
@@ -50,13 +50,16 @@ def measure(data: str, solver: str, options: Mapping[str, Any], validates: bool 
     model = fit(train, validation, config, torch.device("cpu"), [note])
     total = time.perf_counter() - started
     test = _interactions(split.test, users, movies)
+    rank = config.model_dump()["factors"]
+    if isinstance(config, GaussianConfig):
+        rank = config.fitted_rank(len(train), train.n_users + train.n_movies)
     return {
         "rmse": split.rmse(model.predict(test.users, test.movies).numpy()),
         "total_s": total,
         "preparation_s": ends[0] - reports[0].seconds - started,
         "epoch_s": median(report.seconds for report in reports),
         "epochs": len(reports),
-        "rank": config.fitted_rank(train) if isinstance(config, GaussianConfig) else config.model_dump()["factors"],
+        "rank": rank,
         "curve": [report.validation_rmse for report in reports] if validates else [],
     }
 

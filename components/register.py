@@ -26,10 +26,11 @@ def register(
     with reported():
         provenance = read_provenance(Path(ratings.path))
         scores = json.loads(Path(evaluation.path).read_text())
+        lists = scores.get("ranking", {}).get("model") or {}
+        figures = {"rmse": scores["model"].get("rmse"), "ndcg": lists.get("ndcg")}
         labels = {
             "run_id": run_id,
-            **({"rmse": float(scores["model"]["rmse"])} if scores["model"] else {}),
-            **({"ndcg": float(scores["ranking"]["model"]["ndcg"])} if scores["ranking"]["model"] else {}),
+            **{name: float(figure) for name, figure in figures.items() if figure is not None},
             "rows": provenance.rows_kept,
             "data_hash": provenance.content_hash,
             "git_sha": git_sha(),

@@ -61,6 +61,7 @@ def train(
             provenance=provenance,
             ranking=lists,
             progress=lambda report: print(report.line(), flush=True),
+            processes=max(1, train_accelerator_count),
         )
         trained.save(Path(model.path))
         checkpoint.remove()

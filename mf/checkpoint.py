@@ -53,6 +53,10 @@ class CheckpointFile:
         self.epochs = len(state["reports"])
         return dict(state)
 
+    def due(self) -> bool:
+        """Whether saving has taken no more than its share of the time."""
+        return time.monotonic() >= self._due
+
     def save(self, state: dict[str, Any]) -> None:
         """Replaces the file, unless saving has taken more than its share of the time."""
         started = time.monotonic()

@@ -62,6 +62,10 @@ def reported() -> Iterator[None]:
     try:
         yield
     except (MfError, OSError) as error:
-        # File names and server responses may contain line breaks.
-        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+        print("error:", one_line(str(error)), file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def one_line(text: str) -> str:
+    """A text without its line breaks, which file names and responses may hold; blanks within a line stay."""
+    return " ".join(filter(None, map(str.strip, text.splitlines())))

@@ -15,7 +15,7 @@ from mf.config import Config
 from mf.errors import ConfigError, DataError
 from mf.model_directory import MovieCounts, TrainedModel, TrainedRanking
 from mf.ranking import Interactions, PassReport, RankingConfig
-from mf.ranking import fit as fit_ranking
+from mf.ranking.fit import fit as fit_ranking
 from mf.ratings.config import CLICKS_WITHOUT_RANKING
 from mf.ratings.schema import (
     MOVIE,
@@ -29,13 +29,11 @@ from mf.ratings.schema import (
     times,
 )
 from mf.ratings.vocabulary import Vocabulary
-from mf.solvers import EpochReport, RatingTensors, fit, solver_of
+from mf.solvers import EpochReport, RatingTensors, fit, for_processes, solver_of
 from mf.solvers.base import Callback, Checkpoint
+from mf.together import Fitted, fit_together
 from mf.version import git_sha
 from mf.warm_start import EarlierModel
-
-# The most accurate of those that need no tuning, and the fastest at full size but for sgd: docs/solvers.md.
-DEFAULT_SOLVER = "vb"
 
 
 def train(
@@ -51,6 +49,7 @@ def train(
     ranking: RankingConfig | None = None,
     lists_from_validation: bool = True,
     progress: Callable[[PassReport], None] | None = None,
+    processes: int = 1,
 ) -> TrainedModel:
     """Trains a star model on ``ratings`` with the solver that ``config`` belongs to, then a ranking model.
 
@@ -70,10 +69,12 @@ def train(
         lists_from_validation: whether the ranking model trains on ``validation`` too; False where that part judges the
             model.
         progress: called after every pass of the ranking model.
+        processes: share the star model's training among as many processes, each with a GPU of its own where ``device``
+            is one, else with a share of the cores (``mf.together``). The ranking model is trained by this one.
 
     Raises:
         DataError: there are no ratings, or they are all the same.
-        TrainingError: a value is not finite.
+        TrainingError: a value is not finite, or a process died.
         ConfigError: the checkpoint belongs to other ratings or options, the solver cannot start from a model, or there
             is neither a rating nor a ranking model.
     """
@@ -86,6 +87,48 @@ def train(
         rows = {"train": len(ratings), "validation": len(validation)}
         return _train_on_clicks(listed, rows, origin, ranking, device, progress)
     check_ratings_differ(both, "training ratings")
+    config = for_processes(config, processes)
+    epochs: list[EpochReport] = []
+    callbacks = [epochs.append, *callbacks]
+    if processes > 1:
+        fitted = fit_together(
+            ratings, validation, config, processes,
+            cuda=device.type == "cuda", callbacks=callbacks, checkpoint=checkpoint, earlier=earlier,
+        )  # fmt: skip
+    else:
+        fitted = _fit_alone(ratings, validation, config, device, callbacks, checkpoint, earlier)
+    kept = [epoch for epoch in epochs if epoch.kept][-1]
+    return TrainedModel(
+        module=fitted.module,
+        users=fitted.users,
+        movies=fitted.movies,
+        run_id=_new_run_id(),
+        solver=solver_of(config).name,
+        config=config.model_dump(),
+        rows={"train": len(ratings), "validation": len(validation)},
+        metrics={
+            "validation_rmse": kept.validation_rmse,
+            "best_epoch": kept.epoch,
+            "init_from": fitted.init_from,
+            "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
+        },
+        git_sha=git_sha(),
+        trained_on=_trained_on(provenance, ratings, validation, lists_from_validation, earlier) if provenance else None,
+        ranking=train_ranking(listed, ranking, device=device, progress=progress) if ranking else None,
+        movie_counts=MovieCounts.of(both[MOVIE]),
+    )
+
+
+def _fit_alone(
+    ratings: pa.Table,
+    validation: pa.Table,
+    config: Config,
+    device: torch.device,
+    callbacks: Sequence[Callback],
+    checkpoint: Checkpoint | None,
+    earlier: EarlierModel | None,
+) -> Fitted:
+    """A star model fitted by this process."""
     with ThreadPoolExecutor(2) as pool:
         encoded = pool.map(Vocabulary.encode, (ratings[USER], ratings[MOVIE]))
     (users, train_users), (movies, train_movies) = encoded
@@ -96,30 +139,9 @@ def train(
 
     trained_on = tensors(ratings, train_users, train_movies)
     held_out = tensors(validation, users.rows(validation[USER]), movies.rows(validation[MOVIE]))
-    epochs: list[EpochReport] = []
-    callbacks = [epochs.append, *callbacks]
     initial = earlier.initial(users, movies) if earlier else None
     module = fit(trained_on, held_out, config, device, callbacks, checkpoint, initial)
-    kept = [epoch for epoch in epochs if epoch.kept][-1]
-    return TrainedModel(
-        module=module,
-        users=users,
-        movies=movies,
-        run_id=_new_run_id(),
-        solver=solver_of(config).name,
-        config=config.model_dump(),
-        rows={"train": len(ratings), "validation": len(validation)},
-        metrics={
-            "validation_rmse": kept.validation_rmse,
-            "best_epoch": kept.epoch,
-            "init_from": initial.name if initial else None,
-            "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
-        },
-        git_sha=git_sha(),
-        trained_on=_trained_on(provenance, ratings, validation, lists_from_validation, earlier) if provenance else None,
-        ranking=train_ranking(listed, ranking, device=device, progress=progress) if ranking else None,
-        movie_counts=MovieCounts.of(both[MOVIE]),
-    )
+    return Fitted(module, users, movies, initial.name if initial else None)
 
 
 def _train_on_clicks(
@@ -202,7 +224,7 @@ def pick_device(use_cuda: bool, gpus: int = 0) -> tuple[torch.device, str]:
 
     Args:
         use_cuda: use a GPU if one is available.
-        gpus: required number of GPUs; training uses one.
+        gpus: required number of GPUs, all of which are used; 0: one, where there is one.
 
     Raises:
         ConfigError: there are fewer GPUs, or PyTorch cannot use them.
@@ -216,6 +238,8 @@ def pick_device(use_cuda: bool, gpus: int = 0) -> tuple[torch.device, str]:
         return torch.device("cpu"), "training on the CPU"
     if trouble:
         return torch.device("cpu"), f"training on the CPU: {trouble}"
+    if gpus > 1:
+        return torch.device("cuda"), f"training on {gpus} GPUs: {torch.cuda.get_device_name()}"
     idle = f"; {seen - 1} more {'is' if seen == 2 else 'are'} idle: training uses one" if seen > 1 else ""
     return torch.device("cuda"), f"training on the GPU: {torch.cuda.get_device_name()}{idle}"
 

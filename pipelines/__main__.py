@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mf.config import did_you_mean
-from mf.errors import ConfigError, MfError, reported
+from mf.errors import ConfigError, MfError, one_line, reported
 from mf.flags import Parser
 from pipelines import describe
 from pipelines.compiled import compile_pipeline, default_file, definitions
@@ -223,7 +223,7 @@ def _ending_with(status: int) -> Iterator[None]:
     except ConfigError:
         raise
     except MfError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", one_line(str(error)), file=sys.stderr)
         sys.exit(status)
 
 

@@ -16,9 +16,8 @@ from mf.ranking import RankingConfig
 from mf.ranking.config import RANKING_HELP
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.solvers import SOLVER_HELP, SOLVERS
+from mf.solvers.config import DEFAULT_SOLVER, INIT_FROM
 from mf.supabase.config import ExportConfig
-from mf.train import DEFAULT_SOLVER
-from mf.warm_start import INIT_FROM
 from pipelines.vertex.machines import gpus_in
 
 DOCUMENT = "docs/parameters.md"
@@ -27,7 +26,7 @@ RANKING_SHARED = ("relevance_threshold", "seed")  # options of the ranking model
 CONFIGS: tuple[type[Config], ...] = (IngestConfig, SplitConfig, GateConfig, ExportConfig)
 # Descriptions that the pipeline has in place of the fields' own.
 OWN = {
-    "ratings_csv": "file of ratings, plain or gzip: gs://bucket/object; empty: import_table is read",
+    "ratings_csv": "file of ratings, plain or gzip: gs://bucket/object, s3://…; empty: import_table is read",
     "import_table": "Supabase table of ratings, read if ratings_csv is empty",
     "supabase_url": "Supabase project to import from and publish to, https://PROJECT.supabase.co",
     "test_size": "share of the ratings, above 0 and below 1, held out to be scored once; leave_last: one per user",

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mf.errors import DataError, needs_extra
+from mf.ratings import s3
 
 # Retry limit for looking up the object while the server has transient errors. A broken transfer is resumed with the
 # library's own limit.
@@ -15,8 +16,8 @@ RETRY_S = 20.0
 
 @contextmanager
 def local_copy(address: str) -> Iterator[Path]:
-    """The path to read ``address`` from: a local path unchanged, ``gs://bucket/object`` as a temporary copy, deleted
-    when the block ends.
+    """The path to read ``address`` from: a local path unchanged, ``gs://bucket/object`` or ``s3://bucket/object`` as a
+    temporary copy, deleted when the block ends.
 
     Credentials are Google's application default; the server of ``STORAGE_EMULATOR_HOST`` is used without any.
 
@@ -28,8 +29,13 @@ def local_copy(address: str) -> Iterator[Path]:
             f"{address.split('?')[0]}: a web address, expected a path or gs://bucket/object: download the file first "
             "(curl -LO) and name it"
         )
-    if not address.startswith("gs://"):
+    if not address.startswith(("gs://", "s3://")):
         yield Path(address)
+        return
+    if address.startswith("s3://"):
+        with tempfile.TemporaryDirectory(prefix="mf-") as folder:
+            s3.download(address, Path(folder) / "object")
+            yield Path(folder) / "object"
         return
     match = re.fullmatch(r"gs://([^/]+)/(.*[^/])", address)
     if not match:

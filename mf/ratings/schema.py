@@ -84,11 +84,10 @@ class TrainedOn:
         times = [pc.max(part[RATED_AT]).as_py() for part in (train, validation) if RATED_AT in part.column_names]
         newest = max(filter(None, times), default=None)
         until = newest.isoformat() if newest else None
-        seen = _ContentHash(train.schema)
-        seen.update(train)
-        if lists_from_validation:
-            seen.update(validation)
-        return cls(provenance.source, provenance.columns, content_hash(train), until, seen.digits())
+        of_train = content_hash(train)
+        parts = [of_train, content_hash(validation)] if lists_from_validation else [of_train]
+        seen = hashlib.sha256(" and ".join(parts).encode()).hexdigest()[:16]
+        return cls(provenance.source, provenance.columns, of_train, until, seen)
 
     def after(self, earlier: "TrainedOn | None") -> "TrainedOn":
         """The same record for a warm start from a model trained on ``earlier`` (None: unknown)."""

@@ -1,15 +1,19 @@
 """Solvers: fit a ``MatrixFactorization`` to rating tensors. A new solver is a module and a line in ``SOLVERS``."""
 
+import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mf.config import Config
 from mf.errors import ConfigError
-from mf.model import MatrixFactorization
-from mf.solvers import adam, gibbs, loop, sgd, vb
-from mf.solvers.base import Callback, Checkpoint, EpochReport, Initial, RatingTensors, Solver
+from mf.solvers.config import SHARED_BLOCK, SOLVER_HELP, SOLVERS, AdamConfig, Solver
+
+if TYPE_CHECKING:
+    import torch
+
+    from mf.model import MatrixFactorization
+    from mf.ranks import Ranks
+    from mf.solvers.base import Callback, Checkpoint, EpochReport, Initial, RatingTensors
 
 __all__ = [
     "SOLVERS",
@@ -21,11 +25,16 @@ __all__ = [
     "check_warm",
     "configure",
     "fit",
+    "for_processes",
     "solver_of",
 ]
 
-SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (adam.SOLVER, sgd.SOLVER, vb.SOLVER, gibbs.SOLVER)}
-SOLVER_HELP = "; ".join(f"{solver.name}: {solver.help}" for solver in SOLVERS.values())
+
+def __getattr__(name: str) -> Any:
+    # Imported at the first use, since PyTorch comes with them: the command line's help needs the options alone.
+    if name in ("EpochReport", "Initial", "RatingTensors"):
+        return getattr(importlib.import_module("mf.solvers.base"), name)
+    raise AttributeError(f"module 'mf.solvers' has no attribute {name!r}")
 
 
 def configure(solver: str, options: Mapping[str, Any], prefix: str = "") -> Config:
@@ -66,19 +75,39 @@ def solver_of(config: Config) -> Solver:
     return next(solver for solver in SOLVERS.values() if isinstance(config, solver.config))
 
 
+def for_processes(config: Config, processes: int) -> Config:
+    """``config`` with what several processes need: adam's batches of blocks of users in place of all users.
+
+    Raises:
+        ConfigError: an option that several processes cannot have.
+    """
+    if processes == 1 or not isinstance(config, AdamConfig):
+        return config
+    if config.clip_grad is not None:
+        raise ConfigError(
+            f"clip_grad: found {config.clip_grad:g} with {processes} processes, expected none: no process sees the "
+            "gradient of a whole step; use one process, or lower lr"
+        )
+    return config if config.block_users else config.model_copy(update={"block_users": SHARED_BLOCK})
+
+
 def fit(
-    train: RatingTensors,
-    validation: RatingTensors,
+    train: "RatingTensors",
+    validation: "RatingTensors",
     config: Config,
-    device: torch.device,
-    callbacks: Sequence[Callback] = (),
-    checkpoint: Checkpoint | None = None,
-    initial: Initial | None = None,
-) -> MatrixFactorization:
+    device: "torch.device",
+    callbacks: "Sequence[Callback]" = (),
+    checkpoint: "Checkpoint | None" = None,
+    initial: "Initial | None" = None,
+    ranks: "Ranks | None" = None,
+) -> "MatrixFactorization":
     """Fits a model to ``train`` with the solver that ``config`` belongs to.
 
+    Several processes call this together, each with the ratings of its own users and all movies (``mf.ranks``). On a CPU
+    1, 2 and 4 of them give the same model: adam and sgd the same bits, vb and gibbs the same RMSE to 1e-6.
+
     Args:
-        train: training ratings; every user row and movie row must have at least one.
+        train: training ratings; every user row must have at least one, every movie row one on some rank.
         validation: validation ratings, possibly none; for early stopping and the best epoch, never trained on.
         config: the solver's options.
         device: device to compute on; the tensors are moved there.
@@ -86,16 +115,24 @@ def fit(
         checkpoint: the state is saved there after every epoch. If it holds a state of the same ratings and options,
             training resumes from it; on a CPU the result then has the same bits as an uninterrupted training's.
         initial: an earlier model to start from, for solvers with ``warm``.
+        ranks: the processes that share the training; default: this one alone.
 
     Returns:
-        The model, on ``device``. Its mu and biases are those of the damped bias model, which so predicts for unseen
-        rows (``mf.solvers.unseen``). ``adam`` and ``sgd`` return the best epoch by validation RMSE, or the last one
-        without validation ratings, ``vb`` and ``gibbs`` the last sweep.
+        The model of this rank's users and all movies, on ``device``. Its mu and biases are those of the damped bias
+        model, which so predicts for unseen rows (``mf.solvers.unseen``). ``adam`` and ``sgd`` return the best epoch by
+        validation RMSE, or the last one without validation ratings, ``vb`` and ``gibbs`` the last sweep.
 
     Raises:
         TrainingError: a value is not finite; the message names the epoch and the option to lower.
-        ConfigError: the checkpoint belongs to other ratings or options, or the solver cannot start from a model.
+        ConfigError: the checkpoint belongs to other ratings or options, the solver cannot start from a model, or an
+            option needs one process.
+        DataError: a rank has no ratings.
     """
+    from mf.ranks import Ranks
+    from mf.solvers import loop
+    from mf.solvers.base import Share
+
+    ranks = ranks or Ranks.alone()
     solver = solver_of(config)
     if initial:
         check_warm(solver.name)
@@ -105,12 +142,13 @@ def fit(
     torch.set_num_threads(1)
     try:
         options = {**config.model_dump(), "init_from": initial.name if initial else None}
-        resumable = (
-            loop.ResumableCheckpoint(checkpoint, solver.name, options, train, validation) if checkpoint else None
-        )
-        train, validation = train.to(device), validation.to(device)
         with torch.no_grad():
-            training = solver.start(train, validation, config, initial=initial and initial.to(device))
-            return loop.run(training, len(train), len(validation) > 0, callbacks, resumable)
+            share, validation = Share.of(train.to(device), ranks), validation.to(device)
+            resumable = (
+                loop.ResumableCheckpoint(checkpoint, solver.name, options, share, validation) if checkpoint else None
+            )
+            training = solver.start(share, validation, config, initial=initial and initial.to(device))
+            validates = sum(ranks.gather_objects(len(validation))) > 0
+            return loop.run(training, len(share), validates, callbacks, resumable, ranks)
     finally:
         torch.set_num_threads(threads)

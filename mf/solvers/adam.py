@@ -14,72 +14,24 @@ n_u and n_m are the training ratings of the user and of the movie. For ``weight_
 """
 
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from mf.config import Config
-from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Solver, generator
+from mf.errors import ConfigError
+from mf.solvers.base import Initial, RatingTensors, Share, Start
+from mf.solvers.config import AdamConfig
 from mf.solvers.minibatch import (
-    BIAS_DAMPING,
-    L2,
     Batch,
-    BlockedRatings,
     MiniBatchTraining,
     Penalty,
     Spans,
-    shuffled_batches,
 )
 from mf.solvers.sorting import Segments
 
-MOVIE_SHARDS = 4  # of blocked epochs: at most as many threads
 BETAS, EPS = (0.9, 0.999), 1e-8
-
-
-class AdamConfig(Config):
-    """Options of the ``adam`` solver."""
-
-    factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
-    batch_size: int | None = Field(
-        None,
-        ge=1,
-        description="ratings per batch; default: N/2000 rounded to a power of two, 512 to 65,536",
-    )
-    epochs: int = Field(10, ge=1, description=EPOCHS)
-    lr: float = Field(7e-3, gt=0, description="learning rate; the peak of a one_cycle schedule")
-    weight_decay: float = Field(
-        0.0, ge=0, description="weight decay as in torch.optim.Adam: L2 on all parameters at every step"
-    )
-    l2: float | None = Field(None, ge=0, description=L2)
-    bias_damping: float = Field(3.0, ge=0, description=BIAS_DAMPING)
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of each entry of the vectors")
-    clip_grad: float | None = Field(None, gt=0, description="largest norm of a batch's gradient")
-    schedule: Literal["constant", "one_cycle"] = Field(
-        "one_cycle",
-        description="learning rate schedule: constant, or one_cycle: up during the first tenth, then down to 0",
-    )
-    patience: int = Field(
-        3, ge=0, description="epochs without a better validation RMSE before early stopping; 0: no early stopping"
-    )
-    init_std: float = Field(0.01, gt=0, description="standard deviation of the vectors' initial entries")
-    block_users: int = Field(
-        0, ge=0, description="users per block, to speed up large batches on a CPU; 0: batches of all users"
-    )
-    seed: int = Field(0, ge=0, description=SEED)
-
-
-# The original trainer's values, the defaults of ``python -m mf``.
-ORIGINAL: dict[str, Any] = {
-    "batch_size": 2048,
-    "epochs": 1,
-    "lr": 1e-3,
-    "weight_decay": 1e-6,
-    "l2": 0.0,
-    "schedule": "constant",
-    "patience": 0,
-}
 
 
 class AdamTraining(MiniBatchTraining):
@@ -87,39 +39,23 @@ class AdamTraining(MiniBatchTraining):
 
     def __init__(
         self,
-        train: RatingTensors,
+        train: Share,
         validation: RatingTensors,
         config: AdamConfig,
         *,
         initial: Initial | None = None,
         workers: int | None = None,
     ) -> None:
-        self.batch_size = config.batch_size or derived_batch_size(len(train))
-
-        def ratings() -> BlockedRatings:
-            return BlockedRatings.of_block_size(train, self.batch_size, config.block_users, MOVIE_SHARDS)
-
-        super().__init__(train, validation, config, ratings, initial, workers)
+        super().__init__(train, validation, config, _lanes(train, config), initial, workers)
+        self.ratings.batch_size = config.batch_size or derived_batch_size(len(train))
         self.advice += ", or set --clip_grad 1"
         t = self.tables
         penalty = Penalty.of(self.ratings.counts, config.l2, config.bias_damping, config.weight_decay)
         self.users = AdamState(t.p, penalty.user_factors), AdamState(t.b_u, penalty.user_bias)
         self.movies = AdamState(t.q, penalty.movie_factors), AdamState(t.b_m, penalty.movie_bias)
 
-    def epoch(self, number: int) -> float:
-        if self.ratings.blocks > 1:
-            return self.blocked_epoch(number)
-        self.finished = None
-        shuffle_seed, dropout_seed = torch.randint(
-            1 << 62, (2,), generator=generator(self.config.seed, number)
-        ).tolist()
-        dropout_rng = torch.Generator(self.device).manual_seed(dropout_seed)
-        batches = shuffled_batches(self.ratings.columns, self.batch_size, shuffle_seed)
-        squared_error = torch.zeros((), dtype=torch.float64, device=self.device)
-        for i, batch in enumerate(batches):
-            progress = (number - 1 + i / len(batches)) / self.epochs
-            squared_error += self.step(batch, progress, dropout_rng)
-        return math.sqrt(squared_error.item() / self.n_ratings)
+    def movie_tables(self) -> list[Tensor]:
+        return [*super().movie_tables(), *(tensor for state in self.movies for tensor in state.tensors())]
 
     def step(self, batch: Batch, progress: float, rng: torch.Generator, spans: Spans | None = None) -> Tensor:
         config = self.config
@@ -146,13 +82,16 @@ class AdamTraining(MiniBatchTraining):
         return error.dot(error).double()
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "adam": [state.tensors() for state in (*self.users, *self.movies)]}
+        tables, whole = super().state(), self.train.users.whole
+        users = [[whole(tensor) for tensor in state.tensors()] for state in self.users]
+        return {**tables, "adam": [*users, *(list(state.tensors()) for state in self.movies)]}
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
-        for own, saved in zip((*self.users, *self.movies), state["adam"], strict=True):
+        sides = (self.train.users,) * 2 + (self.train.movies,) * 2
+        for own, side, saved in zip((*self.users, *self.movies), sides, state["adam"], strict=True):
             for tensor, value in zip(own.tensors(), saved, strict=True):
-                tensor.copy_(value)
+                tensor.copy_(side.own(value))
 
 
 class AdamState:
@@ -198,11 +137,27 @@ def _column(per_row: Tensor, like: Tensor) -> Tensor:
     return per_row.view((-1,) + (1,) * (like.dim() - 1))
 
 
+def _lanes(train: Share, config: AdamConfig) -> Sequence[slice]:
+    """Those of the users where batches are of blocks of users; else all users are one.
+
+    Raises:
+        ConfigError: batches of all users, on several ranks.
+    """
+    if config.block_users:
+        return train.users.lanes
+    if train.ranks.world > 1:
+        raise ConfigError(
+            f"block_users: found 0, batches of all users, which {train.ranks.world} processes cannot share; expected "
+            "users per block, such as 8192"
+        )
+    return [slice(0, train.own.n_users)]
+
+
 def derived_batch_size(ratings: int) -> int:
-    """Default batch size, N/2000 rounded to a power of two, 512 to 65,536.
+    """Default batch size, N/2000 rounded to a power of two, 512 to 1,048,576.
 
     That is as many steps per epoch as converge in a few epochs, and no more: time on a GPU grows with the steps."""
-    return 1 << min(max(round(math.log2(max(ratings, 1) / 2000)), 9), 16)
+    return 1 << min(max(round(math.log2(max(ratings, 1) / 2000)), 9), 20)
 
 
 def one_cycle(progress: float) -> float:
@@ -221,10 +176,4 @@ def clip_norm(gradients: list[Tensor], largest: float) -> None:
         g.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
 
 
-SOLVER = Solver(
-    "adam",
-    "Adam on mini-batches, the original trainer's algorithm, with dropout, clipping and schedules",
-    AdamConfig,
-    warm=True,
-    start=AdamTraining,
-)
+start: Start = AdamTraining

@@ -1,19 +1,20 @@
 """The interface of a solver, its input, its reports and its result."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from mf.config import Config
+from mf.errors import DataError
 from mf.model import MatrixFactorization
+from mf.ranks import Ranks, lane_count, lanes_of
+from mf.solvers.rows import MovieRows, UserRows, summable
+from mf.solvers.sorting import stable_argsort
 from mf.workers import Workers
-
-# Descriptions of options that all solvers have.
-EPOCHS = "passes over the training ratings; adam, sgd and vb may stop earlier"
-SEED = "random seed"
 
 RMSE_SHARDS = 4  # of the validation ratings: at most as many workers share an RMSE
 
@@ -47,6 +48,110 @@ class RatingTensors:
     def counts(self) -> tuple[Tensor, Tensor]:
         """Ratings per user int64[n_users] and per movie int64[n_movies]."""
         return torch.bincount(self.users, minlength=self.n_users), torch.bincount(self.movies, minlength=self.n_movies)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The training ratings of one rank, and what it knows of all of them.
+
+    Attributes:
+        own: this rank's ratings, sorted by user; its users are numbered from 0.
+        users, movies: how they lie on the ranks.
+        n_ratings: number of ratings on all ranks together.
+        first_rating: number of the ratings before this rank's.
+        user_counts, movie_counts: int64, ratings of each of this rank's users and of each movie on all ranks.
+        mean: of all ratings.
+        std: standard deviation of all ratings.
+    """
+
+    own: RatingTensors
+    users: UserRows
+    movies: MovieRows
+    n_ratings: int
+    first_rating: int
+    user_counts: Tensor
+    movie_counts: Tensor
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, own: RatingTensors, ranks: Ranks | None = None) -> "Share":
+        """The share of this rank.
+
+        Args:
+            own: the ratings of its users, in any order; users before another rank's are on a rank before it.
+
+        Raises:
+            DataError: a rank has no ratings.
+        """
+        ranks = ranks or Ranks.alone()
+        if bool((own.users[1:] < own.users[:-1]).any()):
+            order = stable_argsort(own.users, own.n_users)
+            own = replace(own, users=own.users[order], movies=own.movies[order], ratings=own.ratings[order])
+        sizes = ranks.gather_objects((len(own), own.n_users))
+        n_ratings, n_users = (sum(size[i] for size in sizes) for i in range(2))
+        if not all(ratings for ratings, _ in sizes):
+            raise DataError(
+                f"found {n_users:,} users with {n_ratings:,} ratings for {ranks.world} processes, expected at least "
+                "one user per process: use fewer --processes"
+            )
+        first_rating, first_user = (sum(size[i] for size in sizes[: ranks.rank]) for i in range(2))
+        user_counts, movie_counts = own.counts()
+        # A lane begins with the first user whose ratings begin at or after its share of all ratings.
+        starts = first_rating + pad(user_counts.cumsum(0), (1, 0))
+        lanes = lane_count(own.ratings.device.type, ranks.world)
+        here = lanes_of(ranks.rank, ranks.world, lanes)
+        wanted = starts.new_tensor([n_ratings * lane // lanes for lane in here[1:]])
+        edges = [0, *torch.searchsorted(starts, wanted).tolist(), own.n_users]
+        bounds = torch.cat(ranks.gather(torch.stack(own.ratings.aminmax())[None]))
+        bound = float(bounds.abs().max())
+        mean = float(ranks.sum(summable(own.ratings, bound, n_ratings).sum())) / n_ratings
+        squares = ranks.sum((own.ratings.double() - mean).square().sum())
+        return cls(
+            own,
+            UserRows(n_users, ranks, first_user, [slice(*pair) for pair in pairwise(edges)]),
+            MovieRows(own.n_movies, ranks),
+            n_ratings,
+            first_rating,
+            user_counts,
+            ranks.sum(movie_counts),
+            mean,
+            float(squares / n_ratings) ** 0.5,
+        )
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.users.ranks
+
+    @property
+    def n_users(self) -> int:
+        """Number of users on all ranks together."""
+        return self.users.n
+
+    @property
+    def n_movies(self) -> int:
+        """Number of movies."""
+        return self.movies.n
+
+    @property
+    def device(self) -> torch.device:
+        return self.own.ratings.device
+
+    def __len__(self) -> int:
+        return self.n_ratings
+
+    def standardised(self) -> Tensor:
+        """This rank's ratings less the mean of all, divided by their standard deviation (by 1 where it is 0)."""
+        scaled = self.own.ratings / (self.std or 1.0)
+        return scaled - self.mean / (self.std or 1.0)
+
+    def evenly_spaced(self, n: int) -> RatingTensors:
+        """This rank's part of at most ``n`` of all ratings."""
+        every = -(-self.n_ratings // n)
+        start = -self.first_rating % every
+        columns = (x[start::every].contiguous() for x in (self.own.users, self.own.movies, self.own.ratings))
+        users, movies, ratings = columns
+        return replace(self.own, users=users, movies=movies, ratings=ratings)
 
 
 @dataclass(frozen=True)
@@ -135,6 +240,9 @@ class Checkpoint(Protocol):
     def load(self) -> dict[str, Any] | None:
         """The state saved last; ``None`` without one."""
 
+    def due(self) -> bool:
+        """Whether ``save`` would save now."""
+
     def save(self, state: dict[str, Any]) -> None:
         """Replaces the saved state: tensors, numbers, strings, and lists and dicts of these."""
 
@@ -152,7 +260,7 @@ class Training(Protocol):
         """Runs epoch ``number``, from 1; returns the training RMSE.
 
         All random numbers come from ``generator(seed, number)``, so that a training resumed between two epochs gives
-        the same bits as one that never stopped.
+        the same bits as one that never stopped. What is drawn depends on no rank.
         """
 
     def validation_rmse(self) -> float:
@@ -163,53 +271,40 @@ class Training(Protocol):
         """The finished model after the last epoch (``mf.solvers.unseen``); later epochs do not change it."""
 
     def state(self) -> dict[str, Any]:
-        """All that later epochs depend on; may share memory with what they change."""
+        """All that later epochs depend on, of all users, on rank 0; may share memory with what they change."""
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restores ``state``."""
 
 
 class Start(Protocol):
-    """Makes a ``Training`` that is ready for its first epoch."""
+    """Makes a ``Training`` that is ready for its first epoch; called by all ranks, as every method of it."""
 
     def __call__(
-        self, train: RatingTensors, validation: RatingTensors, config: Any, *, initial: Initial | None = None
+        self, train: Share, validation: RatingTensors, config: Any, *, initial: Initial | None = None
     ) -> Training:
         """``initial`` is ``None`` unless the solver can start from an earlier model."""
 
 
-@dataclass(frozen=True)
-class Solver:
-    """A way to fit the model.
-
-    Attributes:
-        name: as given to ``--solver``.
-        help: when to choose it, in one clause.
-        config: its options; their defaults hold for small and for large data.
-        warm: whether it can start from an earlier model.
-        start: makes the training.
-    """
-
-    name: str
-    help: str
-    config: type[Config]
-    warm: bool
-    start: Start
+def generator(seed: int, epoch: int, device: torch.device | str = "cpu", lane: int = 0) -> torch.Generator:
+    """The random number generator of a lane of users in one epoch; epoch 0 is the initialisation."""
+    return torch.Generator(device).manual_seed((lane * 1_000_003 + seed) * 1_000_003 + epoch)
 
 
-def generator(seed: int, epoch: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random number generator of one epoch; epoch 0 is the initialisation."""
-    return torch.Generator(device).manual_seed(seed * 1_000_003 + epoch)
-
-
-def rmse(model: MatrixFactorization, ratings: RatingTensors, workers: Workers | None = None) -> float:
-    """RMSE of a finished model's clipped predictions; the same bits with any number of workers."""
+def rmse(
+    model: MatrixFactorization, ratings: RatingTensors, workers: Workers | None = None, ranks: Ranks | None = None
+) -> float:
+    """RMSE of a finished model's clipped predictions on the ratings of all ranks; the same bits with any number of
+    workers and of ranks."""
+    ranks = ranks or Ranks.alone()
+    n = int(ranks.sum(torch.tensor(len(ratings), device=ratings.ratings.device)))
+    largest = float(model.rating_max - model.rating_min) ** 2
     columns = (ratings.users, ratings.movies, ratings.ratings)
     shards = list(zip(*(column.chunk(RMSE_SHARDS) for column in columns), strict=True))
 
     def squared_error(shard: tuple[Tensor, ...]) -> Tensor:
         users, movies, actual = shard
-        return (model.predict(users, movies) - actual).double().square().sum()
+        return summable((model.predict(users, movies) - actual).double().square(), largest, n).sum()
 
     sums = workers.map(squared_error, shards) if workers else [squared_error(shard) for shard in shards]
-    return float((torch.stack(sums).sum() / len(ratings)).sqrt())
+    return float((ranks.sum(torch.stack(sums).sum()) / n).sqrt())

@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mf.solvers.rows import Rows
+from mf.workers import Workers
+
 OVERSAMPLING = 10  # directions beyond the rank, so that the last singular vectors are accurate too
 POWER_ITERATIONS = 3
 
@@ -12,39 +15,51 @@ POWER_ITERATIONS = 3
 def randomised_svd(
     times: Callable[[Tensor], Tensor],
     times_transposed: Callable[[Tensor], Tensor],
-    shape: tuple[int, int],
+    sides: tuple[Rows, Rows],
     rank: int,
     generator: torch.Generator,
+    workers: Workers,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Truncated SVD of a matrix A given by its products only (Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1).
 
     Args:
         times: X float32[columns, r] to A X.
         times_transposed: Y float32[rows, r] to Aᵀ Y.
-        shape: rows and columns of A.
+        sides: rows and columns of A; a rank multiplies with its own rows or columns.
         rank: number of singular values; fewer when A has fewer rows or columns.
         generator: for the random start, on the device to compute on.
+        dtype: of X, Y and the results.
 
     Returns:
         u float32[rows, rank], s float32[rank] in descending order, and v float32[columns, rank], with A ≈ u diag(s) vᵀ;
-        exact when the rank of A is at most ``rank``.
+        exact when the rank of A is at most ``rank``. Of u and v this rank's rows.
     """
-    width = min(rank + OVERSAMPLING, *shape)
-    start = torch.randn(shape[1], width, generator=generator, device=generator.device)
-    q = torch.linalg.qr(times(start))[0]
+    rows, columns = sides
+    width = min(rank + OVERSAMPLING, rows.n, columns.n)
+    start = torch.randn(columns.n, width, generator=generator, device=generator.device).to(dtype)
+    eye = torch.eye(width, device=start.device, dtype=dtype)
+
+    def basis(side: Rows, table: Tensor) -> Tensor:
+        times, _ = side.qr(table, workers)
+        return times(eye)
+
+    q = basis(rows, times(columns.own(start)))
     for _ in range(POWER_ITERATIONS):
-        q = torch.linalg.qr(times(torch.linalg.qr(times_transposed(q))[0]))[0]
-    w, r = torch.linalg.qr(times_transposed(q))
+        q = basis(rows, times(basis(columns, times_transposed(q))))
+    times_w, r = columns.qr(times_transposed(q), workers)
     u, s, vt = torch.linalg.svd(r.mT)
-    return q @ u[:, :rank], s[:rank], w @ vt.mT[:, :rank]
+    return q @ u[:, :rank], s[:rank], times_w(vt.mT[:, :rank])
 
 
 def collapse(
     samples: Sequence[tuple[Tensor, Tensor]],
     rest: tuple[Tensor, Tensor],
     weights: tuple[Tensor, Tensor],
+    sides: tuple[Rows, Rows],
     factors: int,
     generator: torch.Generator,
+    workers: Workers,
 ) -> tuple[Tensor, Tensor]:
     """Vectors whose products approximate A = Σ_s P_s Q_sᵀ / S + L Rᵀ, the mean of S samples and a term more.
 
@@ -56,25 +71,27 @@ def collapse(
         rest: L float32[n_users, r] and R float32[n_movies, r].
         weights: float32[n_users] and float32[n_movies], above 0: an error for user u and movie m has weight
             weights[u] · weights[m] in the sum of squares.
+        sides: how users and movies lie on the ranks; of all tables above a rank has its own rows.
         factors: length of the vectors; padded with zeros when A has a smaller rank.
         generator: for the randomised SVD, on the samples' device.
 
     Returns:
-        float32[n_users, factors] and float32[n_movies, factors].
+        float32[n_users, factors] and float32[n_movies, factors], of which a rank has its own rows.
     """
     roots = [w.sqrt().unsqueeze(1) for w in weights]
-    shape = len(weights[0]), len(weights[1])
 
     def product(x: Tensor, left: int) -> Tensor:
         """A x for ``left`` 0, Aᵀ x for 1, of the weighted A."""
         right = 1 - left
         x = roots[right] * x
-        total = rest[left] @ (rest[right].mT @ x)
-        for sample in samples:
-            total.addmm_(sample[left], sample[right].mT @ x, alpha=1 / len(samples))
+        inner = [pair[right].mT @ x for pair in (rest, *samples)]
+        summed = torch.split(sides[right].sum_of_rows(torch.cat(inner)), [len(part) for part in inner])
+        total: Tensor = rest[left] @ summed[0]
+        for sample, part in zip(samples, summed[1:], strict=True):
+            total.addmm_(sample[left], part, alpha=1 / len(samples))
         return roots[left] * total
 
-    u, s, v = randomised_svd(lambda x: product(x, 0), lambda y: product(y, 1), shape, factors, generator)
+    u, s, v = randomised_svd(lambda x: product(x, 0), lambda y: product(y, 1), sides, factors, generator, workers)
     p, q = (basis * s.sqrt() / root for basis, root in ((u, roots[0]), (v, roots[1])))
     missing = factors - len(s)
     return torch.nn.functional.pad(p, (0, missing)), torch.nn.functional.pad(q, (0, missing))

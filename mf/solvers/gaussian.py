@@ -16,18 +16,17 @@ D × D matrices per rating: twice the flops (no symmetry), padded vectors writte
 pass for the covariances. A row costs 6 µs beside its ratings at rank 16, for the factorisation and the inverse.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from mf.config import Config
-from mf.solvers.base import RatingTensors
+from mf.ranks import Ranks
+from mf.solvers.base import Share
+from mf.solvers.rows import MovieRows, Rows
 from mf.solvers.sorting import grouped
 from mf.workers import Workers
 
@@ -42,35 +41,6 @@ BLOCK_RATINGS = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 # The mean (vb) or a sample (gibbs) of each row's Gaussian: see ``update``.
 MeanOrSample = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor | None]]
-
-
-class GaussianConfig(Config):
-    """Options that ``vb`` and ``gibbs`` share."""
-
-    RATINGS_PER_FACTOR: ClassVar[int] = 6
-
-    factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
-    rank: int | None = Field(
-        None,
-        ge=1,
-        le=256,
-        description="number of fitted factors, at most factors; default: a sixth of the mean number of ratings per "
-        "user or movie, within 16 to 32",
-    )
-
-    @model_validator(mode="after")
-    def _rank_fits(self) -> Self:
-        if self.rank is not None and self.rank > self.factors:
-            raise ValueError(f"rank: found {self.rank}, expected at most factors ({self.factors})")
-        return self
-
-    def fitted_rank(self, train: RatingTensors) -> int:
-        """``rank``; by default the mean number of ratings per user or movie / ``RATINGS_PER_FACTOR``, as a multiple of
-        4 within 16 to 32, and at most ``factors``."""
-        if self.rank is not None:
-            return self.rank
-        per_row = len(train) / (train.n_users + train.n_movies)
-        return min(self.factors, max(16, min(32, round(per_row / self.RATINGS_PER_FACTOR / 4) * 4)))
 
 
 @dataclass(frozen=True)
@@ -168,28 +138,56 @@ class Block:
         return embedding_bag(every, sums, self.firsts, mode="sum")
 
 
+@dataclass(frozen=True)
+class Equations:
+    """Sums over the ratings of each row of a block, weighted as in ``update``.
+
+    Attributes:
+        gram: float32[R, D, D], Σ E[x xᵀ].
+        linear: float32[R, D], Σ (y E[x] - E[b x]).
+        offset: float32[R], Σ E[(y - b)²].
+    """
+
+    gram: Tensor
+    linear: Tensor
+    offset: Tensor
+
+
 class RatingsByRow:
-    """Training ratings by user, or by movie, in blocks of bounded memory.
+    """This rank's training ratings by user, or by movie, in blocks of bounded memory.
 
     Args:
         rows, columns: int32[N] or int64[N], the rated pairs: users and movies, or movies and users.
         values: float32[N], ratings less mu.
-        n: number of rows.
+        n: number of rows here.
         rank: number of factors.
+        side: how the rows lie on the ranks; default: all are here, with all their ratings.
+        counts: int64[n], ratings of each row on all ranks; default: those here.
     """
 
-    def __init__(self, rows: Tensor, columns: Tensor, values: Tensor, n: int, rank: int) -> None:
+    def __init__(
+        self,
+        rows: Tensor,
+        columns: Tensor,
+        values: Tensor,
+        n: int,
+        rank: int,
+        side: Rows | None = None,
+        counts: Tensor | None = None,
+    ) -> None:
         kind = values.device.type
         columns, values = grouped(rows, columns.int(), values, n)
-        counts = torch.bincount(rows, minlength=n)
-        totals, squares = (torch.segment_reduce(x, "sum", lengths=counts) for x in (values, values.square()))
-        starts = counts.cumsum(0) - counts
-        pieces, firsts = _pieces(counts, starts)
-        # A block is full when its share of the largest number of rows and its share of the ratings add up to 1.
+        here = torch.bincount(rows, minlength=n)
+        self.side = side or MovieRows(n, Ranks.alone())
+        self.counts = counts = here if counts is None else counts
+        totals, squares = (torch.segment_reduce(x, "sum", lengths=here) for x in (values, values.square()))
+        starts = here.cumsum(0) - here
+        pieces, firsts = _pieces(here, starts)
+        # A block is full when its share of the largest number of rows and its share of the ratings add up to 1. Blocks
+        # of movies are the same on every rank.
         filled = counts.double() / BLOCK_RATINGS[kind] + 1 / _rows_per_block(rank + 1, kind)
         cuts = [0, *(filled.cumsum(0).long().diff().nonzero().squeeze(1) + 1).tolist(), n]
         of_values, of_pieces = _bounds(starts, cuts, len(values)), _bounds(firsts, cuts, len(pieces))
-        self.ratings = len(values)
         self.blocks = [
             Block(
                 rows=slice(r, r_end),
@@ -197,7 +195,7 @@ class RatingsByRow:
                 values=values[v:v_end],
                 pieces=(pieces[p:p_end] - v).int(),
                 firsts=(firsts[r:r_end] - p).int() if p_end - p > r_end - r else None,
-                counts=counts[r:r_end].float(),
+                counts=here[r:r_end].float(),
                 totals=totals[r:r_end],
                 squares=squares[r:r_end],
             )
@@ -205,11 +203,19 @@ class RatingsByRow:
         ]
 
 
-def by_user_and_movie(train: RatingTensors, rank: int, workers: Workers) -> tuple[RatingsByRow, RatingsByRow]:
-    """The ratings less their mean, by user and by movie."""
-    values = train.ratings - train.ratings.double().mean().float()
-    users, movies = (train.users, train.movies, train.n_users), (train.movies, train.users, train.n_movies)
-    by_user, by_movie = workers.map(lambda x: RatingsByRow(x[0], x[1], values, x[2], rank), [users, movies])
+def by_user_and_movie(train: Share, values: Tensor, rank: int, workers: Workers) -> tuple[RatingsByRow, RatingsByRow]:
+    """``values`` float32[N] of this rank's training ratings, by user and by movie."""
+    own = train.own
+    sides = (
+        (own.users, own.movies, own.n_users, train.users, train.user_counts),
+        (own.movies, own.users, own.n_movies, train.movies, train.movie_counts),
+    )
+
+    def build(of: tuple[Tensor, Tensor, int, Rows, Tensor]) -> RatingsByRow:
+        rows, columns, n, side, counts = of
+        return RatingsByRow(rows, columns, values, n, rank, side, counts)
+
+    by_user, by_movie = workers.map(build, sides)
     return by_user, by_movie
 
 
@@ -223,7 +229,7 @@ def update(
     workers: Workers,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Updates all users given the movies, or all movies given the users.
+    """Updates this rank's users given the movies, or all movies given the users.
 
     Args:
         ratings: by the rows to update.
@@ -242,23 +248,39 @@ def update(
         torch.linalg.LinAlgError: a precision is not positive definite.
     """
 
-    def work(block: Block) -> Tensor:
-        gram, linear, offset = normal_equations(block, other, weights)
+    def work(block: Block, equations: Equations) -> Tensor:
+        gram, linear = equations.gram, equations.linear
         precision = alpha[block.rows] if alpha.dim() else alpha.expand(len(gram))
         factor = torch.linalg.cholesky(torch.add(prior.precision, gram * precision.view(-1, 1, 1)))
         z, covariance = mean_or_sample(factor, precision.unsqueeze(1) * linear + prior.linear(block.rows), block.rows)
         second = own.set_rows(block.rows, z, covariance)
         # Σ (y - b)² - 2 z·Σ (y - b) x + zᵀ (Σ x xᵀ) z
-        return offset - 2 * (z * linear).sum(1) + (second * gram).sum((1, 2))
+        return equations.offset - 2 * (z * linear).sum(1) + (second * gram).sum((1, 2))
 
-    return torch.cat(workers.map(work, ratings.blocks))
+    return torch.cat(each_block(work, ratings, other, workers, weights))
 
 
-def normal_equations(
-    block: Block, other: PosteriorMoments, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over each row's ratings, weighted as in ``update``: Σ E[x xᵀ] float32[R, D, D], Σ (y E[x] - E[b x])
-    float32[R, D] and Σ E[(y - b)²] float32[R]."""
+def each_block(
+    work: Callable[[Block, Equations], Tensor],
+    ratings: RatingsByRow,
+    other: PosteriorMoments,
+    workers: Workers,
+    weights: Tensor | None = None,
+) -> list[Tensor]:
+    """[work(block, its equations) for each block], the equations summed over the ratings of all ranks."""
+    if not ratings.side.everywhere:
+        return workers.map(lambda block: work(block, _equations(_sums(block, other, weights), other)), ratings.blocks)
+    # All sums before all work: the ranks send theirs in the same order.
+    packed = workers.map(lambda block: torch.cat(_sums(block, other, weights), 1), ratings.blocks)
+    d = other.mean.shape[1]
+    sums = [torch.split(ratings.side.sum_of_ratings(x), [d * (d + 1) // 2, d, 1], 1) for x in packed]
+    pairs = zip(ratings.blocks, sums, strict=True)
+    return workers.map(lambda pair: work(pair[0], _equations(pair[1], other)), pairs)
+
+
+def _sums(block: Block, other: PosteriorMoments, weights: Tensor | None) -> tuple[Tensor, ...]:
+    """``Equations`` of a block with the lower triangle of the matrices alone: float32[R, D(D+1)/2], [R, D] and
+    [R, 1]."""
     d = other.mean.shape[1]
     values, counts, totals, squares = block.values, block.counts, block.totals, block.squares
     each = None
@@ -269,10 +291,16 @@ def normal_equations(
     sums, weighted = block.sums(other.table, each), block.sums(other.mean, values)
     triangle, means = torch.split(sums, [d * (d + 1) // 2, d], 1)
     products = triangle[:, -d:]  # Σ E[b z], the triangle's last row
-    # x has 1 where z has b: the last row is Σ E[x] and the number of ratings.
-    square = torch.cat([triangle[:, :-d], means[:, :-1], counts.unsqueeze(1)], 1).index_select(1, other.square)
     linear = torch.cat([weighted[:, :-1] - products[:, :-1], (totals - means[:, -1]).unsqueeze(1)], 1)
-    return square.view(-1, d, d), linear, squares - 2 * weighted[:, -1] + products[:, -1]
+    offset = squares - 2 * weighted[:, -1] + products[:, -1]
+    # x has 1 where z has b: the last row is Σ E[x] and the number of ratings.
+    return torch.cat([triangle[:, :-d], means[:, :-1], counts.unsqueeze(1)], 1), linear, offset.unsqueeze(1)
+
+
+def _equations(sums: Sequence[Tensor], other: PosteriorMoments) -> Equations:
+    triangle, linear, offset = sums
+    d = other.mean.shape[1]
+    return Equations(triangle.index_select(1, other.square).view(-1, d, d), linear, offset.squeeze(1))
 
 
 def _pieces(counts: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,18 +13,17 @@ the more the longer the chain runs. At the end the products p·q of the samples 
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from mf.model import MatrixFactorization
-from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Solver, generator, rmse
+from mf.ranks import Ranks
+from mf.solvers.base import Initial, RatingTensors, Share, generator, rmse
 from mf.solvers.collapse import collapse
+from mf.solvers.config import GibbsConfig
 from mf.solvers.gaussian import (
-    GaussianConfig,
     MeanOrSample,
     PosteriorMoments,
     Prior,
@@ -32,6 +31,7 @@ from mf.solvers.gaussian import (
     by_user_and_movie,
     update,
 )
+from mf.solvers.rows import MovieRows, Rows
 from mf.solvers.unseen import BiasFallback
 from mf.solvers.who_rated import Basis, who_rated
 from mf.workers import Workers
@@ -49,33 +49,8 @@ SHAPES = (1.0, 1e4, 1000)  # grid for the shape of the noise's prior: from, to, 
 INIT_SHAPE = 10.0
 
 
-class GibbsConfig(GaussianConfig):
-    """Options of the ``gibbs`` solver."""
-
-    # Twice vb's: an RMSE 0.0015 lower at two million planted ratings (63 per row: rank 20); docs/solvers.md has a
-    # table. Rank 32 gains 0.0009 more on latest-small (9 per row), for twice the time.
-    RATINGS_PER_FACTOR: ClassVar[int] = 3
-    rank: int | None = Field(
-        None,
-        ge=1,
-        le=256,
-        description="number of fitted factors, at most factors; default: a third of the mean number of ratings per "
-        "user or movie, within 16 to 32",
-    )
-    # Two million planted ratings converge within 20. Latest-small does not, but 300 with a burn-in of 50 gain nothing.
-    epochs: int = Field(120, ge=1, description=EPOCHS)
-    burn_in: int = Field(20, ge=0, description="passes before the first sample that enters the mean")
-    seed: int = Field(0, ge=0, description=SEED)
-
-    @model_validator(mode="after")
-    def _burn_in_fits(self) -> Self:
-        if self.burn_in >= self.epochs:
-            raise ValueError(f"burn_in: found {self.burn_in}, expected less than epochs ({self.epochs})")
-        return self
-
-
 class SampledPrior:
-    """Sampled prior of all users, or of all movies: z ~ N(m + V S G, Λ⁻¹).
+    """Sampled prior of all users, or of all movies: z ~ N(m + V S G, Λ⁻¹). The draws are the same on every rank.
 
     V and S² are the eigenvectors and eigenvalues of the who-rated-what basis, and
 
@@ -86,20 +61,20 @@ class SampledPrior:
         strength: float64[]; the larger, the smaller the effect of who-rated-what.
     """
 
-    def __init__(self, basis: Basis, d: int) -> None:
-        self.basis = basis
+    def __init__(self, basis: Basis, d: int, side: Rows | None = None) -> None:
+        self.basis, self.side = basis, side or MovieRows(len(basis.vectors), Ranks.alone())
         self.g = basis.values.new_zeros(len(basis.values), d)
         self.strength = basis.values.new_ones((), dtype=torch.float64)
 
     def sample(self, z: Tensor, rng: torch.Generator) -> Prior:
-        """Draws m and Λ, then G, then strength, each given the others and the rows z float32[n, D]."""
+        """Draws m and Λ, then G, then strength, each given the others and this rank's rows z float32[n, D]."""
         values, vectors = self.basis.values, self.basis.vectors
         mean, precision = self._mean_and_precision(z - self.basis.means(self.g), rng)
         root = torch.linalg.cholesky(precision)
 
         total = (values + self.strength).float().unsqueeze(1)
         noise = torch.linalg.solve_triangular(root, _normal(self.g.shape, rng).double(), upper=False, left=False)
-        projected = vectors.mT @ (z - mean.float())
+        projected = self.side.sum_of_rows(vectors.mT @ (z - mean.float()))
         self.g = values.sqrt().unsqueeze(1) * projected / total + noise.float() / total.sqrt()
 
         shape = self.strength.new_tensor((1 + self.g.numel()) / 2)
@@ -111,10 +86,12 @@ class SampledPrior:
 
         Salakhutdinov & Mnih 2008, eq. 14; the rows of G, with precision strength·Λ, are observations of Λ too."""
         rest, g = rest.double(), self.g.double()
-        n, d = rest.shape
-        mean = rest.mean(0)
+        n, d = self.side.n, rest.shape[1]
+        mean = self.side.sum_of_rows(rest.sum(0)) / n
         centred = rest - mean
-        scatter = centred.mT @ centred + self.strength * (g.mT @ g) + torch.eye(d, device=g.device)
+        scatter = (
+            self.side.sum_of_rows(centred.mT @ centred) + self.strength * (g.mT @ g) + torch.eye(d, device=g.device)
+        )
         scatter += MEAN_WEIGHT * n / (MEAN_WEIGHT + n) * torch.outer(mean, mean)
         precision = _wishart(scatter, d + n + len(g), rng)
         root = torch.linalg.cholesky((MEAN_WEIGHT + n) * precision)
@@ -125,12 +102,18 @@ class SampledPrior:
 class UserNoise:
     """Precision of each user's ratings, alpha_u ~ Gamma(shape, rate); log shape has a uniform prior, rate Gamma(1, 1).
 
+    All ranks draw all users' precisions from the same random numbers and keep those of their own users.
+
+    Args:
+        counts: int64[n_users], training ratings of this rank's users.
+
     Attributes:
-        alpha: float32[n_users].
+        alpha: float32[n_users], of this rank's users.
         shape, rate: float64[].
     """
 
-    def __init__(self, counts: Tensor) -> None:
+    def __init__(self, counts: Tensor, side: Rows | None = None) -> None:
+        self.side = side or MovieRows(len(counts), Ranks.alone())
         self.counts = counts.double()
         low, high, n = SHAPES
         self.shapes = torch.logspace(math.log10(low), math.log10(high), n, dtype=torch.float64, device=counts.device)
@@ -139,12 +122,14 @@ class UserNoise:
 
     def sample(self, errors: Tensor, rng: torch.Generator) -> None:
         """Draws the precisions given each user's sum of squared errors float32[n_users], then shape and rate."""
-        alpha = _gamma(self.shape + self.counts / 2, rng) / (self.rate + errors.double() / 2)
+        alpha = _gammas(self.shape + self.counts / 2, self.side, rng) / (self.rate + errors.double() / 2)
         self.alpha = alpha.float()
         # The shape is drawn with the rate integrated out: given each other, both would hardly move.
-        n, total, shapes = len(alpha), 1 + alpha.sum(), self.shapes
+        n, shapes = self.side.n, self.shapes
+        sum_of_alpha, sum_of_logs = self.side.sum_of_rows(torch.stack([alpha.sum(), alpha.log().sum()]))
+        total = 1 + sum_of_alpha
         log_density = torch.lgamma(n * shapes + 1) - (n * shapes + 1) * total.log() - n * torch.lgamma(shapes)
-        log_density += shapes * alpha.log().sum()
+        log_density += shapes * sum_of_logs
         self.shape = shapes[torch.multinomial(log_density.softmax(0), 1, generator=rng)].squeeze(0)
         self.rate = _gamma(n * self.shape + 1, rng) / total
 
@@ -194,7 +179,7 @@ class Gibbs:
 
     def __init__(
         self,
-        train: RatingTensors,
+        train: Share,
         validation: RatingTensors,
         config: GibbsConfig,
         ratings: tuple[RatingsByRow, RatingsByRow],
@@ -208,17 +193,22 @@ class Gibbs:
         self.epochs = config.epochs
         self.advice = f"lower --rank (now {rank})"
         self.note = ""
-        self.device = train.ratings.device
+        self.device = train.device
         self.fallback = BiasFallback(train, validation)
         rng = generator(config.seed, 0, self.device)
-        rows = (train.n_users, train.n_movies)
-        self.users, self.movies = (PosteriorMoments(_initial_rows(n, rank, rng)) for n in rows)
-        # Drawn after the initial rows, so that the chain is the same with and without validation ratings.
-        self.probes = validation if len(validation) else _random_subset(train, PROBES, rng)
-        self.user_prior, self.movie_prior = (SampledPrior(basis, rank + 1) for basis in bases)
-        self.noise = UserNoise(train.counts()[0])
+        self.sides = train.users, train.movies
+        self.users, self.movies = (PosteriorMoments(side.own(_initial_rows(side.n, rank, rng))) for side in self.sides)
+        lengths = train.ranks.gather_objects(len(validation))
+        self.validates = sum(lengths) > 0
+        self.probes = validation if self.validates else train.evenly_spaced(PROBES)
+        self.n_probes = sum(lengths) or sum(train.ranks.gather_objects(len(self.probes)))
+        self.user_prior, self.movie_prior = (
+            SampledPrior(basis, rank + 1, side) for basis, side in zip(bases, self.sides, strict=True)
+        )
+        self.noise = UserNoise(train.user_counts, train.users)
         self.mean = SampleMean()
-        self.keep_every = math.ceil((config.epochs - config.burn_in) * 4 * rank * sum(rows) / SAMPLES_BYTES)
+        rows = train.n_users + train.n_movies
+        self.keep_every = math.ceil((config.epochs - config.burn_in) * 4 * rank * rows / SAMPLES_BYTES)
         self.finished: MatrixFactorization | None = None
 
     @torch.no_grad()
@@ -227,13 +217,14 @@ class Gibbs:
         by_user, by_movie = self.ratings
         users, movies = self.users, self.movies
 
-        prior, sample_rows = self.user_prior.sample(users.mean, rng), _sample_rows(users.mean.shape, rng)
+        prior, sample_rows = self.user_prior.sample(users.mean, rng), _sample_rows(self.sides[0], self.rank, rng)
         errors = update(by_user, users, movies, prior, self.noise.alpha, sample_rows, self.workers)
-        train_rmse = math.sqrt(errors.sum(dtype=torch.float64).item() / len(self.train)) * self.scale
+        squares = self.train.ranks.sum(errors.sum(dtype=torch.float64)).item()
+        train_rmse = math.sqrt(squares / len(self.train)) * self.scale
         if not math.isfinite(train_rmse):
             return train_rmse  # the loop reports it; sampling would fail
         self.noise.sample(errors, rng)
-        prior, sample_rows = self.movie_prior.sample(movies.mean, rng), _sample_rows(movies.mean.shape, rng)
+        prior, sample_rows = self.movie_prior.sample(movies.mean, rng), _sample_rows(self.sides[1], self.rank, rng)
         one = self.noise.alpha.new_ones(())
         update(by_movie, movies, users, prior, one, sample_rows, self.workers, weights=self.noise.alpha)
 
@@ -248,10 +239,10 @@ class Gibbs:
     def validation_rmse(self) -> float:
         """RMSE of the mean of the samples so far; of the current sample during the burn-in, of the model at the end."""
         if not self.mean.drawn:
-            return rmse(self.fallback.widened_model(*self._sample()), self.validation, self.workers)
+            return self._rmse(self.fallback.widened_model(*self._sample()), self.validation)
         if self.mean.drawn < self.epochs - self.config.burn_in:
             return self._mean_rmse()
-        return rmse(self.model(), self.validation, self.workers)
+        return self._rmse(self.model(), self.validation)
 
     def model(self) -> MatrixFactorization:
         if self.finished is None:
@@ -259,13 +250,16 @@ class Gibbs:
         return self.finished
 
     def state(self) -> dict[str, Any]:
+        users, ranks = self.sides[0], self.train.ranks
+        # The second is of the movies, which every rank has.
+        totals = [x if i == 1 else ranks.gather_rows(x) for i, x in enumerate(self.mean.totals)]
         return {
-            "z": [self.users.mean, self.movies.mean],
+            "z": [users.whole(self.users.mean), self.movies.mean],
             "priors": [[prior.g, prior.strength] for prior in (self.user_prior, self.movie_prior)],
-            "noise": [self.noise.alpha, self.noise.shape, self.noise.rate],
+            "noise": [users.whole(self.noise.alpha), self.noise.shape, self.noise.rate],
             "drawn": self.mean.drawn,
-            "vectors": [list(pair) for pair in self.mean.vectors],
-            "totals": self.mean.totals,
+            "vectors": [[users.whole(p), q] for p, q in self.mean.vectors],
+            "totals": totals,
             "note": self.note,
         }
 
@@ -273,13 +267,20 @@ class Gibbs:
         def on_device(saved: list[Tensor]) -> list[Tensor]:
             return [tensor.to(self.device) for tensor in saved]
 
-        self.users, self.movies = (PosteriorMoments(z) for z in on_device(state["z"]))
+        users, ranks = self.sides[0], self.train.ranks
+        z = on_device(state["z"])
+        self.users, self.movies = PosteriorMoments(users.own(z[0])), PosteriorMoments(z[1])
         for prior, saved in zip((self.user_prior, self.movie_prior), state["priors"], strict=True):
             prior.g, prior.strength = on_device(saved)
-        self.noise.alpha, self.noise.shape, self.noise.rate = on_device(state["noise"])
+        alpha, self.noise.shape, self.noise.rate = on_device(state["noise"])
+        self.noise.alpha = users.own(alpha)
         self.mean.drawn = state["drawn"]
-        self.mean.vectors = [(p, q) for p, q in map(on_device, state["vectors"])]
-        self.mean.totals = on_device(state["totals"])
+        self.mean.vectors = [(users.own(p), q) for p, q in map(on_device, state["vectors"])]
+        totals = on_device(state["totals"])
+        if totals:
+            before = sum(ranks.gather_objects(len(self.probes))[: ranks.rank])
+            totals = [users.own(totals[0]), totals[1], totals[2][before : before + len(self.probes)]]
+        self.mean.totals = totals
         self.note = state["note"]
         self.finished = None
 
@@ -298,27 +299,32 @@ class Gibbs:
         rng = generator(self.config.seed, self.epochs + 1, self.device)
         fallback, factors, vectors = self.fallback, self.config.factors, self.mean.vectors
         rest, room = fallback.bias_factors(b_u, b_m), fallback.has_room(self.rank, factors)
-        collapsed = fallback.model(*collapse(vectors, rest, fallback.counts, factors + (0 if room else 2), rng))
+        wanted = factors + (0 if room else 2)
+        pair = collapse(vectors, rest, fallback.counts, self.sides, wanted, rng, self.workers)
+        collapsed = fallback.model(*pair)
         return collapsed if room else fallback.reduced(collapsed, factors)
 
     def _cost_of_collapse(self) -> str:
-        probes = "validation ratings" if len(self.validation) else f"{len(self.probes):,} training ratings"
+        probes = "validation ratings" if self.validates else f"{self.n_probes:,} training ratings"
         return (
             f"RMSE on the {probes}: mean of {self.mean.drawn} samples {self._mean_rmse():.4f}, "
-            f"collapsed into {self.config.factors} factors {rmse(self.model(), self.probes, self.workers):.4f}"
+            f"collapsed into {self.config.factors} factors {self._rmse(self.model(), self.probes):.4f}"
         )
 
     def _mean_rmse(self) -> float:
         """RMSE of the mean of the samples' clipped predictions on the probes."""
         error = self.mean.means()[-1] - self.probes.ratings
-        return math.sqrt(error.square().mean().item())
+        return math.sqrt(self.train.ranks.sum(error.square().sum()).item() / self.n_probes)
+
+    def _rmse(self, model: MatrixFactorization, ratings: RatingTensors) -> float:
+        return rmse(model, ratings, self.workers, self.train.ranks)
 
 
-def _sample_rows(shape: Sequence[int], rng: torch.Generator) -> MeanOrSample:
-    """Sampling for ``mf.solvers.gaussian.update``, of rows of ``shape`` (n, D).
+def _sample_rows(side: Rows, rank: int, rng: torch.Generator) -> MeanOrSample:
+    """Sampling for ``mf.solvers.gaussian.update``, of rows of ``rank`` + 1 entries.
 
-    All random numbers are drawn here, so that the samples do not depend on the blocks."""
-    noise = _normal(shape, rng)
+    All random numbers are drawn here, so that the samples depend neither on the blocks nor on the ranks."""
+    noise = side.own(_normal((side.n, rank + 1), rng))
 
     def sample(factor: Tensor, linear: Tensor, rows: slice) -> tuple[Tensor, None]:
         # With precision L Lᵀ and linear term h: mean L⁻ᵀ L⁻¹ h, and L⁻ᵀ ε has the covariance.
@@ -335,12 +341,6 @@ def _initial_rows(n: int, rank: int, rng: torch.Generator) -> Tensor:
     return z
 
 
-def _random_subset(ratings: RatingTensors, n: int, rng: torch.Generator) -> RatingTensors:
-    """``n`` random ratings, or all when there are fewer."""
-    some = torch.randperm(len(ratings), generator=rng, device=rng.device)[:n]
-    return replace(ratings, users=ratings.users[some], movies=ratings.movies[some], ratings=ratings.ratings[some])
-
-
 def _normal(shape: Sequence[int], rng: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=rng, device=rng.device)
 
@@ -348,6 +348,26 @@ def _normal(shape: Sequence[int], rng: torch.Generator) -> Tensor:
 def _gamma(shape: Tensor, rng: torch.Generator) -> Tensor:
     """A sample of Gamma(shape, 1). ``torch.distributions.Gamma`` would take no generator."""
     drawn: Tensor = torch._standard_gamma(shape, generator=rng)
+    return drawn
+
+
+def _gammas(shapes: Tensor, side: Rows, rng: torch.Generator) -> Tensor:
+    """Samples of Gamma(shape, 1) for this rank's rows, from shapes float64[n] of at least 1 (Marsaglia & Tsang 2000).
+
+    Every row has its own random numbers, however often others' are rejected: a rounding error in one shape changes no
+    other row, so that ranks, whose sums differ by rounding errors, draw alike.
+    """
+    d = shapes - 1 / 3
+    drawn = torch.zeros_like(d)
+    seed = int(torch.randint(1 << 62, (), generator=rng, device=rng.device))
+    attempt = 0
+    while side.ranks.sum((drawn == 0).sum()):
+        again = torch.Generator(rng.device).manual_seed(seed + attempt)
+        x, u = (side.own(draw(side.n, generator=again, device=rng.device)) for draw in (torch.randn, torch.rand))
+        v = (1 + x / (9 * d).sqrt()) ** 3
+        accepted = (v > 0) & (u.double().log() < x.double().square() / 2 + d - d * v + d * v.clamp(min=1e-300).log())
+        drawn = torch.where((drawn == 0) & accepted, d * v, drawn)
+        attempt += 1
     return drawn
 
 
@@ -363,18 +383,13 @@ def _wishart(inverse_scale: Tensor, freedom: int, rng: torch.Generator) -> Tenso
     return drawn
 
 
-def start(
-    train: RatingTensors, validation: RatingTensors, config: GibbsConfig, *, initial: Initial | None = None
-) -> Gibbs:
+def start(train: Share, validation: RatingTensors, config: GibbsConfig, *, initial: Initial | None = None) -> Gibbs:
     """A chain before its first sweep."""
-    rank = config.fitted_rank(train)
-    workers = Workers(train.ratings.device)
-    scale = train.ratings.double().std(correction=0).item() or 1.0
-    by_user, by_movie = by_user_and_movie(replace(train, ratings=train.ratings / scale), rank, workers)
-    rng = generator(config.seed, 0, train.ratings.device)
+    rank = config.fitted_rank(len(train), train.n_users + train.n_movies)
+    workers = Workers(train.device)
+    scale = train.std or 1.0
+    by_user, by_movie = by_user_and_movie(train, train.standardised(), rank, workers)
+    rng = generator(config.seed, 0, train.device)
     user_basis = who_rated(by_user, by_movie, BASIS_RANK, workers, rng)
     movie_basis = who_rated(by_movie, by_user, BASIS_RANK, workers, rng)
     return Gibbs(train, validation, config, (by_user, by_movie), (user_basis, movie_basis), workers, rank, scale)
-
-
-SOLVER = Solver("gibbs", "Gibbs sampling, the most accurate", GibbsConfig, warm=False, start=start)

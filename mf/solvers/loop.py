@@ -1,17 +1,21 @@
 """The epoch loop of all solvers: reports, early stopping, best epoch, checkpoints."""
 
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mf.errors import ConfigError, TrainingError
 from mf.model import MatrixFactorization
-from mf.solvers.base import Callback, Checkpoint, EpochReport, RatingTensors, Training
+from mf.ranks import LANES, Ranks, lane_count
+from mf.solvers.base import Callback, Checkpoint, EpochReport, RatingTensors, Share, Training
+from mf.workers import pieces
+
+FINGERPRINTED = 1 << 16  # ratings at a time: their numbers stay in a core's cache
 
 
 def run(
@@ -20,12 +24,13 @@ def run(
     validates: bool,
     callbacks: Sequence[Callback],
     checkpoint: "ResumableCheckpoint | None" = None,
+    ranks: Ranks | None = None,
 ) -> MatrixFactorization:
-    """Runs the epochs of a training and returns its model.
+    """Runs the epochs of a training and returns its model, of this rank's users.
 
     Args:
-        n_ratings: number of training ratings.
-        validates: whether there are validation ratings.
+        n_ratings: number of training ratings, on all ranks.
+        validates: whether there are validation ratings, on any rank.
         callbacks: called after every epoch, and on resuming once per finished epoch.
         checkpoint: the state is saved there after every epoch, and resumed from there.
 
@@ -37,7 +42,7 @@ def run(
     best: dict[str, Any] | None = None
     if checkpoint and (saved := checkpoint.load()):
         reports = [EpochReport(**report) for report in saved["reports"]]
-        best = saved["best_model"]
+        best = checkpoint.own_model(saved["best_model"])
         training.load_state(saved["solver_state"])
         for report in reports:
             for callback in callbacks:
@@ -48,11 +53,11 @@ def run(
         reports.append(report)
         if report.kept and training.keeps_best and validates:
             best = training.model().state_dict()
-        if checkpoint:
+        if checkpoint and checkpoint.due():
             checkpoint.save(
                 {
                     "solver_state": training.state(),
-                    "best_model": best,
+                    "best_model": checkpoint.whole_model(best),
                     "reports": [dataclasses.asdict(r) for r in reports],
                 }
             )
@@ -66,7 +71,7 @@ def run(
         raise _diverged(training, len(reports), "parameters are not finite") from None
     if best is not None:
         model.load_state_dict(best)
-    if not math.isfinite(_largest_prediction(model)):
+    if not math.isfinite((ranks or Ranks.alone()).sum(_largest_prediction(model)).item()):
         raise _diverged(training, len(reports), "predictions are not finite")
     return model.eval()
 
@@ -92,11 +97,12 @@ def _epoch(
 
 
 @torch.no_grad()
-def _largest_prediction(model: MatrixFactorization) -> float:
-    """An upper bound of all predictions (Cauchy-Schwarz); not finite if a parameter is not."""
+def _largest_prediction(model: MatrixFactorization) -> Tensor:
+    """An upper bound of all predictions (Cauchy-Schwarz), float32[]; not finite if a parameter is not."""
     tables = ((model.user_factors, model.user_bias), (model.movie_factors, model.movie_bias))
     norms = [vectors.weight.norm(dim=1).max() for vectors, _ in tables]
-    return float(norms[0] * norms[1] + sum(bias.weight.abs().max() for _, bias in tables) + model.mu)
+    largest: Tensor = norms[0] * norms[1] + sum(bias.weight.abs().max() for _, bias in tables) + model.mu
+    return largest
 
 
 def _best(reports: Sequence[EpochReport]) -> float:
@@ -115,22 +121,26 @@ def _diverged(training: Training, epoch: int, problem: str) -> TrainingError:
 class ResumableCheckpoint:
     """A checkpoint that refuses to resume another training.
 
+    It holds the state of all ranks and can be resumed by another number of them; rank 0 writes it.
+
     Args:
-        checkpoint: where the state is saved.
+        checkpoint: where the state is saved; every rank can read it.
         solver: name of the solver.
         options: the solver's options, and all else that the result depends on.
-        ratings: the training and the validation ratings.
+        train, validation: this rank's ratings.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, solver: str, options: Mapping[str, Any], *ratings: RatingTensors
+        self, checkpoint: Checkpoint, solver: str, options: Mapping[str, Any], train: Share, validation: RatingTensors
     ) -> None:
-        self.checkpoint = checkpoint
-        digest = hashlib.blake2b(digest_size=16)
-        for data in ratings:
-            for column in (data.users, data.movies, data.ratings):
-                digest.update(column.cpu().contiguous().numpy().data)
-        self.settings = {"solver": solver, "ratings": digest.hexdigest(), **options}
+        self.checkpoint, self.users, self.ranks = checkpoint, train.users, train.ranks
+        numbers = [_fingerprint(train.own, train.users.first, train.first_rating)]
+        numbers += [_fingerprint(validation, train.users.first, None)]
+        both = self.ranks.sum(torch.stack(numbers)).tolist()
+        digits = "".join(f"{number % 2**64:016x}" for number in both)
+        self.settings = {"solver": solver, "ratings": digits, **options}
+        if lane_count(train.device.type, self.ranks.world) != LANES:
+            self.settings["processes"] = self.ranks.world
 
     def load(self) -> dict[str, Any] | None:
         """The saved state; ``None`` without one.
@@ -157,6 +167,43 @@ class ResumableCheckpoint:
             )
         return saved
 
+    def due(self) -> bool:
+        """Whether ``save`` would save now."""
+        return self.ranks.first(self.checkpoint.due())
+
     def save(self, state: dict[str, Any]) -> None:
         """Saves ``state`` together with the settings of this training."""
-        self.checkpoint.save({**state, "settings": self.settings})
+        if not self.ranks.rank:
+            self.checkpoint.save({**state, "settings": self.settings})
+
+    def whole_model(self, own: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The state dict of a model of all users on rank 0, from each rank's."""
+        return own and {name: self.users.whole(x) if name.startswith("user_") else x for name, x in own.items()}
+
+    def own_model(self, whole: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The state dict of a model of this rank's users, from that of all."""
+        return whole and {name: self.users.own(x) if name.startswith("user_") else x for name, x in whole.items()}
+
+
+# Odd numbers without a pattern (Steele, Lea & Flood 2014, SplitMix64), as int64.
+MIX = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
+
+
+def _fingerprint(data: RatingTensors, first_user: int, first_rating: int | None) -> Tensor:
+    """int64[], the sum over the ratings of a hash of position, user, movie and rating: the same on any number of ranks.
+
+    Args:
+        first_user: number of user 0 among the users of all ranks.
+        first_rating: number of rating 0 among the ratings of all ranks; ``None``: their order does not matter.
+    """
+    total = torch.zeros((), dtype=torch.int64, device=data.ratings.device)
+    for at in pieces(len(data), FINGERPRINTED):
+        mixed = torch.arange(at.start, at.stop, device=total.device)
+        mixed = mixed.zero_() if first_rating is None else mixed.add_(first_rating)
+        users = data.users[at].long().add(first_user).where(data.users[at] >= 0, -1)
+        columns = users, data.movies[at], data.ratings[at].view(torch.int32)
+        for column, factor in zip(columns, MIX, strict=True):
+            mixed = mixed.add_(column).mul_(factor)
+            mixed = mixed.bitwise_xor_(mixed >> 29)
+        total += mixed.mul_(MIX[0]).sum()
+    return total

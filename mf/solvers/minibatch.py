@@ -8,7 +8,7 @@ A solver subclasses ``MiniBatchTraining`` and gives it ``step``, the update on o
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,18 +18,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mf.model import MatrixFactorization
-from mf.solvers.base import Initial, RatingTensors, generator, rmse
+from mf.ranks import lanes_of
+from mf.solvers.base import Initial, RatingTensors, Share, generator, rmse
 from mf.solvers.dots import has_fused_dots, row_dots
 from mf.solvers.sorting import Segments, grouped, stable_argsort
 from mf.solvers.unseen import BiasFallback
 from mf.workers import Workers
 
-L2 = "L2 regularisation of both vectors, per rating; default: 0.05·(N / 2 million)^-0.2 within 0.03 to 0.06"
-BIAS_DAMPING = "L2 regularisation of the biases, in ratings: a row's bias is n / (n + damping) of its mean error"
-
 Batch = tuple[Tensor, Tensor, Tensor]  # users int32[B], sorted; movies int32[B]; ratings less mu float32[B]
 Counts = tuple[Tensor, Tensor]  # ratings per user int64[n_users] and per movie int64[n_movies]
-Spans = tuple[slice, slice]  # rows of a user block and of a movie shard
+Spans = tuple[slice, slice]  # rows of a user block and of a movie part
 
 
 def shuffled_batches(ratings: Batch, batch_size: int, seed: int) -> list[Batch]:
@@ -43,82 +41,126 @@ def shuffled_batches(ratings: Batch, batch_size: int, seed: int) -> list[Batch]:
     return list(zip(*(torch.split(column.index_select(0, order), size) for column in ratings), strict=True))
 
 
+@dataclass(frozen=True)
+class Lane:
+    """A share of the users, in blocks.
+
+    Attributes:
+        number: among the lanes of all ranks.
+        users: its rows.
+        blocks: their rows, block by block.
+        ratings: where the ratings of each block and movie part are.
+    """
+
+    number: int
+    users: slice
+    blocks: list[slice]
+    ratings: list[list[slice]]
+
+
 class BlockedRatings:
-    """Training ratings by user block and movie shard (stratified SGD; Gemulla et al. 2011).
+    """This rank's training ratings by lane, user block and movie part (stratified SGD; Gemulla et al. 2011).
 
-    ``MiniBatchTraining.blocked_epoch`` works on ``shards`` blocks at a time, each with another movie shard, so that
-    threads share no row and the result does not depend on their number. With one block and one shard, the default,
-    these are simply all ratings.
+    There are as many movie parts as lanes on all ranks. ``MiniBatchTraining.epoch`` works on all lanes at a time, each
+    with another movie part, so that threads and ranks share no row and the result does not depend on their number. With
+    one lane and one block these are simply all ratings.
 
-    Movies are renumbered so that the rows of a shard are adjacent: movie i has row ``movie_rows[i]``.
+    Movies are renumbered so that the rows of a part are adjacent: movie i has row ``movie_rows[i]``.
 
     Args:
         train: the ratings.
-        batch_size: ratings per batch, on average.
-        blocks: number of user blocks, each with about as many ratings.
-        shards: number of movie shards, each with about as many ratings.
+        lanes: the lanes of this rank, as ranges of its users.
+        parts: number of lanes on all ranks together.
+        block_users: users per block, about; 0: a block per lane.
 
     Attributes:
-        columns: users, movie rows and ratings less their mean, sorted by user.
-        counts: ratings per user row and per movie row.
-        user_spans, movie_spans: the rows of each block and of each shard.
-        starts: the first rating of each block, and the number of ratings.
+        columns: users, movie rows and ratings less their mean, sorted by block, movie part and user.
+        counts: ratings per user row of this rank, and per movie row on all ranks.
+        movie_spans: the rows of each movie part.
+        batch_size: largest number of ratings per batch; set by the solver.
     """
 
-    def __init__(self, train: RatingTensors, batch_size: int, blocks: int = 1, shards: int = 1) -> None:
-        self.batch_size, self.blocks, self.shards = batch_size, blocks, shards
-        self.device = train.ratings.device
-        user_counts, movie_counts = train.counts()
-        # Movies by popularity are dealt out to shards 0, 1, 2, 3, 3, 2, 1, 0, 0, …, so that shards are of equal size.
-        seat = torch.arange(train.n_movies, device=self.device) % (2 * shards)
-        shard = torch.empty_like(seat, dtype=torch.int32)
-        shard[movie_counts.argsort(descending=True, stable=True)] = seat.minimum(2 * shards - 1 - seat).int()
-        by_shard = stable_argsort(shard, shards)
-        self.shard_of_row, self.movie_rows = shard[by_shard], by_shard.argsort()
-        self.counts = user_counts, movie_counts[by_shard]
+    batch_size: int
 
-        rows = torch.arange(train.n_users, dtype=torch.int32, device=self.device)
-        users = rows.repeat_interleave(user_counts, output_size=len(train))
-        movies = self.movie_rows.int().index_select(0, train.movies)
-        movies, ratings = grouped(train.users, movies, train.ratings, train.n_users)
-        ratings -= train.ratings.double().mean()
-        self.columns: Batch = (users, movies, ratings)
+    def __init__(self, train: Share, lanes: Sequence[slice], parts: int, block_users: int = 0) -> None:
+        self.device, self.parts = train.device, parts
+        # Movies by popularity are dealt out to parts 0, 1, 2, 3, 3, 2, 1, 0, 0, …, so that parts are of equal size.
+        seat = torch.arange(train.n_movies, device=self.device) % (2 * parts)
+        part = torch.empty_like(seat, dtype=torch.int32)
+        part[train.movie_counts.argsort(descending=True, stable=True)] = seat.minimum(2 * parts - 1 - seat).int()
+        by_part = stable_argsort(part, parts)
+        self.movie_rows = by_part.argsort()
+        self.counts = train.user_counts, train.movie_counts[by_part]
+        self.movie_spans = _spans([0, *torch.bincount(part, minlength=parts).cumsum(0).tolist()])
 
-        ends = pad(user_counts.cumsum(0), (1, 0))
-        wanted = torch.arange(1, blocks, device=self.device) * len(train) // blocks
-        first = torch.searchsorted(ends, wanted)
-        self.starts = [0, *ends[first].tolist(), len(train)]
-        self.user_spans = spans([0, *first.tolist(), train.n_users])
-        self.movie_spans = spans([0, *torch.bincount(shard, minlength=shards).cumsum(0).tolist()])
+        first = lanes_of(train.ranks.rank, train.ranks.world, parts)[0]
+        ends = pad(train.user_counts.cumsum(0), (1, 0))
+        on_gpu = self.device.type != "cpu"  # its memory is fast enough without blocks
+        blocks = [_blocks(ends, lane, 0 if on_gpu else block_users) for lane in lanes]
+        flat = [block for of_lane in blocks for block in of_lane]
+        sizes = torch.tensor([block.stop - block.start for block in flat], device=self.device)
+        if parts == 1:
+            self.columns, per_key = self._by_user(train), train.user_counts
+        else:
+            self.columns, per_key = self._by_part(train, part, sizes)
+        # Where each block and part starts among the keys, and where its ratings start.
+        starts = parts * (sizes.cumsum(0) - sizes)
+        cuts = starts[:, None] + sizes[:, None] * torch.arange(parts + 1, device=self.device)
+        strata = [_spans(row) for row in pad(per_key.cumsum(0), (1, 0))[cuts].tolist()]
+        self.n_blocks = len(flat)
+        self.lanes: list[Lane] = []
+        for lane, of_lane in zip(lanes, blocks, strict=True):
+            self.lanes.append(Lane(first + len(self.lanes), lane, of_lane, strata[: len(of_lane)]))
+            strata = strata[len(of_lane) :]
 
-    @classmethod
-    def of_block_size(cls, train: RatingTensors, batch_size: int, block_users: int, shards: int) -> "BlockedRatings":
-        """Blocks of about ``block_users`` users; one block for 0, and on a GPU: its memory is fast enough without
-        blocks, and tensor sizes there must not depend on the data."""
-        if block_users == 0 or train.ratings.is_cuda:
-            return cls(train, batch_size)
-        return cls(train, batch_size, shards * math.ceil(train.n_users / (block_users * shards)), shards)
+    def _by_user(self, train: Share) -> Batch:
+        """The ratings as they are."""
+        own = train.own
+        return own.users.int(), self.movie_rows.int()[own.movies], own.ratings - train.mean
 
-    def batches(self, block: int, seed: int) -> list[list[Batch]]:
-        """Random batches of a block, a list per movie shard; a batch may be empty."""
-        start, end = self.starts[block], self.starts[block + 1]
-        users, movies, ratings = (column[start:end] for column in self.columns)
-        if self.shards == 1:
-            return [shuffled_batches((users, movies, ratings), self.batch_size, seed)]
-        n = max(1, math.ceil((end - start) / (self.batch_size * self.shards)))
-        rng = torch.Generator(self.device).manual_seed(seed)
-        batch_of = torch.randint(n, (end - start,), generator=rng, device=self.device, dtype=torch.int32)
-        batch_of += self.shard_of_row.index_select(0, movies) * n
-        sizes = torch.bincount(batch_of, minlength=n * self.shards).tolist()
-        order = stable_argsort(batch_of, n * self.shards)  # stable: a batch stays sorted by user
-        split = (torch.split(column.index_select(0, order), sizes) for column in (users, movies, ratings))
-        batches = list(zip(*split, strict=True))
-        return [batches[i : i + n] for i in range(0, n * self.shards, n)]
+    def _by_part(self, train: Share, part: Tensor, sizes: Tensor) -> tuple[Batch, Tensor]:
+        """The ratings by block, movie part and user, and how many each of these keys has.
+
+        Args:
+            part: int32[n_movies], of each movie.
+            sizes: int64[blocks], users per block.
+        """
+        own, parts = train.own, self.parts
+        user = torch.arange(own.n_users, device=self.device)
+        size = sizes.repeat_interleave(sizes, output_size=own.n_users)
+        start = (sizes.cumsum(0) - sizes).repeat_interleave(sizes, output_size=own.n_users)
+        key = user + (parts - 1) * start  # of each user in part 0; in part i it is i * size more
+        keys = key.int()[own.users].add_(part[own.movies].mul_(size.int()[own.users]))
+        movies, ratings = grouped(keys, self.movie_rows.int()[own.movies], own.ratings, own.n_users * parts)
+        ratings -= train.mean
+        per_key = torch.bincount(keys, minlength=own.n_users * parts)
+        user_of_key = torch.empty(own.n_users * parts, dtype=torch.int32, device=self.device)
+        for i in range(parts):
+            user_of_key[key + i * size] = user.int()
+        users = user_of_key.repeat_interleave(per_key, output_size=len(own))
+        return (users, movies, ratings), per_key
+
+    def batches(self, lane: Lane, block: int, part: int, seed: int) -> list[Batch]:
+        """Random batches of a block and movie part; none where it has no ratings."""
+        ratings = lane.ratings[block][part]
+        if ratings.start == ratings.stop:
+            return []
+        users, movies, values = (column[ratings] for column in self.columns)
+        return shuffled_batches((users, movies, values), self.batch_size, seed)
 
 
-def spans(edges: list[int]) -> list[slice]:
+def _spans(edges: list[int]) -> list[slice]:
     """The rows between each edge and the next."""
     return [slice(*pair) for pair in pairwise(edges)]
+
+
+def _blocks(ends: Tensor, lane: slice, block_users: int) -> list[slice]:
+    """Blocks of about ``block_users`` users and about as many ratings each; ``ends``: where each user's ratings
+    start."""
+    n = max(1, math.ceil((lane.stop - lane.start) / block_users)) if block_users else 1
+    first, last = ends[lane.start], ends[lane.stop]
+    wanted = first + torch.arange(1, n, device=ends.device) * (last - first) // n
+    return _spans([lane.start, *torch.searchsorted(ends, wanted).clamp(max=lane.stop).tolist(), lane.stop])
 
 
 def derived_l2(ratings: int) -> float:
@@ -144,8 +186,9 @@ class Penalty:
 
     @classmethod
     def of(cls, counts: Counts, l2: float | None, bias_damping: float, weight_decay: float = 0.0) -> "Penalty":
-        """The weights for rows with ``counts`` ratings; ``l2`` None: ``derived_l2``."""
-        ratings = int(counts[0].sum())
+        """The weights for rows with ``counts`` ratings, those of the movies on all ranks; ``l2`` None:
+        ``derived_l2``."""
+        ratings = int(counts[1].sum())
         l2 = derived_l2(ratings) if l2 is None else l2
         per_rating = [1.0 / n.clamp(min=1) for n in counts]
         decay = ratings * weight_decay / 2
@@ -169,7 +212,7 @@ class GradientSums:
 
 @dataclass(frozen=True)
 class Tables:
-    """The parameters: vectors p, q float32[n, factors] and biases b_u, b_m float32[n]."""
+    """This rank's parameters: vectors p, q float32[n, factors] and biases b_u, b_m float32[n]."""
 
     p: Tensor
     q: Tensor
@@ -177,11 +220,19 @@ class Tables:
     b_m: Tensor
 
     @classmethod
-    def random(cls, train: RatingTensors, factors: int, std: float, rng: torch.Generator) -> "Tables":
-        """Vectors from N(0, std²), biases of 0."""
-        sizes = (train.n_users, train.n_movies)
-        p, q = (torch.empty(n, factors, device=rng.device).normal_(0, std, generator=rng) for n in sizes)
-        return cls(p, q, *(torch.zeros(n, device=rng.device) for n in sizes))
+    def random(cls, train: Share, lanes: "Sequence[Lane]", config: Any) -> "Tables":
+        """Vectors from N(0, init_std²), biases of 0; of this rank's users, drawn lane by lane, and of all movies."""
+        device, factors = train.device, config.factors
+        drawn = [generator(config.seed, 0, device, lane.number) for lane in lanes]
+
+        def normal(n: int, rng: torch.Generator) -> Tensor:
+            return torch.empty(n, factors, device=device).normal_(0, config.init_std, generator=rng)
+
+        p = torch.cat([normal(lane.users.stop - lane.users.start, rng) for lane, rng in zip(lanes, drawn, strict=True)])
+        # Of all lanes the first draws the movies too, after its users.
+        movies = normal(train.n_movies, drawn[0]) if lanes[0].number == 0 else p.new_empty(0, factors)
+        q = torch.cat(train.ranks.gather(movies))
+        return cls(p, q, *(torch.zeros(len(table), device=device) for table in (p, q)))
 
     def warm_start(self, initial: Initial, mean: float, movie_rows: Tensor) -> None:
         """Overwrites the rows that an earlier model has, and adds the difference between its mean and ``mean`` to the
@@ -259,12 +310,12 @@ def _segments(ordered: Tensor, n_rows: int, span: slice | None) -> Segments:
 
 
 class MiniBatchTraining:
-    """Base of ``adam`` and ``sgd``: parameters, validation, state; subclasses add ``epoch``, ``step`` and state.
+    """Base of ``adam`` and ``sgd``: parameters, epochs, validation, state; subclasses add ``step`` and more state.
 
     Args:
-        train, validation: the ratings.
+        train, validation: this rank's ratings.
         config: the solver's options; epochs, patience, factors, init_std, seed and lr are read here.
-        make_ratings: builds the training ratings.
+        lanes: as ``BlockedRatings``.
         initial: an earlier model to start from; rows that it lacks start at random.
         workers: number of threads; the result does not depend on it.
     """
@@ -274,21 +325,24 @@ class MiniBatchTraining:
 
     def __init__(
         self,
-        train: RatingTensors,
+        train: Share,
         validation: RatingTensors,
         config: Any,
-        make_ratings: Callable[[], BlockedRatings],
+        lanes: Sequence[slice],
         initial: Initial | None,
         workers: int | None,
     ) -> None:
-        self.validation, self.config = validation, config
+        self.train, self.validation, self.config = train, validation, config
         self.epochs, self.patience, self.advice = config.epochs, config.patience, f"lower --lr (now {config.lr:g})"
-        self.n_ratings = len(train)
-        self.device = train.ratings.device
+        self.device, self.ranks = train.device, train.ranks
         self.workers = Workers(self.device, workers)
-        builders: tuple[Callable[[], Any], ...] = (make_ratings, lambda: BiasFallback(train, validation))
+        parts = sum(self.ranks.gather_objects(len(lanes)))
+        builders: tuple[Callable[[], Any], ...] = (
+            lambda: BlockedRatings(train, lanes, parts, config.block_users),
+            lambda: BiasFallback(train, validation),
+        )
         self.ratings, self.fallback = self.workers.map(lambda build: build(), builders)
-        self.tables = Tables.random(train, config.factors, config.init_std, generator(config.seed, 0, self.device))
+        self.tables = Tables.random(train, self.ratings.lanes, config)
         if initial:
             self.tables.warm_start(initial, self.fallback.mu, self.ratings.movie_rows)
         self.finished: MatrixFactorization | None = None
@@ -307,56 +361,82 @@ class MiniBatchTraining:
         """
         raise NotImplementedError
 
-    def blocked_epoch(self, number: int) -> float:
-        """One pass over the ratings, block by block; returns the training RMSE.
+    def movie_tables(self) -> list[Tensor]:
+        """All that belongs to a movie, [n_movies, …] each."""
+        return [self.tables.q, self.tables.b_m]
 
-        Blocks come in random order, ``shards`` at a time. In turn t, block i of such a group works on movie shard
-        (i + t) mod ``shards``: what runs at the same time shares no user and no movie.
+    def epoch(self, number: int) -> float:
+        """One pass over the ratings; returns the training RMSE.
+
+        In turn t, lane i works on movie part (i + t) mod ``parts``, block by block in random order: what runs at the
+        same time shares no user and no movie. After a turn a part goes from lane i to lane i - 1; after the last one it
+        is back where it started.
         """
         self.finished = None
-        ratings = self.ratings
-        rng = generator(self.config.seed, number)
-        order = torch.randperm(ratings.blocks, generator=rng).tolist()
-        seeds = torch.randint(1 << 62, (ratings.blocks, 1 + ratings.shards), generator=rng).tolist()
-        errors: list[Tensor] = []
-        for begin in range(0, ratings.blocks, ratings.shards):
-            group = order[begin : begin + ratings.shards]
-            batches = self.workers.map(lambda block: ratings.batches(block, seeds[block][0]), group)
-            share = len(group) / ratings.blocks / ratings.shards
-            for turn in range(ratings.shards):
-                passed = number - 1 + begin / ratings.blocks + turn * share
-                jobs = []
-                for i, block in enumerate(group):
-                    shard = (i + turn) % ratings.shards
-                    rows = ratings.user_spans[block], ratings.movie_spans[shard]
-                    jobs.append((batches[i][shard], rows, passed, share, seeds[block][1 + shard]))
-                errors += self.workers.map(lambda job: self._block_and_shard(*job), jobs)
-        return math.sqrt(torch.stack(errors).sum().item() / self.n_ratings)
+        ratings, parts = self.ratings, self.ratings.parts
+        drawn = [self._draw(number, lane) for lane in ratings.lanes]
+        errors = torch.zeros(len(ratings.lanes), dtype=torch.float64, device=self.device)
+        for turn in range(parts):
+            passed = number - 1 + turn / parts
+            jobs = [
+                (lane, (lane.number + turn) % parts, order, seeds, passed)
+                for lane, (order, seeds) in zip(ratings.lanes, drawn, strict=True)
+            ]
+            errors += torch.stack(self.workers.map(lambda job: self._lane_and_part(*job), jobs))
+            leaving, coming = ratings.lanes[0].number + turn, ratings.lanes[-1].number + 1 + turn
+            spans = (ratings.movie_spans[part % parts] for part in (leaving, coming))
+            self.ranks.turn(self.movie_tables(), *spans)
+        return math.sqrt(torch.cat(self.ranks.gather(errors)).sum().item() / len(self.train))
 
-    def _block_and_shard(self, batches: list[Batch], rows: Spans, passed: float, share: float, seed: int) -> Tensor:
-        """Steps over the batches of one block and shard, from ``passed`` epochs on, ``share`` of an epoch long; returns
-        the sum of squared errors."""
-        rng = torch.Generator(self.device).manual_seed(seed)
+    def _draw(self, number: int, lane: Lane) -> tuple[list[int], list[list[list[int]]]]:
+        """Order of the lane's blocks, and per block and movie part a seed for its batches and one for dropout."""
+        rng = generator(self.config.seed, number, lane=lane.number)
+        seeds = torch.randint(1 << 62, (len(lane.blocks), self.ratings.parts, 2), generator=rng)
+        return torch.randperm(len(lane.blocks), generator=rng).tolist(), seeds.tolist()
+
+    def _lane_and_part(
+        self, lane: Lane, part: int, order: list[int], seeds: list[list[list[int]]], passed: float
+    ) -> Tensor:
+        """Steps over the batches of a lane and movie part, from ``passed`` epochs on; returns the sum of squared
+        errors."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for i, batch in enumerate(batches):
-            if len(batch[0]):
-                total += self.step(batch, (passed + i / len(batches) * share) / self.epochs, rng, rows)
+        share = 1 / self.ratings.parts / len(order)
+        for place, block in enumerate(order):
+            seed, dropout_seed = seeds[block][part]
+            rng = torch.Generator(self.device).manual_seed(dropout_seed)
+            rows = lane.blocks[block], self.ratings.movie_spans[part]
+            batches = self.ratings.batches(lane, block, part, seed)
+            for i, batch in enumerate(batches):
+                progress = (passed + (place + i / len(batches)) * share) / self.epochs
+                total += self.step(batch, progress, rng, rows)
         return total
 
+    def share_movies(self, tables: Sequence[Tensor]) -> None:
+        """Overwrites the rows of other ranks' movie parts with theirs."""
+        first, last = (self.ratings.lanes[i].number for i in (0, -1))
+        here = slice(self.ratings.movie_spans[first].start, self.ratings.movie_spans[last].stop)
+        for table in tables:
+            table.copy_(torch.cat(self.ranks.gather(table[here])))
+
     def validation_rmse(self) -> float:
-        return rmse(self.model(), self.validation, self.workers)
+        return rmse(self.model(), self.validation, self.workers, self.ranks)
 
     def model(self) -> MatrixFactorization:
         if self.finished is None:
             t, movies = self.tables, self.ratings.movie_rows
+            self.share_movies([t.q, t.b_m])
             parameters = t.p, t.q.index_select(0, movies), t.b_u, t.b_m.index_select(0, movies)
             self.finished = self.fallback.to_model(*parameters, self.config.factors)
         return self.finished
 
     def state(self) -> dict[str, Any]:
-        return {"tables": self.tables.all()}
+        t, users = self.tables, self.train.users
+        self.share_movies(self.movie_tables())
+        return {"tables": [users.whole(t.p), t.q, users.whole(t.b_u), t.b_m]}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        for table, saved in zip(self.tables.all(), state["tables"], strict=True):
+        p, q, b_u, b_m = state["tables"]
+        t, users = self.tables, self.train.users
+        for table, saved in ((t.p, users.own(p)), (t.q, q), (t.b_u, users.own(b_u)), (t.b_m, b_m)):
             table.copy_(saved)
         self.finished = None

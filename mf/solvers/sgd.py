@@ -2,8 +2,8 @@
 
     r̂ = mu + b_u + b_m + p_u·q_m
     p, q ~ N(0, init_std²);  b = 0
-    for each epoch, for each group of 4 user blocks, for turn in 0 … 3:
-        in parallel for block i of the group, with movie shard (i + turn) mod 4, for each random batch:
+    for each epoch, for turn in 0 … 3:
+        in parallel for quarter i of the users, with movie part (i + turn) mod 4, block by block, for each random batch:
             e = r - r̂;  lr from its start to 2% by a half cosine over the training
             for each user of the batch (n ratings; movies alike):
                 p_u += lr / (1 + row_damping·lr·n) · (Σ e·q_m - n·l2·p_u)
@@ -20,16 +20,12 @@ c they would go 1 - (1 - lr·c)ⁿ of the way, of which lr·n / (1 + lr·c·n) i
 import math
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from mf.config import Config
-from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Solver
+from mf.solvers.base import Initial, RatingTensors, Share, Start
+from mf.solvers.config import SGDConfig
 from mf.solvers.minibatch import (
-    BIAS_DAMPING,
-    L2,
     Batch,
-    BlockedRatings,
     GradientSums,
     MiniBatchTraining,
     Penalty,
@@ -37,33 +33,7 @@ from mf.solvers.minibatch import (
     Tables,
 )
 
-MOVIE_SHARDS = 4  # at most as many threads
 FINAL_LR = 0.02  # share of lr that is left at the end
-
-
-class SGDConfig(Config):
-    """Options of the ``sgd`` solver."""
-
-    factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
-    batch_size: int | None = Field(
-        None,
-        ge=1,
-        description="ratings per batch; default: an eighth of the ratings of a user block and movie shard, 1,024 to "
-        "65,536",
-    )
-    epochs: int = Field(20, ge=1, description=EPOCHS)
-    lr: float = Field(0.05, gt=0, description="learning rate, decayed to 2% by a half cosine")
-    l2: float | None = Field(None, ge=0, description=L2)
-    bias_damping: float = Field(3.0, ge=0, description=BIAS_DAMPING)
-    row_damping: float = Field(
-        0.3, ge=0, description="a row with n ratings in a batch moves by lr / (1 + row_damping·lr·n) times their sum"
-    )
-    patience: int = Field(
-        3, ge=0, description="epochs without a better validation RMSE before early stopping; 0: no early stopping"
-    )
-    init_std: float = Field(0.03, gt=0, description="standard deviation of the vectors' initial entries")
-    block_users: int = Field(8192, ge=1, description="users per block")
-    seed: int = Field(0, ge=0, description=SEED)
 
 
 class SGDTraining(MiniBatchTraining):
@@ -71,30 +41,29 @@ class SGDTraining(MiniBatchTraining):
 
     def __init__(
         self,
-        train: RatingTensors,
+        train: Share,
         validation: RatingTensors,
         config: SGDConfig,
         *,
         initial: Initial | None = None,
         workers: int | None = None,
     ) -> None:
-        def ratings() -> BlockedRatings:
-            blocked = BlockedRatings.of_block_size(train, config.batch_size or 1, config.block_users, MOVIE_SHARDS)
-            if config.batch_size is None:
-                blocked.batch_size = min(max(len(train) // (blocked.blocks * blocked.shards * 8), 1 << 10), 1 << 16)
-            return blocked
-
-        super().__init__(train, validation, config, ratings, initial, workers)
+        super().__init__(train, validation, config, train.users.lanes, initial, workers)
+        strata = sum(train.ranks.gather_objects(self.ratings.n_blocks)) * self.ratings.parts
+        self.ratings.batch_size = config.batch_size or derived_batch_size(len(train), strata)
         self.penalty = Penalty.of(self.ratings.counts, config.l2, config.bias_damping)
-
-    def epoch(self, number: int) -> float:
-        return self.blocked_epoch(number)
 
     def step(self, batch: Batch, progress: float, rng: torch.Generator, spans: Spans) -> Tensor:
         error = self.tables.residuals(batch)
         sums = self.tables.gradient_sums(batch, error, spans=spans)
         update(self.tables, self.penalty, sums, learning_rate(self.config.lr, progress), self.config.row_damping)
         return error.dot(error).double()
+
+
+def derived_batch_size(ratings: int, strata: int) -> int:
+    """Default batch size, an eighth of the mean number of ratings per user block and movie part, 1,024 to 65,536; above
+    131 million ratings to N/2000: the steps per epoch do not grow further."""
+    return min(max(ratings // (strata * 8), 1 << 10), max(1 << 16, ratings // 2000))
 
 
 def learning_rate(lr: float, progress: float) -> float:
@@ -120,4 +89,4 @@ def update(
             bias.addcmul_(batch.biases - n * segments.gather(bias_l2) * bias, lr / (1 + lr * n))
 
 
-SOLVER = Solver("sgd", "gradient descent on blocked ratings, the fastest", SGDConfig, warm=True, start=SGDTraining)
+start: Start = SGDTraining

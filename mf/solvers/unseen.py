@@ -1,16 +1,14 @@
 """Cold start: predictions for unseen users and movies are those of the damped bias model."""
 
-from dataclasses import replace
-
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mf.biases import BiasModel
+from mf.biases import DAMPING
 from mf.model import MatrixFactorization
-from mf.solvers.base import RatingTensors, rmse
-from mf.solvers.gaussian import Block, PosteriorMoments, RatingsByRow, normal_equations
+from mf.solvers.base import RatingTensors, Share, rmse
+from mf.solvers.gaussian import Block, Equations, PosteriorMoments, RatingsByRow, by_user_and_movie, each_block
+from mf.solvers.rows import Rows, summable
 from mf.workers import Workers
 
 # With this many fitted factors, giving two to the biases costs known pairs nothing: what real ratings have in common
@@ -39,33 +37,29 @@ class BiasFallback:
 
     Args:
         train: the training ratings; every row has at least one.
-        validation: may be empty; only its smallest and largest rating are used, for the rating range.
+        validation: this rank's; may be empty; only its smallest and largest rating are used, for the rating range.
 
     Attributes:
         mu: mean of the training ratings.
-        user_bias, movie_bias: float32[n_users] and float32[n_movies], the damped biases.
-        counts: float32[n_users] and float32[n_movies], training ratings per row, at least 1.
+        user_bias, movie_bias: float32, the damped biases of this rank's users and of all movies.
+        counts: float32, training ratings of each of this rank's users and of each movie, at least 1.
         range: rating_min and rating_max.
-        sample: training ratings, evenly spaced, for training RMSEs.
+        sample: this rank's part of evenly spaced training ratings, for training RMSEs.
     """
 
-    def __init__(self, train: RatingTensors, validation: RatingTensors) -> None:
-        extremes = [r for data in (train, validation) if len(data) for r in data.ratings.aminmax()]
-        self.range = {"rating_min": min(extremes).item(), "rating_max": max(extremes).item()}
-        self.device, self.train = train.ratings.device, train
+    def __init__(self, train: Share, validation: RatingTensors) -> None:
+        extremes = torch.stack([r for data in (train.own, validation) if len(data) for r in data.ratings.aminmax()])
+        both = torch.cat(train.ranks.gather(torch.stack(extremes.aminmax())))
+        self.range = {"rating_min": both.min().item(), "rating_max": both.max().item()}
+        self.device, self.train = train.device, train
         self.workers = Workers(self.device)
         self.by_row: tuple[RatingsByRow, RatingsByRow] | None = None
-        self.sample = _evenly_spaced(train, RMSE_SAMPLE)
-        self.allowed_loss = ALLOWED_LOSS * train.ratings.double().std(correction=0).item()
-        users, movies, ratings = (x.cpu().numpy() for x in (train.users, train.movies, train.ratings))
-        with np.errstate(invalid="ignore"):  # ratings that are not finite are reported by the first epoch
-            biases = BiasModel.fit(users, movies, ratings, train.n_users, train.n_movies)
-        self.mu = biases.mean
-        self.user_bias, self.movie_bias = (
-            torch.from_numpy(b).float().to(self.device) for b in (biases.user_bias, biases.movie_bias)
-        )
-        user_counts, movie_counts = train.counts()
-        self.counts = user_counts.clamp(min=1).float(), movie_counts.clamp(min=1).float()
+        self.sample = train.evenly_spaced(RMSE_SAMPLE)
+        self.allowed_loss = ALLOWED_LOSS * train.std
+        self.mu = train.mean
+        user_bias, movie_bias = _damped_biases(train, both.max().item() - both.min().item())
+        self.user_bias, self.movie_bias = user_bias.float(), movie_bias.float()
+        self.counts = train.user_counts.clamp(min=1).float(), train.movie_counts.clamp(min=1).float()
 
     def to_model(
         self, p: Tensor, q: Tensor, b_u: Tensor, b_m: Tensor, factors: int, fitted: int = ENOUGH_FACTORS
@@ -104,11 +98,14 @@ class BiasFallback:
         """
         tables = [table.weight.detach() for table in (model.user_factors, model.movie_factors)]
         roots = [counts.sqrt().unsqueeze(1) for counts in self.counts]
-        (left, r_left), (right, r_right) = (torch.linalg.qr(r * table) for r, table in zip(roots, tables, strict=True))
+        sides = self.train.users, self.train.movies
+        (left, r_left), (right, r_right) = (
+            side.qr(root * table, self.workers) for side, root, table in zip(sides, roots, tables, strict=True)
+        )
         # In float64: the matrix is small, and factors that are weak beside the first ones must be exact as well.
         u, s, vt = torch.linalg.svd(r_left.double() @ r_right.double().mT, full_matrices=False)
         turns = [(basis[:, :factors] * s[:factors].sqrt()).float() for basis in (u, vt.mT)]
-        vectors = [basis @ turn / root for basis, turn, root in zip((left, right), turns, roots, strict=True)]
+        vectors = [times(turn) / root for times, turn, root in zip((left, right), turns, roots, strict=True)]
         return self.model(*(pad(v, (0, factors - v.shape[1])) for v in vectors))
 
     def reduced(self, model: MatrixFactorization, factors: int) -> MatrixFactorization:
@@ -119,16 +116,18 @@ class BiasFallback:
         entries with a smaller loss. The axes are those of ``truncated``.
         """
         best = self.truncated(model, factors)
-        allowed, loss = rmse(model, self.sample) + self.allowed_loss, rmse(best, self.sample)
+        ranks = self.train.ranks
+        allowed, loss = (rmse(m, self.sample, ranks=ranks) for m in (model, best))
+        allowed += self.allowed_loss
         for _ in range(REFIT_SWEEPS):
             if not loss > allowed:
                 break
             by_user, by_movie = self.residuals_by_row(factors)
             p, q = best.user_factors.weight.detach(), best.movie_factors.weight.detach()
-            q = _ridge_regressions(by_movie, q, p, self.counts[0], self.workers)
-            p = _ridge_regressions(by_user, p, q, self.counts[1], self.workers)
+            q = _ridge_regressions(by_movie, q, p, self.train.users, self.counts[0], self.workers)
+            p = _ridge_regressions(by_user, p, q, self.train.movies, self.counts[1], self.workers)
             refitted = self.truncated(self.model(p, q), factors)
-            gain = loss - rmse(refitted, self.sample)
+            gain = loss - rmse(refitted, self.sample, ranks=ranks)
             if not gain > LEAST_GAIN * (loss - allowed):
                 break
             best, loss = refitted, loss - gain
@@ -137,12 +136,9 @@ class BiasFallback:
     def residuals_by_row(self, factors: int) -> tuple[RatingsByRow, RatingsByRow]:
         """The training ratings less mu and the damped biases, by user and by movie; kept for later epochs."""
         if self.by_row is None:
-            users, movies, n = self.train.users, self.train.movies, (self.train.n_users, self.train.n_movies)
-            values = self.train.ratings - self.mu - self.user_bias[users] - self.movie_bias[movies]
-            self.by_row = (
-                RatingsByRow(users, movies, values, n[0], factors),
-                RatingsByRow(movies, users, values, n[1], factors),
-            )
+            own = self.train.own
+            values = own.ratings - self.mu - self.user_bias[own.users] - self.movie_bias[own.movies]
+            self.by_row = by_user_and_movie(self.train, values, factors, self.workers)
         return self.by_row
 
     def model(self, p: Tensor, q: Tensor, b_u: Tensor | None = None, b_m: Tensor | None = None) -> MatrixFactorization:
@@ -158,8 +154,10 @@ class BiasFallback:
         return model.eval()
 
 
-def _ridge_regressions(ratings: RatingsByRow, rows: Tensor, others: Tensor, counts: Tensor, workers: Workers) -> Tensor:
-    """New vectors of all users given the movies, or of all movies given the users, float32[n, k].
+def _ridge_regressions(
+    ratings: RatingsByRow, rows: Tensor, others: Tensor, side: Rows, counts: Tensor, workers: Workers
+) -> Tensor:
+    """New vectors of this rank's users given the movies, or of all movies given the users, float32[n, k].
 
     A row's vector v minimises Σ (y - v·x)² + w·E[((v - v₀)·x)²] over its ratings y of rows with vectors x, where v₀ is
     its vector now, the mean E is over all ratings, and w is ``PRIOR_WEIGHT`` times the mean number of ratings per row.
@@ -167,27 +165,38 @@ def _ridge_regressions(ratings: RatingsByRow, rows: Tensor, others: Tensor, coun
     Args:
         rows: float32[n, k], v₀.
         others: float32[n_others, k].
+        side: how the others lie on the ranks.
         counts: float32[n_others], ratings of each.
     """
     k = rows.shape[1]
     moments = PosteriorMoments(pad(others, (0, 1)))  # with biases of 0
     weighted = (others * counts.unsqueeze(1)).double()
-    prior = PRIOR_WEIGHT / len(rows) * (weighted.mT @ others.double())
+    prior = PRIOR_WEIGHT / ratings.side.n * side.sum_of_rows(weighted.mT @ others.double())
     # For factors that are 0 in all rows.
     prior += (1e-9 * prior.trace() + 1e-30) * torch.eye(k, dtype=prior.dtype, device=prior.device)
 
-    def work(block: Block) -> Tensor:
-        gram, linear, _ = normal_equations(block, moments)
-        gram, linear, start = gram[:, :k, :k].double(), linear[:, :k].double(), rows[block.rows].double()
+    def work(block: Block, equations: Equations) -> Tensor:
+        gram, linear, start = equations.gram[:, :k, :k].double(), equations.linear[:, :k].double(), rows[block.rows]
+        start = start.double()
         gradient = linear - (gram @ start.unsqueeze(2)).squeeze(2)
         factor = torch.linalg.cholesky(gram + prior)
         return (start + torch.cholesky_solve(gradient.unsqueeze(2), factor).squeeze(2)).float()
 
-    return torch.cat(workers.map(work, ratings.blocks))
+    return torch.cat(each_block(work, ratings, moments, workers))
 
 
-def _evenly_spaced(ratings: RatingTensors, n: int) -> RatingTensors:
-    """At most ``n`` of the ratings."""
-    every = -(-len(ratings) // n)
-    users, movies, values = (x[::every].contiguous() for x in (ratings.users, ratings.movies, ratings.ratings))
-    return replace(ratings, users=users, movies=movies, ratings=values)
+def _damped_biases(train: Share, spread: float) -> tuple[Tensor, Tensor]:
+    """``mf.biases.BiasModel`` of the ratings of all ranks, on their device: float64, of this rank's users and of all
+    movies; the same bits with any number of ranks.
+
+    Args:
+        spread: largest difference between two ratings.
+    """
+    own, n = train.own, len(train)
+    deviations = summable(own.ratings.double().sub_(train.mean), spread, n)
+    by_movie = torch.zeros(train.n_movies, dtype=torch.float64, device=train.device)
+    by_movie.index_add_(0, own.movies, deviations)
+    movie_bias = train.movies.sum_of_ratings(by_movie) / (train.movie_counts + DAMPING)
+    deviations = summable(deviations - movie_bias.index_select(0, own.movies), 2 * spread, n)
+    by_user = torch.segment_reduce(deviations, "sum", lengths=train.user_counts)
+    return by_user / (train.user_counts + DAMPING), movie_bias

@@ -5,23 +5,22 @@ maximise the bound E_q[log p(r, z)] - E_q[log q(z)] over q, a product of one Gau
 for each sweep: all q(z_m), then σ², m_M, Λ_M; all q(z_u), then σ², m_U, Λ_U
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mf.model import MatrixFactorization
-from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Solver, generator, rmse
+from mf.solvers.base import Initial, RatingTensors, Share, generator, rmse
+from mf.solvers.config import VBConfig
 from mf.solvers.gaussian import (
-    GaussianConfig,
     PosteriorMoments,
     Prior,
     RatingsByRow,
     by_user_and_movie,
     update,
 )
+from mf.solvers.rows import Rows
 from mf.solvers.unseen import BiasFallback
 from mf.workers import Workers
 
@@ -34,22 +33,6 @@ TOLERANCE = 5e-4
 FITS, FITTED_RATINGS = 4, 20_000_000
 
 
-class VBConfig(GaussianConfig):
-    """Options of the ``vb`` solver."""
-
-    fits: int | None = Field(
-        None,
-        ge=1,
-        le=16,
-        description="number of fits from different random starts, whose predictions are averaged; default: factors / "
-        "rank, at most 4, and 1 above 10 million ratings",
-    )
-    # More sweeps overfit few ratings (MovieLens latest-small: 0.3% worse after 20); 23.6 million converge within 14, of
-    # which the last two gain 0.0004.
-    epochs: int = Field(12, ge=1, description=EPOCHS)
-    seed: int = Field(0, ge=0, description=SEED)
-
-
 class MeanFieldPosterior:
     """Variational posterior from one random start (Lim & Teh 2007, there without biases).
 
@@ -60,14 +43,15 @@ class MeanFieldPosterior:
     shifted, and steps between sweeps that do so to converge faster would gain nothing.
 
     Attributes:
-        users, movies: moments of the rows.
+        users, movies: moments of this rank's users and of all movies.
         user_prior, movie_prior: the learned priors.
         noise: float32[], variance of a rating.
     """
 
-    def __init__(self, train: RatingTensors, rank: int, rng: torch.Generator) -> None:
-        d, device = rank + 1, train.ratings.device
-        start = INIT_STD * torch.randn(train.n_users, d, generator=rng, device=device)
+    def __init__(self, train: Share, rank: int, rng: torch.Generator) -> None:
+        self.n_ratings = len(train)
+        d, device = rank + 1, train.device
+        start = train.users.own(INIT_STD * torch.randn(train.n_users, d, generator=rng, device=device))
         start[:, -1] = 0.0
         eye = torch.eye(d, device=device)
         self.users = PosteriorMoments(start, INIT_VARIANCE * eye)
@@ -85,24 +69,24 @@ class MeanFieldPosterior:
     ) -> Prior:
         errors = update(ratings, own, other, prior, 1 / self.noise, mean_and_covariance, workers)
         # One more rating with an error of 1 keeps the noise above 0 when the ratings can be fitted exactly.
-        self.noise = ((errors.sum(dtype=torch.float64) + 1) / (ratings.ratings + 1)).float()
-        return empirical_prior(own)
+        squares = ratings.side.sum_of_rows(errors.sum(dtype=torch.float64))
+        self.noise = ((squares + 1) / (self.n_ratings + 1)).float()
+        return empirical_prior(own, ratings.side)
 
-    def state(self) -> dict[str, Any]:
+    def state(self, users: Rows) -> dict[str, Any]:
         """All that the next sweep depends on: it starts by overwriting the movies' second moments."""
         return {
-            "users": [self.users.mean, self.users.table],
+            "users": [users.whole(self.users.mean), users.whole(self.users.table)],
             "movies": self.movies.mean,
             "user_prior": [self.user_prior.mean, self.user_prior.precision],
             "movie_prior": [self.movie_prior.mean, self.movie_prior.precision],
             "noise": self.noise,
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        for own, saved in zip(
-            (self.users.mean, self.users.table, self.movies.mean), (*state["users"], state["movies"]), strict=True
-        ):
-            own.copy_(saved)
+    def load_state(self, state: dict[str, Any], users: Rows) -> None:
+        for own, saved in zip((self.users.mean, self.users.table), state["users"], strict=True):
+            own.copy_(users.own(saved))
+        self.movies.mean.copy_(state["movies"])
         device = self.noise.device
         self.user_prior = Prior(*(x.to(device) for x in state["user_prior"]))
         self.movie_prior = Prior(*(x.to(device) for x in state["movie_prior"]))
@@ -116,12 +100,12 @@ def mean_and_covariance(factor: Tensor, linear: Tensor, _: slice) -> tuple[Tenso
     return torch.bmm(linear.unsqueeze(1), covariance).squeeze(1), covariance
 
 
-def empirical_prior(moments: PosteriorMoments) -> Prior:
+def empirical_prior(moments: PosteriorMoments, side: Rows) -> Prior:
     """The prior that maximises the bound: mean and covariance of the rows, their own uncertainty included. One more row
     with a variance of 0.1 around the mean keeps it proper."""
-    n, d = moments.mean.shape
-    mean = moments.mean.mean(0, dtype=torch.float64)
-    scatter = moments.total() - n * torch.outer(mean, mean)
+    n, d = side.n, moments.mean.shape[1]
+    mean = side.sum_of_rows(moments.mean.sum(0, dtype=torch.float64)) / n
+    scatter = side.sum_of_rows(moments.total()) - n * torch.outer(mean, mean)
     covariance = (scatter + 0.1 * torch.eye(d, device=mean.device)) / (n + 1)
     return Prior(mean.float(), torch.linalg.inv(covariance).float())
 
@@ -138,19 +122,16 @@ class VB:
     keeps_best = False
     patience = 0
 
-    def __init__(self, train: RatingTensors, validation: RatingTensors, config: VBConfig) -> None:
-        self.validation, self.config = validation, config
-        self.rank = rank = config.fitted_rank(train)
+    def __init__(self, train: Share, validation: RatingTensors, config: VBConfig) -> None:
+        self.train, self.validation, self.config = train, validation, config
+        self.rank = rank = config.fitted_rank(len(train), train.n_users + train.n_movies)
         fits = config.fits or derived_fits(len(train), rank, config.factors)
-        device = train.ratings.device
-        self.workers = Workers(device)
+        self.workers = Workers(train.device)
         self.fallback = BiasFallback(train, validation)
         # The initial values are for ratings with a variance of 1.
-        self.scale = train.ratings.double().std(correction=0).item() or 1.0
-        self.by_user, self.by_movie = by_user_and_movie(
-            replace(train, ratings=train.ratings / self.scale), rank, self.workers
-        )
-        rng = generator(config.seed, 0, device)
+        self.scale = train.std or 1.0
+        self.by_user, self.by_movie = by_user_and_movie(train, train.standardised(), rank, self.workers)
+        rng = generator(config.seed, 0, train.device)
         self.fits = [MeanFieldPosterior(train, rank, rng) for _ in range(fits)]
         self.epochs = config.epochs
         self.advice = f"lower --rank (now {rank})"
@@ -170,14 +151,16 @@ class VB:
             self.epochs = number
             self.note = f"converged: the noise, {after:.4f}, changed by less than {TOLERANCE:.2%}"
         sample = self.fallback.sample
-        return float((self.model()(sample.users, sample.movies) - sample.ratings).double().square().mean().sqrt())
+        squares = (self.model()(sample.users, sample.movies) - sample.ratings).double().square()
+        both = self.train.ranks.sum(torch.stack([squares.sum(), squares.new_tensor(len(squares))]))
+        return float((both[0] / both[1]).sqrt())
 
     def noise(self) -> float:
         """Standard deviation of a rating, the mean over the fits."""
         return float(torch.stack([fit.noise.sqrt() for fit in self.fits]).mean()) * self.scale
 
     def validation_rmse(self) -> float:
-        return rmse(self.model(), self.validation, self.workers)
+        return rmse(self.model(), self.validation, self.workers, self.train.ranks)
 
     @torch.no_grad()
     def mean_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -194,18 +177,15 @@ class VB:
         return self.finished
 
     def state(self) -> dict[str, Any]:
-        return {"fits": [fit.state() for fit in self.fits], "epochs": self.epochs}
+        return {"fits": [fit.state(self.train.users) for fit in self.fits], "epochs": self.epochs}
 
     def load_state(self, state: dict[str, Any]) -> None:
         for fit, saved in zip(self.fits, state["fits"], strict=True):
-            fit.load_state(saved)
+            fit.load_state(saved, self.train.users)
         self.epochs = state["epochs"]
         self.finished = None
 
 
-def start(train: RatingTensors, validation: RatingTensors, config: VBConfig, *, initial: Initial | None = None) -> VB:
+def start(train: Share, validation: RatingTensors, config: VBConfig, *, initial: Initial | None = None) -> VB:
     """The fits before their first sweep."""
     return VB(train, validation, config)
-
-
-SOLVER = Solver("vb", "variational Bayes, nothing to tune", VBConfig, warm=False, start=start)

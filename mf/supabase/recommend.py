@@ -139,7 +139,8 @@ def pages(client: Client, entity: Entity, run_id: str) -> Iterator[Page]:
     A run is kept until the second publish after its own, so a publish in between does not change the pages.
 
     Returns:
-        Rows of ``user_id`` or ``movie_id``, ``bias`` and ``embedding`` (JSON text), ordered by id.
+        Rows of ``user_id`` or ``movie_id``, ``bias`` and ``embedding`` (JSON text), ordered by id; both are None in a
+        run of clicks.
 
     Raises:
         SupabaseError: the run is not in the database, or was removed before the last page; or the API refused.

@@ -63,10 +63,10 @@ def schedule(
             service_account=settings.service_account or None,
         )
     print(f"scheduled {name}: {new.recurring_run_id}")
-    with kubeflow_errors(f"delete the earlier recurring run, which runs beside {new.recurring_run_id}"):
-        for one in earlier:
+    for one in earlier:
+        with kubeflow_errors(f"delete the earlier recurring run, which runs beside {new.recurring_run_id}"):
             _delete(client, one.recurring_run_id)
-            print(f"deleted   the previous one: {one.recurring_run_id}")
+        print(f"deleted   the previous one: {one.recurring_run_id}")
     print_machines(settings, all_parameters)
     for time in next_runs:
         print(f"next run  {time:%a %Y-%m-%d %H:%M} UTC")
@@ -108,7 +108,8 @@ def _change(
             raise ConfigError(f"there is no recurring run {name}")
         for one in found:
             change(client, one.recurring_run_id)
-            print(f"{done} {name}: {one.recurring_run_id}")
+    for one in found:
+        print(f"{done} {name}: {one.recurring_run_id}")
     if not found:
         print(f"there is no recurring run {name}")
 

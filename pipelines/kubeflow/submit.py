@@ -1,11 +1,12 @@
 """Submits runs of the compiled pipeline to open-source Kubeflow Pipelines and follows them."""
 
+import io
 import logging
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +65,7 @@ def submit(settings: Settings, file: Path, given: Iterable[str]) -> Run:
         )
     print(f"submitted {started.run_id}")
     print_machines(settings, all_parameters)
+    print(f"console   {client._get_url_prefix()}/#/runs/details/{started.run_id}")
     print(f"note      {NOTICE}")
     return Run(client, started.run_id)
 
@@ -101,7 +103,7 @@ def check_run(settings: Settings, file: Path, given: Iterable[str]) -> tuple[dic
 
 def connect(settings: Settings) -> kfp.Client:
     """A client of the API; without a host, kfp's own search: inside the cluster, else through kubectl's settings."""
-    # It logs a line of its own for each run, and a link to a page that only the cluster serves.
+    # The client logs lines of its own.
     logging.getLogger("root").setLevel(logging.WARNING)
     options = {"namespace": settings.kubeflow_namespace} if settings.kubeflow_namespace else {}
     return kfp.Client(host=settings.kubeflow_host or None, **options)
@@ -189,9 +191,11 @@ def _states(run: Run) -> tuple[dict[str, str], str]:
 
 @contextmanager
 def kubeflow_errors(action: str) -> Iterator[None]:
-    """Turns errors of Kubeflow and of the network into one line that says it could not ``action``."""
+    """Turns errors of Kubeflow and of the network into one line that says it could not ``action``; hides what the
+    client prints."""
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     except (ApiException, HTTPError, ConfigException, TimeoutError, OSError) as error:
         raise MfError(f"Kubeflow could not {action}: {words(error)}") from None
 

@@ -21,6 +21,9 @@ STATUS = {
     400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 499: "CANCELLED",
     503: "UNAVAILABLE",
 }  # fmt: skip
+METADATA = re.compile(
+    r"/v1/(projects/[^/]+/locations/[^/]+)/metadataStores/default(?:/(contexts)(?:/([^/:]+))?)?(?::(\w+))?"
+)
 NOW = "2026-11-24T00:00:00Z"
 NUMBER = "123"  # of the project
 
@@ -61,6 +64,7 @@ class FakeVertex:
         requests: all requests so far.
         denied: message of the 403 error for starting a run; empty: runs start.
         states: fields of a PipelineJob, one entry for each time that a run is fetched; the last one stays.
+        contexts: experiments and runs of the metadata store, by name.
         schedules: existing schedules by name.
         faults: of the next requests.
         on_request: called with each request before the response.
@@ -72,6 +76,7 @@ class FakeVertex:
     requests: list[Request] = field(default_factory=list)
     denied: str = ""
     states: list[dict[str, Any]] = field(default_factory=lambda: [{"state": "PIPELINE_STATE_PENDING"}])
+    contexts: dict[str, dict[str, Any]] = field(default_factory=dict)
     schedules: dict[str, dict[str, Any]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     on_request: Callable[[Request], None] = lambda request: None
@@ -98,6 +103,8 @@ class FakeVertex:
     def _serve(self, request: Request) -> Answer:
         if bucket := BUCKET.fullmatch(request.path):
             return self._bucket(*bucket.groups())
+        if store := METADATA.fullmatch(request.path):
+            return self._metadata(request, f"{store[1]}/metadataStores/default", *store.groups()[1:])
         if not (match := RESOURCES.fullmatch(request.path)):
             return _refusal(404, f"the fake knows no {request.method} {request.path}")
         parent, kind, number, verb = match.groups()
@@ -118,12 +125,28 @@ class FakeVertex:
                 return _refusal(403, self.denied)
             name = f"{parent}/{request.query['pipelineJobId']}"
             self._jobs[name] = {**request.body, "name": name, "state": "PIPELINE_STATE_PENDING"}
+            run = {"name": f"{parent.rpartition('/')[0]}/metadataStores/default/contexts/{name.rpartition('/')[2]}"}
+            self.contexts[name.rpartition("/")[2]] = {**run, "schemaTitle": "system.PipelineRun"}
+            self._jobs[name]["jobDetail"] = {"pipelineRunContext": run}
             return 200, self._jobs[name]
         if request.method == "GET" and (job := self._jobs.get(f"{parent}/{number}")):
             state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
             job.update(state)
             return 200, job
         return _refusal(404, "no such run")
+
+    def _metadata(self, request: Request, store: str, kind: str | None, name: str | None, verb: str | None) -> Answer:
+        if not kind:
+            return 200, {"name": store}
+        if request.method == "POST" and not name:
+            name = request.query["contextId"]
+            self.contexts[name] = {**request.body, "name": f"{store}/contexts/{name}"}
+        if name not in self.contexts:
+            return _refusal(404, "no such context")
+        if verb:
+            self.contexts[name].setdefault("children", []).extend(request.body["childContexts"])
+            return 200, {}
+        return 200, {key: value for key, value in self.contexts[name].items() if key != "children"}
 
     def _schedule(self, request: Request, parent: str, name: str, verb: str | None) -> Answer:
         if request.method == "POST" and not name:

@@ -209,9 +209,9 @@ def test_no_process_outlives_the_program_or_its_make_when_killed_in_training(hom
 
 
 def test_a_missing_file_is_one_line_before_the_line_of_make() -> None:
-    done = run(["make", "run", f"PY={sys.executable}", "INSTALLED=", "RATINGS=no such.csv"])
+    done = run(["make", "run", f"PY={sys.executable}", "INSTALLED=", "RATINGS=no  such.csv"])
     error, from_make = done.stderr.splitlines()
-    assert error == "error: no such.csv: no such file, expected a file of ratings"
+    assert error == "error: no  such.csv: no such file, expected a file of ratings"
     assert from_make.startswith("make: *** ")
     assert (done.returncode, done.stdout) == (2, "")
 

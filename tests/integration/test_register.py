@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_registry import FakeRegistry, fake_registry
@@ -32,12 +33,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRegistry]:
         yield fake
 
 
-def registered(folder: Path, run_id: str = RUN, job: str = JOB) -> str:
+STARS = {"model": {"rmse": 0.87314}, "ranking": {"model": None}}
+
+
+def registered(folder: Path, run_id: str = RUN, job: str = JOB, evaluation: Any = STARS) -> str:
     """The step's output for a model with RMSE 0.87314 on two ratings."""
     folder.mkdir(exist_ok=True)
     (folder / "ratings.csv").write_text("userId,movieId,rating\n1,2,3\n1,3,4\n")
     ingest(IngestConfig(ratings_csv=str(folder / "ratings.csv")), folder / "ratings.parquet", folder / "rejects.csv")
-    (folder / "evaluation.json").write_text(json.dumps({"model": {"rmse": 0.87314}}))
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
     inputs = {"ratings": folder / "ratings.parquet", "evaluation": folder / "evaluation.json"}
     given = executor_input(
         components.register,
@@ -71,6 +75,13 @@ def test_a_published_model_is_the_default_version_with_labels_of_its_metrics_dat
     assert len(version["labels"].pop("data_hash")) == 16
     assert version["labels"] == {"run_id": RUN, "rmse": "0-8731", "rows": "2", "git_sha": "0123456789ab-dirty"}
     assert capsys.readouterr().out == f"registered {MODEL}@1\n"
+
+
+def test_a_model_of_clicks_is_labelled_with_its_ndcg(fake: FakeRegistry, tmp_path: Path) -> None:
+    registered(tmp_path, evaluation={"model": {}, "ranking": {"model": {"ndcg": 0.25614}}})
+    (version,) = fake.models[MODEL]
+    assert "rmse" not in version["labels"]
+    assert version["labels"]["ndcg"] == "0-2561"
 
 
 def test_the_next_run_is_a_version_of_the_same_model(fake: FakeRegistry, tmp_path: Path) -> None:

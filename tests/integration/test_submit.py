@@ -409,6 +409,27 @@ def test_a_pipeline_without_a_gpu_is_submitted_and_asked_for_none(
     assert len(vertex.changes) == 1
 
 
+def test_a_run_belongs_to_the_experiment_of_the_settings(vertex: FakeVertex, submit: Submit) -> None:
+    said = submit(settings=SETTINGS | {"experiment": "nightly"})
+    run = said.splitlines()[0].rpartition("/")[2]
+    experiment = vertex.contexts["nightly"]
+    assert experiment["schemaTitle"] == "system.Experiment"
+    assert [child.rpartition("/")[2] for child in experiment["children"]] == [run]
+    (job,) = [request.body for request in vertex.changes if request.path.endswith("/pipelineJobs")]
+    assert job["displayName"] == "nightly"
+
+
+def test_a_run_whose_experiment_fails_afterwards_is_not_said_to_have_failed(vertex: FakeVertex, submit: Submit) -> None:
+    vertex.faults = [Fault("POST", "addContextChildren", code=403)]
+    said = submit(settings=SETTINGS | {"experiment": "nightly"})
+    assert re.search(r"^the run is started, but is not part of the experiment nightly: ", said, re.MULTILINE)
+    assert re.search(r"^submitted projects/", said, re.MULTILINE)
+    vertex.changes.clear()
+    vertex.faults = [Fault("GET", "/metadataStores", code=403)]
+    said = submit(settings=SETTINGS | {"experiment": "other"}, status=4)
+    assert said.startswith("error: the run is not started: Experiment other could not be found or created")
+
+
 def test_waiting_gives_up_after_a_long_outage_and_says_that_the_run_continues(
     vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

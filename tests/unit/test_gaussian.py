@@ -6,7 +6,8 @@ from torch import Tensor
 
 from mf.solvers import gaussian
 from mf.solvers.base import RatingTensors
-from mf.solvers.gaussian import GaussianConfig, PosteriorMoments, Prior, RatingsByRow, update
+from mf.solvers.config import GaussianConfig
+from mf.solvers.gaussian import PosteriorMoments, Prior, RatingsByRow, update
 from mf.solvers.gibbs import GibbsConfig
 from mf.solvers.vb import VBConfig
 from mf.workers import Workers
@@ -212,8 +213,5 @@ def test_the_total_of_the_second_moments_is_their_sum() -> None:
 def test_the_default_rank_follows_the_ratings_per_row_up_to_the_factors(
     config: type[GaussianConfig], n: int, rows: int, factors: int, expected: int
 ) -> None:
-    nothing = torch.empty(0)
-    data = RatingTensors(nothing, nothing, nothing.expand(0), n_users=rows // 2, n_movies=rows - rows // 2)
-    many = RatingTensors(nothing, nothing, torch.zeros(1).expand(n), data.n_users, data.n_movies)
-    assert config(factors=factors).fitted_rank(many) == expected
-    assert config(factors=factors, rank=3).fitted_rank(many) == 3
+    assert config(factors=factors).fitted_rank(n, rows) == expected
+    assert config(factors=factors, rank=3).fitted_rank(n, rows) == 3

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from mf.errors import ConfigError
 from mf.model import MatrixFactorization
+from mf.ranks import Ranks
 from mf.solvers import gibbs, loop
-from mf.solvers.base import EpochReport, RatingTensors, generator, rmse
+from mf.solvers.base import EpochReport, RatingTensors, Share, generator, rmse
 from mf.solvers.gaussian import by_user_and_movie
 from mf.solvers.gibbs import Gibbs, GibbsConfig, SampledPrior, UserNoise, start
+from mf.solvers.rows import MovieRows
 from mf.solvers.who_rated import Basis, who_rated
 from mf.workers import Workers
 
@@ -65,12 +67,13 @@ def run(training: Gibbs) -> tuple[MatrixFactorization, list[EpochReport]]:
 def fit(
     train: RatingTensors, validation: RatingTensors, **options: int
 ) -> tuple[MatrixFactorization, list[EpochReport]]:
-    return run(start(train, validation, GibbsConfig.of(**options)))
+    return run(start(Share.of(train), validation, GibbsConfig.of(**options)))
 
 
 @cache
 def planted_fit() -> tuple[MatrixFactorization, Gibbs, tuple[EpochReport, ...]]:
-    training = start(*planted(), GibbsConfig(rank=4, epochs=60))
+    train, validation = planted()
+    training = start(Share.of(train), validation, GibbsConfig(rank=4, epochs=60))
     model, reports = run(training)
     return model, training, tuple(reports)
 
@@ -98,7 +101,7 @@ def test_only_the_last_sweep_reports_the_loss_of_the_collapse() -> None:
 
 def test_the_model_is_the_mean_of_the_samples_and_its_collapse_loses_nothing_that_64_factors_can_hold() -> None:
     train, validation = few()
-    training = start(train, validation, GibbsConfig(rank=4, epochs=8, burn_in=3))
+    training = start(Share.of(train), validation, GibbsConfig(rank=4, epochs=8, burn_in=3))
     total = torch.zeros(len(validation))
     for sweep in range(1, 9):
         training.epoch(sweep)
@@ -120,18 +123,18 @@ def test_the_mean_over_the_samples_beats_a_sample() -> None:
 def test_without_validation_ratings_the_collapse_is_measured_on_training_ratings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gibbs, "PROBES", 700)
+    monkeypatch.setattr(gibbs, "PROBES", 700)  # of 1,500: every third
     train, _ = few()
     model, reports = fit(train, none(train), rank=3, factors=3, epochs=6, burn_in=1)
     assert reports[-1].validation_rmse is None
-    assert reports[-1].note.startswith("RMSE on the 700 training ratings: mean of 5 samples ")
+    assert reports[-1].note.startswith("RMSE on the 500 training ratings: mean of 5 samples ")
     assert model.factors == 3
 
 
 def test_samples_that_exceed_the_memory_are_thinned_and_the_last_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     train, validation = few()
     monkeypatch.setattr(gibbs, "SAMPLES_BYTES", 4 * 4 * 3 * (USERS + MOVIES))  # 4 samples of 3 factors
-    training = start(train, validation, GibbsConfig(rank=3, epochs=12, burn_in=2))
+    training = start(Share.of(train), validation, GibbsConfig(rank=3, epochs=12, burn_in=2))
     run(training)
     assert training.mean.drawn == 10
     assert len(training.mean.vectors) == 4
@@ -142,7 +145,7 @@ def test_samples_that_exceed_the_memory_are_thinned_and_the_last_is_kept(monkeyp
 def test_a_resumed_chain_ends_in_the_same_bits(stopped_after: int) -> None:
     train, validation = few()
     config = GibbsConfig(rank=3, epochs=9, burn_in=4, seed=5)
-    whole, part, resumed = (start(train, validation, config) for _ in range(3))
+    whole, part, resumed = (start(Share.of(train), validation, config) for _ in range(3))
     for sweep in range(1, 10):
         whole.epoch(sweep)
     for sweep in range(1, stopped_after + 1):
@@ -163,7 +166,7 @@ def test_a_seed_decides_the_model_and_the_number_of_workers_does_not() -> None:
     train, validation = few()
     options = {"rank": 3, "epochs": 4, "burn_in": 1}
     first, other = (fit(train, validation, seed=seed, **options)[0] for seed in (1, 2))
-    alone = start(train, validation, GibbsConfig.of(seed=1, **options))
+    alone = start(Share.of(train), validation, GibbsConfig.of(seed=1, **options))
     alone.workers = Workers(CPU, 1)
     again = run(alone)[0]
     assert torch.equal(first.user_factors.weight, again.user_factors.weight)
@@ -192,7 +195,7 @@ def test_invalid_options_are_refused(options: dict[str, int], found: str) -> Non
 
 def test_fewer_factors_than_the_rank_that_the_ratings_suggest_are_sampled_at_that_length() -> None:
     train, validation = few()
-    assert start(train, validation, GibbsConfig(factors=5)).rank == 5
+    assert start(Share.of(train), validation, GibbsConfig(factors=5)).rank == 5
 
 
 # One draw
@@ -211,7 +214,7 @@ def test_a_row_is_drawn_with_the_mean_and_the_covariance_of_its_gaussian() -> No
     root = torch.tensor([[2.0, 0.0], [1.0, 0.5]])
     linear = torch.tensor([3.0, -1.0])
     n = 40_000
-    rule = gibbs._sample_rows((n, 2), generator(0, 1))
+    rule = gibbs._sample_rows(MovieRows(n, Ranks.alone()), 1, generator(0, 1))
     z, covariance = rule(root.expand(n, 2, 2), linear.expand(n, 2), slice(0, n))
     assert covariance is None
     expected = torch.linalg.inv(root @ root.T)
@@ -301,14 +304,16 @@ def error_on_a(data: RatingTensors, held: Tensor, leaks: bool) -> float:
     train, rest = split(data, held)
     of_a = split(rest, rest.movies < ORDINARY + MARKED)[1]
     config = GibbsConfig(rank=2, epochs=30, burn_in=15)
-    training = start(train, of_a, config)
+    training = start(Share.of(train), of_a, config)
     if leaks:
-        sides, rng = by_user_and_movie(data, 2, Workers(CPU, 1)), generator(0, 0)
+        whole, rng = Share.of(data), generator(0, 0)
+        sides = by_user_and_movie(whole, whole.standardised(), 2, Workers(CPU, 1))
         bases = (
             who_rated(sides[0], sides[1], 128, training.workers, rng),
             who_rated(sides[1], sides[0], 128, training.workers, rng),
         )
-        training = Gibbs(train, of_a, config, training.ratings, bases, training.workers, training.rank, training.scale)
+        share = Share.of(train)
+        training = Gibbs(share, of_a, config, training.ratings, bases, training.workers, training.rank, training.scale)
     return rmse(run(training)[0], of_a)
 
 

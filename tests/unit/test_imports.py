@@ -12,12 +12,13 @@ PACKAGES = ("mf", "components", "pipelines")
 ROOMS = (
     ("pipelines",),
     ("components",),
-    ("mf.cli",),
     ("mf.__main__",),
+    ("mf.cli",),
     ("mf.library",),
     ("mf.parameters",),
     ("mf.recommender", "mf.publish"),
     ("mf.evaluation", "mf.ingest", "mf.train", "mf.local"),
+    ("mf.together",),
     ("mf.warm_start",),
     ("mf.supabase",),
     ("mf.model_directory", "mf.checkpoint"),
@@ -36,6 +37,10 @@ FORBIDDEN = (
     ("mf.solvers", "pyarrow"),
     ("mf.ranking", "pyarrow"),
     ("pipelines.vertex", "pipelines.laptop"),
+    ("pipelines.vertex", "pipelines.kubeflow"),
+    ("pipelines.kubeflow", "pipelines.vertex"),
+    ("pipelines.kubeflow", "pipelines.laptop"),
+    ("pipelines.laptop", "pipelines.kubeflow"),
     ("pipelines.laptop", "pipelines.vertex"),
 )
 

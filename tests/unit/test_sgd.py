@@ -1,7 +1,7 @@
 """The sgd solver: a step by hand, how the ratings are drawn, and that the workers do not show in the outcome."""
 
 from collections.abc import Callable, Iterable
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from mf.model import MatrixFactorization
+from mf.ranks import LANES
 from mf.solvers import EpochReport, RatingTensors, loop
-from mf.solvers.minibatch import BlockedRatings, Penalty, Tables
-from mf.solvers.sgd import MOVIE_SHARDS, SGDConfig, SGDTraining, learning_rate, update
+from mf.solvers.base import Share
+from mf.solvers.minibatch import BlockedRatings, Lane, Penalty, Tables
+from mf.solvers.sgd import SGDConfig, SGDTraining, derived_batch_size, learning_rate, update
 from mf.workers import Workers
 
 CPU = torch.device("cpu")
@@ -64,7 +66,7 @@ def test_bias_damping_leaves_n_by_n_plus_damping_of_a_rows_mean_error() -> None:
     users = torch.arange(6).repeat_interleave(torch.tensor(times))
     train = RatingTensors(users, torch.zeros_like(users), torch.tensor(low_high)[users], 6, 1)
     config = SGDConfig(factors=1, batch_size=4, epochs=200, l2=0.8, bias_damping=4, init_std=1e-6)
-    model = loop.run(SGDTraining(train, train, config), len(train), False, [])
+    model = loop.run(SGDTraining(Share.of(train), train, config), len(train), False, [])
     bias = (model(torch.arange(6), torch.zeros(6, dtype=torch.int64)) - train.ratings.mean()).tolist()
     assert bias == pytest.approx([-1 / 5, 1 / 5, -1 / 2, 1 / 2, -5 / 6, 5 / 6], abs=0.005)
 
@@ -74,7 +76,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers() -> None:
 
     def fitted(workers: int) -> tuple[MatrixFactorization, list[EpochReport]]:
         reports: list[EpochReport] = []
-        training = SGDTraining(train, validation, BLOCKED, workers=workers)
+        training = SGDTraining(Share.of(train), validation, BLOCKED, workers=workers)
         return loop.run(training, len(train), True, [reports.append]), reports
 
     (alone, of_alone), (together, of_together) = fitted(1), fitted(3)
@@ -84,31 +86,36 @@ def test_the_result_does_not_depend_on_the_number_of_workers() -> None:
 
 
 class Recorded(Workers):
-    """Keeps what is worked on at the same time: the users and movies, int32[B] each, of every job of a turn."""
+    """Keeps what is worked on at the same time: the users and movies, int32[B] each, of every lane in a turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, training: SGDTraining) -> None:
         super().__init__(CPU, 1)
+        self.ratings = training.ratings
         self.turns: list[list[tuple[Tensor, Tensor]]] = []
 
     def map(self, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         items = list(items)
-        if isinstance(items[0], tuple):  # batches and what goes with them, not the number of a block
-            jobs = [[torch.cat(column) for column in zip(*batches, strict=True)] for batches, *_ in items]
-            self.turns.append([(users, movies) for users, movies, _ in jobs])
+        if isinstance(items[0], tuple):  # a lane, a movie part and how they are drawn
+            self.turns.append([self.drawn(*item[:4]) for item in items])
         return super().map(work, items)
+
+    def drawn(self, lane: Lane, part: int, order: list[int], seeds: list[list[list[int]]]) -> tuple[Tensor, Tensor]:
+        batches = [b for block in order for b in self.ratings.batches(lane, block, part, seeds[block][part][0])]
+        users, movies, _ = (torch.cat(column) for column in zip(*batches, strict=True))
+        return users, movies
 
 
 def recorded() -> tuple[RatingTensors, SGDTraining, Recorded]:
     train, validation = uneven()
-    training = SGDTraining(train, validation, BLOCKED)
-    training.workers = workers = Recorded()
+    training = SGDTraining(Share.of(train), validation, BLOCKED)
+    training.workers = workers = Recorded(training)
     return train, training, workers
 
 
 def test_threads_at_work_at_the_same_time_share_no_user_and_no_movie() -> None:
     _, training, workers = recorded()
     training.epoch(1)
-    assert [len(turn) for turn in workers.turns] == [MOVIE_SHARDS] * 8  # 8 blocks and 4 parts, 4 at a time
+    assert [len(turn) for turn in workers.turns] == [LANES] * LANES
     for turn in workers.turns:
         for one, other in combinations(turn, 2):
             for rows, others in zip(one, other, strict=True):
@@ -129,24 +136,36 @@ def test_every_epoch_draws_each_rating_once_in_a_new_order() -> None:
     assert not torch.equal(*drawn)
 
 
+def blocked(batch_size: int, *, lanes: int = LANES, block_users: int = 30) -> BlockedRatings:
+    """The ratings in lanes; with one, all users are in one block."""
+    train = Share.of(uneven()[0])
+    ratings = BlockedRatings(
+        train, train.users.lanes if lanes > 1 else [slice(0, USERS)], lanes, block_users if lanes > 1 else 0
+    )
+    ratings.batch_size = batch_size
+    return ratings
+
+
 def test_a_batch_keeps_each_ratings_user_movie_and_value_together_sorted_by_user() -> None:
     train, _ = uneven()
     given = torch.zeros(USERS * MOVIES)
     given[pair(train.users, train.movies)] = train.ratings - train.ratings.double().mean().float()
-    blocked = BlockedRatings(train, 64, blocks=8, shards=4)
-    movie_of_row = blocked.movie_rows.argsort()
-    for part, batches in enumerate(blocked.batches(3, seed=1)):
-        for users, movies, ratings in batches:
-            torch.testing.assert_close(given[pair(users, movie_of_row[movies.long()])], ratings, rtol=0, atol=1e-6)
+    ratings = blocked(64)
+    movie_of_row = ratings.movie_rows.argsort()
+    lane = ratings.lanes[2]
+    assert len(lane.blocks) > 1
+    for part in range(LANES):
+        for users, movies, values in ratings.batches(lane, 1, part, seed=1):
+            torch.testing.assert_close(given[pair(users, movie_of_row[movies.long()])], values, rtol=0, atol=1e-6)
             assert (users.diff() >= 0).all()
-            for rows, span in ((users, blocked.user_spans[3]), (movies, blocked.movie_spans[part])):
+            for rows, span in ((users, lane.blocks[1]), (movies, ratings.movie_spans[part])):
                 assert ((span.start <= rows) & (rows < span.stop)).all()
 
 
 def test_the_model_has_the_movies_in_their_original_order() -> None:
     train, validation = uneven()
     # As many factors as movies hold every product exactly; with few, known pairs give way to the damped biases.
-    training = SGDTraining(train, validation, BLOCKED.model_copy(update={"factors": MOVIES}))
+    training = SGDTraining(Share.of(train), validation, BLOCKED.model_copy(update={"factors": MOVIES}))
     training.epoch(1)
     rows, tables = training.ratings.movie_rows, training.tables
     assert sorted(rows.tolist()) == list(range(MOVIES))
@@ -158,30 +177,41 @@ def test_the_model_has_the_movies_in_their_original_order() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 64, 999, 6000, 100_000])
 def test_plain_batches_have_equal_sizes_up_to_the_batch_size(batch_size: int) -> None:
-    train = uneven()[0]
-    (batches,) = BlockedRatings(train, batch_size).batches(0, seed=1)
+    ratings = blocked(batch_size, lanes=1)
+    batches = ratings.batches(ratings.lanes[0], 0, 0, seed=1)
     *first, last = [len(users) for users, _, _ in batches]
     assert len(batches) == -(-RATINGS // batch_size)
     assert len({*first, last}) <= 2
     assert last <= max([*first, last]) <= batch_size
 
 
-def test_blocks_hold_whole_users_and_have_equal_sizes_up_to_one_users_ratings() -> None:
+def test_lanes_and_blocks_hold_whole_users_and_have_equal_sizes_up_to_one_users_ratings() -> None:
     train = uneven()[0]
-    blocked = BlockedRatings(train, 64, blocks=8, shards=4)
-    busiest = int(train.counts()[0].max())
-    assert blocked.starts[0] == 0
-    assert blocked.starts[-1] == RATINGS
-    assert all(abs(end - begin - RATINGS / 8) <= busiest for begin, end in pairwise(blocked.starts))
-    edges, users = torch.tensor(blocked.starts[1:-1]), blocked.columns[0]
-    assert (users[edges - 1] != users[edges]).all()
+    counts = train.counts()[0]
+    lanes = blocked(64).lanes
+    assert [lane.number for lane in lanes] == [0, 1, 2, 3]
+    for lane in lanes:
+        assert (lane.blocks[0].start, lane.blocks[-1].stop) == (lane.users.start, lane.users.stop)
+        of_lane = int(counts[lane.users].sum())
+        assert abs(of_lane - RATINGS / LANES) <= counts.max()
+        for block, strata in zip(lane.blocks, lane.ratings, strict=True):
+            found = strata[-1].stop - strata[0].start
+            assert found == counts[block].sum()
+            assert abs(found - of_lane / len(lane.blocks)) <= counts.max()
 
 
-def test_movie_shards_have_equal_sizes_up_to_the_most_popular_movies_ratings() -> None:
-    train = uneven()[0]
-    blocked = BlockedRatings(train, 64, blocks=8, shards=4)
-    counts, part = blocked.counts[1], blocked.shard_of_row.long()
-    ratings = torch.bincount(part, weights=counts.double(), minlength=4)
-    assert ratings.max() - ratings.min() <= counts.max()
-    assert ratings.min() > 0.9 * RATINGS / 4
-    assert sorted(torch.bincount(part).tolist()) == [37, 37, 38, 38]
+def test_movie_parts_have_equal_sizes_up_to_the_most_popular_movies_ratings() -> None:
+    ratings = blocked(64)
+    counts = ratings.counts[1]
+    found = torch.stack([counts[span].sum() for span in ratings.movie_spans])
+    assert found.max() - found.min() <= counts.max()
+    assert found.min() > 0.9 * RATINGS / LANES
+    assert sorted(span.stop - span.start for span in ratings.movie_spans) == [37, 37, 38, 38]
+
+
+@pytest.mark.parametrize(
+    ("ratings", "strata", "expected"),
+    [(100_000, 16, 1024), (23_600_000, 320, 9218), (23_600_000, 1, 65_536), (1_000_000_000, 1, 500_000)],
+)
+def test_the_default_batch_grows_with_the_ratings(ratings: int, strata: int, expected: int) -> None:
+    assert derived_batch_size(ratings, strata) == expected

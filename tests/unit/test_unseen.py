@@ -13,8 +13,8 @@ from mf.biases import BiasModel
 from mf.model import MatrixFactorization
 from mf.sample import write_sample
 from mf.solvers import SOLVERS, EpochReport, configure, fit
-from mf.solvers.adam import ORIGINAL
-from mf.solvers.base import RatingTensors, rmse
+from mf.solvers.base import RatingTensors, Share, rmse
+from mf.solvers.config import ORIGINAL
 from mf.solvers.unseen import BiasFallback, _ridge_regressions
 
 USERS, MOVIES, RATINGS, K = 40, 30, 500, 4
@@ -36,7 +36,7 @@ def ratings() -> RatingTensors:
 def fallback() -> BiasFallback:
     train = ratings()
     none = RatingTensors(train.users[:0], train.movies[:0], train.ratings[:0], USERS, MOVIES)
-    return BiasFallback(train, none)
+    return BiasFallback(Share.of(train), none)
 
 
 @cache
@@ -107,7 +107,9 @@ def test_a_refit_moves_each_row_to_its_ridge_regression() -> None:
     values = train.ratings.double() - train.ratings.double().mean() - beta_u[train.users] - beta_m[train.movies]
     x = users.double()[train.users]
     prior = torch.linalg.cholesky(2 * RATINGS / MOVIES * x.T @ x / RATINGS).T
-    found = _ridge_regressions(bias.residuals_by_row(2)[1], movies, users, bias.counts[0], bias.workers)
+    found = _ridge_regressions(
+        bias.residuals_by_row(2)[1], movies, users, bias.train.users, bias.counts[0], bias.workers
+    )
     for movie in range(MOVIES):
         own = train.movies == movie
         start = movies[movie].double()

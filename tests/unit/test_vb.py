@@ -11,10 +11,12 @@ from torch import Tensor
 
 from mf.errors import ConfigError
 from mf.model import MatrixFactorization
+from mf.ranks import Ranks
 from mf.solvers import loop, vb
-from mf.solvers.base import EpochReport, RatingTensors, generator
+from mf.solvers.base import EpochReport, RatingTensors, Share, generator
 from mf.solvers.base import rmse as rmse_of
 from mf.solvers.gaussian import PosteriorMoments, by_user_and_movie
+from mf.solvers.rows import MovieRows
 from mf.solvers.vb import MeanFieldPosterior, VBConfig, empirical_prior
 from mf.workers import Workers
 
@@ -36,12 +38,16 @@ def planted() -> tuple[RatingTensors, RatingTensors]:
     return whole, part
 
 
+def started(planted: tuple[RatingTensors, RatingTensors], config: VBConfig) -> vb.VB:
+    return vb.start(Share.of(planted[0]), planted[1], config)
+
+
 def fitted(
     planted: tuple[RatingTensors, RatingTensors], **options: Any
 ) -> tuple[MatrixFactorization, list[EpochReport]]:
     reports: list[EpochReport] = []
     with torch.no_grad():
-        training = vb.start(*planted, VBConfig.of(**options))
+        training = started(planted, VBConfig.of(**options))
         model = loop.run(training, len(planted[0]), True, [reports.append])
     return model, reports
 
@@ -80,8 +86,9 @@ def squared_error(fit: MeanFieldPosterior, data: RatingTensors, values: Tensor) 
 def test_no_step_of_a_sweep_lowers_the_bound(planted: tuple[RatingTensors, RatingTensors]) -> None:
     train = planted[0]
     values = train.ratings - train.ratings.mean()
-    fit, workers = MeanFieldPosterior(train, RANK, generator(0, 0)), Workers(CPU, 1)
-    by_user, by_movie = by_user_and_movie(train, RANK, workers)
+    share, workers = Share.of(train), Workers(CPU, 1)
+    fit = MeanFieldPosterior(share, RANK, generator(0, 0))
+    by_user, by_movie = by_user_and_movie(share, share.own.ratings - share.mean, RANK, workers)
     fit.sweep(by_user, by_movie, workers)
     bounds = [bound(fit, train, values)]
     for _ in range(8):
@@ -104,7 +111,7 @@ def test_planted_ratings_are_predicted_to_within_a_few_percent_of_their_noise(
 
 
 def test_the_noise_is_learned(planted: tuple[RatingTensors, RatingTensors]) -> None:
-    training = vb.start(*planted, VBConfig(rank=RANK, factors=RANK))
+    training = started(planted, VBConfig(rank=RANK, factors=RANK))
     with torch.no_grad():
         for number in range(1, 16):
             training.epoch(number)
@@ -128,7 +135,7 @@ def test_it_stops_when_it_has_converged_and_says_so(planted: tuple[RatingTensors
 def test_the_fits_are_averaged(planted: tuple[RatingTensors, RatingTensors]) -> None:
     train, held_out = planted
     with torch.no_grad():
-        training = vb.start(train, held_out, VBConfig(rank=RANK, fits=3))
+        training = started((train, held_out), VBConfig(rank=RANK, fits=3))
         for number in range(1, 5):
             training.epoch(number)
         predictions = [
@@ -166,7 +173,7 @@ def test_the_empirical_prior_is_that_of_the_rows_and_how_uncertain_they_are() ->
     side = PosteriorMoments(torch.zeros(3, 2))
     covariance = torch.tensor([[0.5, 0.1], [0.1, 0.2]])
     side.set_rows(slice(0, 3), torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 3.0]]), covariance.expand(3, 2, 2))
-    prior = empirical_prior(side)
+    prior = empirical_prior(side, MovieRows(3, Ranks.alone()))
     torch.testing.assert_close(prior.mean, torch.tensor([2.0, 1.0]))
     # Scatter of the means around (2, 1): [[2, 0], [0, 6]]; plus three covariances and 0.1; over four rows.
     expected = torch.tensor([[2 + 1.5 + 0.1, 0.3], [0.3, 6 + 0.6 + 0.1]]) / 4
@@ -176,7 +183,7 @@ def test_the_empirical_prior_is_that_of_the_rows_and_how_uncertain_they_are() ->
 def test_a_resumed_fit_ends_with_the_same_bits(planted: tuple[RatingTensors, RatingTensors]) -> None:
     config = VBConfig(rank=RANK, fits=2, epochs=6)
     with torch.no_grad():
-        whole, resumed = (vb.start(*planted, config) for _ in range(2))
+        whole, resumed = (started(planted, config) for _ in range(2))
         for number in range(1, 4):
             whole.epoch(number)
         resumed.load_state(copy.deepcopy(whole.state()))
@@ -189,7 +196,7 @@ def test_a_resumed_fit_ends_with_the_same_bits(planted: tuple[RatingTensors, Rat
 
 def test_a_resumed_fit_that_had_converged_stays_so(planted: tuple[RatingTensors, RatingTensors]) -> None:
     config = VBConfig(rank=RANK, epochs=9)
-    converged, resumed = (vb.start(*planted, config) for _ in range(2))
+    converged, resumed = (started(planted, config) for _ in range(2))
     with torch.no_grad():
         converged.epoch(1)
         converged.epochs = 4

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mf.errors import one_line
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -22,8 +24,7 @@ class Finding:
     def line(self, name: str) -> str:
         """The finding as one line of output."""
         text = f"{name}: {self.message}" + (f": {self.fix}" if self.fix else "")
-        # A server's message may hold line breaks.
-        return f"{self.state:<8} {' '.join(text.split())}"
+        return f"{self.state:<8} {one_line(text)}"
 
 
 def ok(message: str) -> Finding:

@@ -1,0 +1,135 @@
+"""How the users and the movies of a training lie on the ranks, and sums over them."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mf.ranks import Ranks, lanes_of
+from mf.workers import Workers
+
+
+def summable(values: Tensor, largest: float, n: int) -> Tensor:
+    """``values`` in float64, rounded so that the sum of ``n`` of them is exact: it has the same bits in any order.
+
+    All become multiples of a power of two of which 2^52 are more than the largest sum: an absolute error of 4e-9 each
+    for ten million values up to 5. Values in float64 are overwritten.
+
+    Args:
+        largest: bound of their magnitude.
+    """
+    values = values.double()
+    if not 0 < largest * n < math.inf:
+        return values
+    unit = 2.0 ** (math.ceil(math.log2(largest * n)) - 52)
+    return values.div_(unit).round_().mul_(unit)
+
+
+class Rows(ABC):
+    """The users or the movies of a training.
+
+    Attributes:
+        n: how many there are on all ranks together.
+        ranks: the ranks that they lie on.
+        everywhere: whether every rank has all of them, each with a part of their ratings.
+    """
+
+    everywhere: ClassVar[bool]
+
+    def __init__(self, n: int, ranks: Ranks) -> None:
+        self.n, self.ranks = n, ranks
+
+    @abstractmethod
+    def sum_of_rows(self, x: Tensor) -> Tensor:
+        """The sum over all rows, from that over this rank's rows; may overwrite ``x``."""
+
+    @abstractmethod
+    def sum_of_ratings(self, x: Tensor) -> Tensor:
+        """The sums over all ratings of each row, from those over this rank's ratings; may overwrite ``x``."""
+
+    @abstractmethod
+    def own(self, table: Tensor) -> Tensor:
+        """This rank's rows of a table of all rows."""
+
+    @abstractmethod
+    def whole(self, table: Tensor) -> Tensor:
+        """All rows on rank 0, from each rank's own."""
+
+    @abstractmethod
+    def qr(self, table: Tensor, workers: Workers) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """The QR decomposition of a table of all rows, of which this rank has its own.
+
+        Args:
+            table: float32[rows here, k].
+
+        Returns:
+            X float32[k, r] to Q X float32[rows here, r], and R float32[k, k].
+        """
+
+
+class UserRows(Rows):
+    """Users: each rank has some, with all their ratings.
+
+    Attributes:
+        first: number of the users before this rank's.
+        lanes: this rank's shares of its users, as ranges of its own rows.
+    """
+
+    everywhere = False
+
+    def __init__(self, n: int, ranks: Ranks, first: int, lanes: Sequence[slice]) -> None:
+        super().__init__(n, ranks)
+        self.first, self.lanes = first, lanes
+
+    def sum_of_rows(self, x: Tensor) -> Tensor:
+        return self.ranks.sum(x)
+
+    def sum_of_ratings(self, x: Tensor) -> Tensor:
+        return x
+
+    def own(self, table: Tensor) -> Tensor:
+        return table[self.first : self.first + self.lanes[-1].stop]
+
+    def whole(self, table: Tensor) -> Tensor:
+        return self.ranks.gather_rows(table)
+
+    def qr(self, table: Tensor, workers: Workers) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """A QR per lane, and one of their factors R (TSQR: Demmel, Grigori, Hoemmen & Langou 2012)."""
+        k = table.shape[1]
+        parts = workers.map(lambda lane: torch.linalg.qr(table[lane]), self.lanes)
+        factors = torch.stack([pad(r, (0, 0, 0, k - len(r))) for _, r in parts])
+        joined, r = torch.linalg.qr(torch.cat(self.ranks.gather(factors)).flatten(0, 1))
+        first = lanes_of(self.ranks.rank, self.ranks.world, len(joined) // k)[0]
+
+        def times(x: Tensor) -> Tensor:
+            turns = (joined[k * (first + i) : k * (first + i + 1)] @ x for i in range(len(parts)))
+            pairs = zip((q for q, _ in parts), turns, strict=True)
+            return torch.cat(workers.map(lambda pair: pair[0] @ pair[1][: pair[0].shape[1]], pairs))
+
+        return times, r
+
+
+class MovieRows(Rows):
+    """Movies: every rank has all of them, with the ratings by its users."""
+
+    everywhere = True
+
+    def sum_of_rows(self, x: Tensor) -> Tensor:
+        return x
+
+    def sum_of_ratings(self, x: Tensor) -> Tensor:
+        return self.ranks.sum(x)
+
+    def own(self, table: Tensor) -> Tensor:
+        return table
+
+    def whole(self, table: Tensor) -> Tensor:
+        return table
+
+    def qr(self, table: Tensor, workers: Workers) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        q, r = torch.linalg.qr(table)
+        return lambda x: q @ x[: q.shape[1]], pad(r, (0, 0, 0, table.shape[1] - len(r)))

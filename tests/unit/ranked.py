@@ -1,0 +1,77 @@
+"""Processes for tests/unit/test_ranks.py: they are started anew, and so import this module."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mf.checkpoint import CheckpointFile
+from mf.ranks import Ranks
+from mf.solvers import EpochReport, RatingTensors, configure, fit
+
+USERS, MOVIES, RATINGS = 150, 90, 5000
+CPU = torch.device("cpu")
+SOLVERS: dict[str, dict[str, Any]] = {
+    "adam": {"factors": 6, "epochs": 3, "batch_size": 128, "block_users": 20, "dropout": 0.1},
+    "sgd": {"factors": 6, "epochs": 3, "batch_size": 128, "block_users": 20},
+    "vb": {"factors": 8, "rank": 3, "epochs": 4},
+    "gibbs": {"factors": 8, "rank": 3, "epochs": 8, "burn_in": 3},
+}
+
+
+def planted() -> tuple[RatingTensors, RatingTensors]:
+    """5,000 training and 600 validation ratings, some of users and movies that are not in training."""
+    g = torch.Generator().manual_seed(0)
+    pairs = torch.randperm(USERS * MOVIES, generator=g)[: RATINGS + 600]
+    users, movies = pairs // MOVIES, pairs % MOVIES
+    p, q = (torch.randn(n, 2, generator=g) for n in (USERS, MOVIES))
+    ratings = 3.5 + (p[users] * q[movies]).sum(1) + 0.3 * torch.randn(len(pairs), generator=g)
+    order = users[:RATINGS].argsort(stable=True)
+    train = RatingTensors(users[order], movies[order], ratings[order], USERS, MOVIES)
+    unseen = torch.arange(600) % 50
+    held = users[RATINGS:].where(unseen != 0, -1), movies[RATINGS:].where(unseen != 1, -1)
+    return train, RatingTensors(*held, ratings[RATINGS:], USERS, MOVIES)
+
+
+def share(data: RatingTensors, rank: int, world: int, edges: list[int]) -> RatingTensors:
+    """The ratings of the users from one edge to the next; those of unseen users go to the first rank."""
+    first, end = edges[rank], edges[rank + 1]
+    here = (data.users >= first) & (data.users < end) | ((data.users < 0) & (rank == 0))
+    users = (data.users[here] - first).where(data.users[here] >= 0, -1)
+    return RatingTensors(users, data.movies[here], data.ratings[here], end - first, MOVIES)
+
+
+def edges_of(train: RatingTensors, world: int) -> list[int]:
+    """Where a rank's users begin: the first whose ratings begin at or after its share."""
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), train.counts()[0].cumsum(0)])
+    return [int(torch.searchsorted(starts, RATINGS * r // world)) for r in range(world)] + [USERS]
+
+
+def run(rank: int, world: int, folder: Path) -> None:
+    """One process: fits every solver, and resumes a checkpoint of one process; writes what it has."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    train, validation = planted()
+    edges = edges_of(train, world)
+    parts = [share(data, rank, world, edges) for data in (train, validation)]
+    found: dict[str, Any] = {}
+    for solver, options in SOLVERS.items():
+        ranks, reports, sent = Ranks.joined(), [], []  # type: tuple[Ranks, list[EpochReport], list[int]]
+
+        def note(report: EpochReport, ranks: Ranks = ranks, reports: Any = reports, sent: Any = sent) -> None:
+            reports.append(report)
+            sent.append(ranks.sent)
+
+        file = CheckpointFile(folder / f"{solver}.checkpoint")
+        resumed = file if file.path.exists() and world == 2 else None
+        model = fit(*parts, configure(solver, options), CPU, [note], resumed, None, ranks)
+        found[solver] = {
+            "model": {name: x for name, x in model.state_dict().items() if name.startswith(("user_", "movie_"))},
+            "rmse": [r.validation_rmse for r in reports],
+            "sent": sent,
+        }
+    buffer = io.BytesIO()
+    torch.save(found, buffer)
+    (folder / f"{world}-{rank}.pt").write_bytes(buffer.getvalue())
+    dist.destroy_process_group()

@@ -1,0 +1,181 @@
+"""Several processes train what one does: by gloo, on small data; and how much they send."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+import torch.multiprocessing as mp
+from ranked import CPU, MOVIES, SOLVERS, USERS, edges_of, planted, run, share
+
+from mf.checkpoint import CheckpointFile
+from mf.errors import ConfigError, DataError
+from mf.ranks import LANES, Ranks, lane_count
+from mf.ratings.schema import ROW_GROUP, Provenance, write_ratings
+from mf.ratings.share import ShareOfUsers
+from mf.solvers import EpochReport, configure, fit, for_processes
+from mf.solvers.base import Share
+
+
+class StopError(Exception):
+    """The plug is pulled."""
+
+
+def stop_after_two(report: EpochReport) -> None:
+    if report.epoch == 2:
+        raise StopError
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """What each of 2 and of 4 processes found; the two resume checkpoints that one process left after two epochs."""
+    found = {}
+    for world in (2, 4):
+        folder = tmp_path_factory.mktemp(f"ranks-{world}")
+        if world == 2:
+            for solver, options in SOLVERS.items():
+                file = CheckpointFile(folder / f"{solver}.checkpoint")
+                with pytest.raises(StopError):
+                    fit(*planted(), configure(solver, options), CPU, [stop_after_two], file)
+        mp.start_processes(run, (world, folder), world, start_method="spawn")
+        found[world] = [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
+    return found
+
+
+@cache
+def alone(solver: str) -> tuple[dict[str, torch.Tensor], list[float | None]]:
+    reports: list[EpochReport] = []
+    model = fit(*planted(), configure(solver, SOLVERS[solver]), CPU, [reports.append])
+    return model.state_dict(), [r.validation_rmse for r in reports]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_adam_and_sgd_have_the_same_bits_with_any_number_of_processes(
+    solver: str, world: int, together: dict[int, list[dict[str, Any]]]
+) -> None:
+    """Two of them went on from a checkpoint of one process, which is in none of the bits."""
+    model, errors = alone(solver)
+    parts = [each[solver] for each in together[world]]
+    for name in ("user_factors.weight", "user_bias.weight"):
+        assert torch.equal(torch.cat([part["model"][name] for part in parts]), model[name]), name
+    for part in parts:
+        assert part["rmse"] == errors
+        for name in ("movie_factors.weight", "movie_bias.weight"):
+            assert torch.equal(part["model"][name], model[name]), name
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize(("solver", "within"), [("vb", 1e-6), ("gibbs", 1e-6)])
+def test_vb_and_gibbs_have_the_same_rmse_up_to_rounding_errors(
+    solver: str, within: float, world: int, together: dict[int, list[dict[str, Any]]]
+) -> None:
+    """A chain of gibbs carries rounding errors on."""
+    for part in together[world]:
+        assert part[solver]["rmse"] == pytest.approx(alone(solver)[1], abs=within)
+
+
+def test_an_epoch_of_sgd_sends_each_movie_once_round_the_ring(together: dict[int, list[dict[str, Any]]]) -> None:
+    """Beside it: the parts shared for the validation RMSE, and a few numbers for the model of each epoch."""
+    factors = SOLVERS["sgd"]["factors"]
+    ring = MOVIES * (factors + 1) * 4
+    for world, parts in together.items():
+        if world == 2:
+            continue  # these began in the middle
+        sharing = (world - 1) * MOVIES // world * (factors + 1) * 4
+        for part in parts:
+            first, second, third = part["sgd"]["sent"]
+            assert third - second == pytest.approx(second - first, rel=0.2)
+            assert 0 <= third - second - ring - sharing < 40_000
+
+
+def test_a_sweep_of_vb_sends_the_sums_of_normal_equations(together: dict[int, list[dict[str, Any]]]) -> None:
+    d = SOLVERS["vb"]["rank"] + 1
+    fits = 2  # factors / rank
+    of_movies = 2 * 3 * MOVIES * (d * (d + 1) // 2 + d + 1) * 4 // 4  # all_reduce on a ring of 4
+    for part in together[4]:
+        _, second, third, _ = part["vb"]["sent"]
+        assert 0 <= third - second - fits * of_movies < 40_000
+
+
+def test_one_process_sends_nothing() -> None:
+    ranks = Ranks.alone()
+    fit(*planted(), configure("sgd", SOLVERS["sgd"]), CPU, ranks=ranks)
+    assert ranks.sent == 0
+
+
+def test_1_2_and_4_processes_share_four_lanes_and_others_have_one_each() -> None:
+    assert [lane_count("cpu", world) for world in (1, 2, 3, 4, 8)] == [LANES, LANES, 3, LANES, 8]
+    assert [lane_count("cuda", world) for world in (1, 2, 8)] == [1, 2, 8]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_rank_has_whole_lanes(world: int) -> None:
+    train = planted()[0]
+    starts = [lane.start for lane in Share.of(train).users.lanes]
+    assert [starts[rank * LANES // world] for rank in range(world)] == edges_of(train, world)[:-1]
+    assert sum(len(share(train, rank, world, edges_of(train, world))) for rank in range(world)) == len(train)
+
+
+def test_what_several_processes_cannot_do_is_refused_or_changed() -> None:
+    with pytest.raises(ConfigError, match="clip_grad: found 1 with 2 processes, expected none"):
+        for_processes(configure("adam", {"clip_grad": 1.0}), 2)
+    assert for_processes(configure("adam", {}), 2).model_dump()["block_users"] == 8192
+    assert for_processes(configure("adam", {"clip_grad": 1.0}), 1).model_dump()["block_users"] == 0
+
+
+# Files
+
+
+def ratings_file(folder: Path, ids: list[Any], name: str = "ratings.parquet") -> Path:
+    """Ratings of users with 0, 1, 2, … + 1 ratings, in row groups of 50."""
+    users = [user for n, user in enumerate(ids) for _ in range(n + 1)]
+    table = pa.table(
+        {"user_id": users, "movie_id": list(range(len(users))), "rating": pa.array([3.5] * len(users), pa.float32())}
+    )
+    write_ratings(table, folder / name, Provenance("test", len(users), 0, 0, len(users)))
+    return folder / name
+
+
+@pytest.mark.parametrize("ids", [list(range(30)), [f"user {n:02}" for n in range(30)]])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+def test_a_process_reads_the_row_groups_of_its_users_and_no_others(
+    ids: list[Any], world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mf.ratings.schema.ROW_GROUP", 50)
+    file = ratings_file(tmp_path, ids)
+    assert ROW_GROUP > 50
+    read: list[list[int]] = []
+    parquet = pa.parquet.ParquetFile
+    whole = parquet.read_row_groups
+
+    def noted(self: Any, groups: list[int], *args: Any, **options: Any) -> pa.Table:
+        read.append(groups)
+        return whole(self, groups, *args, **options)
+
+    monkeypatch.setattr(parquet, "read_row_groups", noted)
+    shares = [ShareOfUsers.read(file, rank, world) for rank in range(world)]
+    assert [user for part in shares for user in part.table["user_id"].unique().to_pylist()] == ids
+    if world > 2:
+        assert all(0 < len(groups) <= 50 * 10 // 50 // world + 2 for groups in read)
+    # Another file has users of every share, and some that are between or beside them.
+    others = [-1, *range(60)] if ids[0] == 0 else ["a", *ids, *(f"{user} b" for user in ids), "z"]
+    other = ratings_file(tmp_path, sorted(others), "validation.parquet")
+    assert [user for part in shares for user in part.of(other)["user_id"].unique().to_pylist()] == sorted(others)
+
+
+def test_ratings_that_are_not_sorted_by_user_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected ratings sorted by user"):
+        ShareOfUsers.read(ratings_file(tmp_path, [3, 1, 2]), 0, 1)
+
+
+def test_a_process_without_a_user_is_refused_before_it_trains() -> None:
+    class Two(Ranks):
+        def gather_objects(self, value: Any) -> list[Any]:
+            return [value, (0, 0)]
+
+    train = planted()[0]
+    with pytest.raises(DataError, match=f"found {USERS} users .* for 2 processes, .*: use fewer --processes"):
+        Share.of(train, Two(0, 2))
