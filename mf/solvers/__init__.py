@@ -128,6 +128,8 @@ def fit(
             option needs one process.
         DataError: a rank has no ratings.
     """
+    import torch
+
     from mf.ranks import Ranks
     from mf.solvers import loop
     from mf.solvers.base import Share
