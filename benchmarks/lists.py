@@ -23,7 +23,8 @@ from mf.evaluation.encoded import EncodedRatings
 from mf.evaluation.metrics import CATALOGUE_METRICS, LIST_METRICS
 from mf.evaluation.ranking import find_hits, score_users
 from mf.evaluation.topk import top_k
-from mf.ranking import Interactions, RankingConfig, fit
+from mf.ranking import Interactions, RankingConfig
+from mf.ranking.fit import fit
 from mf.ranking.interactions import UserRows
 from mf.ranking.matrix import RATED, RatingMatrix
 from mf.ranking.relevance import default_threshold

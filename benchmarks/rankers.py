@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 
 from benchmarks.apart import cores
 from mf.biases import Ints
-from mf.ranking import Interactions, RankingConfig, fit
+from mf.ranking import Interactions, RankingConfig
+from mf.ranking.fit import fit
 
 Floats = npt.NDArray[np.float32]
 Options = Mapping[str, Any]

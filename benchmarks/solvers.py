@@ -16,7 +16,7 @@ from benchmarks.apart import Result
 from benchmarks.data import Ratings, load
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, RatingTensors, configure, fit
-from mf.solvers.gaussian import GaussianConfig
+from mf.solvers.config import GaussianConfig
 
 
 def measure(data: str, solver: str, options: Mapping[str, Any], validates: bool = False) -> Result:

@@ -1,5 +1,7 @@
-"""Command line: ``python -m mf`` trains a model, ``schema`` prints the migration, ``runs`` manages published
-runs, ``local`` runs an embedded Supabase."""
+"""The command ``mf`` and ``python -m mf``, which without a command trains as the original trainer did.
+
+What needs PyTorch is imported where it is used: help must not wait for it.
+"""
 
 import argparse
 import json
@@ -7,38 +9,35 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
 from pydantic import Field, SecretStr
-from sklearn.metrics import root_mean_squared_error
 
-from mf.checkpoint import CheckpointFile, reporter
+from mf import cli
 from mf.config import Config
 from mf.errors import ConfigError, DataError, reported
-from mf.evaluation.baselines import BesideBaselines
 from mf.evaluation.config import GateConfig
 from mf.flags import Parser, add_flags, add_shared_flags, given
-from mf.ingest import ingest
-from mf.model_directory import TrainedModel
-from mf.publish import NOTHING_HELD_OUT, publish, remove_report
-from mf.ranking import RankingConfig
-from mf.ranking import configure as configure_ranking
-from mf.ranking.config import DEFAULT_RANKING, RANKING_HELP, Ranking
+from mf.parameters import OR_SOLVERS_OWN, chosen_solver
+from mf.ranking.config import DEFAULT_RANKING, RANKING_HELP, Ranking, RankingConfig
+from mf.ranking.config import configure as configure_ranking
 from mf.ratings.config import CLICKS_WITHOUT_RANKING, IngestConfig, SplitConfig
-from mf.ratings.schema import MOVIE, RATING, USER, check_ratings_differ, has_ratings, read_ratings
-from mf.ratings.split import Parts, split
+from mf.ratings.names import MOVIE, RATING, RATINGS_PARQUET, USER
 from mf.solvers import SOLVER_HELP, SOLVERS, check_warm, configure, for_processes
-from mf.solvers.adam import ORIGINAL
-from mf.supabase import runs
-from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.find import find_target
-from mf.supabase.schema import migration
-from mf.train import DEFAULT_SOLVER, pick_device, train
-from mf.warm_start import INIT_FROM, EarlierModel
+from mf.solvers.config import DEFAULT_SOLVER, INIT_FROM, ORIGINAL
+from mf.supabase.config import ExportConfig
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from mf.checkpoint import CheckpointFile
+    from mf.model_directory import TrainedModel
+    from mf.ratings.split import Parts
+
+PROG, MODULE = "mf", "python -m mf"
 REFUSED = 3  # exit status where the gate refuses to publish
 # Defaults of this command in place of a solver's own: it keeps the original trainer's.
 ORIGINAL_SOLVER = "adam"
@@ -92,45 +91,67 @@ class TrainerConfig(Config):
     )
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs a command; an error of the user prints one line and exits with status 2."""
+def main(argv: Sequence[str], prog: str = MODULE) -> None:
+    """Runs a command, or with flags alone the original trainer; a user's mistake is one line and exit status 2."""
+    first = argv[0] if argv else ""
     with reported():
-        if list(argv[:1]) == ["schema"]:
-            print_schema(argv[1:])
-        elif list(argv[:1]) == ["runs"]:
-            runs.main(argv[1:])
-        elif list(argv[:1]) == ["local"]:
-            from mf.local.__main__ import main as local  # of an extra that the images do not have
-
-            sys.exit(local(argv[1:], "python -m mf local"))
+        # The entry point mf has commands only.
+        if prog == PROG or first in COMMANDS or first == "--version":
+            cli.run_command(argv, prog, COMMANDS)
         else:
             train_once(argv)
 
 
-def print_schema(argv: Sequence[str]) -> None:
-    """``python -m mf schema``: prints the SQL that sets up a Supabase project."""
-    parser = Parser("python -m mf schema", "Prints the migration for a Supabase project.")
-    add_flags(parser, SchemaConfig, "the database")
-    print(migration(SchemaConfig.of(**given(parser.parse_args(argv), SchemaConfig))), end="")
+def run() -> None:
+    """The entry point ``mf``."""
+    _run(PROG)
 
 
-def trainer_parser() -> Parser:
-    """The flags of ``python -m mf``."""
+def _run(prog: str) -> None:
+    warnings.showwarning = _show_warning
+    try:
+        main(sys.argv[1:], prog)
+    except KeyboardInterrupt:
+        sys.exit("stopped")
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def train_command(argv: Sequence[str], prog: str) -> None:
+    """Trains a model on a file or a table of ratings, and publishes it with --publish."""
+    train_once(argv, prog)
+
+
+COMMANDS: dict[str, cli.Command] = {"train": train_command, **cli.COMMANDS}
+
+
+def trainer_parser(prog: str = MODULE) -> Parser:
+    """The flags of ``python -m mf``, with the original trainer's defaults, or of the command ``train``."""
+    is_original = prog == MODULE
+    commands = "; ".join(f"{name}: {command.__doc__}" for name, command in COMMANDS.items())
     parser = Parser(
-        "python -m mf",
-        "Train a model on a file or a table of ratings. See also: python -m mf schema (print the database migration), "
-        "python -m mf runs list|rollback|prune (list published runs, restore an earlier one, delete old ones).",
+        prog,
+        "Train a model on a file or a table of ratings, with the defaults of the original trainer. Commands: "
+        f"{commands} {MODULE} COMMAND --help shows a command's flags."
+        if is_original
+        else train_command.__doc__,
     )
+    best = f"{DEFAULT_SOLVER}, or adam where one of its own options is given"
     parser.add_argument(
         "--solver",
         choices=SOLVERS,
-        default=ORIGINAL_SOLVER,
-        help=f"algorithm; {SOLVER_HELP} (default: {ORIGINAL_SOLVER})",
+        default=ORIGINAL_SOLVER if is_original else "",
+        help=f"algorithm; {SOLVER_HELP} (default: {ORIGINAL_SOLVER if is_original else best})",
     )
     add_flags(parser, TrainerConfig, "ratings, model, Supabase")
     configs = {name: solver.config for name, solver in SOLVERS.items()}
     add_shared_flags(
-        parser, configs, "solver options; a default that names solvers: only these have the option", PRESETS
+        parser,
+        configs,
+        "solver options; a default that names solvers: only these have the option",
+        PRESETS if is_original else {},
     )
     add_flags(parser, IngestConfig, "columns of the ratings file or table", leave_out=TrainerConfig.model_fields)
     add_flags(parser, ExportConfig, "publishing", leave_out=["rows_per_request", "clients"])
@@ -138,12 +159,18 @@ def trainer_parser() -> Parser:
     return parser
 
 
-def train_once(argv: Sequence[str]) -> None:
-    """``python -m mf``: reads ratings, trains, writes a model directory and, with ``--publish``, publishes it."""
-    namespace = trainer_parser().parse_args(argv)
+def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
+    """Reads ratings, trains, writes a model directory and, with ``--publish``, publishes it."""
+    namespace = trainer_parser(prog).parse_args(argv)
     trainer = TrainerConfig.of(**given(namespace, TrainerConfig))
     options = given(namespace, *(solver.config for solver in SOLVERS.values()))
-    solver = configure(namespace.solver, {**PRESETS.get(namespace.solver, {}), **options}, prefix="--")
+    is_original = prog == MODULE
+    if not is_original:
+        namespace.solver, why = _best_solver(namespace.solver, trainer, options)
+        if why:
+            print(why)
+    presets = PRESETS if is_original else {}
+    solver = configure(namespace.solver, {**presets.get(namespace.solver, {}), **options}, prefix="--")
     solver = for_processes(solver, trainer.processes)
     seed = solver.model_dump()["seed"]
     ranking = _ranking(trainer, seed)
@@ -155,6 +182,17 @@ def train_once(argv: Sequence[str]) -> None:
     gate = GateConfig.of(**given(namespace, GateConfig))
     if trainer.init_from:
         check_warm(namespace.solver)
+
+    from mf.checkpoint import reporter
+    from mf.evaluation.baselines import BesideBaselines
+    from mf.ingest import ingest
+    from mf.publish import NOTHING_HELD_OUT, publish, remove_report
+    from mf.ratings.schema import check_ratings_differ, read_ratings
+    from mf.ratings.split import split
+    from mf.supabase.find import find_target
+    from mf.train import pick_device, train
+    from mf.warm_start import EarlierModel
+
     publishing = trainer.publish or "supabase_url" in given(namespace, TrainerConfig)
     target = find_target(trainer.supabase_url, trainer.supabase_key) if publishing else None
 
@@ -166,14 +204,14 @@ def train_once(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         work = Path(scratch)
         provenance = ingest(
-            source, work / "ratings.parquet", work / "rejects.csv",
+            source, work / RATINGS_PARQUET, work / "rejects.csv",
             url=trainer.supabase_url, key=trainer.supabase_key,
         )  # fmt: skip
         print(provenance.summary())
         if not provenance.has_ratings:
             checkpoint = None
             print(_unused_without_ratings(namespace, trainer))
-        ratings, _ = read_ratings(work / "ratings.parquet")
+        ratings, _ = read_ratings(work / RATINGS_PARQUET)
         if target:
             # Before the training: a wrong key or an incompatible migration must not show up an hour later.
             target.check(ratings[USER], ratings[MOVIE], views)
@@ -195,7 +233,9 @@ def train_once(argv: Sequence[str]) -> None:
             progress=lambda done: print(done.line(), flush=True), processes=trainer.processes,
         )  # fmt: skip
         test_line = _score(model, parts, test) if test is not None else ""
-        model.save(trainer.output_dir, also=sorted(work.glob("*rejects.csv")))
+        kept = [] if is_original else [work / RATINGS_PARQUET]  # mf recommend leaves out what a user has rated
+        (trainer.output_dir / RATINGS_PARQUET).unlink(missing_ok=True)  # of an earlier model
+        model.save(trainer.output_dir, also=[*sorted(work.glob("*rejects.csv")), *kept])
         if test is None:
             (trainer.output_dir / "test_rejects.csv").unlink(missing_ok=True)
         if checkpoint:
@@ -224,6 +264,13 @@ def train_once(argv: Sequence[str]) -> None:
         remove_report(trainer.output_dir)
 
 
+def _best_solver(solver: str, trainer: TrainerConfig, options: Mapping[str, Any]) -> tuple[str, str]:
+    """The solver, as the pipeline and the library choose it, and a line for the log."""
+    own = {name: value for name, value in options.items() if name in OR_SOLVERS_OWN}
+    others = {name: value for name, value in options.items() if name not in own}
+    return chosen_solver({"solver": solver, "solver_options": others, "init_from": trainer.init_from, **own})
+
+
 def _advice(namespace: argparse.Namespace) -> str:
     """The command that trains a good model, with the flags of this one that still apply."""
     if namespace.solver == DEFAULT_SOLVER:
@@ -238,7 +285,7 @@ def _advice(namespace: argparse.Namespace) -> str:
     return f"; for a good model: {shlex.join(words)}"
 
 
-def _score(model: TrainedModel, parts: Parts, test: pa.Table) -> str:
+def _score(model: "TrainedModel", parts: "Parts", test: "pa.Table") -> str:
     """Scores ``test``, adds the figure to the model's metrics and returns the line to print: the RMSE or, of a model of
     clicks, the NDCG."""
     if model.module is None:
@@ -247,6 +294,9 @@ def _score(model: TrainedModel, parts: Parts, test: pa.Table) -> str:
         ranking = evaluate(parts.train, test, model, validation=parts.validation).ranking
         model.metrics["test_ndcg"] = ranking.model["ndcg"] if ranking.model else None
         return f"test {ranking.line().removeprefix('lists  ')}"
+    import numpy as np
+    from sklearn.metrics import root_mean_squared_error
+
     predicted = model.predict(test[USER], test[MOVIE])
     # float64: scikit-learn would sum millions of squares in float32.
     actual = test[RATING].to_numpy().astype(np.float64)
@@ -266,8 +316,13 @@ def _unused_without_ratings(namespace: argparse.Namespace, trainer: TrainerConfi
     return f"{line}; not used: {', '.join(unused)}" if unused else line
 
 
-def _test_part(file: str, source: IngestConfig, work: Path, train_part: pa.Table) -> pa.Table:
+def _test_part(file: str, source: IngestConfig, work: Path, train_part: "pa.Table") -> "pa.Table":
     """Test ratings from ``file``, read with the options of ``source``."""
+    import pyarrow as pa
+
+    from mf.ingest import ingest
+    from mf.ratings.schema import has_ratings, read_ratings
+
     # A table's column names do not apply to a file.
     same_options = {} if source.import_table else source.model_dump()
     config = IngestConfig.of(**{**same_options, "ratings_csv": file})
@@ -298,7 +353,9 @@ def _ranking(trainer: TrainerConfig, seed: int) -> RankingConfig | None:
     return configure_ranking(trainer.ranking, options, {"seed": seed})
 
 
-def _checkpoint(path: Path) -> CheckpointFile:
+def _checkpoint(path: Path) -> "CheckpointFile":
+    from mf.checkpoint import CheckpointFile
+
     if path.is_dir():
         raise ConfigError(f"--checkpoint {path}: found a directory, expected a file")
     _check_writable(f"--checkpoint {path}", path.parent)
@@ -332,7 +389,4 @@ def _source(namespace: argparse.Namespace, trainer: TrainerConfig) -> IngestConf
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    _run(MODULE)

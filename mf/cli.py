@@ -1,7 +1,6 @@
-"""The command ``mf``: train, evaluate, recommend, schema, runs, local."""
+"""The commands of ``mf`` beside ``train``: evaluate, recommend, schema, runs, local."""
 
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +9,12 @@ from pydantic import Field
 
 import mf
 from mf.config import Config, did_you_mean
-from mf.errors import ConfigError, needs_extra, reported
+from mf.errors import ConfigError, needs_extra
 from mf.flags import Parser, add_flags, given
 
 # Everything else is imported by the command that needs it: PyTorch alone takes a second and a half.
 if TYPE_CHECKING:
     from mf.library import Model
-
-PROG = "mf"
 
 
 class ModelConfig(Config):
@@ -44,13 +41,6 @@ class RecommendConfig(ModelConfig):
     titles_csv: str = Field(
         "", description="file of movie titles (movieId, title); default: movies.csv beside the file of ratings"
     )
-
-
-def train_command(argv: Sequence[str], prog: str) -> None:
-    """Trains a model on a file or a table of ratings, and publishes it with --publish."""
-    from mf.__main__ import train_once
-
-    train_once(argv)
 
 
 def evaluate_command(argv: Sequence[str], prog: str) -> None:
@@ -110,7 +100,6 @@ def local_command(argv: Sequence[str], prog: str) -> None:
 
 Command = Callable[[Sequence[str], str], None]
 COMMANDS: dict[str, Command] = {
-    "train": train_command,
     "evaluate": evaluate_command,
     "recommend": recommend_command,
     "schema": schema_command,
@@ -119,44 +108,30 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def run_command(argv: Sequence[str], prog: str) -> None:
-    """Runs the command that ``argv`` begins with.
+def run_command(argv: Sequence[str], prog: str, commands: Mapping[str, Command]) -> None:
+    """Runs the one of ``commands`` that ``argv`` begins with.
 
     Raises:
         ConfigError: there is no such command.
     """
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
-        print(command_help(prog))
+        print(command_help(prog, commands))
     elif name == "--version":
         print(f"mf {mf.__version__}")
-    elif name not in COMMANDS:
+    elif name not in commands:
         name = name.partition("=")[0]  # the value may be a secret key
-        hint = f"; {prog} train takes flags" if name.startswith("-") else did_you_mean(name, COMMANDS)
-        raise ConfigError(f"found {name}, expected one of {', '.join(COMMANDS)}{hint}")
+        hint = f"; {prog} train takes flags" if name.startswith("-") else did_you_mean(name, commands)
+        raise ConfigError(f"found {name}, expected one of {', '.join(commands)}{hint}")
     else:
-        COMMANDS[name](argv[1:], f"{prog} {name}")
+        commands[name](argv[1:], f"{prog} {name}")
 
 
-def command_help(prog: str) -> str:
+def command_help(prog: str, commands: Mapping[str, Command]) -> str:
     """The commands, one a line."""
-    lines = [f"  {name:<10} {command.__doc__}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<10} {command.__doc__}" for name, command in commands.items()]
     options = ["  --version  show the version", f"\n{prog} COMMAND --help shows a command's flags."]
     return "\n".join([f"usage: {prog} COMMAND [flags]\n", *lines, *options])
-
-
-def run() -> None:
-    """The entry point ``mf``: a mistake of the user is one line on stderr and exit status 2."""
-    warnings.showwarning = _show_warning
-    try:
-        with reported():
-            run_command(sys.argv[1:], PROG)
-    except KeyboardInterrupt:
-        sys.exit("stopped")
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
 
 
 def _model(config: ModelConfig) -> "Model":

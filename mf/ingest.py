@@ -53,7 +53,9 @@ def ingest(
         return sink.finish(output, rejects, columns, for_training=for_training)
 
 
-def ingest_frame(ratings: Any, config: IngestConfig, output: Path, rejects: Path) -> Provenance:
+def ingest_frame(
+    ratings: Any, config: IngestConfig, output: Path, rejects: Path, *, for_training: bool = False
+) -> Provenance:
     """As ``ingest``, from a data frame (``mf.ratings.frame.to_arrow``) instead of a file or a table.
 
     Raises:
@@ -62,7 +64,7 @@ def ingest_frame(ratings: Any, config: IngestConfig, output: Path, rejects: Path
     table = frame.to_arrow(ratings)
     sink = Collector(frame.frame_name(ratings), config.max_reject_fraction)
     columns = frame.read(table, config, sink)
-    return sink.finish(output, rejects, columns)
+    return sink.finish(output, rejects, columns, for_training=for_training)
 
 
 @contextmanager

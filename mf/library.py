@@ -27,6 +27,7 @@ from mf.ranking import configure as configure_ranking
 from mf.ranking.config import DEFAULT_RANKING
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.frame import Frame
+from mf.ratings.names import RATINGS_PARQUET
 from mf.ratings.schema import MOVIE, USER, Provenance, read_ratings, write_ratings
 from mf.ratings.split import split
 from mf.recommender import Recommender
@@ -37,7 +38,6 @@ from mf.supabase.target import Target
 from mf.train import pick_device, train
 from mf.warm_start import EarlierModel
 
-RATINGS = "ratings.parquet"  # in a model directory: the ratings that the model was trained on
 READING = IngestConfig.model_fields.keys() - {"ratings_csv"}  # options of reading
 HELD_OUT = 0.1  # share for validation where the solver stops early
 NO_VALIDATION = ("vb", "gibbs")  # solvers that need no validation part
@@ -58,6 +58,8 @@ def fit(
     **options: Any,
 ) -> "Model":
     """Trains on ratings: a model that predicts ratings and one that orders lists.
+
+    Without a rating column (clicks, plays, purchases) only the one that orders lists is trained.
 
     Args:
         ratings: a file (CSV, plain or compressed, also gs://bucket/object), a data frame (pandas, polars, pyarrow, any
@@ -102,7 +104,7 @@ def fit(
     if why:
         say(why)
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
-        table, provenance, rejects = _read(ratings, reading, Path(scratch))
+        table, provenance, rejects = _read(ratings, reading, Path(scratch), for_training=True)
     say(provenance.summary())
     if provenance.rows_rejected:
         warnings.warn(_rejected(provenance, rejects), stacklevel=2)
@@ -139,7 +141,7 @@ def load(directory: str | Path, ratings: "str | Path | Frame | Any" = None, **re
     _check_reading(reading)
     trained = TrainedModel.load(directory)
     if ratings is None and not reading:
-        stored = directory / RATINGS
+        stored = directory / RATINGS_PARQUET
         return Model(trained, *(read_ratings(stored) if stored.exists() else (None, None)))
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         table, provenance, rejects = _read(ratings, reading, Path(scratch))
@@ -170,7 +172,7 @@ class Model(Recommender):
         ranking = f", ranking of {self.trained.ranking.factors} factors" if self.trained.ranking else ""
         return (
             f"<mf.Model {self.trained.run_id}: {len(self.users):,} users, {len(self.movies):,} movies, "
-            f"{self.trained.solver or 'no solver'} of {self.trained.factors} factors{ranking}>"
+            f"{self.trained.solver or 'lists only,'} of {self.trained.factors} factors{ranking}>"
         )
 
     def evaluate(
@@ -290,10 +292,10 @@ class Model(Recommender):
         with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
             also = []
             if with_ratings and self.ratings is not None and self.provenance is not None:
-                also.append(Path(scratch) / RATINGS)
+                also.append(Path(scratch) / RATINGS_PARQUET)
                 write_ratings(self.ratings, also[0], self.provenance)
             else:
-                (directory / RATINGS).unlink(missing_ok=True)  # of an earlier model
+                (directory / RATINGS_PARQUET).unlink(missing_ok=True)  # of an earlier model
             self.trained.save(directory, also=also)
 
 
@@ -332,14 +334,16 @@ def _sorted_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     return of_reading, {name: value for name, value in options.items() if name in training}
 
 
-def _read(ratings: Any, options: Mapping[str, Any], scratch: Path) -> tuple[pa.Table, Provenance, list[dict[str, str]]]:
+def _read(
+    ratings: Any, options: Mapping[str, Any], scratch: Path, for_training: bool = False
+) -> tuple[pa.Table, Provenance, list[dict[str, str]]]:
     """Ratings from any source, as ``mf.ratings.schema`` has them, and the bad rows."""
     good, bad = scratch / "ratings.parquet", scratch / "rejects.csv"
     if ratings is None or isinstance(ratings, str | Path):
         source = {} if ratings is None else {"ratings_csv": str(ratings)}
-        provenance = ingest(IngestConfig.of(**options, **source), good, bad)
+        provenance = ingest(IngestConfig.of(**options, **source), good, bad, for_training=for_training)
     else:
-        provenance = ingest_frame(ratings, IngestConfig.of(**options), good, bad)
+        provenance = ingest_frame(ratings, IngestConfig.of(**options), good, bad, for_training=for_training)
     with bad.open(newline="", encoding="utf-8") as rows:
         return read_ratings(good)[0], provenance, list(csv.DictReader(rows))
 

@@ -326,7 +326,7 @@ class TrainedModel:
             TrainingError: mu lies outside the rating range; nothing is written.
         """
         if self.module is None:
-            _write(directory, self.card(), None, None, None, also, self.ranking)
+            _write(directory, self.card(), None, None, None, also, self.ranking, self.movie_counts)
             return
         m = self.module.cpu()
         if problem := _mu_problem(m.mu.item(), m.rating_min.item(), m.rating_max.item()):

@@ -97,7 +97,7 @@ def chosen_solver(parameters: Parameters) -> tuple[str, str]:
     the best one does not have.
     """
     from mf.solvers import SOLVERS
-    from mf.train import DEFAULT_SOLVER
+    from mf.solvers.config import DEFAULT_SOLVER
 
     if given := parameters["solver"]:
         return str(given), ""

@@ -1,7 +1,7 @@
 """Recommendations of a trained model: lists, similar movies, explanations, new users."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +24,7 @@ from mf.ranking import Interactions
 from mf.ranking.interactions import UserRows
 from mf.ratings.config import IngestConfig
 from mf.ratings.frame import Frame, ids_of, pairs_of
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, times
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, has_ratings, times
 from mf.ratings.vocabulary import Vocabulary
 
 BLOCK = 1 << 16  # places of lists that are computed at a time
@@ -39,7 +39,7 @@ class Recommendation(NamedTuple):
 
     movie_id: int | str
     score: float  # of the ranking model; without one the predicted rating before clipping
-    predicted_rating: float | None  # clipped to the range of the ratings
+    predicted_rating: float | None  # clipped to the range of the ratings; None without a star model (clicks)
     because: int | str | None  # the rated movie that speaks most for it; None: there is none, or no ratings are known
 
 
@@ -68,7 +68,7 @@ class Explanation:
     terms: tuple[Term, ...]  # of the user's ratings, the largest first; empty without a ranking model
     because: int | str | None  # the movie of the largest term among the ratings at or above the mean
     predicted_rating: float | None
-    stars: Mapping[str, float]  # mean, user, movie and taste, whose sum is the predicted rating before clipping
+    stars: Mapping[str, float]  # mean, user, movie, taste: their sum is the predicted rating before clipping
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class User:
     """A user's vectors: of a trained one, or of a new one from ``Model.fold_in``."""
 
     ranking: Floats | None  # [ranking factors]; None without a ranking model
-    stars: Floats  # [factors]
-    bias: float
+    stars: Floats | None  # [factors]; None, as the next one, without a star model
+    bias: float | None
     rated: "Rated | None"  # None: not known
 
 
@@ -196,7 +196,7 @@ class Recommender:
         best = best[scores[best] > -np.inf]
         ids, predicted = self.movies.take(pa.array(best)).to_pylist(), self._predicted(profile, best)
         because = self._because(profile, best)
-        values = zip(ids, scores[best].tolist(), predicted.tolist(), because, strict=True)
+        values = zip(ids, scores[best].tolist(), predicted, because, strict=True)
         return [Recommendation(*value) for value in values]
 
     def recommend_all(self, path: str | Path, k: int = 10, exclude_seen: bool = True) -> int:
@@ -262,18 +262,25 @@ class Recommender:
         ids = self.movies.take(pa.array(best)).to_pylist()
         return [Similar(*pair) for pair in zip(ids, cosines[best].tolist(), strict=True)]
 
-    def fold_in(self, ratings: Mapping[Id, float]) -> User:
+    def fold_in(self, ratings: Mapping[Id, float] | Collection[Id]) -> User:
         """The vectors of a new user, from ratings by movie id, without training; as ``recommend_from_ratings`` in SQL.
 
         Movies that the model does not know count nothing. ``recommend`` and ``explain`` take the result.
 
+        Args:
+            ratings: ratings by movie id; of a model of clicks, the ids of the chosen movies are enough.
+
         Raises:
-            DataError: a rating is not a finite number, or an id is of another type than the model's.
+            DataError: a rating is missing or not a finite number, or an id is of another type than the model's.
         """
-        values = np.array([_number(movie, rating) for movie, rating in ratings.items()], np.float32)
         ids = ids_of(list(ratings), self.movies.type, "fold_in")
         rows = self._catalogue.rows(ids)
-        return self._folded(Rated(rows[rows >= 0], values[rows >= 0], None))
+        values = None
+        if self.trained.module is not None:
+            if not isinstance(ratings, Mapping):
+                raise DataError("fold_in: found no ratings, expected one per movie: {movie: rating, …}")
+            values = np.array([_number(movie, rating) for movie, rating in ratings.items()], np.float32)[rows >= 0]
+        return self._folded(Rated(rows[rows >= 0], values, None))
 
     def explain(self, user: "Id | Mapping[Id, float] | User", movie: Id) -> Explanation:
         """The terms of a movie's score for a user.
@@ -305,7 +312,7 @@ class Recommender:
             )
             popularity = float(ranking.model.bias[rows[0]])
             because = self._because(profile, rows)[0]
-        predicted = float(self._predicted(profile, rows)[0])
+        predicted = self._predicted(profile, rows)[0]
         (movie_id,) = self.movies.take(pa.array(rows)).to_pylist()
         return Explanation(movie_id, score, popularity, terms, because, predicted, MappingProxyType(stars))
 
@@ -391,6 +398,8 @@ class Recommender:
         p = None
         if ranking:
             p = ranking.vectors[known] if known >= 0 else np.zeros(ranking.factors, np.float32)
+        if self.trained.module is None:
+            return User(p, None, None, rated)
         factors = self.user_factors
         stars = factors[row] if row >= 0 else np.zeros(factors.shape[1], np.float32)
         return User(p, stars, float(self.user_bias[row]) if row >= 0 else 0.0, rated)
@@ -398,6 +407,8 @@ class Recommender:
     def _folded(self, rated: Rated) -> User:
         ranking = self.trained.ranking
         p = ranking.model.user_vector(rated.movies, rated.ratings, rated.times) if ranking else None
+        if self.trained.module is None:
+            return User(p, None, None, rated)
         rows = self._star_rows[rated.movies]
         known = rows >= 0
         assert rated.ratings is not None
@@ -408,11 +419,17 @@ class Recommender:
 
     def _unclipped(self, profile: User, rows: Ints | slice) -> Floats:
         q, bias = self._star_movies
+        assert profile.stars is not None
+        assert profile.bias is not None
         return np.asarray(self.mu + profile.bias + bias[rows] + q[rows] @ profile.stars, np.float32)
 
-    def _predicted(self, profile: User, rows: Ints) -> Floats:
-        m = self.trained.star_model()
-        clipped: Floats = np.clip(self._unclipped(profile, rows), m.rating_min.item(), m.rating_max.item())
+    def _predicted(self, profile: User, rows: Ints) -> Sequence[float | None]:
+        """Predicted ratings of some movies of the catalogue, clipped; None without a star model."""
+        if (m := self.trained.module) is None:
+            return [None] * len(rows)
+        clipped: list[float] = np.clip(
+            self._unclipped(profile, rows), m.rating_min.item(), m.rating_max.item()
+        ).tolist()
         return clipped
 
     def _scores(self, profile: User) -> Floats:
@@ -424,6 +441,8 @@ class Recommender:
         return scores
 
     def _star_terms(self, profile: User, row: int) -> dict[str, float]:
+        if profile.stars is None or profile.bias is None:
+            return {}
         q, bias = self._star_movies
         taste = float(q[row].astype(np.float64) @ profile.stars.astype(np.float64))
         return {"mean": self.mu, "user": profile.bias, "movie": float(bias[row]), "taste": taste}
@@ -438,28 +457,32 @@ class Recommender:
 
     def _lists(self, users: pa.Array, k: int, seen: "_Seen | None") -> pa.Table:
         """The lists of some known users: one row per user and place."""
-        ranking, (q, b_m) = self.trained.ranking, self._star_movies
-        rows = self.trained.users.rows(users)
-        known = rows >= 0
-        p, b_u = self.user_factors[rows] * known[:, None], self.user_bias[rows] * known
-        vectors, embedding, bias = p, q, b_m
+        ranking, m, stars = self.trained.ranking, self.trained.module, None
+        if m is not None:
+            rows, (q, b_m) = self.trained.users.rows(users), self._star_movies
+            known = rows >= 0
+            p, b_u = self.user_factors[rows] * known[:, None], self.user_bias[rows] * known
         if ranking:
             vectors = ranking.vectors[ranking.users.rows(users)]
             embedding, bias = ranking.model.embedding, ranking.model.bias
+        else:
+            vectors, embedding, bias = p, q, b_m
         rated = seen.matrix(users) if seen else csr_array((len(users), len(self.movies)), dtype=np.bool_)
         # Copies, since PyTorch warns of arrays that cannot be written.
         best = top_k_by_product(torch.tensor(vectors), torch.tensor(embedding), torch.tensor(bias), rated, k)
         owner, place = np.nonzero(best >= 0)
         movie = best[owner, place]
-        stars = self.mu + b_u[owner] + b_m[movie] + np.einsum("ij,ij->i", p[owner], q[movie])
-        score = np.einsum("ij,ij->i", vectors[owner], embedding[movie]) + bias[movie] if ranking else stars
-        m = self.trained.star_model()
+        score = np.einsum("ij,ij->i", vectors[owner], embedding[movie]) + bias[movie]
+        if m is not None:
+            stars = self.mu + b_u[owner] + b_m[movie] + np.einsum("ij,ij->i", p[owner], q[movie])
+            score = score if ranking else stars
+            stars = np.clip(stars, m.rating_min.item(), m.rating_max.item())
         columns = {
             USER: users.take(pa.array(owner)),
             "place": place + 1,
             MOVIE: self.movies.take(pa.array(movie)),
             "score": score,
-            "predicted_rating": np.clip(stars, m.rating_min.item(), m.rating_max.item()),
+            "predicted_rating": pa.nulls(len(owner), pa.float32()) if stars is None else stars,
         }
         return pa.table(columns)
 
@@ -475,14 +498,13 @@ class _Seen:
     @classmethod
     def of(cls, ratings: pa.Table, catalogue: Vocabulary) -> "_Seen":
         users, user_rows = Vocabulary.encode(ratings[USER])
-        has = ratings.column_names
         interactions = Interactions(
             torch.from_numpy(user_rows),
             torch.from_numpy(catalogue.rows(ratings[MOVIE])),
-            torch.tensor(ratings[RATING].to_numpy()) if RATING in has else None,
+            torch.tensor(ratings[RATING].to_numpy()) if has_ratings(ratings) else None,
             len(users),
             len(catalogue),
-            torch.tensor(times(ratings)) if RATED_AT in has else None,
+            torch.tensor(times(ratings)) if RATED_AT in ratings.column_names else None,
         )
         return cls(users, UserRows.of(interactions), catalogue)
 

@@ -15,7 +15,7 @@ from mf.config import Config
 from mf.errors import ConfigError, DataError
 from mf.model_directory import MovieCounts, TrainedModel, TrainedRanking
 from mf.ranking import Interactions, PassReport, RankingConfig
-from mf.ranking import fit as fit_ranking
+from mf.ranking.fit import fit as fit_ranking
 from mf.ratings.config import CLICKS_WITHOUT_RANKING
 from mf.ratings.schema import (
     MOVIE,
@@ -34,9 +34,6 @@ from mf.solvers.base import Callback, Checkpoint
 from mf.together import Fitted, fit_together
 from mf.version import git_sha
 from mf.warm_start import EarlierModel
-
-# The most accurate of those that need no tuning, and the fastest at full size but for sgd: docs/solvers.md.
-DEFAULT_SOLVER = "vb"
 
 
 def train(

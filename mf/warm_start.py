@@ -11,13 +11,8 @@ from mf.model_directory import Embeddings, Header, no_star_model, read_model, wr
 from mf.ratings.schema import TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers.base import Initial, InitialRows
+from mf.solvers.config import PUBLISHED
 from mf.supabase.target import Target
-
-PUBLISHED = "published"
-INIT_FROM = (
-    f"model to start training from (fewer epochs are needed): a model directory, or {PUBLISHED} for the run published "
-    "in Supabase; solvers adam and sgd only"
-)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from mf.ranking import RankingConfig
 from mf.ranking.config import RANKING_HELP
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.solvers import SOLVER_HELP, SOLVERS
+from mf.solvers.config import DEFAULT_SOLVER, INIT_FROM
 from mf.supabase.config import ExportConfig
-from mf.train import DEFAULT_SOLVER
-from mf.warm_start import INIT_FROM
 from pipelines.vertex.machines import gpus_in
 
 DOCUMENT = "docs/parameters.md"

@@ -13,8 +13,8 @@ from scipy.sparse import issparse
 from mf.errors import DataError
 from mf.progress import Progress
 from mf.ratings.collect import Collector
-from mf.ratings.config import IngestConfig, shown
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER
+from mf.ratings.config import NONE, IngestConfig, shown
+from mf.ratings.schema import MOVIE, RATED_AT, TIMESTAMP, USER
 from mf.ratings.values import check, reason
 
 BATCH = 1 << 20  # rows that are checked at a time
@@ -91,7 +91,7 @@ def read(table: pa.Table, config: IngestConfig, sink: Collector) -> dict[str, st
                 text = json.dumps(
                     {columns[role]: value for role, value in row.items()}, ensure_ascii=False, default=str
                 )
-                sink.reject(f"row {start + number}", reason({RATED_AT: None, **row}), text)
+                sink.reject(f"row {start + number}", reason(row), text)
             forms = checked.time_forms.items()
             sink.add(checked.ratings, {form: f"row {start + row}: {text}" for form, (row, text) in forms})
             sink.check(len(cells) - start - len(batch))
@@ -105,7 +105,7 @@ def _cells(column: pa.ChunkedArray, role: str, where: str) -> pa.ChunkedArray:
         column = _plain(column)
         if role in (USER, MOVIE):
             return _integers(column) if pa.types.is_floating(column.type) else _id_cells(column)
-        return _rating_cells(column) if role == RATING else _time_cells(column)
+        return _time_cells(column) if role == RATED_AT else _rating_cells(column)
     except (pa.ArrowException, ValueError) as error:
         text = " ".join(str(error).split())[:200]
         raise DataError(f"{where} of type {column.type} cannot be read as {role}: {text}") from None
@@ -221,18 +221,10 @@ def pairs_of(pairs: Any, config: IngestConfig, user: pa.DataType, movie: pa.Data
         columns: tuple[Any, Any] = ([_item(one) for one in users], [_item(one) for one in movies])
     else:
         table = to_arrow(pairs, "pairs")
-        names = config.find_columns([*table.column_names, *_absent(table.column_names, config)], "pairs")
+        # A pair needs no rating.
+        names = config.model_copy(update={"rating_column": NONE}).find_columns(table.column_names, "pairs")
         columns = table[names[USER]], table[names[MOVIE]]
     return ids_of(columns[0], user, "users"), ids_of(columns[1], movie, "movies")
-
-
-def _absent(names: Sequence[str], config: IngestConfig) -> list[str]:
-    """The name of a rating column, where pairs need none and have none."""
-    try:
-        config.find_columns(names, "pairs")
-    except DataError:
-        return [config.rating_column or RATING] if (config.rating_column or RATING) not in names else []
-    return []
 
 
 def _item(value: Any) -> Any:

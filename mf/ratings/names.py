@@ -5,3 +5,4 @@ from typing import Literal
 USER, MOVIE, RATING, RATED_AT = "user_id", "movie_id", "rating", "rated_at"
 COUNT = "count"  # of a source without ratings: how often; any number above 0 is "at least once"
 IdType = Literal["bigint", "text", "uuid"]
+RATINGS_PARQUET = "ratings.parquet"  # the file of a model directory with the ratings that the model was trained on

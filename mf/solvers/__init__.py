@@ -1,16 +1,19 @@
 """Solvers: fit a ``MatrixFactorization`` to rating tensors. A new solver is a module and a line in ``SOLVERS``."""
 
+import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mf.config import Config
 from mf.errors import ConfigError
-from mf.model import MatrixFactorization
-from mf.ranks import Ranks
-from mf.solvers import adam, gibbs, loop, sgd, vb
-from mf.solvers.base import Callback, Checkpoint, EpochReport, Initial, RatingTensors, Share, Solver
+from mf.solvers.config import SHARED_BLOCK, SOLVER_HELP, SOLVERS, AdamConfig, Solver
+
+if TYPE_CHECKING:
+    import torch
+
+    from mf.model import MatrixFactorization
+    from mf.ranks import Ranks
+    from mf.solvers.base import Callback, Checkpoint, EpochReport, Initial, RatingTensors
 
 __all__ = [
     "SOLVERS",
@@ -26,8 +29,12 @@ __all__ = [
     "solver_of",
 ]
 
-SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (adam.SOLVER, sgd.SOLVER, vb.SOLVER, gibbs.SOLVER)}
-SOLVER_HELP = "; ".join(f"{solver.name}: {solver.help}" for solver in SOLVERS.values())
+
+def __getattr__(name: str) -> Any:
+    # Imported at the first use, since PyTorch comes with them: the command line's help needs the options alone.
+    if name in ("EpochReport", "Initial", "RatingTensors"):
+        return getattr(importlib.import_module("mf.solvers.base"), name)
+    raise AttributeError(f"module 'mf.solvers' has no attribute {name!r}")
 
 
 def configure(solver: str, options: Mapping[str, Any], prefix: str = "") -> Config:
@@ -74,26 +81,26 @@ def for_processes(config: Config, processes: int) -> Config:
     Raises:
         ConfigError: an option that several processes cannot have.
     """
-    if processes == 1 or not isinstance(config, adam.AdamConfig):
+    if processes == 1 or not isinstance(config, AdamConfig):
         return config
     if config.clip_grad is not None:
         raise ConfigError(
             f"clip_grad: found {config.clip_grad:g} with {processes} processes, expected none: no process sees the "
             "gradient of a whole step; use one process, or lower lr"
         )
-    return config if config.block_users else config.model_copy(update={"block_users": adam.SHARED_BLOCK})
+    return config if config.block_users else config.model_copy(update={"block_users": SHARED_BLOCK})
 
 
 def fit(
-    train: RatingTensors,
-    validation: RatingTensors,
+    train: "RatingTensors",
+    validation: "RatingTensors",
     config: Config,
-    device: torch.device,
-    callbacks: Sequence[Callback] = (),
-    checkpoint: Checkpoint | None = None,
-    initial: Initial | None = None,
-    ranks: Ranks | None = None,
-) -> MatrixFactorization:
+    device: "torch.device",
+    callbacks: "Sequence[Callback]" = (),
+    checkpoint: "Checkpoint | None" = None,
+    initial: "Initial | None" = None,
+    ranks: "Ranks | None" = None,
+) -> "MatrixFactorization":
     """Fits a model to ``train`` with the solver that ``config`` belongs to.
 
     Several processes call this together, each with the ratings of its own users and all movies (``mf.ranks``). On a CPU
@@ -121,6 +128,10 @@ def fit(
             option needs one process.
         DataError: a rank has no ratings.
     """
+    from mf.ranks import Ranks
+    from mf.solvers import loop
+    from mf.solvers.base import Share
+
     ranks = ranks or Ranks.alone()
     solver = solver_of(config)
     if initial:

@@ -15,18 +15,15 @@ n_u and n_m are the training ratings of the user and of the movie. For ``weight_
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from mf.config import Config
 from mf.errors import ConfigError
-from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Share, Solver
+from mf.solvers.base import Initial, RatingTensors, Share, Start
+from mf.solvers.config import AdamConfig
 from mf.solvers.minibatch import (
-    BIAS_DAMPING,
-    L2,
     Batch,
     MiniBatchTraining,
     Penalty,
@@ -34,55 +31,7 @@ from mf.solvers.minibatch import (
 )
 from mf.solvers.sorting import Segments
 
-SHARED_BLOCK = 8192  # users per block where several processes share the users
 BETAS, EPS = (0.9, 0.999), 1e-8
-
-
-class AdamConfig(Config):
-    """Options of the ``adam`` solver."""
-
-    factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
-    batch_size: int | None = Field(
-        None,
-        ge=1,
-        description="ratings per batch; default: N/2000 rounded to a power of two, 512 to 1,048,576",
-    )
-    epochs: int = Field(10, ge=1, description=EPOCHS)
-    lr: float = Field(7e-3, gt=0, description="learning rate; the peak of a one_cycle schedule")
-    weight_decay: float = Field(
-        0.0, ge=0, description="weight decay as in torch.optim.Adam: L2 on all parameters at every step"
-    )
-    l2: float | None = Field(None, ge=0, description=L2)
-    bias_damping: float = Field(3.0, ge=0, description=BIAS_DAMPING)
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability of each entry of the vectors")
-    clip_grad: float | None = Field(None, gt=0, description="largest norm of a batch's gradient")
-    schedule: Literal["constant", "one_cycle"] = Field(
-        "one_cycle",
-        description="learning rate schedule: constant, or one_cycle: up during the first tenth, then down to 0",
-    )
-    patience: int = Field(
-        3, ge=0, description="epochs without a better validation RMSE before early stopping; 0: no early stopping"
-    )
-    init_std: float = Field(0.01, gt=0, description="standard deviation of the vectors' initial entries")
-    block_users: int = Field(
-        0,
-        ge=0,
-        description="users per block, to speed up large batches on a CPU; 0: batches of all users, or blocks of 8192 "
-        "by several processes",
-    )
-    seed: int = Field(0, ge=0, description=SEED)
-
-
-# The original trainer's values, the defaults of ``python -m mf``.
-ORIGINAL: dict[str, Any] = {
-    "batch_size": 2048,
-    "epochs": 1,
-    "lr": 1e-3,
-    "weight_decay": 1e-6,
-    "l2": 0.0,
-    "schedule": "constant",
-    "patience": 0,
-}
 
 
 class AdamTraining(MiniBatchTraining):
@@ -227,10 +176,4 @@ def clip_norm(gradients: list[Tensor], largest: float) -> None:
         g.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
 
 
-SOLVER = Solver(
-    "adam",
-    "Adam on mini-batches, the original trainer's algorithm, with dropout, clipping and schedules",
-    AdamConfig,
-    warm=True,
-    start=AdamTraining,
-)
+start: Start = AdamTraining

@@ -9,17 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mf.config import Config
 from mf.errors import DataError
 from mf.model import MatrixFactorization
 from mf.ranks import Ranks, lane_count, lanes_of
 from mf.solvers.rows import MovieRows, UserRows, summable
 from mf.solvers.sorting import stable_argsort
 from mf.workers import Workers
-
-# Descriptions of options that all solvers have.
-EPOCHS = "passes over the training ratings; adam, sgd and vb may stop earlier"
-SEED = "random seed"
 
 RMSE_SHARDS = 4  # of the validation ratings: at most as many workers share an RMSE
 
@@ -289,25 +284,6 @@ class Start(Protocol):
         self, train: Share, validation: RatingTensors, config: Any, *, initial: Initial | None = None
     ) -> Training:
         """``initial`` is ``None`` unless the solver can start from an earlier model."""
-
-
-@dataclass(frozen=True)
-class Solver:
-    """A way to fit the model.
-
-    Attributes:
-        name: as given to ``--solver``.
-        help: when to choose it, in one clause.
-        config: its options; their defaults hold for small and for large data.
-        warm: whether it can start from an earlier model.
-        start: makes the training.
-    """
-
-    name: str
-    help: str
-    config: type[Config]
-    warm: bool
-    start: Start
 
 
 def generator(seed: int, epoch: int, device: torch.device | str = "cpu", lane: int = 0) -> torch.Generator:

@@ -19,14 +19,11 @@ pass for the covariances. A row costs 6 µs beside its ratings at rank 16, for t
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from mf.config import Config
 from mf.ranks import Ranks
 from mf.solvers.base import Share
 from mf.solvers.rows import MovieRows, Rows
@@ -44,40 +41,6 @@ BLOCK_RATINGS = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 # The mean (vb) or a sample (gibbs) of each row's Gaussian: see ``update``.
 MeanOrSample = Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor | None]]
-
-
-class GaussianConfig(Config):
-    """Options that ``vb`` and ``gibbs`` share."""
-
-    RATINGS_PER_FACTOR: ClassVar[int] = 6
-
-    factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
-    rank: int | None = Field(
-        None,
-        ge=1,
-        le=256,
-        description="number of fitted factors, at most factors; default: a sixth of the mean number of ratings per "
-        "user or movie, within 16 to 32",
-    )
-
-    @model_validator(mode="after")
-    def _rank_fits(self) -> Self:
-        if self.rank is not None and self.rank > self.factors:
-            raise ValueError(f"rank: found {self.rank}, expected at most factors ({self.factors})")
-        return self
-
-    def fitted_rank(self, ratings: int, rows: int) -> int:
-        """``rank``; by default the mean number of ratings per user or movie / ``RATINGS_PER_FACTOR``, as a multiple of
-        4 within 16 to 32, and at most ``factors``.
-
-        Args:
-            ratings: how many there are.
-            rows: users and movies.
-        """
-        if self.rank is not None:
-            return self.rank
-        per_row = ratings / rows
-        return min(self.factors, max(16, min(32, round(per_row / self.RATINGS_PER_FACTOR / 4) * 4)))
 
 
 @dataclass(frozen=True)

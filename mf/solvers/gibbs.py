@@ -13,18 +13,17 @@ the more the longer the chain runs. At the end the products p·q of the samples 
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from mf.model import MatrixFactorization
 from mf.ranks import Ranks
-from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Share, Solver, generator, rmse
+from mf.solvers.base import Initial, RatingTensors, Share, generator, rmse
 from mf.solvers.collapse import collapse
+from mf.solvers.config import GibbsConfig
 from mf.solvers.gaussian import (
-    GaussianConfig,
     MeanOrSample,
     PosteriorMoments,
     Prior,
@@ -48,31 +47,6 @@ INIT_SHARE = 0.125
 MEAN_WEIGHT = 2.0  # weight of the prior of m, in rows
 SHAPES = (1.0, 1e4, 1000)  # grid for the shape of the noise's prior: from, to, number of points (logarithmic)
 INIT_SHAPE = 10.0
-
-
-class GibbsConfig(GaussianConfig):
-    """Options of the ``gibbs`` solver."""
-
-    # Twice vb's: an RMSE 0.0015 lower at two million planted ratings (63 per row: rank 20); docs/solvers.md has a
-    # table. Rank 32 gains 0.0009 more on latest-small (9 per row), for twice the time.
-    RATINGS_PER_FACTOR: ClassVar[int] = 3
-    rank: int | None = Field(
-        None,
-        ge=1,
-        le=256,
-        description="number of fitted factors, at most factors; default: a third of the mean number of ratings per "
-        "user or movie, within 16 to 32",
-    )
-    # Two million planted ratings converge within 20. Latest-small does not, but 300 with a burn-in of 50 gain nothing.
-    epochs: int = Field(120, ge=1, description=EPOCHS)
-    burn_in: int = Field(20, ge=0, description="passes before the first sample that enters the mean")
-    seed: int = Field(0, ge=0, description=SEED)
-
-    @model_validator(mode="after")
-    def _burn_in_fits(self) -> Self:
-        if self.burn_in >= self.epochs:
-            raise ValueError(f"burn_in: found {self.burn_in}, expected less than epochs ({self.epochs})")
-        return self
 
 
 class SampledPrior:
@@ -419,6 +393,3 @@ def start(train: Share, validation: RatingTensors, config: GibbsConfig, *, initi
     user_basis = who_rated(by_user, by_movie, BASIS_RANK, workers, rng)
     movie_basis = who_rated(by_movie, by_user, BASIS_RANK, workers, rng)
     return Gibbs(train, validation, config, (by_user, by_movie), (user_basis, movie_basis), workers, rank, scale)
-
-
-SOLVER = Solver("gibbs", "Gibbs sampling, the most accurate", GibbsConfig, warm=False, start=start)

@@ -20,14 +20,11 @@ c they would go 1 - (1 - lr·c)ⁿ of the way, of which lr·n / (1 + lr·c·n) i
 import math
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from mf.config import Config
-from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Share, Solver
+from mf.solvers.base import Initial, RatingTensors, Share, Start
+from mf.solvers.config import SGDConfig
 from mf.solvers.minibatch import (
-    BIAS_DAMPING,
-    L2,
     Batch,
     GradientSums,
     MiniBatchTraining,
@@ -37,31 +34,6 @@ from mf.solvers.minibatch import (
 )
 
 FINAL_LR = 0.02  # share of lr that is left at the end
-
-
-class SGDConfig(Config):
-    """Options of the ``sgd`` solver."""
-
-    factors: int = Field(64, ge=1, le=2000, description="length of the user and movie vectors")
-    batch_size: int | None = Field(
-        None,
-        ge=1,
-        description="ratings per batch; default: an eighth of the ratings of a user block and movie part, 1,024 to "
-        "65,536; above 131 million ratings to N/2000",
-    )
-    epochs: int = Field(20, ge=1, description=EPOCHS)
-    lr: float = Field(0.05, gt=0, description="learning rate, decayed to 2% by a half cosine")
-    l2: float | None = Field(None, ge=0, description=L2)
-    bias_damping: float = Field(3.0, ge=0, description=BIAS_DAMPING)
-    row_damping: float = Field(
-        0.3, ge=0, description="a row with n ratings in a batch moves by lr / (1 + row_damping·lr·n) times their sum"
-    )
-    patience: int = Field(
-        3, ge=0, description="epochs without a better validation RMSE before early stopping; 0: no early stopping"
-    )
-    init_std: float = Field(0.03, gt=0, description="standard deviation of the vectors' initial entries")
-    block_users: int = Field(8192, ge=1, description="users per block")
-    seed: int = Field(0, ge=0, description=SEED)
 
 
 class SGDTraining(MiniBatchTraining):
@@ -117,4 +89,4 @@ def update(
             bias.addcmul_(batch.biases - n * segments.gather(bias_l2) * bias, lr / (1 + lr * n))
 
 
-SOLVER = Solver("sgd", "gradient descent on blocked ratings, the fastest", SGDConfig, warm=True, start=SGDTraining)
+start: Start = SGDTraining

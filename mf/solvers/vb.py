@@ -8,13 +8,12 @@ for each sweep: all q(z_m), then σ², m_M, Λ_M; all q(z_u), then σ², m_U, Λ
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from mf.model import MatrixFactorization
-from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Share, Solver, generator, rmse
+from mf.solvers.base import Initial, RatingTensors, Share, generator, rmse
+from mf.solvers.config import VBConfig
 from mf.solvers.gaussian import (
-    GaussianConfig,
     PosteriorMoments,
     Prior,
     RatingsByRow,
@@ -32,22 +31,6 @@ INIT_STD, INIT_VARIANCE, PRIOR_VARIANCE = 1.0, 0.01, 0.2
 TOLERANCE = 5e-4
 # Largest number of averaged fits, and of ratings that all fits together read in a sweep.
 FITS, FITTED_RATINGS = 4, 20_000_000
-
-
-class VBConfig(GaussianConfig):
-    """Options of the ``vb`` solver."""
-
-    fits: int | None = Field(
-        None,
-        ge=1,
-        le=16,
-        description="number of fits from different random starts, whose predictions are averaged; default: factors / "
-        "rank, at most 4, and 1 above 10 million ratings",
-    )
-    # More sweeps overfit few ratings (MovieLens latest-small: 0.3% worse after 20); 23.6 million converge within 14, of
-    # which the last two gain 0.0004.
-    epochs: int = Field(12, ge=1, description=EPOCHS)
-    seed: int = Field(0, ge=0, description=SEED)
 
 
 class MeanFieldPosterior:
@@ -206,6 +189,3 @@ class VB:
 def start(train: Share, validation: RatingTensors, config: VBConfig, *, initial: Initial | None = None) -> VB:
     """The fits before their first sweep."""
     return VB(train, validation, config)
-
-
-SOLVER = Solver("vb", "variational Bayes, nothing to tune", VBConfig, warm=False, start=start)

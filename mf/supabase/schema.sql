@@ -476,7 +476,7 @@ begin
   end if;
   for found in
     -- pg_depend lists the functions and operators of users and extensions, the parsed rule those of PostgreSQL itself.
-    select p.oid::regproc::text as name from pg_proc p
+    select concat_ws('.', p.pronamespace::regnamespace, quote_ident(p.proname)) as name from pg_proc p
     where p.provolatile = 'v' and p.oid in (
       select case d.refclassid when 'pg_proc'::regclass then d.refobjid else o.oprcode end
       from pg_depend d left join pg_operator o on o.oid = d.refobjid

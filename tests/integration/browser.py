@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Playwright, Request, Response, sync_playwright
 
+from mf.local.tools import Package, default_cache, fetch
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 APPLICATIONS = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
@@ -43,6 +45,24 @@ def find_chromium(playwright: Playwright) -> str | None:
     installed = [found for name in NAMES if (found := shutil.which(name))]
     places = [*installed, *APPLICATIONS, playwright.chromium.executable_path]
     return next((place for place in places if Path(place).is_file()), None)
+
+
+AXE = Package(
+    "axe", "axe-core", "4.10.3",
+    "Xm7bpRXnDSX2YE2YFfBk2FnF0ep6tmG7xPh8iHee8MIcrgq762Nkce856dYtJYLkuIoYZvGfTs/PbZhideTcEg==",
+    "axe.min.js", "put the package's axe.min.js into the cache folder",
+)  # fmt: skip
+
+
+def accessibility_faults(page: Page) -> list[str]:
+    """What axe finds wrong with the page as it is shown now: the rule and the elements."""
+    script = default_cache() / f"axe-{AXE.version}.js"
+    if not script.exists():
+        fetch(AXE, script)
+    # Not by a script element: the page's Content-Security-Policy allows its own only.
+    page.evaluate(script.read_text())
+    found = page.evaluate("axe.run()")["violations"]
+    return [f"{fault['id']}: {node['html'][:200]}" for fault in found for node in fault["nodes"]]
 
 
 @dataclass

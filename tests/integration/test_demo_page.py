@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 import torch
-from browser import watch
+from browser import accessibility_faults, watch
 from faults import Fault
 from playwright.sync_api import Browser, Locator, Page, expect
 from pydantic import SecretStr
@@ -27,6 +27,7 @@ from mf.ingest import ingest
 from mf.local import LocalSupabase, delete_home
 from mf.local.gateway import Request
 from mf.local.tools import default_cache, supabase_js
+from mf.ranking import RankingConfig
 from mf.ratings.config import IngestConfig
 from mf.ratings.schema import read_ratings
 from mf.sample import Sample, write_sample
@@ -80,7 +81,8 @@ def runs(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     ratings, _ = read_ratings(work / "ratings.parquet")
     for name in ("earlier", "published"):
         config = AdamConfig(factors=4, epochs=3)
-        train(ratings, ratings.slice(0, 0), config, device=torch.device("cpu")).save(work / name)
+        lists = RankingConfig(factors=4)
+        train(ratings, ratings.slice(0, 0), config, device=torch.device("cpu"), ranking=lists).save(work / name)
     return [work / "earlier", work / "published"]
 
 
@@ -147,7 +149,7 @@ def test_users_see_their_own_ratings_and_the_recommendations_that_the_service_ro
     for name in ("Ada", "Deniz"):
         user, rated = users[name]["user_id"], given_by(supabase, users[name]["user_id"])
         page.get_by_label("Signed in as").select_option(name)
-        expect(page.get_by_role("status")).to_have_text(f"10 recommendations and {len(rated)} ratings of {name}.")
+        expect(page.get_by_role("status")).to_have_text(f"10 recommendations from {len(rated)} ratings of {name}.")
         best = recommend_movies(service, user, 10, exclude_rated=True)
         assert lines(page.locator("#recommended li")) == shown(sample, best)
         page.get_by_role("button", name=f"Show all {len(rated)}").click()
@@ -173,6 +175,7 @@ def test_a_title_shows_similar_movies_and_the_keyboard_alone_is_enough(
         title = similar[0][0]
         page.get_by_role("dialog").get_by_role("button", name=title).press("Enter")
         expect(page.get_by_role("heading", name=title)).to_be_focused()
+    assert accessibility_faults(page) == []
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
     expect(first).to_be_focused()
@@ -184,13 +187,14 @@ def test_somebody_new_rates_a_few_movies_and_gets_recommendations_at_once(
     page.get_by_label("Signed in as").select_option(demo.NEWCOMER)
     expect(page.get_by_text("What most people like.")).to_be_visible()
     expect(page.locator("#recommended li")).to_have_count(10)
-    expect(page.get_by_role("group")).to_have_count(8)
+    rate = page.locator("#rate")
+    expect(rate.get_by_role("group")).to_have_count(8)
     assert lines(page.locator("#recommended li")) == shown(sample, recommend_from_ratings(service, {}, 10))
 
     ratings: dict[Any, float] = {}
     for movie, star in ((2, 5), (1, 1), (7, 4), (1, 3)):  # the last one changes a rating
         ratings[movie] = star
-        choice = page.get_by_role("group", name=sample.titles[movie]).get_by_role("radio", name=f"{star} star")
+        choice = rate.get_by_role("group", name=sample.titles[movie]).get_by_role("radio", name=f"{star} star")
         choice.press("Space")
         expect(choice).to_be_checked()
         expect(page.get_by_role("status")).to_contain_text(f" from {len(ratings)} rating")
@@ -198,11 +202,63 @@ def test_somebody_new_rates_a_few_movies_and_gets_recommendations_at_once(
         assert lines(page.locator("#recommended li")) == shown(sample, recommend_from_ratings(service, ratings, 10))
 
     page.get_by_role("button", name="Show more movies").click()
-    expect(page.get_by_role("group")).to_have_count(16)
-    expect(page.get_by_role("radio", checked=True)).to_have_count(3)
+    expect(rate.get_by_role("group")).to_have_count(16)
+    expect(rate.get_by_role("radio", checked=True)).to_have_count(3)
     page.get_by_role("button", name="Start over").click()
     expect(page.get_by_text("What most people like.")).to_be_visible()
-    expect(page.get_by_role("radio", checked=True)).to_have_count(0)
+    expect(rate.get_by_role("radio", checked=True)).to_have_count(0)
+
+
+def test_a_known_user_sees_reasons_and_rates_and_hides_recommended_movies(
+    page: Page, supabase: LocalSupabase, service: Client, sample: Sample, users: dict[str, dict[str, Any]]
+) -> None:
+    rated = given_by(supabase, users["Ada"]["user_id"])
+    best = recommend_movies(service, users["Ada"]["user_id"], 10, exclude_rated=True)
+    reasons = [f"Because you rated {sample.titles[one.because]}" for one in best if one.because]
+    assert len(reasons) > 5
+    assert page.locator("#recommended .because").all_inner_texts() == reasons
+
+    first, second = best[0].movie_id, best[1].movie_id
+    page.get_by_role("button", name=f"Hide {sample.titles[first]}").press("Enter")
+    expect(page.locator("#recommended")).not_to_contain_text(sample.titles[first])
+    expect(page.get_by_role("heading", name="Recommended")).to_be_focused()
+    without = recommend_movies(service, users["Ada"]["user_id"], 10, exclude_rated=True, without_ids=[first])
+    expect(page.locator("#recommended[aria-busy]")).to_have_count(0)
+    assert lines(page.locator("#recommended li")) == shown(sample, without)
+
+    group = page.locator("#recommended").get_by_role("group", name=f"Rate {sample.titles[second]}")
+    group.get_by_role("radio", name="1 star").press("Space")
+    expect(page.get_by_role("status")).to_have_text(f"10 recommendations from {len(rated) + 1} ratings of Ada.")
+    new = recommend_from_ratings(service, {**dict(rated), second: 1.0}, 10, without_ids=[first])
+    assert lines(page.locator("#recommended li")) == shown(sample, new)
+    page.get_by_role("button", name="Show what is hidden").click()
+    expect(page.get_by_role("button", name="Show what is hidden")).to_be_hidden()
+
+
+def test_titles_are_searched_and_wildcards_are_letters(page: Page, sample: Sample) -> None:
+    found = sorted(title for title in sample.titles.values() if "train" in title.lower())[:10]
+    page.get_by_label("Search titles").fill("TRAIN")
+    expect(page.get_by_role("status")).to_have_text(f"{len(found)} titles with “TRAIN”.")
+    assert page.locator("#found button.title").all_inner_texts() == found
+    assert accessibility_faults(page) == []
+    page.get_by_label("Search titles").fill("%")
+    expect(page.get_by_role("status")).to_have_text("No title has “%” in it.")
+    page.get_by_label("Search titles").fill("")
+    expect(page.get_by_role("region", name="Found")).to_be_hidden()
+
+
+def test_without_a_server_the_page_says_so_and_tries_again(browser: Browser, supabase: LocalSupabase) -> None:
+    page = browser.new_page()
+    page.goto(supabase.url)
+    expect(page.get_by_role("status")).to_contain_text("recommendations")
+    page.route("**/rest/**", lambda route: route.abort("connectionrefused"))
+    page.get_by_label("Signed in as").select_option("Ben")
+    expect(page.get_by_role("status")).to_have_text("The server is not running.", timeout=20_000)
+    page.unroute("**/rest/**")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.get_by_role("status")).to_contain_text("of Ben.")
+    expect(page.get_by_role("button", name="Try again")).to_be_hidden()
+    page.close()
 
 
 def test_a_late_response_to_an_earlier_request_is_not_shown(
@@ -251,6 +307,7 @@ def test_nothing_is_cut_off_too_small_to_touch_or_without_a_name(page: Page, wid
         expect(page.locator("[aria-busy]")).to_have_count(0)
         page.screenshot(path=tmp_path / f"{name}-{width}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert accessibility_faults(page) == []
         controls = page.locator("button:visible, select:visible, label:has(input):visible")
         sizes = controls.evaluate_all("all => all.map(one => [one.offsetWidth, one.offsetHeight])")
         assert len(sizes) > 10
@@ -258,7 +315,7 @@ def test_nothing_is_cut_off_too_small_to_touch_or_without_a_name(page: Page, wid
     # A snapshot names a control by what a screen reader says of it; one without a name stands there bare.
     snapshot = page.locator("body").aria_snapshot()
     assert 'combobox "Signed in as"' in snapshot
-    assert snapshot.count('radio "') == 40
+    assert snapshot.count('radio "') == 5 * (8 + 10)
     assert not re.search(r"- (button|radio|combobox|listitem|heading|region)\s*$", snapshot, re.MULTILINE)
 
 

@@ -80,6 +80,7 @@ class Walk:
     """A reader who runs one block after the other: one shell, one Python, one database.
 
     Attributes:
+        pages: walked so far.
         rows: of the last statement in SQL.
         names: variables of Python.
         look: called with the page of the browser after a block of React.
@@ -88,6 +89,7 @@ class Walk:
 
     def __init__(self, database: LocalSupabase, folder: Path, browser: Browser) -> None:
         self.database, self.folder, self._browser = database, folder, browser
+        self.pages: list[str] = []
         self.rows: list[Any] = []
         self.output = ""
         self.look: Callable[[Tab], None] = lambda tab: None
@@ -102,6 +104,7 @@ class Walk:
         Raises:
             AssertionError: a block failed, with its line.
         """
+        self.pages.append(page)
         for block in blocks(ROOT / "docs" / page):
             try:
                 self._run(block)

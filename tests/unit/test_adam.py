@@ -14,7 +14,8 @@ from mf.biases import BiasModel
 from mf.errors import TrainingError
 from mf.model import MatrixFactorization
 from mf.solvers import EpochReport, RatingTensors, fit
-from mf.solvers.adam import ORIGINAL, AdamConfig, AdamState, clip_norm, one_cycle
+from mf.solvers.adam import AdamState, clip_norm, one_cycle
+from mf.solvers.config import ORIGINAL, AdamConfig
 from mf.solvers.minibatch import Penalty, Tables
 from mf.solvers.sorting import Segments
 

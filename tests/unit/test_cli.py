@@ -23,13 +23,16 @@ from mf.checkpoint import CheckpointFile
 from mf.flags import choices, default_text, plain_type, shared_fields
 from mf.model_directory import TrainedModel
 from mf.solvers import SOLVERS
-from mf.solvers.adam import ORIGINAL, AdamConfig
+from mf.solvers.config import ORIGINAL, AdamConfig
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
 
 KEY = "sb_secret_0123456789"
 HEADER = "userId,movieId,rating\n"
-MODEL_FILES = {"model.pt", "model.json", "user_embeddings.parquet", "movie_embeddings.parquet", "rejects.csv"}
+MODEL_FILES = {
+    "model.pt", "model.json", "rejects.csv",
+    "user_embeddings.parquet", "movie_embeddings.parquet", "movie_counts.parquet",
+}  # fmt: skip
 RANKING_FILES = {"user_ranking.parquet", "movie_ranking.parquet"}
 Run = Callable[..., tuple[int, str, str]]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import mf
-from mf import cli
+from mf import __main__ as cli
 from mf.sample import write_sample
 from pipelines import __main__ as pipelines
 
@@ -50,12 +50,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def imported(*argv: str) -> set[str]:
+def imported(*argv: str, call: str = "run()") -> set[str]:
     """The modules that a command has imported at its end."""
     program = (
         f"import atexit, sys; sys.argv = {['mf', *argv]!r}\n"
         "atexit.register(lambda: print('\\n'.join(['MODULES', *sys.modules])))\n"
-        "from mf.cli import run; run()"
+        f"from mf.__main__ import main, run; {call}"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SUPABASE_")}
     done = subprocess.run(
@@ -75,6 +75,7 @@ def imported(*argv: str) -> set[str]:
         (["--version"], HEAVY | SLOWER),
         (["schema"], HEAVY | SLOWER),
         (["schema", "--help"], HEAVY | SLOWER),
+        (["train", "--help"], HEAVY | SLOWER),
         (["runs", "--help"], HEAVY),
         (["runs", "list"], HEAVY),
         (["recommend", "--help"], HEAVY | SLOWER),
@@ -85,6 +86,24 @@ def test_a_light_command_imports_nothing_heavy(argv: list[str], unwanted: set[st
     modules = imported(*argv)
     assert "mf.cli" in modules
     assert modules & unwanted == set()
+
+
+def test_the_original_trainers_help_imports_nothing_heavy() -> None:
+    assert imported(call="main(['--help'])") & (HEAVY | SLOWER) == set()
+
+
+def test_train_takes_the_best_solver_and_keeps_the_ratings_for_recommend(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    flags = ("--ratings_csv", str(trained / "sample" / "ratings.csv"), "--output_dir", str(tmp_path / "m"))
+    status, out, _ = run("train", *flags, "--factors", "4", "--ranking_options", '{"factors": 8}')
+    assert status == 0
+    model = mf.load(tmp_path / "m")
+    assert (model.trained.solver, len(model.ratings)) == ("vb", 9900)
+    status, out, err = run("recommend", model.users[0].as_py(), "--model", str(tmp_path / "m"))
+    assert (status, out.count("\n"), err) == (0, 10, "")
+    status, out, _ = run("train", *flags, "--factors", "4", "--lr", "0.01", "--epochs", "1", "--ranking", "none")
+    assert (status, out.splitlines()[0]) == (0, "solver adam, since lr is set")
 
 
 def test_help_names_every_command_and_version_the_version(run: Run) -> None:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from mf.solvers import gaussian
 from mf.solvers.base import RatingTensors
-from mf.solvers.gaussian import GaussianConfig, PosteriorMoments, Prior, RatingsByRow, update
+from mf.solvers.config import GaussianConfig
+from mf.solvers.gaussian import PosteriorMoments, Prior, RatingsByRow, update
 from mf.solvers.gibbs import GibbsConfig
 from mf.solvers.vb import VBConfig
 from mf.workers import Workers

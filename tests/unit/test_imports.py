@@ -12,8 +12,8 @@ PACKAGES = ("mf", "components", "pipelines")
 ROOMS = (
     ("pipelines",),
     ("components",),
-    ("mf.cli",),
     ("mf.__main__",),
+    ("mf.cli",),
     ("mf.library",),
     ("mf.parameters",),
     ("mf.recommender", "mf.publish"),

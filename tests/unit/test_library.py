@@ -315,3 +315,30 @@ def test_a_user_who_came_after_the_training_is_folded_in(model: mf.Model, tmp_pa
     model.save(tmp_path / "m", with_ratings=False)
     given = mf.load(tmp_path / "m", ratings={"user_id": ["new"] * 2, "movie_id": [1, 2], "rating": [5, 1]})
     assert given.recommend("new") == model.recommend({1: 5.0, 2: 1.0})
+
+
+@pytest.mark.parametrize("kind", ["dict", "pandas"])
+def test_clicks_give_lists_alone(kind: str, tmp_path: Path) -> None:
+    clicks = {name: column for name, column in small().items() if name != "rating"}
+    model = mf.fit(FRAMES[kind](clicks), ranking_options={"factors": 8})
+    best = model.recommend(3, k=3)
+    assert [one.predicted_rating for one in best] == [None] * 3
+    mine = {movie for user, movie in zip(clicks["user_id"], clicks["movie_id"], strict=True) if user == 3}
+    assert all(one.because in mine and one.movie_id not in mine for one in best)
+    assert [one.movie_id for one in model.recommend(model.fold_in(mine), k=3)] == [one.movie_id for one in best]
+    explained = model.explain(3, best[0].movie_id)
+    assert explained.popularity + sum(term.term for term in explained.terms) == pytest.approx(best[0].score, abs=1e-4)
+    assert (explained.predicted_rating, dict(explained.stars)) == (None, {})
+    model.recommend_all(tmp_path / "lists.parquet", k=2)
+    lists = pq.read_table(tmp_path / "lists.parquet")
+    assert lists["predicted_rating"].null_count == len(lists) == 60
+    with pytest.raises(DataError):
+        model.predict([(3, 1)])
+    model.save(tmp_path / "m")
+    assert mf.load(tmp_path / "m").recommend(3, k=3) == best
+    assert "lists only" in repr(model)
+
+
+def test_ratings_that_are_all_the_same_are_refused() -> None:
+    with pytest.raises(DataError, match=r"^dict: found no other rating than 1, in 270 rows"):
+        mf.fit({**small(), "rating": [1.0] * len(small()["rating"])})

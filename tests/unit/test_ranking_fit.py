@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mf.errors import ConfigError, DataError
-from mf.ranking import Interactions, PassReport, RankingConfig, RankingModel, fit
-from mf.ranking.fit import teacher_rank
+from mf.ranking import Interactions, PassReport, RankingConfig, RankingModel
+from mf.ranking.fit import fit, teacher_rank
 from mf.ranking.interactions import UserRows
 from mf.ranking.krylov import krylov_basis
 from mf.ranking.matrix import LIKING, RATED, RatingMatrix

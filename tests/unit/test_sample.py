@@ -19,7 +19,8 @@ from mf.evaluation.metrics import LIST_METRICS
 from mf.evaluation.ranking import find_hits, score_users
 from mf.evaluation.topk import top_k_in_one_order
 from mf.ingest import ingest
-from mf.ranking import Interactions, RankingConfig, fit
+from mf.ranking import Interactions, RankingConfig
+from mf.ranking.fit import fit
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.schema import read_ratings
 from mf.ratings.split import split

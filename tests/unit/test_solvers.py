@@ -18,7 +18,7 @@ from mf.checkpoint import CheckpointFile
 from mf.errors import ConfigError, DataError, TrainingError
 from mf.model import MatrixFactorization
 from mf.solvers import SOLVERS, EpochReport, RatingTensors, configure, fit, solver_of
-from mf.solvers.adam import ORIGINAL
+from mf.solvers.config import ORIGINAL
 
 CPU = torch.device("cpu")
 USERS, MOVIES, RATINGS, NOISE = 300, 200, 12_000, 0.5

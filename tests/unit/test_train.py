@@ -19,7 +19,7 @@ from mf.model_directory import TrainedModel
 from mf.parameters import OR_SOLVERS_OWN, SOLVER_PARAMETERS, SOLVERS_OWN
 from mf.ratings.schema import Provenance, ratings_schema, write_ratings
 from mf.solvers import SOLVERS, EpochReport, configure
-from mf.solvers.adam import ORIGINAL, AdamConfig
+from mf.solvers.config import ORIGINAL, AdamConfig
 from mf.solvers.vb import VBConfig
 from mf.train import pick_device, train
 from mf.version import git_sha

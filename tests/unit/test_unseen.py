@@ -13,8 +13,8 @@ from mf.biases import BiasModel
 from mf.model import MatrixFactorization
 from mf.sample import write_sample
 from mf.solvers import SOLVERS, EpochReport, configure, fit
-from mf.solvers.adam import ORIGINAL
 from mf.solvers.base import RatingTensors, Share, rmse
+from mf.solvers.config import ORIGINAL
 from mf.solvers.unseen import BiasFallback, _ridge_regressions
 
 USERS, MOVIES, RATINGS, K = 40, 30, 500, 4

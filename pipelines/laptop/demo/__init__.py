@@ -1,8 +1,10 @@
 """``make demo``: a web page with the sample's recommendations, on the embedded Supabase."""
 
 import json
+import sys
 import threading
 import uuid
+import webbrowser
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +51,8 @@ def demo(home: Path) -> None:
         prepare(supabase, Path(source.parameters["ratings_csv"]).parent)
         supabase.gateway.pages.update(pages(supabase, bundle))
         print(f"\nthe demo  {supabase.url}/\n          Ctrl-C stops it; the data stay", flush=True)
+        if sys.stdout.isatty():
+            webbrowser.open(f"{supabase.url}/")
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
 

@@ -36,13 +36,13 @@ async function myRatings() {
   return rows.map(({ movie_id, rating, movies }) => ({ movie_id, rating, title: movies.title }))
 }
 
-// For a user that the published model knows.
-const recommendForMe = async () =>
-  withTitles(await rowsOf(supabase.rpc('recommend_for_me', { k: RECOMMENDED, exclude_rated: true })))
+// For a user that the published model knows. without_ids: movies that the user does not want to see.
+const recommendForMe = async (without_ids) =>
+  withTitles(await rowsOf(supabase.rpc('recommend_for_me', { k: RECOMMENDED, exclude_rated: true, without_ids })))
 
 // For a user that the model does not know: ratings is [{ movie_id, rating }, …]; [] returns what most people like.
-const recommendFromRatings = async (ratings) =>
-  withTitles(await rowsOf(supabase.rpc('recommend_from_ratings', { ratings, k: RECOMMENDED })))
+const recommendFromRatings = async (ratings, without_ids) =>
+  withTitles(await rowsOf(supabase.rpc('recommend_from_ratings', { ratings, k: RECOMMENDED, without_ids })))
 
 const similarMovies = async (movie) =>
   withTitles(await rowsOf(supabase.rpc('similar_movies', { for_movie: movie.movie_id, k: 6 })))
@@ -50,18 +50,36 @@ const similarMovies = async (movie) =>
 const movies = (from, count) =>
   rowsOf(supabase.from('movies').select('movie_id, title').order('movie_id').range(from, from + count - 1))
 
-// Recommendations are movie ids; the titles come from the app's own table.
+// % and _ are wildcards of ilike.
+const search = (text) =>
+  rowsOf(
+    supabase
+      .from('movies')
+      .select('movie_id, title')
+      .ilike('title', `%${text.replaceAll(/[\\%_]/g, '\\$&')}%`)
+      .order('title')
+      .limit(RECOMMENDED)
+  )
+
+// Recommendations are movie ids; the titles come from the app's own table. `because` is a movie, too.
 async function withTitles(rows) {
-  const ids = rows.map((row) => row.movie_id)
+  const ids = [...new Set(rows.flatMap((row) => [row.movie_id, row.because ?? row.movie_id]))]
   const found = await rowsOf(supabase.from('movies').select('movie_id, title').in('movie_id', ids))
   const titles = new Map(found.map((movie) => [movie.movie_id, movie.title]))
-  return rows.map((row) => ({ ...row, title: titles.get(row.movie_id) ?? `Movie ${row.movie_id}` }))
+  const title = (id) => titles.get(id) ?? `Movie ${id}`
+  return rows.map((row) => ({
+    ...row,
+    title: title(row.movie_id),
+    because: row.because == null ? null : title(row.because)
+  }))
 }
 
 // Part 2: the page.
 
 const byId = (id) => document.getElementById(id)
-const newRatings = new Map() // the new user's ratings, by movie id
+const newRatings = new Map() // ratings since the sign-in, by movie id
+const hidden = new Set() // movies that the user does not want to see
+let ownRatings = [] // the user's stored ratings
 const requests = new Map() // number of the latest request of each list, so that an earlier response is ignored
 
 // Runs `request` and passes its result to `show`, unless the list was requested again or another user signed in
@@ -85,64 +103,95 @@ async function load(list, request, show) {
 function say(sentence, isError = false) {
   byId('status').textContent = sentence
   byId('status').classList.toggle('error', isError)
+  byId('try-again').hidden = true
 }
+
+// What browsers say when nobody listens at the address.
+const NO_SERVER = /Failed to fetch|NetworkError|Load failed/
 
 function sayError({ message }) {
   byId('similar').close() // the dialog would cover the sentence
-  say(message.includes('JWT expired') ? 'The sign-in has expired: load the page again.' : `Sorry: ${message}`, true)
+  if (NO_SERVER.test(message)) {
+    say('The server is not running.', true)
+    byId('try-again').hidden = false
+  } else {
+    say(message.includes('JWT expired') ? 'The sign-in has expired: load the page again.' : `Sorry: ${message}`, true)
+  }
 }
 
 function signIn(newUser) {
   user = newUser
   newRatings.clear()
+  hidden.clear()
+  ownRatings = []
   say('Loading …')
   for (const id of ['recommended', 'history', 'rate']) byId(id).replaceChildren()
   byId('history-section').hidden = user.is_new
   byId('rate-section').hidden = !user.is_new
+  showFound()
   if (user.is_new) {
     showMoviesToRate()
-    recommendToNewUser()
+    recommend()
   } else {
     showKnownUser()
   }
 }
 
 function showKnownUser() {
-  byId('recommended-note').textContent = `With the predicted rating by ${user.name}.`
+  load(byId('history'), myRatings, (rated) => {
+    ownRatings = rated
+    byId('history-note').textContent = `By user ${user.user_id}, best first.`
+    const rows = rated.map((movie) => row(movie, ...stars(movie.rating)))
+    rows.slice(SHOWN).forEach((line) => (line.hidden = true))
+    byId('history').replaceChildren(...rows)
+    byId('history-more').hidden = rows.length <= SHOWN
+    byId('history-more').textContent = `Show all ${rows.length}`
+    recommend()
+    return 'Loading …'
+  })
+}
+
+// The list of the signed-in user. With a rating that the database does not have, the list of a new user with all of
+// them: the scores are the same sum.
+function recommend() {
+  const given = [...newRatings].map(([movie_id, rating]) => ({ movie_id, rating }))
+  const ratings = [...ownRatings.map(({ movie_id, rating }) => ({ movie_id, rating })), ...given]
+  const known = !user.is_new && !given.length
+  byId('recommended-note').textContent = ratings.length ? `For ${user.name}.` : 'What most people like.'
+  byId('show-hidden').hidden = !hidden.size
   load(
     byId('recommended'),
-    () => Promise.all([recommendForMe(), myRatings()]),
-    ([best, rated]) => {
-      showRecommended(best)
-      byId('history-note').textContent = `By user ${user.user_id}, best first.`
-      const rows = rated.map((movie) => row(movie, ...stars(movie.rating)))
-      rows.slice(SHOWN).forEach((line) => (line.hidden = true))
-      byId('history').replaceChildren(...rows)
-      byId('history-more').hidden = rows.length <= SHOWN
-      byId('history-more').textContent = `Show all ${rows.length}`
-      return `${best.length} recommendations and ${rated.length} ratings of ${user.name}.`
+    () => (known ? recommendForMe([...hidden]) : recommendFromRatings(ratings, [...hidden])),
+    (best) => {
+      byId('recommended').replaceChildren(...best.map(tile))
+      const rated = `${ratings.length} ${ratings.length === 1 ? 'rating' : 'ratings'}`
+      return `${best.length} recommendations from ${rated} of ${user.name}.`
     }
   )
 }
 
-function showRecommended(best) {
-  byId('recommended').replaceChildren(...best.map((movie) => row(movie, ...predicted(movie))))
+function rate(movie, stars) {
+  newRatings.set(movie.movie_id, stars)
+  recommend()
 }
 
-// A run of clicks predicts no rating.
-function predicted(movie) {
-  return movie.predicted_rating === null ? [] : stars(movie.predicted_rating, 2)
+function hide(movie) {
+  hidden.add(movie.movie_id)
+  recommend()
+  byId('recommended-heading').focus() // the button is gone
 }
 
-function recommendToNewUser() {
-  const ratings = [...newRatings].map(([movie_id, rating]) => ({ movie_id, rating }))
-  byId('recommended-note').textContent = ratings.length ? 'From your ratings alone.' : 'What most people like.'
+function showFound() {
+  const text = byId('search').value.trim()
+  byId('found-section').hidden = !text
+  byId('found').replaceChildren()
+  if (!text) return
   load(
-    byId('recommended'),
-    () => recommendFromRatings(ratings),
-    (best) => {
-      showRecommended(best)
-      return `${best.length} recommendations from ${ratings.length} ${ratings.length === 1 ? 'rating' : 'ratings'}.`
+    byId('found'),
+    () => search(text),
+    (found) => {
+      byId('found').replaceChildren(...found.map(tile))
+      return found.length ? `${found.length} titles with “${text}”.` : `No title has “${text}” in it.`
     }
   )
 }
@@ -160,18 +209,42 @@ function showMoviesToRate() {
   )
 }
 
-// Five stars are five radio buttons, so that arrow keys work and a screen reader says "3 stars".
 function rateable(movie) {
+  return rating(movie, element('legend', {}, movie.title))
+}
+
+// Five stars are five radio buttons, so that arrow keys work and a screen reader says "3 stars".
+function rating(movie, legend) {
+  const place = `${legend.className}-${movie.movie_id}` // a movie may stand in two lists
   const choices = [1, 2, 3, 4, 5].map((n) => {
-    const input = element('input', { type: 'radio', name: `movie-${movie.movie_id}`, value: n })
-    input.addEventListener('change', () => {
-      newRatings.set(movie.movie_id, n)
-      recommendToNewUser()
-    })
+    const checked = newRatings.get(movie.movie_id) === n
+    const input = element('input', { type: 'radio', name: `movie-${place}`, value: n, checked })
+    input.addEventListener('change', () => rate(movie, n))
     const name = element('span', { className: 'hidden-text' }, n === 1 ? '1 star' : `${n} stars`)
     return element('label', {}, input, element('span', { className: 'star' }), name)
   })
-  return element('fieldset', {}, element('legend', {}, movie.title), ...choices)
+  return element('fieldset', {}, legend, ...choices)
+}
+
+// A movie as a tile: generated cover, title, prediction, reason, rating and a button that hides it.
+function tile(movie) {
+  const because = movie.because ? [element('p', { className: 'because' }, `Because you rated ${movie.because}`)] : []
+  const predicted = movie.predicted_rating == null ? [] : [line(...stars(movie.predicted_rating, 2))]
+  const away = element('button', { type: 'button', className: 'hide' }, 'Hide', hiddenText(` ${movie.title}`))
+  away.addEventListener('click', () => hide(movie))
+  const legend = element('legend', { className: 'hidden-text' }, `Rate ${movie.title}`)
+  return element('li', {}, cover(movie), titleButton(movie), ...predicted, ...because, rating(movie, legend), away)
+}
+
+// The same colours for the same title, and the first letters of its words.
+function cover({ title }) {
+  const code = [...title].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 9973, 7)
+  const words = title.replace(/\(\d{4}\)$/, '').split(/\s+/).filter((word) => !/^(the|a|an|of|and)$/i.test(word))
+  const letters = words.slice(0, 3).map((word) => [...word][0] ?? '').join('')
+  const node = element('span', { className: 'cover', ariaHidden: 'true' }, letters)
+  node.style.setProperty('--hue', code % 360)
+  node.style.setProperty('--turn', `${code % 180}deg`)
+  return node
 }
 
 function showSimilar(movie) {
@@ -192,10 +265,19 @@ function showSimilar(movie) {
 
 // A row of a list: the title, a button that shows similar movies, and figures.
 function row(movie, ...figures) {
-  const title = element('button', { type: 'button', className: 'title' }, movie.title)
-  title.addEventListener('click', () => showSimilar(movie))
-  return element('li', {}, title, ...figures)
+  return element('li', {}, titleButton(movie), ...figures)
 }
+
+function titleButton(movie) {
+  const [, name, year] = /^(.*?)( \(\d{4}\))?$/s.exec(movie.title)
+  const button = element('button', { type: 'button', className: 'title' }, name)
+  if (year) button.append(element('span', { className: 'year' }, year))
+  button.addEventListener('click', () => showSimilar(movie))
+  return button
+}
+
+const line = (...parts) => element('p', { className: 'line' }, ...parts)
+const hiddenText = (text) => element('span', { className: 'hidden-text' }, text)
 
 function stars(rating, digits = 1) {
   const bar = element('span', { className: 'stars', ariaHidden: 'true' })
@@ -204,8 +286,7 @@ function stars(rating, digits = 1) {
 }
 
 function number(value, unit, digits = 2) {
-  const unitText = element('span', { className: 'hidden-text' }, ` ${unit}`)
-  return element('span', { className: 'number' }, value.toFixed(digits), unitText)
+  return element('span', { className: 'number' }, value.toFixed(digits), hiddenText(` ${unit}`))
 }
 
 // Text is added as text and never as HTML, because a title may hold markup.
@@ -222,6 +303,16 @@ byId('history-more').addEventListener('click', (event) => {
   for (const line of byId('history').children) line.hidden = false
   event.target.hidden = true
   first.querySelector('button').focus()
+})
+let typing
+byId('search').addEventListener('input', () => {
+  clearTimeout(typing)
+  typing = setTimeout(showFound, 200)
+})
+byId('try-again').addEventListener('click', () => signIn(user))
+byId('show-hidden').addEventListener('click', () => {
+  hidden.clear()
+  recommend()
 })
 byId('rate-more').addEventListener('click', showMoviesToRate)
 byId('rate-again').addEventListener('click', () => signIn(user))
