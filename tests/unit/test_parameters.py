@@ -266,3 +266,13 @@ def test_params_are_split_as_a_shell_splits_words() -> None:
     }
     with pytest.raises(ConfigError, match=r"^--params: no closing quotation, expected words as in a shell$"):
         parser.parse_args(["--params=columns='a"])
+
+
+def test_the_first_step_refuses_what_the_pipeline_is_not_compiled_for() -> None:
+    none, one = ({"train_accelerator_type": "NVIDIA_L4", "train_accelerator_count": count} for count in (0, 1))
+    check_gpus(none, {})
+    check_gpus(one, {"NVIDIA_L4": [1]})
+    with pytest.raises(ConfigError, match=r"^train_accelerator_count: found 1, and the pipeline was compiled"):
+        check_gpus(one, {})
+    with pytest.raises(ConfigError, match=r"^train_accelerator_count: found 0 in a run of a pipeline that was"):
+        check_gpus(none, {"NVIDIA_L4": [1]})
