@@ -33,6 +33,7 @@ def ingest(
     batch_size: int,
     lr: float,
     init_from: str,
+    refit: bool,
     relevance_threshold: str,
     max_regression: float,
     max_ndcg_regression: float,

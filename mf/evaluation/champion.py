@@ -17,7 +17,7 @@ from mf.evaluation.metrics import NDCG, RMSE
 from mf.evaluation.ranking import LISTED_USERS, PREDICTED_RATING, RANKING_MODEL, PublishedLists, find_hits, sample
 from mf.evaluation.topk import top_k_by_product
 from mf.model import MatrixFactorization
-from mf.model_directory import Embeddings, PublishedRanking, TrainedModel
+from mf.model_directory import Embeddings, PublishedModel, PublishedRanking, TrainedModel, read_model
 from mf.ranking import Interactions, RankingModel
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER, TrainedOn, times
 from mf.ratings.vocabulary import Vocabulary
@@ -70,8 +70,11 @@ def compare(
 
     Runs of another source are not compared. The champion may have been trained on ratings that are test ratings now,
     which lowers its RMSE. The comparison is clean where that is ruled out: when both were trained on the same training
-    part, or on the test ratings that are newer than all of the champion's (with ``split = time`` on a growing source,
-    all of them).
+    part, when the champion held these ratings out too (``split = hash`` with the same seed), or on the test ratings
+    that are newer than all of the champion's (with ``split = time`` on a growing source, all of them).
+
+    A run that was fitted to all ratings after it was accepted is represented by the model that was judged, where its
+    directory can be read, else it is compared on newer ratings alone.
 
     Args:
         model: the challenger.
@@ -90,7 +93,9 @@ def compare(
     run = target.published_run()
     if run is None:
         return None
-    run_id, ours, theirs = run.header.run_id, model.trained_on, run.trained_on
+    run_id, ours = run.header.run_id, model.trained_on
+    champion = _judged_twin(run)
+    theirs = champion.trained_on if champion else run.trained_on
     if ours is None or theirs is None:
         note = "not compared: the training ratings of this model, or of the published run, were not recorded"
         return Comparison(run_id, run.published_at, note)
@@ -99,15 +104,33 @@ def compare(
         note = f"not compared: this model was trained on {ours.source}, the published run on {other}"
         return Comparison(run_id, run.published_at, note)
     comparable, clean, note = _comparable_part(test, ours, theirs)
-    embeddings = target.embeddings(run)
-    figures = _paired_rmse(model, run, embeddings, comparable, seed, clean)
-    paired = _paired_ndcg(lists, target.ranking(run), embeddings, comparable, seed, clean) if lists else None
+    if champion:
+        note += f"; compared with model {champion.header.run_id}, which was judged before it was fitted to all ratings"
+        embeddings, ranking = (champion.users, champion.movies), champion.ranking
+    elif run.judged and run.judged.run_id and not clean:
+        note = (
+            "not compared: the published run was trained on all ratings, the model that was judged is not here, and "
+            f"fewer than {LEAST_USERS} users have newer test ratings"
+        )
+        return Comparison(run_id, run.published_at, note)
+    else:
+        embeddings, ranking = target.embeddings(run), target.ranking(run) if lists else None
+    figures = _paired_rmse(model, champion or run, embeddings, comparable, seed, clean)
+    paired = _paired_ndcg(lists, ranking, embeddings, comparable, seed, clean) if lists else None
     return Comparison(run_id, run.published_at, note, figures, paired)
+
+
+def _judged_twin(run: PublishedRun) -> PublishedModel | None:
+    """The model that was judged before it was fitted to all ratings and published, where its directory is at hand."""
+    directory = run.judged and run.judged.directory()
+    return read_model(directory) if directory else None
 
 
 def _comparable_part(test: pa.Table, ours: TrainedOn, theirs: TrainedOn) -> tuple[pa.Table, bool, str]:
     """The ratings to compare on, whether the comparison is clean, and a sentence for people."""
     same_lists = theirs.validation_hash in (None, ours.validation_hash)
+    if theirs.held_out_too(ours):
+        return test, True, "clean: the published run held these ratings out too (split=hash with the same seed)"
     if ours.content_hash == theirs.content_hash and same_lists:
         return test, True, "clean: the published run was trained on the same ratings as this model, not on these"
     newer = _newer(test, theirs)
@@ -130,7 +153,7 @@ def _newer(test: pa.Table, champion: TrainedOn) -> pa.Table:
 
 def _paired_rmse(
     model: TrainedModel,
-    run: PublishedRun,
+    run: PublishedRun | PublishedModel,
     embeddings: tuple[Embeddings, Embeddings],
     test: pa.Table,
     seed: int,
@@ -231,7 +254,9 @@ def _in_columns(matrix: csr_array, columns: Ints, n: int) -> csr_array:
     return csr_array((np.ones(there.sum(), np.bool_), (rows[there], moved[there])), shape=(matrix.shape[0], n))
 
 
-def predict(run: PublishedRun, users: Embeddings, movies: Embeddings, test: pa.Table) -> npt.NDArray[np.float32]:
+def predict(
+    run: PublishedRun | PublishedModel, users: Embeddings, movies: Embeddings, test: pa.Table
+) -> npt.NDArray[np.float32]:
     """Predicted ratings float32[len(test)] of a published run, clipped; an unknown id has bias 0 and a zero vector.
 
     Raises:

@@ -41,6 +41,7 @@ class Provenance:
     text_ids: dict[str, str] = field(default_factory=dict)  # of text ids of a file, the first
 
     values: str = ""  # range and most frequent values of the kept ratings
+    split: dict[str, float] = field(default_factory=dict)  # of a part of split=hash: seed and test_size
 
     def summary(self) -> str:
         """One line for the log."""
@@ -62,6 +63,7 @@ class TrainedOn:
     content_hash: str  # of the training part, combined with that of the model it was warm-started from
     until: str | None  # time of the newest rating used in training, ISO 8601; None if unknown
     validation_hash: str | None = None  # content_hash of the validation part if lists were trained on it too
+    split: dict[str, float] = field(default_factory=dict)  # as in ``Provenance``
 
     @classmethod
     def of(
@@ -72,14 +74,15 @@ class TrainedOn:
         newest = max(filter(None, times), default=None)
         until = newest.isoformat() if newest else None
         also = content_hash(validation) if lists_from_validation and len(validation) else None
-        return cls(provenance.source, provenance.columns, content_hash(train), until, also)
+        return cls(provenance.source, provenance.columns, content_hash(train), until, also, provenance.split)
 
     def after(self, earlier: "TrainedOn | None") -> "TrainedOn":
         """The same record for a warm start from a model trained on ``earlier`` (None: unknown)."""
         both = (self.until, earlier.until) if earlier else (None,)
         until = None if None in both else max(filter(None, both), key=datetime.fromisoformat)
         hashes = f"{self.content_hash} after {earlier.content_hash if earlier else 'what nobody knows'}"
-        return replace(self, content_hash=hashlib.sha256(hashes.encode()).hexdigest()[:16], until=until)
+        split = self.split if earlier and earlier.split == self.split else {}
+        return replace(self, content_hash=hashlib.sha256(hashes.encode()).hexdigest()[:16], until=until, split=split)
 
     @classmethod
     def read(cls, record: Any) -> "TrainedOn | None":
@@ -88,6 +91,11 @@ class TrainedOn:
             return cls(**record)
         except TypeError:
             return None
+
+    def held_out_too(self, other: "TrainedOn") -> bool:
+        """Whether a model of these ratings has seen no test rating of ``other``: both are of the same split=hash."""
+        ours, theirs = self.split, other.split
+        return bool(ours and theirs) and ours["seed"] == theirs["seed"] and ours["test_size"] >= theirs["test_size"]
 
     def is_same_source(self, other: "TrainedOn") -> bool:
         """Whether both are of the same file or table and of the same columns, whatever rows it had."""

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from mf.errors import SupabaseError
+from mf.errors import DataError, SupabaseError
 from mf.fold_in import prior
-from mf.model_directory import Embeddings, Header, PublishedModel, PublishedRanking, read_model
+from mf.model_directory import Embeddings, Header, PublishedModel, PublishedRanking, read_model, read_run_id
 from mf.ratings.schema import TrainedOn, id_type
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.config import ExportConfig, SchemaConfig
@@ -55,13 +55,25 @@ class Judged:
 
     forced: bool  # published by force_publish although a check failed
     reasons: tuple[str, ...] = ()  # the failed checks
+    run_id: str | None = None  # of the model that was judged, if the published one was fitted to all ratings after it
+    model: str | None = None  # its directory or gs:// address, where it may still be
 
     @classmethod
     def read(cls, record: Any) -> "Judged | None":
         """The record from its JSON object; None where it is missing or something else."""
         if not isinstance(record, dict) or not isinstance(record.get("forced"), bool):
             return None
-        return cls(record["forced"], tuple(record.get("reasons") or ()))
+        return cls(record["forced"], tuple(record.get("reasons") or ()), record.get("run_id"), record.get("model"))
+
+    def directory(self) -> Path | None:
+        """The judged model's directory if it can be read here: a folder, or a bucket that is mounted under /gcs."""
+        if not self.run_id or not self.model:
+            return None
+        found = Path(self.model.replace("gs://", "/gcs/", 1))
+        try:
+            return found if read_run_id(found) == self.run_id else None
+        except DataError:
+            return None
 
 
 @dataclass(frozen=True)

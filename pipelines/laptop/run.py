@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from kfp import local
 
 from mf.errors import MfError
 from mf.local import LocalSupabase
+from mf.supabase.find import find_target
 from mf.supabase.schema import migration
 from pipelines.laptop.signals import terminating_steps
 from pipelines.laptop.sources import LocalSource
@@ -58,9 +59,18 @@ def run(source: LocalSource, parameters: Mapping[str, Any], home: Path) -> None:
             earlier = sorted(folder.glob(f"{NAME}-*"))
             run_steps({**parameters, **source.parameters, "supabase_url": supabase.url}, folder)
         (outputs,) = set(folder.glob(f"{NAME}-*")).difference(earlier)
-        for outdated in earlier[: -KEPT_RUNS + 1]:
-            shutil.rmtree(outdated)
+        remove_outdated(earlier[: -KEPT_RUNS + 1], supabase)
         print_summary(source, schema, supabase, outputs)
+
+
+def remove_outdated(folders: Iterable[Path], supabase: LocalSupabase) -> None:
+    """Removes the outputs of earlier runs, but not those with which the next run is compared."""
+    with environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=supabase.secret_key):
+        published = find_target().published_run()
+    compared = published and published.judged and published.judged.directory()
+    for folder in folders:
+        if not (compared and compared.is_relative_to(folder)):
+            shutil.rmtree(folder)
 
 
 def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:

@@ -13,7 +13,7 @@ ROOMS = (
     ("pipelines",),
     ("components",),
     ("mf.__main__", "mf.parameters"),
-    ("mf.publish",),
+    ("mf.publish", "mf.refit"),
     ("mf.evaluation", "mf.ingest", "mf.train", "mf.local"),
     ("mf.warm_start",),
     ("mf.supabase",),
