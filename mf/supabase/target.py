@@ -169,15 +169,19 @@ class Target(ABC):
         )
 
     def check(
-        self, user_ids: pa.Array | pa.ChunkedArray, movie_ids: pa.Array | pa.ChunkedArray, config: ExportConfig
-    ) -> None:
-        """Check that the migration is applied and fits these ids and views.
+        self,
+        user_ids: pa.Array | pa.ChunkedArray | None,
+        movie_ids: pa.Array | pa.ChunkedArray | None,
+        config: ExportConfig,
+    ) -> MigrationOptions:
+        """Check that the migration is applied and fits these ids, as far as they are known, and views; returns its
+        options.
 
         Raises:
             SupabaseError: it is not or does not; the message names the command that prints the right migration.
         """
         with self.session() as session:
-            _check_migration(session, user_ids, movie_ids, config)
+            return _check_migration(session, user_ids, movie_ids, config)
 
     def export(self, model_dir: Path, config: ExportConfig, judged: Judged | None = None) -> ExportResult:
         """Publish the model of ``model_dir``, judged as ``judged`` says; atomic for readers and idempotent.
@@ -221,8 +225,8 @@ class Target(ABC):
 
 def _check_migration(
     session: Session,
-    user_ids: pa.Array | pa.ChunkedArray,
-    movie_ids: pa.Array | pa.ChunkedArray,
+    user_ids: pa.Array | pa.ChunkedArray | None,
+    movie_ids: pa.Array | pa.ChunkedArray | None,
     config: ExportConfig,
 ) -> MigrationOptions:
     options: MigrationOptions = session.call("mf_schema", "read the options of the migration")
@@ -231,7 +235,8 @@ def _check_migration(
             f"the database's migration is older than this release, without {', '.join(sorted(lacking))}: apply what "
             f"`{command(options)}` prints"
         )
-    types = {"user_id_type": id_type(user_ids), "movie_id_type": id_type(movie_ids)}
+    ids = {"user_id_type": user_ids, "movie_id_type": movie_ids}
+    types = {name: id_type(known) for name, known in ids.items() if known is not None}
     # A text column holds ids of every type.
     required = options | {name: options[name] if options[name] == "text" else kind for name, kind in types.items()}
     required |= {name: getattr(config, name) for name in ("user_export_table", "movie_export_table")}
