@@ -142,6 +142,7 @@ def bare(model_dir: str) -> Result:
             )
         )
         for side, rows in sides.items()
+        if rows
     }
     with psycopg.connect(_database().conninfo.get_secret_value(), autocommit=True) as connection:
         connection.execute("truncate public.bare_user, public.bare_movie")

@@ -31,11 +31,11 @@ from benchmarks.data import CACHE
 from benchmarks.report import table
 from mf.evaluation.topk import top_k_by_product
 from mf.model import MatrixFactorization
-from mf.solvers import SOLVERS, EpochReport, Interactions, configure, fit
+from mf.solvers import SOLVERS, EpochReport, RatingTensors, configure, fit
 from mf.solvers.minibatch import MiniBatchTraining
 from mf.solvers.sorting import Segments
 
-Data = tuple[Interactions, Interactions]  # training and held-out ratings
+Data = tuple[RatingTensors, RatingTensors]  # training and held-out ratings
 CPU = torch.device("cpu")
 BUDGET_S = 340.0
 SIZES = {"small": 2_000_000, "full": planted.FULL, "huge": 100_000_000}
@@ -368,7 +368,7 @@ class Bench:
         return result
 
     def naive_loop(
-        self, train: Interactions, batch_size: int, sparse: bool, make: Callable[[Any], torch.optim.Optimizer]
+        self, train: RatingTensors, batch_size: int, sparse: bool, make: Callable[[Any], torch.optim.Optimizer]
     ) -> Result:
         """One loop with autograd and a torch optimiser."""
         users, movies, ratings = train.users.long(), train.movies.long(), train.ratings - train.ratings.mean()
@@ -389,7 +389,7 @@ class Bench:
         seconds = self.seconds(step, 60, 5)
         return {"step_ms": seconds * 1e3, "epoch_s": seconds * len(batches)}
 
-    def graphed_loop(self, train: Interactions, batch_size: int) -> Result:
+    def graphed_loop(self, train: RatingTensors, batch_size: int) -> Result:
         """Fused Adam in a CUDA graph, on one batch."""
         users, movies = train.users[:batch_size].long(), train.movies[:batch_size].long()
         ratings = train.ratings[:batch_size] - train.ratings.mean()
@@ -405,7 +405,7 @@ class Bench:
         seconds = self.seconds(captured(step), 60, 5)
         return {"step_ms": seconds * 1e3, "epoch_s": seconds * math.ceil(len(train) / batch_size)}
 
-    def loader_loop(self, train: Interactions) -> Result:
+    def loader_loop(self, train: RatingTensors) -> Result:
         """The loop of ``benchmarks.naive`` with the model on the device: DataLoader over TensorDataset."""
         n, batch_size = min(len(train), 2_000_000), 2048
         columns = (train.users[:n].long().cpu(), train.movies[:n].long().cpu(), train.ratings[:n].cpu())
@@ -520,8 +520,8 @@ class Naive(nn.Module):
         return score
 
 
-def _none(data: Interactions) -> Interactions:
-    return Interactions(data.users[:0], data.movies[:0], data.ratings[:0], data.n_users, data.n_movies)
+def _none(data: RatingTensors) -> RatingTensors:
+    return RatingTensors(data.users[:0], data.movies[:0], data.ratings[:0], data.n_users, data.n_movies)
 
 
 def draw_planted(n: int, device: torch.device, seed: int = 0, held_out: float = 0.02) -> Data:
@@ -553,8 +553,8 @@ def draw_planted(n: int, device: torch.device, seed: int = 0, held_out: float = 
     held = min(max(1000, int(n * held_out)), 1_000_000)
     users, n_users = _renumbered(users, held, n_users)
     movies, n_movies = _renumbered(movies, held, n_movies)
-    train = Interactions(users[held:].int(), movies[held:].int(), ratings[held:], n_users, n_movies)
-    return train, Interactions(users[:held], movies[:held], ratings[:held], n_users, n_movies)
+    train = RatingTensors(users[held:].int(), movies[held:].int(), ratings[held:], n_users, n_movies)
+    return train, RatingTensors(users[:held], movies[:held], ratings[:held], n_users, n_movies)
 
 
 def _draw_rows(weights: Tensor, n: int, rng: torch.Generator) -> Tensor:

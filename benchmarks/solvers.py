@@ -15,7 +15,7 @@ import torch._dynamo  # torch.optim imports it with the first optimiser: a secon
 from benchmarks.apart import Result
 from benchmarks.data import Ratings, load
 from mf.ratings.vocabulary import Vocabulary
-from mf.solvers import EpochReport, Interactions, configure, fit
+from mf.solvers import EpochReport, RatingTensors, configure, fit
 from mf.solvers.gaussian import GaussianConfig
 
 
@@ -45,7 +45,7 @@ def measure(data: str, solver: str, options: Mapping[str, Any], validates: bool 
         encoded = pool.map(Vocabulary.encode, map(pa.array, (split.train.users, split.train.movies)))
     (users, user_rows), (movies, movie_rows) = encoded
     rows = torch.from_numpy(user_rows), torch.from_numpy(movie_rows)
-    train = Interactions(*rows, torch.from_numpy(split.train.ratings.copy()), len(users), len(movies))
+    train = RatingTensors(*rows, torch.from_numpy(split.train.ratings.copy()), len(users), len(movies))
     validation = _interactions(split.test if validates else split.test[:0], users, movies)
     model = fit(train, validation, config, torch.device("cpu"), [note])
     total = time.perf_counter() - started
@@ -61,11 +61,11 @@ def measure(data: str, solver: str, options: Mapping[str, Any], validates: bool 
     }
 
 
-def _interactions(part: Ratings, users: Vocabulary, movies: Vocabulary) -> Interactions:
+def _interactions(part: Ratings, users: Vocabulary, movies: Vocabulary) -> RatingTensors:
     def rows(vocabulary: Vocabulary, ids: npt.NDArray[np.int32]) -> torch.Tensor:
         return torch.from_numpy(vocabulary.rows(pa.array(ids)))
 
-    return Interactions(
+    return RatingTensors(
         rows(users, part.users),
         rows(movies, part.movies),
         torch.from_numpy(part.ratings.copy()),

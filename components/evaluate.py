@@ -45,7 +45,7 @@ def evaluate(
         # First, so that a missing key fails within seconds and not after the evaluation.
         target = find_target(supabase_url)
         trained = TrainedModel.load(Path(model.path))
-        trained.module.to(pick_device(use_cuda=True)[0])
+        trained.to(pick_device(use_cuda=True)[0])
         train, provenance = read_ratings(Path(train_ratings.path))
         validation, _ = read_ratings(Path(validation_ratings.path))
         test, _ = read_ratings(Path(test_ratings.path))
@@ -59,7 +59,7 @@ def evaluate(
             target=target,
             config=config,
             gate=gate,
-            titles=titles_beside(provenance.source),
+            titles=titles_beside(provenance.source, provenance.columns.get("movie_id", ""), print),
             provenance=provenance,
         )
         decision = judgement.decision
@@ -69,7 +69,9 @@ def evaluate(
     for name, value in judgement.metrics().items():
         metrics.log_metric(name, value)
     evaluation.metadata.update(metrics.metadata, decision=decision.summary())
-    report.metadata.update(rmse=judgement.evaluation.model["rmse"], run_id=trained.run_id, decision=decision.summary())
+    report.metadata.update(run_id=trained.run_id, decision=decision.summary())
+    if (rmse := judgement.evaluation.model.get("rmse")) is not None:
+        report.metadata["rmse"] = rmse
     for line in judgement.log_lines():
         print(line)
     return decision.verdict

@@ -59,7 +59,7 @@ def ingest(
 
     from mf.errors import reported
     from mf.ingest import ingest
-    from mf.parameters import check, check_gpus, ingest_config
+    from mf.parameters import UNUSED_WITHOUT_RATINGS, check, check_gpus, check_lists, ingest_config
     from mf.supabase.find import find_target
     from mf.warm_start import EarlierModel
 
@@ -69,11 +69,15 @@ def ingest(
         # No GPU has to be there when none is asked for, as on a laptop.
         check(parameters, *([lambda given: check_gpus(given, gpus)] if train_accelerator_count else []))
         config = ingest_config(parameters)
-        earlier = EarlierModel.find(init_from, lambda: find_target(supabase_url))
+        earlier = EarlierModel.find(init_from if config.may_have_ratings else "", lambda: find_target(supabase_url))
         if earlier:
             earlier.save(Path(initial_model.path))
             initial_model.metadata["run_id"] = earlier.header.run_id
-        provenance = ingest(config, Path(ratings.path), Path(rejects.path), url=supabase_url)
+        provenance = ingest(config, Path(ratings.path), Path(rejects.path), url=supabase_url, for_training=True)
+        if not provenance.has_ratings:
+            check_lists(parameters)
     print(provenance.summary())
+    if not provenance.has_ratings:
+        print(UNUSED_WITHOUT_RATINGS)
     ratings.metadata.update(asdict(provenance))
     rejects.metadata["rows"] = provenance.rows_rejected

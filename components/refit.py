@@ -37,7 +37,7 @@ def refit(
             # In the run's folder, which is the same for every attempt.
             checkpoint = CheckpointFile(Path(model.path).parents[1] / "refit.checkpoint", share=0.1)
             earlier = EarlierModel.read(Path(initial_model.path)) if Path(initial_model.path).exists() else None
-            judged.module.to(device)
+            judged.to(device)
             fitted = fit_again(
                 judged,
                 table,
@@ -58,4 +58,4 @@ def refit(
         if refit:
             checkpoint.remove()
     model.framework = "PyTorch"
-    model.metadata.update(run_id=chosen.run_id, judged=judged.run_id, solver=chosen.solver)
+    model.metadata.update(run_id=chosen.run_id, judged=judged.run_id, solver=chosen.solver or "none")

@@ -28,7 +28,8 @@ def register(
         scores = json.loads(Path(evaluation.path).read_text())
         labels = {
             "run_id": run_id,
-            "rmse": float(scores["model"]["rmse"]),
+            **({"rmse": float(scores["model"]["rmse"])} if scores["model"] else {}),
+            **({"ndcg": float(scores["ranking"]["model"]["ndcg"])} if scores["ranking"]["model"] else {}),
             "rows": provenance.rows_kept,
             "data_hash": provenance.content_hash,
             "git_sha": git_sha(),

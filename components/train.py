@@ -43,9 +43,9 @@ def train(
         ratings, provenance = read_ratings(Path(train_ratings.path))
         validation, _ = read_ratings(Path(validation_ratings.path))
         chosen, why = chosen_solver(parameters)
-        parts = f"{len(ratings):,} training and {len(validation):,} validation ratings"
-        print(f"{where}: solver {chosen}, {factors} factors, {parts}", flush=True)
-        if why:
+        what = f"solver {chosen}, {factors} factors" if provenance.has_ratings else "lists alone, there are no ratings"
+        print(f"{where}: {what}, {len(ratings):,} training and {len(validation):,} validation rows", flush=True)
+        if why and provenance.has_ratings:
             print(why, flush=True)
         # In the run's folder, which is the same for every attempt.
         checkpoint = CheckpointFile(Path(model.path).parents[1] / "train.checkpoint", share=0.1)
@@ -64,13 +64,13 @@ def train(
         )
         trained.save(Path(model.path))
         checkpoint.remove()
-    best = trained.metrics["validation_rmse"]
+    best = trained.metrics.get("validation_rmse")
     model.framework = "PyTorch"
     model.metadata.update(
         run_id=trained.run_id,
-        solver=trained.solver,
+        solver=trained.solver or "none",
         ranking=ranking,
-        factors=factors,
+        factors=trained.factors,
         rows=len(ratings),
         content_hash=provenance.content_hash,
         git_sha=trained.git_sha,

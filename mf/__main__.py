@@ -1,4 +1,5 @@
-"""Command line: ``python -m mf`` trains a model, ``schema`` prints the migration, ``runs`` manages published runs."""
+"""Command line: ``python -m mf`` trains a model, ``schema`` prints the migration, ``runs`` manages published
+runs, ``local`` runs an embedded Supabase."""
 
 import argparse
 import json
@@ -21,13 +22,14 @@ from mf.evaluation.baselines import BesideBaselines
 from mf.evaluation.config import GateConfig
 from mf.flags import Parser, add_flags, add_shared_flags, given
 from mf.ingest import ingest
+from mf.model_directory import TrainedModel
 from mf.publish import NOTHING_HELD_OUT, publish, remove_report
 from mf.ranking import RankingConfig
 from mf.ranking import configure as configure_ranking
 from mf.ranking.config import DEFAULT_RANKING, RANKING_HELP, Ranking
-from mf.ratings.config import IngestConfig, SplitConfig
-from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
-from mf.ratings.split import split
+from mf.ratings.config import CLICKS_WITHOUT_RANKING, IngestConfig, SplitConfig
+from mf.ratings.schema import MOVIE, RATING, USER, has_ratings, read_ratings
+from mf.ratings.split import Parts, split
 from mf.solvers import SOLVER_HELP, SOLVERS, check_warm, configure
 from mf.solvers.adam import ORIGINAL
 from mf.supabase import runs
@@ -91,6 +93,10 @@ def main(argv: Sequence[str]) -> None:
             print_schema(argv[1:])
         elif list(argv[:1]) == ["runs"]:
             runs.main(argv[1:])
+        elif list(argv[:1]) == ["local"]:
+            from mf.local.__main__ import main as local  # of an extra that the images do not have
+
+            sys.exit(local(argv[1:], "python -m mf local"))
         else:
             train_once(argv)
 
@@ -145,14 +151,21 @@ def train_once(argv: Sequence[str]) -> None:
     publishing = trainer.publish or "supabase_url" in given(namespace, TrainerConfig)
     target = find_target(trainer.supabase_url, trainer.supabase_key) if publishing else None
 
-    earlier = EarlierModel.find(trainer.init_from, lambda: find_target(trainer.supabase_url, trainer.supabase_key))
+    if not source.may_have_ratings and ranking is None:
+        raise ConfigError(CLICKS_WITHOUT_RANKING)
+    init_from = trainer.init_from if source.may_have_ratings else ""
+    earlier = EarlierModel.find(init_from, lambda: find_target(trainer.supabase_url, trainer.supabase_key))
 
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         work = Path(scratch)
         provenance = ingest(
-            source, work / "ratings.parquet", work / "rejects.csv", url=trainer.supabase_url, key=trainer.supabase_key
-        )
+            source, work / "ratings.parquet", work / "rejects.csv",
+            url=trainer.supabase_url, key=trainer.supabase_key, for_training=True,
+        )  # fmt: skip
         print(provenance.summary())
+        if not provenance.has_ratings:
+            checkpoint = None
+            print(_unused_without_ratings(namespace, trainer))
         parts = split(read_ratings(work / "ratings.parquet")[0], division)
         if target:
             # Before the training: a wrong key or an incompatible migration must not show up an hour later.
@@ -171,17 +184,13 @@ def train_once(argv: Sequence[str]) -> None:
             ranking=ranking, lists_from_validation=not judge_by_validation,
             progress=lambda done: print(done.line(), flush=True),
         )  # fmt: skip
-        if test is not None:
-            predicted = model.predict(test[USER], test[MOVIE])
-            # float64: scikit-learn would sum millions of squares in float32.
-            actual = test[RATING].to_numpy().astype(np.float64)
-            model.metrics["test_rmse"] = float(root_mean_squared_error(actual, predicted.astype(np.float64)))
+        test_line = _score(model, parts, test) if test is not None else ""
         model.save(trainer.output_dir, also=sorted(work.glob("*rejects.csv")))
         if test is None:
             (trainer.output_dir / "test_rejects.csv").unlink(missing_ok=True)
         if checkpoint:
             checkpoint.remove()
-    if len(held_out):
+    if len(held_out) and model.module:
         beside = BesideBaselines.of(model, parts.train, held_out)
         print(beside.line(part))
         if not beside.better:
@@ -189,8 +198,8 @@ def train_once(argv: Sequence[str]) -> None:
     if model.ranking:
         print(f"lists     {model.ranking.summary()}")
     print(f"{model.summary()}, in {trainer.output_dir}/")
-    if test is not None:
-        print(f"test RMSE {model.metrics['test_rmse']:.4f}")
+    if test_line:
+        print(test_line)
     if target:
         outcome = publish(
             model, target, parts.train, held_out, None if judge_by_validation else parts.validation,
@@ -219,6 +228,34 @@ def _advice(namespace: argparse.Namespace) -> str:
     return f"; for a good model: {shlex.join(words)}"
 
 
+def _score(model: TrainedModel, parts: Parts, test: pa.Table) -> str:
+    """Scores ``test``, adds the figure to the model's metrics and returns the line to print: the RMSE or, of a model of
+    clicks, the NDCG."""
+    if model.module is None:
+        from mf.evaluation.evaluate import evaluate  # takes a second to import
+
+        ranking = evaluate(parts.train, test, model, validation=parts.validation).ranking
+        model.metrics["test_ndcg"] = ranking.model["ndcg"] if ranking.model else None
+        return f"test {ranking.line().removeprefix('lists  ')}"
+    predicted = model.predict(test[USER], test[MOVIE])
+    # float64: scikit-learn would sum millions of squares in float32.
+    actual = test[RATING].to_numpy().astype(np.float64)
+    model.metrics["test_rmse"] = float(root_mean_squared_error(actual, predicted.astype(np.float64)))
+    return f"test RMSE {model.metrics['test_rmse']:.4f}"
+
+
+def _unused_without_ratings(namespace: argparse.Namespace, trainer: TrainerConfig) -> str:
+    """The line that says what a run without ratings leaves out, and which of the given flags it does not use."""
+    flags = given(namespace, *(solver.config for solver in SOLVERS.values()))
+    unused = [f"--{name}" for name in flags if name != "seed"]
+    unused += ["--solver"] if namespace.solver != ORIGINAL_SOLVER else []
+    unused += [f"--{name}" for name in ("init_from", "checkpoint") if getattr(trainer, name)]
+    options = json.loads(trainer.ranking_options or "{}")
+    unused += [name for name in ("rho", "taste", "relevance_threshold") if name in options]
+    line = "no ratings, so no star model, no epochs and no RMSE: the ranking model is trained"
+    return f"{line}; not used: {', '.join(unused)}" if unused else line
+
+
 def _test_part(file: str, source: IngestConfig, work: Path, train_part: pa.Table) -> pa.Table:
     """Test ratings from ``file``, read with the options of ``source``."""
     # A table's column names do not apply to a file.
@@ -226,6 +263,8 @@ def _test_part(file: str, source: IngestConfig, work: Path, train_part: pa.Table
     config = IngestConfig.of(**{**same_options, "ratings_csv": file})
     print(ingest(config, work / "test.parquet", work / "test_rejects.csv").summary())
     test, _ = read_ratings(work / "test.parquet")
+    if has_ratings(train_part) and not has_ratings(test):
+        raise DataError(f"{file}: found no ratings, expected some as in the training ratings")
     for position, name in enumerate((USER, MOVIE)):
         found, expected = test.schema.field(name).type, train_part.schema.field(name).type
         if pa.types.is_integer(found) and not pa.types.is_integer(expected):

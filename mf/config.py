@@ -1,5 +1,7 @@
 """Base of the typed, strict configurations; flags, pipeline parameters and docs are generated from their fields."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -10,6 +12,15 @@ from mf.errors import ConfigError
 # Error types whose input is not shown, since it may be a secret key: a misspelled name, an address, a field with a
 # pattern.
 NOT_SHOWN = ("missing", "extra_forbidden", "string_pattern_mismatch", "address", "secret_name")
+
+# What other libraries call our options.
+SYNONYMS = {
+    "random_state": "seed", "n_factors": "factors", "n_components": "factors", "num_factors": "factors",
+    "n_epochs": "epochs", "n_iter": "epochs", "iterations": "epochs", "max_iter": "epochs", "learning_rate": "lr",
+    "lr_all": "lr", "regularization": "l2", "reg_all": "l2", "use_gpu": "use_cuda", "device": "use_cuda",
+    "validation_fraction": "val_size", "item_column": "movie_column", "user_col": "user_column",
+    "item_col": "movie_column", "rating_col": "rating_column",
+}  # fmt: skip
 
 
 class Config(BaseModel):
@@ -34,6 +45,15 @@ class Config(BaseModel):
                 # A field that takes several types has an error for each of them; the first says enough.
                 first.setdefault(one["loc"][:1], one)
             raise ConfigError(*map(_sentence, first.values())) from None
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """``; did you mean lr?`` for a misspelled name, or the name that another library has; empty where none is near."""
+    names, name = set(known), name.replace("-", "_")
+    near = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.6)
+    if SYNONYMS.get(name) in names:
+        near = [SYNONYMS[name]]
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _sentence(error: ErrorDetails) -> str:

@@ -46,6 +46,16 @@ class SupabaseError(MfError):
 
 
 @contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Turns a failed import in the block into an ``MfError`` that says which extra of the package to install."""
+    try:
+        yield
+    except ImportError as error:
+        package = f"mf[{extra}]"
+        raise MfError(f"{what} needs the Python module {error.name}: pip install '{package}'") from None
+
+
+@contextmanager
 def reported() -> Iterator[None]:
     """Prints an ``MfError`` or ``OSError`` (no permission, no space) of the block as ``error: …`` on stderr, one line,
     and exits with status 2."""

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from mf.config import Config
+from mf.config import Config, did_you_mean
 from mf.errors import ConfigError
 
 
@@ -33,7 +33,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             # Names only: the value after a misspelled flag may be a secret key.
             flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-            self.error(f"unknown flag {flags[0]}" if flags else "found a value without a flag")
+            if not flags:
+                self.error("found a value without a flag")
+            names = [flag.removeprefix("--") for flag in self._option_string_actions if flag.startswith("--")]
+            self.error(f"unknown flag {flags[0]}{did_you_mean(flags[0].lstrip('-'), names, '--')}")
         return namespace
 
     def error(self, message: str) -> NoReturn:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 
 from mf.errors import ConfigError
-from mf.ratings import csv
+from mf.ratings import csv, frame
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
 from mf.ratings.schema import Provenance
@@ -23,7 +24,13 @@ Read = Callable[[IngestConfig, Collector], dict[str, str]]
 
 
 def ingest(
-    config: IngestConfig, output: Path, rejects: Path, *, url: str = "", key: SecretStr | None = None
+    config: IngestConfig,
+    output: Path,
+    rejects: Path,
+    *,
+    url: str = "",
+    key: SecretStr | None = None,
+    for_training: bool = False,
 ) -> Provenance:
     """Read ratings from a file or a table; write the good rows to ``output`` (Parquet, see ``Collector.finish``) and
     the bad ones to ``rejects`` (CSV: where, reason, row).
@@ -31,17 +38,31 @@ def ingest(
     Args:
         url, key: of the Supabase project of ``config.import_table``; by default those of the environment. With
             ``SUPABASE_DB_URL`` the table is read over the direct connection, and no key is needed.
+        for_training: refuse ratings that are all the same, from which no star model can be trained.
 
     Raises:
         ConfigError: not exactly one source is given, or the table's project and its credentials are missing, malformed
             or of two projects.
         SupabaseError: the table cannot be read.
-        DataError: the source cannot be read, has no ratings or too many bad rows. Nothing is written after any error.
+        DataError: the source cannot be read, has no ratings or too many bad rows; or as ``for_training`` says. Nothing
+            is written after any error.
     """
     with _source(config, url, key) as (name, read):
         sink = Collector(name, config.max_reject_fraction)
         columns = read(config, sink)
-        return sink.finish(output, rejects, columns)
+        return sink.finish(output, rejects, columns, for_training=for_training)
+
+
+def ingest_frame(ratings: Any, config: IngestConfig, output: Path, rejects: Path) -> Provenance:
+    """As ``ingest``, from a data frame (``mf.ratings.frame.to_arrow``) instead of a file or a table.
+
+    Raises:
+        DataError: it is not a data frame; or as ``ingest``.
+    """
+    table = frame.to_arrow(ratings)
+    sink = Collector(frame.frame_name(ratings), config.max_reject_fraction)
+    columns = frame.read(table, config, sink)
+    return sink.finish(output, rejects, columns)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Reading and writing model directories: model.pt, model.json, embeddings and ranking vectors in Parquet.
 
 r̂ = clip(mu + b_u + b_m + p_u·q_m, rating_min, rating_max); an unknown user or movie has bias 0 and a zero vector. The
-ranking score is p_u·q_m + b_m of the ranking vectors.
+ranking score is p_u·q_m + b_m of the ranking vectors. A model of clicks has no star model: its numbers are null, and
+model.pt and the embeddings are absent.
 """
 
 import hashlib
@@ -39,6 +40,8 @@ RANKING_NUMBERS = (
     "mu", "sd", "rho", "regularization", "teacher_rank", "energy_beyond", "relevance_threshold", "recency",
 )  # fmt: skip
 RANKING_COLUMNS = ("embedding", "history", "liking")
+STARS = ("mu", "rating_min", "rating_max")  # null where there is no star model
+COUNTS_PARQUET = "movie_counts.parquet"
 WITH_RATINGS = ("mu", "sd", "relevance_threshold")  # null where the model does not look at ratings
 
 
@@ -47,10 +50,32 @@ class Header:
     """The fields of ``model.json`` that prediction needs."""
 
     run_id: str
-    factors: int
-    mu: float  # stars
-    rating_min: float
-    rating_max: float
+    factors: int  # of the star model; without one, of the ranking model
+    mu: float | None  # stars; None, as the next two, of a model of clicks: it has no star model
+    rating_min: float | None
+    rating_max: float | None
+
+    @property
+    def has_stars(self) -> bool:
+        """Whether there is a star model."""
+        return self.mu is not None
+
+    def stars(self) -> dict[str, float]:
+        """``mu``, ``rating_min`` and ``rating_max`` by name.
+
+        Raises:
+            DataError: there is no star model.
+        """
+        numbers = {"mu": self.mu, "rating_min": self.rating_min, "rating_max": self.rating_max}
+        given = {name: number for name, number in numbers.items() if number is not None}
+        if len(given) < len(numbers):
+            raise no_star_model(self.run_id)
+        return given
+
+
+def no_star_model(run_id: str) -> DataError:
+    """The error for a model of clicks where a star model is needed."""
+    return DataError(f"model {run_id} was trained without ratings: it has no star model, only lists")
 
 
 @dataclass(frozen=True)
@@ -97,16 +122,69 @@ class PublishedRanking:
 
 
 @dataclass(frozen=True)
+class MovieCounts:
+    """Ratings per movie that a model was trained on, in ``movie_counts.parquet`` (``movie_id``, ``ratings``)."""
+
+    ids: pa.Array  # int64 or string [n]
+    ratings: npt.NDArray[np.int32]  # [n]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, movies: pa.ChunkedArray) -> "MovieCounts":
+        """From the movie of each rating."""
+        counts = pc.value_counts(movies)
+        return cls(counts.field("values"), counts.field("counts").to_numpy().astype(np.int32))
+
+    @classmethod
+    def read(cls, directory: Path) -> "MovieCounts | None":
+        """From a model directory; ``None`` in one of an earlier release.
+
+        Raises:
+            DataError: the file is malformed.
+        """
+        path = directory / COUNTS_PARQUET
+        if not path.is_file():
+            return None
+        ids, ratings = _read_columns(path, MOVIE, "ratings")
+        if ratings.type != pa.int32() or ratings.null_count:
+            raise DataError(f"{path}: ratings is {ratings.type} with {ratings.null_count} nulls, expected int32")
+        return cls(_checked_ids(ids, path, MOVIE), ratings.to_numpy())
+
+    def write(self, directory: Path) -> None:
+        """Write ``movie_counts.parquet``."""
+        table = pa.table({MOVIE: self.ids, "ratings": self.ratings})
+        pq.write_table(table, directory / COUNTS_PARQUET, compression="zstd")
+
+
+@dataclass(frozen=True)
 class PublishedModel:
     """The part of a model directory that an export publishes."""
 
     header: Header
-    users: Embeddings
-    movies: Embeddings
+    users: Embeddings | None  # of the star model; None, as the next one, of a model of clicks
+    movies: Embeddings | None
     content_hash: str  # distinguishes two contents under one run id
-    noise_variance: float  # of a rating around its prediction, in squared stars
+    noise_variance: float | None  # of a rating around its prediction, in squared stars; None without a star model
     trained_on: TrainedOn | None  # None: not recorded
     ranking: PublishedRanking | None = None  # None: lists are ordered by predicted rating
+    movie_counts: MovieCounts | None = None  # None: not recorded
+
+    @property
+    def user_ids(self) -> pa.Array:
+        """Of the star model or, without one, of the ranking model."""
+        return self.users.ids if self.users else self._lists.user_ids
+
+    @property
+    def movie_ids(self) -> pa.Array:
+        """As ``user_ids``."""
+        return self.movies.ids if self.movies else self._lists.movie_ids
+
+    @property
+    def _lists(self) -> PublishedRanking:
+        assert self.ranking is not None, "a model without a star model has a ranking model"
+        return self.ranking
 
 
 @dataclass
@@ -177,21 +255,24 @@ class TrainedRanking:
 class TrainedModel:
     """A trained model with its ids and its training record."""
 
-    module: MatrixFactorization
-    users: Vocabulary
+    module: MatrixFactorization | None  # the star model; None: trained on clicks, there is only the ranking model
+    users: Vocabulary  # of the star model; without one, of the ranking model, as the movies
     movies: Vocabulary
     run_id: str  # identifies this training, also once published
-    solver: str
+    solver: str | None  # None without a star model
     config: dict[str, Any]  # the solver's configuration
     rows: dict[str, int]  # number of ratings for training and for validation
     metrics: dict[str, Any] = field(default_factory=dict)  # validation and test RMSE, the training curve
     git_sha: str = "unknown"
     trained_on: TrainedOn | None = None  # None: not recorded
     ranking: TrainedRanking | None = None  # None: lists are ordered by predicted rating
+    movie_counts: MovieCounts | None = None  # None: not recorded
 
     def summary(self) -> str:
         """One line for a person: size, initial model, validation RMSE."""
-        size = f"{len(self.users):,} users, {len(self.movies):,} movies, {self.module.factors} factors"
+        size = f"{len(self.users):,} users, {len(self.movies):,} movies, {self.factors} factors"
+        if self.module is None:
+            return f"model {self.run_id}: {size}, lists only: there are no ratings to predict"
         rmse = self.metrics.get("validation_rmse")
         kept = f", epoch {self.metrics['best_epoch']} kept with validation RMSE {rmse:.4f}" if rmse is not None else ""
         if judged := self.metrics.get("refit_of"):
@@ -202,13 +283,42 @@ class TrainedModel:
     def predict(
         self, user_ids: pa.ChunkedArray | pa.Array, movie_ids: pa.ChunkedArray | pa.Array
     ) -> npt.NDArray[np.float32]:
-        """Predicted ratings float32[N], clipped, for N pairs of ids; unknown ids have bias 0 and a zero vector."""
-        device = self.module.mu.device
+        """Predicted ratings float32[N], clipped, for N pairs of ids; unknown ids have bias 0 and a zero vector.
+
+        Raises:
+            DataError: there is no star model.
+        """
+        module = self.star_model()
         users, movies = (
-            torch.from_numpy(v.rows(i)).to(device) for v, i in ((self.users, user_ids), (self.movies, movie_ids))
+            torch.from_numpy(v.rows(i)).to(self.device) for v, i in ((self.users, user_ids), (self.movies, movie_ids))
         )
-        predictions: npt.NDArray[np.float32] = self.module.predict(users, movies).cpu().numpy()
+        predictions: npt.NDArray[np.float32] = module.predict(users, movies).cpu().numpy()
         return predictions
+
+    def star_model(self) -> MatrixFactorization:
+        """The star model.
+
+        Raises:
+            DataError: there is none.
+        """
+        if self.module is None:
+            raise no_star_model(self.run_id)
+        return self.module
+
+    @property
+    def factors(self) -> int:
+        """Length of the star model's vectors or, without one, of the ranking vectors."""
+        return self.module.factors if self.module else self.ranking.factors if self.ranking else 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where predictions and lists are computed."""
+        return self.module.mu.device if self.module else torch.device("cpu")
+
+    def to(self, device: torch.device) -> None:
+        """Move the star model, if there is one, to ``device``."""
+        if self.module:
+            self.module.to(device)
 
     def save(self, directory: Path, also: Sequence[Path] = ()) -> None:
         """Write the model directory (``model.json`` last) with copies of the files ``also``.
@@ -216,6 +326,9 @@ class TrainedModel:
         Raises:
             TrainingError: mu lies outside the rating range; nothing is written.
         """
+        if self.module is None:
+            _write(directory, self.card(), None, None, None, also, self.ranking)
+            return
         m = self.module.cpu()
         if problem := _mu_problem(m.mu.item(), m.rating_min.item(), m.rating_max.item()):
             raise TrainingError(f"model {self.run_id}: {problem}: nothing is saved; choose another --solver")
@@ -226,7 +339,7 @@ class TrainedModel:
                 (self.movies, m.movie_bias, m.movie_factors),
             )
         )
-        _write(directory, self.card(), users, movies, m.state_dict(), also, self.ranking)
+        _write(directory, self.card(), users, movies, m.state_dict(), also, self.ranking, self.movie_counts)
 
     def card(self) -> dict[str, Any]:
         """The content of ``model.json``."""
@@ -236,10 +349,10 @@ class TrainedModel:
             "run_id": self.run_id,
             "solver": self.solver,
             "config": self.config,
-            "mu": m.mu.item(),
-            "factors": m.factors,
-            "rating_min": m.rating_min.item(),
-            "rating_max": m.rating_max.item(),
+            "mu": m.mu.item() if m else None,
+            "factors": self.factors,
+            "rating_min": m.rating_min.item() if m else None,
+            "rating_max": m.rating_max.item() if m else None,
             "rows": self.rows,
             "users": len(self.users),
             "movies": len(self.movies),
@@ -260,23 +373,35 @@ class TrainedModel:
             card = json.loads((directory / CARD).read_text())
             if card["format"] != FORMAT:
                 raise ValueError(f"{CARD} has format {card['format']}, expected {FORMAT}")
-            users, movies = (
-                Vocabulary(pq.read_table(directory / file, columns=[key])[key].combine_chunks())
-                for key, file in PARQUET.items()
-            )
-            module = MatrixFactorization(
-                len(users), len(movies), card["factors"], rating_min=card["rating_min"], rating_max=card["rating_max"]
-            )
-            module.load_state_dict(torch.load(directory / WEIGHTS, weights_only=True))
             record = {name: card[name] for name in ("run_id", "solver", "config", "rows", "metrics", "git_sha")}
             ranking = TrainedRanking.read(directory, card["ranking"]) if card.get("ranking") is not None else None
+            counts = MovieCounts.read(directory)
+            module: MatrixFactorization | None = None
+            if card["mu"] is None and ranking:
+                users, movies = ranking.users, ranking.movies
+            else:
+                module, users, movies = _read_star_model(directory, card)
         except KeyError as error:
             raise DataError(f"{directory} is not a complete model directory: {error} is missing") from None
         except DataError:
             raise
         except Exception as error:  # on a corrupt file torch.load raises whatever its parser runs into
             raise DataError(f"{directory} is not a model directory: {' '.join(str(error).split())[:300]}") from None
-        return cls(module, users, movies, **record, trained_on=TrainedOn.read(card.get("trained_on")), ranking=ranking)
+        trained_on = TrainedOn.read(card.get("trained_on"))
+        return cls(module, users, movies, **record, trained_on=trained_on, ranking=ranking, movie_counts=counts)
+
+
+def _read_star_model(directory: Path, card: Mapping[str, Any]) -> tuple[MatrixFactorization, Vocabulary, Vocabulary]:
+    """The module, the users and the movies."""
+    users, movies = (
+        Vocabulary(pq.read_table(directory / file, columns=[key])[key].combine_chunks())
+        for key, file in PARQUET.items()
+    )
+    module = MatrixFactorization(
+        len(users), len(movies), card["factors"], rating_min=card["rating_min"], rating_max=card["rating_max"]
+    )
+    module.load_state_dict(torch.load(directory / WEIGHTS, weights_only=True))
+    return module, users, movies
 
 
 def write_published(
@@ -290,26 +415,31 @@ def write_published(
 def _write(
     directory: Path,
     card: Mapping[str, Any],
-    users: Embeddings,
-    movies: Embeddings,
+    users: Embeddings | None,
+    movies: Embeddings | None,
     state: Mapping[str, Tensor] | None = None,
     also: Sequence[Path] = (),
     ranking: TrainedRanking | None = None,
+    counts: MovieCounts | None = None,
 ) -> None:
     with directory_written_aside(directory, seal=CARD) as aside:
         if state is not None:
             torch.save(state, aside / WEIGHTS)
-        for key, rows in ((USER, users), (MOVIE, movies)):
+        for key, rows in ((USER, users), (MOVIE, movies)) if users and movies else ():
             table = pa.table({key: rows.ids, "bias": rows.bias, "embedding": _lists(rows.vectors)})
             pq.write_table(table, aside / PARQUET[key], compression="zstd")
         if ranking:
             ranking.write(aside)
+        if counts:
+            counts.write(aside)
         for extra in also:
             shutil.copy(extra, aside)
         (aside / CARD).write_text(json.dumps(card, indent=2) + "\n")
-    if not ranking:
-        for file in RANKING_PARQUET.values():
-            (directory / file).unlink(missing_ok=True)  # of an earlier model
+    absent = [] if ranking else [*RANKING_PARQUET.values()]
+    absent += [] if users else [WEIGHTS, *PARQUET.values()]
+    absent += [] if counts else [COUNTS_PARQUET]
+    for file in absent:
+        (directory / file).unlink(missing_ok=True)  # of an earlier model
 
 
 def _lists(vectors: npt.NDArray[np.float32]) -> pa.Array:
@@ -332,18 +462,22 @@ def read_model(directory: Path) -> PublishedModel:
     files = {key: directory / name for key, name in PARQUET.items()}
     # In parallel: a database can load a model in the time that one core needs to read it.
     with ThreadPoolExecutor(2) as pool:
-        users, movies = (pool.submit(_read_embeddings, file, key, header.factors) for key, file in files.items())
+        stars = [
+            pool.submit(_read_embeddings, file, key, header.factors)
+            for key, file in (files.items() if header.has_stars else ())
+        ]
         ranking = pool.submit(_read_ranking, directory, numbers) if numbers else None
         content = pool.submit(_content_hash, directory, header, numbers)
         # content last: an unreadable file is reported by the part that it belongs to.
         return PublishedModel(
             header,
-            users.result(),
-            movies.result(),
+            users=stars[0].result() if stars else None,
+            movies=stars[1].result() if stars else None,
             ranking=ranking.result() if ranking else None,
             content_hash=content.result(),
-            noise_variance=_noise_variance(card.get("metrics"), header),
+            noise_variance=_header_noise(card.get("metrics"), header) if header.has_stars else None,
             trained_on=TrainedOn.read(card.get("trained_on")),
+            movie_counts=MovieCounts.read(directory),
         )
 
 
@@ -358,11 +492,13 @@ def read_run_id(directory: Path) -> str:
 
 def _content_hash(directory: Path, header: Header, ranking: dict[str, Any] | None) -> str:
     content = hashlib.sha256(json.dumps(asdict(header), sort_keys=True).encode())
-    files = [*PARQUET.values()]
+    files = [*PARQUET.values()] if header.has_stars else []
     if ranking:
         numbers = {name: ranking[name] for name in ("factors", *RANKING_NUMBERS)}
         content.update(json.dumps(numbers, sort_keys=True).encode())
         files += RANKING_PARQUET.values()
+    if (directory / COUNTS_PARQUET).is_file():
+        files.append(COUNTS_PARQUET)
     for file in files:
         content.update((directory / file).read_bytes())
     return content.hexdigest()[:16]
@@ -380,7 +516,9 @@ def _header(path: Path, card: Mapping[str, Any]) -> Header:
     if not isinstance(card.get("run_id"), str) or not card["run_id"].strip():
         raise DataError(f"{path}: run_id is {card.get('run_id')!r}, expected a non-empty text")
     factors = _checked_factors(path, "factors", card.get("factors"))
-    numbers = [_checked_number(path, name, card.get(name)) for name in ("mu", "rating_min", "rating_max")]
+    if card.get("ranking") is not None and all(card.get(name, "") is None for name in STARS):
+        return Header(card["run_id"], factors, None, None, None)
+    numbers = [_checked_number(path, name, card.get(name)) for name in STARS]
     if problem := _mu_problem(*numbers):
         raise DataError(f"{path}: {problem}: train the model again")
     return Header(card["run_id"], factors, *numbers)
@@ -405,14 +543,19 @@ def _mu_problem(mu: float, rating_min: float, rating_max: float) -> str:
     return f"mu is {mu:g}, expected a mean rating within the rating range {rating_min:g} to {rating_max:g}"
 
 
-def _noise_variance(metrics: Any, header: Header) -> float:
+def _header_noise(metrics: Any, header: Header) -> float:
+    stars = header.stars()
+    return noise_variance(metrics, stars["rating_min"], stars["rating_max"])
+
+
+def noise_variance(metrics: Any, rating_min: float, rating_max: float) -> float:
     """The model's squared RMSE on held-out ratings; without one, (range / 5)², as models of one to five stars have."""
     held_out = metrics if isinstance(metrics, dict) else {}
     for name in ("validation_rmse", "test_rmse"):
         rmse = held_out.get(name)
         if isinstance(rmse, int | float) and math.isfinite(rmse) and rmse > 0:
             return float(rmse) ** 2
-    return ((header.rating_max - header.rating_min) / 5 or 1.0) ** 2
+    return ((rating_max - rating_min) / 5 or 1.0) ** 2
 
 
 def _read_embeddings(path: Path, key: str, factors: int) -> Embeddings:

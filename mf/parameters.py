@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mf.config import Config
 from mf.errors import ConfigError
 from mf.evaluation.config import EvaluateConfig, GateConfig
-from mf.ratings.config import IngestConfig, SplitConfig
+from mf.ratings.config import CLICKS_WITHOUT_RANKING, NONE, IngestConfig, SplitConfig
 from mf.supabase.config import ExportConfig
 from mf.supabase.credentials import is_address
 
@@ -27,6 +27,12 @@ SOLVERS_OWN = -1  # the value of the three below that leaves the option to the s
 OR_SOLVERS_OWN = ("epochs", "batch_size", "lr")
 SOLVER_PARAMETERS = (*ALWAYS_SET, *OR_SOLVERS_OWN)
 BEST_SOLVER = ""  # the value of solver that leaves the choice to ``chosen_solver``
+# What the log says of a run without ratings. A step cannot know which parameters were set.
+UNUSED_WITHOUT_RATINGS = (
+    "without ratings there is no star model: solver, solver_options, factors, epochs, batch_size, lr, init_from, "
+    "relevance_threshold, max_regression and max_rmse are not used, nor rho, taste and relevance_threshold of "
+    "ranking_options; every test row is relevant"
+)
 
 
 def check(parameters: Parameters, *more: Callable[[Parameters], object]) -> None:
@@ -49,6 +55,7 @@ def check(parameters: Parameters, *more: Callable[[Parameters], object]) -> None
         export_config,
         _check_supabase_url,
         _check_init_from,
+        _check_clicks,
         *more,
     )
     faults: list[str] = []
@@ -170,6 +177,21 @@ def _check_supabase_url(parameters: Parameters) -> None:
     # Empty on a machine of one's own: the environment has it.
     if parameters["supabase_url"] and not is_address(parameters["supabase_url"]):
         raise ConfigError("supabase_url: expected an address of the form https://PROJECT.supabase.co")
+
+
+def check_lists(parameters: Parameters) -> None:
+    """Checks that a run without ratings has a ranking model.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if parameters["ranking"] == "none":
+        raise ConfigError(CLICKS_WITHOUT_RANKING)
+
+
+def _check_clicks(parameters: Parameters) -> None:
+    if parameters["rating_column"] == NONE:
+        check_lists(parameters)
 
 
 def _check_init_from(parameters: Parameters) -> None:

@@ -97,7 +97,8 @@ def remove_report(directory: Path) -> None:
 
 def _not_finite(model: TrainedModel) -> str:
     """Which part of the model has a value that is not finite; empty if none has."""
-    arrays = {name: value.detach().cpu().numpy() for name, value in model.module.state_dict().items()}
+    stars = model.module.state_dict() if model.module else {}
+    arrays = {name: value.detach().cpu().numpy() for name, value in stars.items()}
     if ranking := model.ranking:
         own = ranking.model
         arrays |= {

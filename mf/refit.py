@@ -14,7 +14,7 @@ from mf.ranking import PassReport, RankingConfig
 from mf.ratings.schema import MOVIE, RATING, USER, Provenance
 from mf.solvers import SOLVERS
 from mf.solvers.base import Callback, Checkpoint
-from mf.train import train
+from mf.train import DEFAULT_SOLVER, train
 from mf.warm_start import EarlierModel
 
 # Training ratings that both models are compared on, at most: enough for an RMSE to four digits.
@@ -55,9 +55,11 @@ def refit(
         train_part: the ratings that ``judged`` was trained on.
         device, callbacks, checkpoint, earlier, provenance, progress: as for ``mf.train.train``.
     """
-    fields = SOLVERS[judged.solver].config.model_fields
-    fixed = {"epochs": max(judged.metrics["best_epoch"], 1)} | ({"patience": 0} if "patience" in fields else {})
-    config = SOLVERS[judged.solver].config.of(**judged.config | fixed)
+    # A model of clicks has no solver, and its training uses no options of one.
+    solver = SOLVERS[judged.solver or DEFAULT_SOLVER].config
+    fixed = {"epochs": max(judged.metrics.get("best_epoch", 1), 1)}
+    fixed |= {"patience": 0} if "patience" in solver.model_fields else {}
+    config = solver.of(**judged.config | fixed)
     ranking = RankingConfig.of(**judged.ranking.config) if judged.ranking else None
     try:
         model = train(
@@ -67,8 +69,13 @@ def refit(
         )  # fmt: skip
     except TrainingError as error:
         return Refit(judged, f"the judged model is published, since the fit to all ratings failed: {error}")
+    model.metrics["refit_of"] = judged.run_id
+    if not (model.module and judged.module):
+        return Refit(
+            model, f"model {model.run_id} is fitted to all {len(ratings):,} clicks, as {judged.run_id} was judged"
+        )
     # What held-out ratings said of the judged model: the database derives the noise of a rating from it.
-    model.metrics |= {"validation_rmse": judged.metrics["validation_rmse"], "refit_of": judged.run_id}
+    model.metrics["validation_rmse"] = judged.metrics["validation_rmse"]
     sample = _sample(train_part)
     ours, theirs = _rmse(model, sample), _rmse(judged, sample)
     rmses = f"RMSE {ours:.4f} on {len(sample):,} training ratings, {theirs:.4f} of the judged model {judged.run_id}"

@@ -13,13 +13,23 @@ import torch
 from mf.biases import Ints
 from mf.config import Config
 from mf.errors import ConfigError, DataError
-from mf.model_directory import TrainedModel, TrainedRanking
-from mf.ranking import Interactions as RankingInteractions
-from mf.ranking import PassReport, RankingConfig
+from mf.model_directory import MovieCounts, TrainedModel, TrainedRanking
+from mf.ranking import Interactions, PassReport, RankingConfig
 from mf.ranking import fit as fit_ranking
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, Provenance, TrainedOn, times
+from mf.ratings.config import CLICKS_WITHOUT_RANKING
+from mf.ratings.schema import (
+    MOVIE,
+    RATED_AT,
+    RATING,
+    USER,
+    Provenance,
+    TrainedOn,
+    check_ratings_differ,
+    has_ratings,
+    times,
+)
 from mf.ratings.vocabulary import Vocabulary
-from mf.solvers import EpochReport, Interactions, fit, solver_of
+from mf.solvers import EpochReport, RatingTensors, fit, solver_of
 from mf.solvers.base import Callback, Checkpoint
 from mf.version import git_sha
 from mf.warm_start import EarlierModel
@@ -44,6 +54,9 @@ def train(
 ) -> TrainedModel:
     """Trains a star model on ``ratings`` with the solver that ``config`` belongs to, then a ranking model.
 
+    Without ratings (clicks) there is no star model: ``config``, ``callbacks``, ``checkpoint`` and ``earlier`` are not
+    used, and ``ranking`` is needed.
+
     Args:
         ratings, validation: ratings tables (``mf.ratings.schema``); ``validation`` may be empty. Users and movies that
             occur only in ``validation`` get no star vector.
@@ -59,33 +72,40 @@ def train(
         progress: called after every pass of the ranking model.
 
     Raises:
-        DataError: there are no ratings.
+        DataError: there are no ratings, or they are all the same.
         TrainingError: a value is not finite.
-        ConfigError: the checkpoint belongs to other ratings or options, or the solver cannot start from a model.
+        ConfigError: the checkpoint belongs to other ratings or options, the solver cannot start from a model, or there
+            is neither a rating nor a ranking model.
     """
     if not len(ratings):
         raise DataError("found no ratings to train on, expected at least one: lower --val_size, or add ratings")
+    both = pa.concat_tables([ratings, validation])
+    listed = both if lists_from_validation else ratings
+    if not has_ratings(ratings):
+        origin = _trained_on(provenance, ratings, validation, lists_from_validation, None) if provenance else None
+        rows = {"train": len(ratings), "validation": len(validation)}
+        return _train_on_clicks(listed, rows, origin, ranking, device, progress)
+    check_ratings_differ(both, "training ratings")
     with ThreadPoolExecutor(2) as pool:
         encoded = pool.map(Vocabulary.encode, (ratings[USER], ratings[MOVIE]))
     (users, train_users), (movies, train_movies) = encoded
 
-    def interactions(table: pa.Table, user_rows: Ints, movie_rows: Ints) -> Interactions:
+    def tensors(table: pa.Table, user_rows: Ints, movie_rows: Ints) -> RatingTensors:
         rows = torch.from_numpy(user_rows), torch.from_numpy(movie_rows)
-        return Interactions(*rows, torch.tensor(table[RATING].to_numpy()), len(users), len(movies))
+        return RatingTensors(*rows, torch.tensor(table[RATING].to_numpy()), len(users), len(movies))
 
-    trained_on = interactions(ratings, train_users, train_movies)
-    held_out = interactions(validation, users.rows(validation[USER]), movies.rows(validation[MOVIE]))
+    trained_on = tensors(ratings, train_users, train_movies)
+    held_out = tensors(validation, users.rows(validation[USER]), movies.rows(validation[MOVIE]))
     epochs: list[EpochReport] = []
     callbacks = [epochs.append, *callbacks]
     initial = earlier.initial(users, movies) if earlier else None
     module = fit(trained_on, held_out, config, device, callbacks, checkpoint, initial)
     kept = [epoch for epoch in epochs if epoch.kept][-1]
-    listed = pa.concat_tables([ratings, validation]) if lists_from_validation else ratings
     return TrainedModel(
         module=module,
         users=users,
         movies=movies,
-        run_id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
+        run_id=_new_run_id(),
         solver=solver_of(config).name,
         config=config.model_dump(),
         rows={"train": len(ratings), "validation": len(validation)},
@@ -98,7 +118,39 @@ def train(
         git_sha=git_sha(),
         trained_on=_trained_on(provenance, ratings, validation, lists_from_validation, earlier) if provenance else None,
         ranking=train_ranking(listed, ranking, device=device, progress=progress) if ranking else None,
+        movie_counts=MovieCounts.of(both[MOVIE]),
     )
+
+
+def _train_on_clicks(
+    clicks: pa.Table,
+    rows: dict[str, int],
+    trained_on: TrainedOn | None,
+    config: RankingConfig | None,
+    device: torch.device,
+    progress: Callable[[PassReport], None] | None,
+) -> TrainedModel:
+    """A ranking model alone."""
+    if config is None:
+        raise ConfigError(CLICKS_WITHOUT_RANKING)
+    ranking = train_ranking(clicks, config, device=device, progress=progress)
+    return TrainedModel(
+        module=None,
+        users=ranking.users,
+        movies=ranking.movies,
+        run_id=_new_run_id(),
+        solver=None,
+        config={},
+        rows=rows,
+        git_sha=git_sha(),
+        trained_on=trained_on,
+        ranking=ranking,
+        movie_counts=MovieCounts.of(clicks[MOVIE]),
+    )
+
+
+def _new_run_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
 def train_ranking(
@@ -117,20 +169,20 @@ def train_ranking(
         progress: called after every pass.
 
     Raises:
-        DataError: there are no ratings.
+        DataError: there are no ratings, or they are all the same.
         TrainingError: a vector is not finite.
     """
     started = time.perf_counter()
+    check_ratings_differ(ratings, "training ratings")
     with ThreadPoolExecutor(2) as pool:
         (users, user_rows), (movies, movie_rows) = pool.map(Vocabulary.encode, (ratings[USER], ratings[MOVIE]))
-    has = ratings.column_names
-    interactions = RankingInteractions(
+    interactions = Interactions(
         torch.from_numpy(user_rows),
         torch.from_numpy(movie_rows),
-        torch.tensor(ratings[RATING].to_numpy()) if RATING in has else None,
+        torch.tensor(ratings[RATING].to_numpy()) if has_ratings(ratings) else None,
         len(users),
         len(movies),
-        torch.tensor(times(ratings)) if RATED_AT in has else None,
+        torch.tensor(times(ratings)) if RATED_AT in ratings.column_names else None,
     )
     model = fit_ranking(interactions, config, device, progress)
     vectors = model.user_vectors(interactions)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mf.model_directory import Embeddings, Header, read_model, write_published
+from mf.model_directory import Embeddings, Header, no_star_model, read_model, write_published
 from mf.ratings.schema import TrainedOn
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers.base import Initial, InitialRows
@@ -37,7 +37,7 @@ class EarlierModel:
             init_from: a model directory; "published": the published run of ``target()``; "": no model.
 
         Returns:
-            ``None`` for "", and for "published" when no run is published.
+            ``None`` for "", and for "published" when no run is published or it was trained on clicks.
 
         Raises:
             DataError: the directory is not a model directory.
@@ -53,6 +53,9 @@ class EarlierModel:
             run = supabase.published_run()
             if run is None:
                 print("no run is published yet: training starts from scratch")
+                return None
+            if not run.header.has_stars:
+                print(f"the published run {run.header.run_id} has no star model: training starts from scratch")
                 return None
             if run.judged and run.judged.run_id:
                 # The published run has seen the test ratings, and so would a model that starts from it.
@@ -74,9 +77,11 @@ class EarlierModel:
         """Read a model directory, or a directory written by ``save``.
 
         Raises:
-            DataError: a file is missing or malformed.
+            DataError: a file is missing or malformed, or the model was trained on clicks.
         """
         model = read_model(directory)
+        if model.users is None or model.movies is None:
+            raise no_star_model(model.header.run_id)
         return cls(model.header, model.users, model.movies, model.trained_on)
 
     def save(self, directory: Path) -> None:
@@ -90,7 +95,9 @@ class EarlierModel:
         Raises:
             DataError: its ids are of another type.
         """
-        return Initial(self.header.run_id, self.header.mu, _initial(self.users, users), _initial(self.movies, movies))
+        return Initial(
+            self.header.run_id, self.header.stars()["mu"], _initial(self.users, users), _initial(self.movies, movies)
+        )
 
 
 def _initial(earlier: Embeddings, vocabulary: Vocabulary) -> InitialRows:

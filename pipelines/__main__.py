@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mf.config import did_you_mean
 from mf.errors import ConfigError, reported
 from mf.flags import Parser
 from pipelines import describe
@@ -189,8 +190,15 @@ COMMANDS = {
 def main(argv: Sequence[str]) -> None:
     """Runs the command that ``argv`` names; a user's mistake is one line on stderr and exit status 2."""
     with reported():
+        if argv and argv[0] in ("-h", "--help"):
+            print("usage: python -m pipelines COMMAND [flags]\n")
+            for name, described in COMMANDS.items():
+                print(f"  {name:<10}  {described.__doc__}")
+            print("\npython -m pipelines COMMAND --help shows a command's flags.")
+            return
         if not argv or argv[0] not in COMMANDS:
-            raise ConfigError(f"expected one of the commands {', '.join(COMMANDS)}")
+            hint = did_you_mean(argv[0], COMMANDS) if argv else ""
+            raise ConfigError(f"expected one of the commands {', '.join(COMMANDS)}{hint}")
         command = COMMANDS[argv[0]]
         command(Parser(f"python -m pipelines {argv[0]}", command.__doc__), argv[1:])
 

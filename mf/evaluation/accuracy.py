@@ -1,6 +1,7 @@
 """Errors of predicted ratings beside two baselines: overall, per group of ratings, calibration, distribution."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,11 @@ class ColdStart:
     rmse: float | None  # of the model on these ratings; None without any, as are the next two
     baseline_rmse: float | None = None  # of user + movie biases
     global_mean_rmse: float | None = None
+
+    @classmethod
+    def counted(cls, ids: EncodedIds) -> Self:
+        """The counts alone, without predictions."""
+        return cls(int((ids.test_id_rows < 0).sum()), int((ids.test_rows < 0).sum()), None)
 
 
 @dataclass(frozen=True)
@@ -112,10 +118,11 @@ def score_ratings(
 def cold_start(ids: EncodedIds, actual: Floats, predicted: Floats, baseline: Floats, global_mean: Floats) -> ColdStart:
     """RMSE on the ratings of users, or of movies, without a training rating."""
     cold = ids.test_rows < 0
+    counted = ColdStart.counted(ids)
     if not cold.any():
-        return ColdStart(0, 0, None)
+        return counted
     rmses = [RMSE.of(actual[cold], predictions[cold]) for predictions in (predicted, baseline, global_mean)]
-    return ColdStart(int((ids.test_id_rows < 0).sum()), int(cold.sum()), *rmses)
+    return ColdStart(counted.ids, counted.rows, *rmses)
 
 
 def deciles(values: Floats | Ints) -> Floats | Ints:

@@ -33,7 +33,8 @@ class BesideBaselines:
         biases = BiasModel.fit(
             users.train_rows, movies.train_rows, ratings.train_ratings, len(users.vocabulary), len(movies.vocabulary)
         )
-        low, high = model.module.rating_min.item(), model.module.rating_max.item()
+        module = model.star_model()
+        low, high = module.rating_min.item(), module.rating_max.item()
         # In float64: a sum of millions of squares in float32 is inexact.
         actual = ratings.test_ratings.astype(np.float64)
         predicted = model.predict(held_out[USER], held_out[MOVIE]).astype(np.float64)

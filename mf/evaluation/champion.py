@@ -19,11 +19,17 @@ from mf.evaluation.topk import top_k_by_product
 from mf.model import MatrixFactorization
 from mf.model_directory import Embeddings, PublishedModel, PublishedRanking, TrainedModel, read_model
 from mf.ranking import Interactions, RankingModel
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER, TrainedOn, times
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER, TrainedOn, has_ratings, times
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.target import PublishedRun, Target
 
+NO_COMMON_USER = "not compared: no user seen in training has a relevant rating among the compared ones"
 LEAST_USERS = 30  # with fewer users among the newer ratings the interval is too wide to be of use
+
+NOT_HERE = (
+    "not compared: the published run was trained on all ratings, the model that was judged is not here, and fewer than "
+    f"{LEAST_USERS} users have newer test ratings"
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,9 @@ class PairedNdcg:
     champion_ndcg: float
     difference: float  # ndcg - champion_ndcg: below 0 the challenger is worse
     interval: Interval | None  # of the difference, a paired bootstrap over users; None with one user
-    clean: bool  # as in PairedRmse
+    clean: bool  # neither model was trained on these ratings, in its training or its validation part
     ordered_by: str  # the champion's lists: by its ranking model or, without one, by predicted rating
+    note: str = ""  # one sentence: whether the comparison is clean, and why
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,8 @@ class Comparison:
 
     run_id: str  # the champion's
     published_at: str  # ISO 8601
-    note: str  # one sentence: what the figures show, or why there are none
-    figures: PairedRmse | None = None  # None: not comparable
+    note: str  # one sentence: what the RMSEs (of clicks, the lists) show, or why the runs are not compared
+    figures: PairedRmse | None = None  # None: not comparable, or clicks
     lists: PairedNdcg | None = None  # None: not comparable, no ranking model, or no relevant test rating
 
 
@@ -71,10 +78,11 @@ def compare(
     Runs of another source are not compared. The champion may have been trained on ratings that are test ratings now,
     which lowers its RMSE. The comparison is clean where that is ruled out: when both were trained on the same training
     part, when the champion held these ratings out too (``split = hash`` with the same seed), or on the test ratings
-    that are newer than all of the champion's (with ``split = time`` on a growing source, all of them).
+    that are newer than all of the champion's (with ``split = time`` on a growing source, all of them). Ranking models
+    are trained on the validation part too, so that for lists both parts must be the same.
 
     A run that was fitted to all ratings after it was accepted is represented by the model that was judged, where its
-    directory can be read, else it is compared on newer ratings alone.
+    directory can be read, else it is compared on newer ratings alone. Clicks are compared by lists alone.
 
     Args:
         model: the challenger.
@@ -103,20 +111,30 @@ def compare(
         other = "other columns of it" if ours.source == theirs.source else theirs.source
         note = f"not compared: this model was trained on {ours.source}, the published run on {other}"
         return Comparison(run_id, run.published_at, note)
-    comparable, clean, note = _comparable_part(test, ours, theirs)
+    refitted = run.judged is not None and run.judged.run_id is not None
+    only_newer = refitted and champion is None
+    twin = ""
     if champion:
-        note += f"; compared with model {champion.header.run_id}, which was judged before it was fitted to all ratings"
-        embeddings, ranking = (champion.users, champion.movies), champion.ranking
-    elif run.judged and run.judged.run_id and not clean:
-        note = (
-            "not compared: the published run was trained on all ratings, the model that was judged is not here, and "
-            f"fewer than {LEAST_USERS} users have newer test ratings"
-        )
-        return Comparison(run_id, run.published_at, note)
+        twin = f"; compared with model {champion.header.run_id}, which was judged before it was fitted to all ratings"
+        stars = (champion.users, champion.movies) if champion.users and champion.movies else None
     else:
-        embeddings, ranking = target.embeddings(run), target.ranking(run) if lists else None
-    figures = _paired_rmse(model, champion or run, embeddings, comparable, seed, clean)
-    paired = _paired_ndcg(lists, ranking, embeddings, comparable, seed, clean) if lists else None
+        stars = target.embeddings(run) if run.header.has_stars else None
+    same = ours.content_hash == theirs.content_hash
+    figures, paired, note = None, None, NO_COMMON_USER
+    if lists:
+        ranking = champion.ranking if champion else target.ranking(run)
+        # Without a ranking model its lists are the star model's, which was not trained on the validation part.
+        seen_same = ours.seen_hash == theirs.seen_hash != "" if ranking else same
+        part = _comparable_part(test, ours, theirs, seen_same, "raises its NDCG")
+        if only_newer and not part.clean:
+            return Comparison(run_id, run.published_at, NOT_HERE)
+        paired = _paired_ndcg(lists, ranking, stars, part, seed)
+        note = paired.note + twin if paired else note
+    if model.module and stars:
+        part = _comparable_part(test, ours, theirs, same, "lowers its RMSE")
+        if only_newer and not part.clean:
+            return Comparison(run_id, run.published_at, NOT_HERE)
+        figures, note = _paired_rmse(model, champion or run, stars, part, seed), part.note + twin
     return Comparison(run_id, run.published_at, note, figures, paired)
 
 
@@ -126,21 +144,33 @@ def _judged_twin(run: PublishedRun) -> PublishedModel | None:
     return read_model(directory) if directory else None
 
 
-def _comparable_part(test: pa.Table, ours: TrainedOn, theirs: TrainedOn) -> tuple[pa.Table, bool, str]:
-    """The ratings to compare on, whether the comparison is clean, and a sentence for people."""
-    same_lists = theirs.validation_hash in (None, ours.validation_hash)
+@dataclass(frozen=True)
+class _Part:
+    """The test ratings to compare on."""
+
+    test: pa.Table
+    clean: bool
+    note: str  # whether the comparison is clean, as a sentence for people
+
+
+def _comparable_part(test: pa.Table, ours: TrainedOn, theirs: TrainedOn, same: bool, effect: str) -> _Part:
+    """Args:
+    same: both models were trained on the same ratings.
+    effect: what it does to the champion to have been trained on test ratings.
+    """
     if theirs.held_out_too(ours):
-        return test, True, "clean: the published run held these ratings out too (split=hash with the same seed)"
-    if ours.content_hash == theirs.content_hash and same_lists:
-        return test, True, "clean: the published run was trained on the same ratings as this model, not on these"
+        return _Part(test, True, "clean: the published run held these ratings out too (split=hash with the same seed)")
+    if same:
+        return _Part(test, True, "clean: the published run was trained on the same ratings as this model, not on these")
     newer = _newer(test, theirs)
     if len(pc.unique(newer[USER])) >= LEAST_USERS:
-        return newer, True, f"clean: these ratings are newer than all that the published run has seen ({theirs.until})"
-    return (
+        note = f"clean: these ratings are newer than all that the published run has seen ({theirs.until})"
+        return _Part(newer, True, note)
+    return _Part(
         test,
         False,
-        "not clean: the published run may have been trained on some of these ratings, which lowers its RMSE; this can "
-        "show that the new model is better, not that it is worse (split=time compares on newer ratings)",
+        f"not clean: the published run may have been trained on some of these ratings, which {effect}; this can show "
+        "that the new model is better, not that it is worse (split=time compares on newer ratings)",
     )
 
 
@@ -155,10 +185,10 @@ def _paired_rmse(
     model: TrainedModel,
     run: PublishedRun | PublishedModel,
     embeddings: tuple[Embeddings, Embeddings],
-    test: pa.Table,
+    part: _Part,
     seed: int,
-    clean: bool,
 ) -> PairedRmse:
+    test = part.test
     # In float64, as in the evaluation.
     actual = test[RATING].to_numpy().astype(np.float64)
     challenger = model.predict(test[USER], test[MOVIE]).astype(np.float64)
@@ -166,20 +196,22 @@ def _paired_rmse(
     _, users = Vocabulary.encode(test[USER])
     interval = paired_difference(users, challenger - actual, champion - actual, seed)
     ours, theirs = RMSE.of(actual, challenger), RMSE.of(actual, champion)
-    return PairedRmse(len(test), ours, theirs, ours - theirs, interval, clean)
+    return PairedRmse(len(test), ours, theirs, ours - theirs, interval, part.clean)
 
 
 def _paired_ndcg(
     lists: PublishedLists,
     ranking: PublishedRanking | None,
-    embeddings: tuple[Embeddings, Embeddings],
-    test: pa.Table,
+    embeddings: tuple[Embeddings, Embeddings] | None,
+    part: _Part,
     seed: int,
-    clean: bool,
 ) -> PairedNdcg | None:
-    """Both models' lists, each from its own catalogue; ``None`` without a relevant rating in ``test``."""
+    """Both models' lists, each from its own catalogue; ``None`` without a relevant rating in the part."""
+    test = part.test
     rows = Vocabulary(lists.users).rows(test[USER])
-    liked = (rows >= 0) & (test[RATING].to_numpy() >= lists.threshold)
+    liked = rows >= 0
+    if lists.threshold is not None:
+        liked &= test[RATING].to_numpy() >= lists.threshold
     rows, movies = rows[liked], test[MOVIE].filter(pa.array(liked))
     counts = np.bincount(rows, minlength=len(lists.users))
     chosen = sample(np.flatnonzero(counts), LISTED_USERS, seed)
@@ -194,12 +226,13 @@ def _paired_ndcg(
         relevant = csr_array(pairs, shape=(len(lists.users), len(catalogue)))[chosen]
         return NDCG.of_users(find_hits(top, relevant), counts)
 
-    theirs = Embeddings(ranking.movie_ids, ranking.bias, ranking.embedding) if ranking else embeddings[1]
-    p = (
-        _ranking_vectors(ranking, theirs, users, lists.known)
-        if ranking
-        else take_rows(embeddings[0].vectors, embeddings[0].rows(users))
-    )
+    if ranking:
+        theirs = Embeddings(ranking.movie_ids, ranking.bias, ranking.embedding)
+        p = _ranking_vectors(ranking, theirs, users, lists.known)
+    else:
+        assert embeddings is not None, "a run without a star model has a ranking model"
+        theirs = embeddings[1]
+        p = take_rows(embeddings[0].vectors, embeddings[0].rows(users))
     # Copies, since PyTorch warns of arrays that cannot be written.
     q, b_m = torch.tensor(theirs.vectors), torch.tensor(theirs.bias)
     left_out = _in_columns(rated, theirs.rows(lists.movies.ids), len(theirs))
@@ -214,7 +247,8 @@ def _paired_ndcg(
         champion_ndcg=published,
         difference=ours - published,
         interval=percentile_interval(draws[:, 0] - draws[:, 1], len(chosen)),
-        clean=clean,
+        clean=part.clean,
+        note=part.note,
         ordered_by=RANKING_MODEL if ranking else PREDICTED_RATING,
     )
 
@@ -239,7 +273,7 @@ def _ranking_vectors(
         Interactions(
             torch.from_numpy(rows),
             torch.from_numpy(movies.rows(known[MOVIE])),
-            torch.tensor(known[RATING].to_numpy()),
+            torch.tensor(known[RATING].to_numpy()) if has_ratings(known) else None,
             len(users),
             len(movies),
             torch.tensor(times(known)) if RATED_AT in known.column_names else None,
@@ -263,10 +297,7 @@ def predict(
         DataError: the published ids are of another type than those of ``test``.
     """
     header = run.header
-    module = MatrixFactorization(
-        len(users), len(movies), header.factors,
-        rating_min=header.rating_min, rating_max=header.rating_max, mu=header.mu,
-    )  # fmt: skip
+    module = MatrixFactorization(len(users), len(movies), header.factors, **header.stars())
     tables = (
         (USER, users, module.user_factors, module.user_bias),
         (MOVIE, movies, module.movie_factors, module.movie_bias),

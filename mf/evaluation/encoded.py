@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 from mf.biases import Floats, Ints
 from mf.errors import DataError
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, UNKNOWN_TIME, USER, times
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, UNKNOWN_TIME, USER, has_ratings, times
 from mf.ratings.vocabulary import Vocabulary
 
 
@@ -53,7 +53,7 @@ class EncodedRatings:
 
     users: EncodedIds
     movies: EncodedIds
-    train_ratings: npt.NDArray[np.float32]
+    train_ratings: npt.NDArray[np.float32]  # of clicks all 1, as the next one
     test_ratings: npt.NDArray[np.float32]
     train: pa.Table  # as it came
     validation: pa.Table | None
@@ -70,7 +70,20 @@ class EncodedRatings:
         if len(train) == 0:
             raise DataError(f"the training part is empty (the test part has {len(test):,} ratings): lower test_size")
         users, movies = (EncodedIds.of(train[column], test[column]) for column in (USER, MOVIE))
-        return cls(users, movies, train[RATING].to_numpy(), test[RATING].to_numpy(), train, validation)
+        if has_ratings(train) != has_ratings(test):
+            named = {True: "has ratings", False: "has none"}
+            parts = (
+                f"the {name} part {named[has_ratings(part)]}" for name, part in (("training", train), ("test", test))
+            )
+            raise DataError(
+                f"{' and '.join(parts)}: name the rating column of both, or use rating_column=none for both"
+            )
+        return cls(users, movies, _ratings(train), _ratings(test), train, validation)
+
+    @property
+    def has_ratings(self) -> bool:
+        """Whether there are ratings; without them every test pair is relevant."""
+        return has_ratings(self.train)
 
     def train_times(self) -> npt.NDArray[np.int64] | None:
         """int64[training ratings], microseconds, ``UNKNOWN_TIME`` where unknown; None where all are unknown."""
@@ -125,6 +138,13 @@ class EncodedRatings:
         both = (users >= 0) & (movies >= 0)
         shape = len(self.users.test_ids), len(catalogue)
         return csr_array((np.ones(both.sum(), np.bool_), (users[both], movies[both])), shape)
+
+
+def _ratings(table: pa.Table) -> npt.NDArray[np.float32]:
+    if not has_ratings(table):
+        return np.ones(len(table), np.float32)
+    values: npt.NDArray[np.float32] = table[RATING].to_numpy()
+    return values
 
 
 def take_rows(vectors: npt.NDArray[np.float32], rows: Ints) -> npt.NDArray[np.float32]:

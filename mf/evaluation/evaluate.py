@@ -1,12 +1,13 @@
 """Evaluation of a model on the test part, beside baselines."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mf.biases import BiasModel
+from mf.biases import BiasModel, Floats
 from mf.errors import DataError
 from mf.evaluation.accuracy import (
     CalibrationBin,
@@ -27,7 +28,7 @@ from mf.evaluation.encoded import EncodedRatings
 from mf.evaluation.metrics import METRICS, RATING_METRICS, Scores
 from mf.evaluation.ranking import ColdStartCurve, ExposureBin, PublishedLists, Ranking, score_lists
 from mf.model_directory import TrainedModel
-from mf.ratings.schema import MOVIE, USER
+from mf.ratings.schema import MOVIE, RATING, USER, has_ratings
 
 LABELS = {
     "model": "this model",
@@ -46,7 +47,7 @@ class Evaluation:
     train_rows: int
     test_rows: int
     test_users: int
-    model: Scores  # rating metrics, as are the next two
+    model: Scores  # rating metrics, as are the next two; none of the three has any where the data are clicks
     global_mean: Scores  # baseline: every prediction is the mean of the training ratings
     user_movie_bias: Scores  # baseline: BiasModel, clipped
     rmse_difference: Interval | None  # of RMSE(model) - RMSE(user + movie biases) over the same draws of users
@@ -57,12 +58,22 @@ class Evaluation:
     by_rating: tuple[RatingBin, ...]  # ascending
     calibration: tuple[CalibrationBin, ...]  # of the model, ascending
     baseline_calibration: tuple[CalibrationBin, ...]
-    distribution: Distribution
+    distribution: Distribution | None  # None for clicks
     ranking: Ranking  # list metrics for users seen in training
     ranking_unseen_users: Ranking  # for cold-start users, whose lists are ordered by movie bias
     exposure: tuple[ExposureBin, ...]  # deciles of the catalogue, the least rated first; empty without lists
     cold_start_curve: ColdStartCurve | None = None  # None without a ranking model
     constant: tuple[str, ...] = ()  # which of predicted ratings and ranking scores are the same for all test ratings
+
+    @property
+    def has_ratings(self) -> bool:
+        """Whether ratings were predicted; clicks, plays and purchases are scored by lists alone."""
+        return bool(self.model.values)
+
+    @property
+    def rows_are(self) -> str:
+        """What a row of the parts is: ``ratings`` or ``clicks``."""
+        return "ratings" if self.has_ratings else "clicks"
 
     def scores(self) -> dict[str, Scores]:
         """Rating and list metrics together, by the name of the model or baseline (``LABELS``); the model first."""
@@ -81,7 +92,11 @@ class Evaluation:
         value, baseline = scores["model"][metric.name], scores[metric.baseline][metric.name]
         gain = metric.gain(value, baseline)
         difference = f"{metric.text(abs(gain))} {'better' if gain > 0 else 'worse'} than" if gain else "no better than"
-        on = f"on {self.test_rows:,} test ratings" if metric in RATING_METRICS else f"for {self.ranking.users:,} users"
+        on = (
+            f"on {self.test_rows:,} test {self.rows_are}"
+            if metric in RATING_METRICS
+            else f"for {self.ranking.users:,} users"
+        )
         return (
             f"{lists}{metric.heading(self.ranking.k)} {metric.text(value)} {on}: {difference} "
             f"{LABELS[metric.baseline]} ({metric.text(baseline)})"
@@ -118,6 +133,9 @@ def evaluate_with_lists(
 ) -> tuple[Evaluation, PublishedLists | None]:
     """Scores ``model`` on ``test`` beside baselines fitted to ``train``, on the model's device.
 
+    A model of clicks is scored by its lists alone, in which every test pair is relevant: ratings of the parts, and
+    ``config.relevance_threshold``, are not looked at.
+
     Args:
         train: the ratings that the model was trained on; the ranking model on ``validation`` too.
         test: ratings that it was not trained on, with ids of the same types.
@@ -130,55 +148,94 @@ def evaluate_with_lists(
         The evaluation, and the lists of the ranking model; ``None`` without one.
 
     Raises:
-        DataError: a part is empty, ids are of different types, or a number of the model is not finite.
+        DataError: a part is empty, ids are of different types, the parts have no ratings to compare the model's with,
+            or a number of the model is not finite.
     """
     config = config or EvaluateConfig()
+    if model.module is None:
+        train, test = _clicks(train), _clicks(test)
+        validation = None if validation is None else _clicks(validation)
     ratings = EncodedRatings.of(train, test, validation)
+    if model.module and not ratings.has_ratings:
+        raise DataError(f"the test part has no ratings to score model {model.run_id} on, which predicts ratings")
+    accuracy, movie_bias = _accuracy(ratings, test, model, config) if model.module else (_no_accuracy(ratings), None)
+    constant = accuracy.pop("constant")
+    lists = score_lists(ratings, model, movie_bias, config)
+    evaluation = Evaluation(
+        train_rows=len(train),
+        test_rows=len(test),
+        test_users=len(ratings.users.test_ids),
+        **accuracy,
+        ranking=lists.seen,
+        ranking_unseen_users=lists.unseen,
+        exposure=lists.exposure,
+        cold_start_curve=lists.curve,
+        constant=constant + _constant_scores(model),
+    )
+    return evaluation, lists.published
+
+
+def _constant_scores(model: TrainedModel) -> tuple[str, ...]:
+    if not model.ranking:
+        return ()
+    lists = model.ranking.model
+    constant = len(lists.bias) > 1 and not lists.embedding.any() and not np.ptp(lists.bias)
+    return ("ranking scores",) if constant else ()
+
+
+def _clicks(part: pa.Table) -> pa.Table:
+    """The part without ratings."""
+    return part.drop_columns([RATING]) if has_ratings(part) else part
+
+
+def _accuracy(
+    ratings: EncodedRatings, test: pa.Table, model: TrainedModel, config: EvaluateConfig
+) -> tuple[dict[str, Any], Floats]:
+    """The fields of ``Evaluation`` about predicted ratings, and float64[training movies], the baseline's b_m."""
     users, movies = ratings.users, ratings.movies
     predictions = model.predict(test[USER], test[MOVIE])
     _check_finite(test, predictions)
     biases = BiasModel.fit(
         users.train_rows, movies.train_rows, ratings.train_ratings, len(users.vocabulary), len(movies.vocabulary)
     )
-    low, high = model.module.rating_min.item(), model.module.rating_max.item()
+    module = model.star_model()
+    low, high = module.rating_min.item(), module.rating_max.item()
     actual, predicted = ratings.test_ratings.astype(np.float64), predictions.astype(np.float64)
     baseline = np.clip(biases.predict(users.test_rows, movies.test_rows), low, high)
     mean = np.full(len(test), biases.mean)
     (model_scores, mean_scores, baseline_scores), difference = score_ratings(
         users.test_index, actual, [predicted, mean, baseline], config.bootstrap, config.seed
     )
-    lists = score_lists(ratings, model, biases.movie_bias, config)
-    evaluation = Evaluation(
-        train_rows=len(train),
-        test_rows=len(test),
-        test_users=len(users.test_ids),
-        model=model_scores,
-        global_mean=mean_scores,
-        user_movie_bias=baseline_scores,
-        rmse_difference=difference,
-        unseen_users=cold_start(users, actual, predicted, baseline, mean),
-        unseen_movies=cold_start(movies, actual, predicted, baseline, mean),
-        by_activity=by_count(users, actual, predicted, baseline),
-        by_popularity=by_count(movies, actual, predicted, baseline),
-        by_rating=by_rating(actual, predicted, baseline),
-        calibration=calibration(actual, predicted),
-        baseline_calibration=calibration(actual, baseline),
-        distribution=distribution(actual, predicted, baseline, low, high),
-        ranking=lists.seen,
-        ranking_unseen_users=lists.unseen,
-        exposure=lists.exposure,
-        cold_start_curve=lists.curve,
-        constant=_constant(model, predictions),
-    )
-    return evaluation, lists.published
+    fields = {
+        "model": model_scores,
+        "global_mean": mean_scores,
+        "user_movie_bias": baseline_scores,
+        "rmse_difference": difference,
+        "unseen_users": cold_start(users, actual, predicted, baseline, mean),
+        "unseen_movies": cold_start(movies, actual, predicted, baseline, mean),
+        "by_activity": by_count(users, actual, predicted, baseline),
+        "by_popularity": by_count(movies, actual, predicted, baseline),
+        "by_rating": by_rating(actual, predicted, baseline),
+        "calibration": calibration(actual, predicted),
+        "baseline_calibration": calibration(actual, baseline),
+        "distribution": distribution(actual, predicted, baseline, low, high),
+        "constant": ("predicted ratings",) if len(test) > 1 and not np.ptp(predictions) else (),
+    }
+    return fields, biases.movie_bias
 
 
-def _constant(model: TrainedModel, predictions: npt.NDArray[np.float32]) -> tuple[str, ...]:
-    found = {"predicted ratings": len(predictions) > 1 and not np.ptp(predictions)}
-    if model.ranking:
-        lists = model.ranking.model
-        found["ranking scores"] = len(lists.bias) > 1 and not lists.embedding.any() and not np.ptp(lists.bias)
-    return tuple(name for name, constant in found.items() if constant)
+def _no_accuracy(ratings: EncodedRatings) -> dict[str, Any]:
+    """The fields of ``Evaluation`` about predicted ratings where there are none."""
+    bins = ("by_activity", "by_popularity", "by_rating", "calibration", "baseline_calibration")
+    return {
+        **dict.fromkeys(("model", "global_mean", "user_movie_bias"), Scores()),
+        **dict.fromkeys(bins, ()),
+        "rmse_difference": None,
+        "distribution": None,
+        "constant": (),
+        "unseen_users": ColdStart.counted(ratings.users),
+        "unseen_movies": ColdStart.counted(ratings.movies),
+    }
 
 
 def _check_finite(test: pa.Table, predictions: npt.NDArray[np.float32]) -> None:

@@ -1,6 +1,6 @@
 """Example users for the report: their best-rated movies and the model's recommendations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from mf.evaluation.encoded import take_rows
 from mf.model_directory import TrainedModel
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, has_ratings
 
 ACTIVITY = (0.1, 0.5, 0.9)  # quantiles of the users' numbers of ratings: a light, a median and a heavy user
 SHOWN = 8  # movies per list
@@ -19,12 +19,12 @@ SHOWN = 8  # movies per list
 
 @dataclass(frozen=True)
 class Movie:
-    """A movie that a user has rated, or is recommended; ratings in rating units."""
+    """A movie that a user has rated (or clicked, where there are no ratings), or is recommended."""
 
     movie_id: int | str
     title: str | None  # None where unknown
-    actual: float | None  # the user's rating; of a recommended movie the test rating, if there is one
-    predicted: float  # clipped to the rating range
+    actual: float | None  # the user's rating; of a recommended movie the test rating, if there is one; 1 for a click
+    predicted: float | None  # clipped to the rating range; None for clicks
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Example:
 
     user_id: int | str
     ratings: int  # in the training and the validation part
-    best: tuple[Movie, ...]  # the highest of these; of equal ratings the newest first
+    best: tuple[Movie, ...]  # the highest of these; of equal ratings, or of clicks, the newest first
     recommended: tuple[Movie, ...]  # movies not rated in either part, the best first
 
 
@@ -78,14 +78,19 @@ def _ratings_of(users: Any, ratings: pa.Table) -> pa.Table:
 
 def _example(user: Any, rated: pa.Table, test: pa.Table, model: TrainedModel, titles: Mapping[str, str]) -> Example:
     newest_first = [(RATED_AT, "descending")] if RATED_AT in rated.column_names else []
-    best = rated.sort_by([(RATING, "descending"), *newest_first, (MOVIE, "ascending")])[:SHOWN]
+    highest_first = [(RATING, "descending")] if has_ratings(rated) else []
+    best = rated.sort_by([*highest_first, *newest_first, (MOVIE, "ascending")])[:SHOWN]
     recommended = _recommended(user, rated[MOVIE], model)
 
     def movies(ids: pa.Array | pa.ChunkedArray, ratings: pa.Table) -> tuple[Movie, ...]:
-        actual = dict(zip(ratings[MOVIE].to_pylist(), ratings[RATING].to_pylist(), strict=True))
-        predicted = model.predict(pa.array([user] * len(ids), model.users.ids.type), ids)
+        known = ratings[MOVIE].to_pylist()
+        stars = ratings[RATING].to_pylist() if has_ratings(ratings) else [1.0] * len(known)
+        actual = dict(zip(known, stars, strict=True))
+        predicted: Sequence[Any] = [None] * len(ids)
+        if model.module:
+            predicted = model.predict(pa.array([user] * len(ids), model.users.ids.type), ids).tolist()
         return tuple(
-            Movie(movie, titles.get(str(movie)), actual.get(movie), float(rating))
+            Movie(movie, titles.get(str(movie)), actual.get(movie), rating)
             for movie, rating in zip(ids.to_pylist(), predicted, strict=True)
         )
 
@@ -101,10 +106,10 @@ def _recommended(user: Any, rated: pa.ChunkedArray, model: TrainedModel) -> pa.A
         catalogue, vectors = model.ranking.movies, take_rows(model.ranking.vectors, model.ranking.users.rows(who))
         scores = model.ranking.model.scores(vectors)[0]
     else:
-        device, catalogue = model.module.mu.device, model.movies
+        device, catalogue, module = model.device, model.movies, model.star_model()
         movies = torch.arange(len(catalogue), device=device)
         user_row = torch.from_numpy(model.users.rows(who)).to(device)
-        scores = model.module(user_row.expand(len(movies)), movies).cpu().numpy()
+        scores = module(user_row.expand(len(movies)), movies).cpu().numpy()
     rated_rows = catalogue.rows(rated)
     scores[rated_rows[rated_rows >= 0]] = -np.inf
     best = np.argsort(-scores, kind="stable")[:SHOWN]

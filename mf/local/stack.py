@@ -1,4 +1,4 @@
-"""An embedded Supabase: PostgreSQL, PostgREST and the gateway, started and stopped together."""
+"""An embedded Supabase: PostgreSQL, PostgREST, sign-in and the gateway, started and stopped together."""
 
 import contextlib
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, Self
 import psycopg
 
 from mf.errors import SupabaseError
-from mf.local import project
+from mf.local import auth, project
 from mf.local.gateway import Gateway
 from mf.local.keys import VALID_S, Keys, jwt
 from mf.local.postgres import Postgres, checked_name
@@ -17,8 +17,7 @@ from mf.local.postgrest import PostgREST
 class LocalSupabase:
     """A Supabase project on 127.0.0.1; a context manager.
 
-    No process is left running after the block, however the program ends. The data stay in ``home``; the keys are new
-    at each start.
+    No process is left running after the block, however the program ends. The data stay in ``home``.
 
     Args:
         home: folder for this alone; it holds several databases, and one program uses it at a time.
@@ -26,6 +25,8 @@ class LocalSupabase:
         max_rows: maximum rows per API response; Supabase's default is 1000.
         legacy_grants: grant new tables and functions to the API's roles, as projects created before 2026-10-30 do.
         postgres: the running cluster of another instance, to open a second database in it; default: start one.
+        keys: of the API; default: new ones, in memory only.
+        port: of the API; 0: chosen by the system.
 
     Attributes:
         secret_key, publishable_key: ``sb_secret_…`` of the service role, ``sb_publishable_…`` of the role anon.
@@ -48,12 +49,15 @@ class LocalSupabase:
         max_rows: int = 1000,
         legacy_grants: bool = False,
         postgres: Postgres | None = None,
+        keys: Keys | None = None,
+        port: int = 0,
     ) -> None:
         self.home, self.database = Path(home), checked_name(database)
+        self.keys, self._port = keys or Keys(), port
         self._max_rows, self._legacy_grants, self._given = max_rows, legacy_grants, postgres
 
     def __enter__(self) -> Self:
-        self.keys = keys = Keys()
+        keys = self.keys
         self.secret_key, self.publishable_key = keys.secret_key, keys.publishable_key
         self.service_role_key, self.anon_key = keys.service_role_key, keys.anon_key
         with contextlib.ExitStack() as stack:
@@ -61,10 +65,16 @@ class LocalSupabase:
             self.postgres.create(self.database)
             with self.connect() as connection:
                 connection.execute(project.default_privileges(self._legacy_grants).encode())
+                connection.execute(auth.TABLES)
             self._rest = stack.enter_context(
                 PostgREST(self.postgres, self.database, jwt_secret=keys.jwt_secret, max_rows=self._max_rows)
             )
-            self.gateway = stack.enter_context(contextlib.closing(self.gateway_class(self._rest.port, keys.tokens())))
+            users = auth.Auth(self.connect, keys.jwt_secret)
+            try:
+                gateway = self.gateway_class(self._rest.port, keys.tokens(), users, self._port)
+            except OSError as error:
+                raise SupabaseError(f"port {self._port} of 127.0.0.1: {error.strerror}; choose another port") from None
+            self.gateway = stack.enter_context(contextlib.closing(gateway))
             self._stack = stack.pop_all()
         return self
 

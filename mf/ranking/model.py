@@ -161,18 +161,40 @@ class RankingModel:
         Raises:
             DataError: as ``user_vector``.
         """
-        rows, history, liking = self._weights(movies, ratings, times)
+        rows, liking, terms = self.terms(recommended, movies, ratings, times)
         if self.mu is not None:
             liked = liking >= 0
-            rows, history, liking = rows[liked], history[liked], liking[liked]
-        wanted = np.asarray(recommended, dtype=np.int64)
+            rows, terms = rows[liked], terms[liked]
         if not len(rows):
-            return np.full(len(wanted), -1, np.int64)
+            return np.full(terms.shape[1], -1, np.int64)
         order = np.argsort(rows, kind="stable")
-        rows, history, liking = rows[order], history[order], liking[order]
-        vectors = history[:, None] * self.history[rows] + liking[:, None] * self.liking[rows]
-        best: Ints = rows[np.argmax(vectors @ self.embedding[wanted].astype(np.float64).T, axis=0)]
+        best: Ints = rows[order][np.argmax(terms[order], axis=0)]
         return best
+
+    def terms(
+        self,
+        recommended: Sequence[int] | Ints,
+        movies: npt.ArrayLike,
+        ratings: npt.ArrayLike | None = None,
+        times: npt.ArrayLike | None = None,
+    ) -> tuple[Int64s, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """What each of a user's ratings adds to the scores of some movies: score = b_m + the sum over the ratings.
+
+        Args:
+            recommended: int[k], movie rows.
+            movies, ratings, times: the user's n ratings, as for ``user_vector``.
+
+        Returns:
+            int64[n], the rows of the rated movies that are known; float64[n], the weights of their liking vectors,
+            negative for ratings below mu; float64[n, k], the terms.
+
+        Raises:
+            DataError: as ``user_vector``.
+        """
+        rows, history, liking = self._weights(movies, ratings, times)
+        vectors = history[:, None] * self.history[rows] + liking[:, None] * self.liking[rows]
+        wanted = np.asarray(recommended, dtype=np.int64)
+        return rows, liking, vectors @ self.embedding[wanted].astype(np.float64).T
 
     def _like(self, ratings: Floats) -> Floats:
         """float32[n], rho (r - mu) / sd."""

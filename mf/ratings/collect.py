@@ -22,8 +22,10 @@ from mf.ratings.schema import (
     RATING,
     USER,
     Provenance,
+    has_ratings,
     instants,
     ratings_schema,
+    same_ratings,
     times,
     write_parts,
 )
@@ -54,6 +56,7 @@ class Collector:
 
     def __init__(self, source: str, max_reject_fraction: float) -> None:
         self._batches: list[pa.Table] = []
+        self._has_ratings = True
         self._waiting = self._good = 0
         self._users, self._movies = _Ids(), _Ids()
         self._spill = Spill(ROW)
@@ -77,8 +80,8 @@ class Collector:
         """Add good rows, in source order.
 
         Args:
-            ratings: user_id and movie_id (int64 or string, plain or dictionary-encoded), rating (float32) and, in all
-                calls or in none, rated_at (timestamp us, UTC); nulls in rated_at only.
+            ratings: user_id and movie_id (int64 or string, plain or dictionary-encoded) and, in all calls or in none,
+                rating (float32) and rated_at (timestamp us, UTC); nulls in rated_at only.
             time_forms: ``Checked.time_forms`` of these rows: where each form first occurs, ``line 7: 20150102``.
 
         Raises:
@@ -87,8 +90,10 @@ class Collector:
         self._check_time_forms(time_forms or {})
         if not len(ratings):
             return
-        if not self._good and RATED_AT in ratings.column_names:
-            self._spill = Spill(TIMED_ROW)
+        if not self._good:
+            self._has_ratings = has_ratings(ratings)
+            if RATED_AT in ratings.column_names:
+                self._spill = Spill(TIMED_ROW)
         self._batches.append(ratings)
         self._good += len(ratings)
         self._waiting += len(ratings)
@@ -131,15 +136,19 @@ class Collector:
         self._first_odd.setdefault(role, f"{where}: {shown(id)}")
         self.untyped.discard(role)
 
-    def finish(self, output: Path, rejects: Path, columns: dict[str, str]) -> Provenance:
+    def finish(self, output: Path, rejects: Path, columns: dict[str, str], *, for_training: bool = False) -> Provenance:
         """Write the ratings to ``output`` (Parquet, sorted by user and movie, see ``ratings_schema``) and the bad rows
         to ``rejects`` (CSV: where, reason, row). A (user, movie) pair that occurs twice keeps its latest rating: by
         ``rated_at`` when there is one, and among equals the last of the source. Ids are int64 when they are in every
         batch, else strings. In a role of ``untyped`` they are int64 as well where at most ``max_reject_fraction`` of
         the rows, and fewer than half, have an id that is not an integer; those are bad rows.
 
+        Args:
+            for_training: refuse ratings that are all the same.
+
         Raises:
-            DataError: there is no row, no good row, or too many bad ones; nothing is written then.
+            DataError: there is no row, no good row, or too many bad ones; or as ``for_training`` says. Nothing is
+                written then.
         """
         self._flush()
         text_ids = self._settle_ids()
@@ -147,6 +156,8 @@ class Collector:
 
         def provenance_of(kept: int) -> Provenance:
             bad = self._rejects
+            if for_training and kept > 1 and (only := values.only()) is not None:
+                raise same_ratings(bad.source, only, kept)
             counts = self._good + bad.count, bad.count, self._good - kept, kept
             return Provenance(bad.source, *counts, columns=columns, text_ids=text_ids, values=values.text())
 
@@ -194,7 +205,7 @@ class Collector:
         rows[USER] = self._users.codes([batch[USER] for batch in self._batches])
         rows[MOVIE] = self._movies.codes([batch[MOVIE] for batch in self._batches])
         rest = pa.concat_tables([batch.drop_columns([USER, MOVIE]) for batch in self._batches])
-        rows[RATING] = rest[RATING].to_numpy()
+        rows[RATING] = rest[RATING].to_numpy() if self._has_ratings else 0
         if rows.dtype == TIMED_ROW:
             rows[RATED_AT] = times(rest)
         self._spill.append(rows)
@@ -205,8 +216,10 @@ class Collector:
         """The schema and the parts of the table to write."""
         user_ids, user_rank = self._users.ranked()
         movie_ids, movie_rank = self._movies.ranked()
-        schema = ratings_schema(user_ids.type, movie_ids.type, timestamps=self._spill.dtype == TIMED_ROW)
-        return schema, in_order(partial(_table, user_ids, movie_ids), self._spill.by_user(user_rank, movie_rank))
+        timestamps = self._spill.dtype == TIMED_ROW
+        schema = ratings_schema(user_ids.type, movie_ids.type, timestamps=timestamps, ratings=self._has_ratings)
+        decode = partial(_table, user_ids, movie_ids, self._has_ratings)
+        return schema, in_order(decode, self._spill.by_user(user_rank, movie_rank))
 
 
 class _Values:
@@ -225,7 +238,13 @@ class _Values:
             if len(self._counts) > MOST_VALUES:
                 self._counts = None
 
+    def only(self) -> float | None:
+        """The rating that all have; None where they differ, or there are none."""
+        return float(self._low) if self._low == self._high else None
+
     def text(self) -> str:
+        if self._low > self._high:
+            return ""
         text = f"ratings {np.float32(self._low):g} to {np.float32(self._high):g}"
         if not self._counts:
             return text
@@ -235,19 +254,21 @@ class _Values:
 
 def _counted(parts: Iterable[pa.Table], progress: Progress, values: _Values) -> Iterator[pa.Table]:
     for part in parts:
-        values.add(part[RATING])
+        if has_ratings(part):
+            values.add(part[RATING])
         yield part
         progress.advance(len(part))
 
 
-def _table(user_ids: pa.Array, movie_ids: pa.Array, rows: RowArray) -> pa.Table:
+def _table(user_ids: pa.Array, movie_ids: pa.Array, with_ratings: bool, rows: RowArray) -> pa.Table:
     """Rows with ranks in place of ids as ratings, sorted, each pair once."""
     rows = sorted_once(rows, len(movie_ids))
     columns = {
         USER: _decoded(user_ids, rows[USER]),
         MOVIE: _decoded(movie_ids, rows[MOVIE]),
-        RATING: pa.array(np.ascontiguousarray(rows[RATING])),
     }
+    if with_ratings:
+        columns[RATING] = pa.array(np.ascontiguousarray(rows[RATING]))
     if rows.dtype == TIMED_ROW:
         columns[RATED_AT] = instants(np.ascontiguousarray(rows[RATED_AT]))
     return pa.table(columns)

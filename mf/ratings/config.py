@@ -1,6 +1,6 @@
 """Options of ingest and split."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from mf.config import Config
 from mf.errors import DataError
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER
+from mf.ratings.names import COUNT, MOVIE, RATED_AT, RATING, USER
 
 # Recognised column names, compared in lower case and without "_", "-" and spaces.
 RECOGNISED = {
@@ -16,7 +16,16 @@ RECOGNISED = {
     MOVIE: ("movieid", "movie", "itemid", "item"),
     RATING: ("rating",),
     RATED_AT: ("ratedat", "timestamp", "createdat"),  # of several columns the first of these
-}
+    COUNT: (
+        "count", "plays", "playcount", "listens", "clicks", "clickcount", "views", "viewcount", "visits", "purchases",
+        "purchasecount", "quantity", "interactions", "events",
+    ),
+}  # fmt: skip
+NONE = "none"  # as the name of a column: there is none, or it is not read
+CLICKS_WITHOUT_RANKING = (
+    "ranking=none without ratings leaves no model to train: use ranking=ease, or name the column of the ratings with "
+    "rating_column"
+)
 
 
 def utc(text: str) -> datetime:
@@ -55,7 +64,12 @@ class IngestConfig(Config):
     movie_column: str = Field(
         "", description="column of the movie id; when empty, recognised by name (movieId, movie_id, item_id)"
     )
-    rating_column: str = Field("", description="column of the rating; when empty, recognised by name (rating)")
+    rating_column: str = Field(
+        "",
+        description="column of the rating; when empty, recognised by name (rating); none: train on who chose what "
+        "(clicks, plays, purchases), which is also done where the only columns are a user, an item and optionally a "
+        "time and a count (counts of 1 or more are the same: at least once)",
+    )
     timestamp_column: str = Field(
         "",
         description="column of the time of the rating: epoch seconds, epoch milliseconds or ISO 8601, also YYYYMMDD; "
@@ -84,6 +98,11 @@ class IngestConfig(Config):
         return self
 
     @property
+    def may_have_ratings(self) -> bool:
+        """False where it is known before reading that there are none."""
+        return self.rating_column != NONE
+
+    @property
     def since(self) -> datetime | None:
         """``rated_since`` in UTC."""
         return utc(self.rated_since) if self.rated_since else None
@@ -97,12 +116,16 @@ class IngestConfig(Config):
         """Find the columns of the user, the movie, the rating and, optionally, its time: by the configured name, by
         default by a recognised one.
 
+        Without ratings (clicks, plays, purchases) there is no rating, and there may be a count. They are without where
+        ``rating_column`` is none, or empty while ``names`` are a user, an item and optionally a time and a count.
+
         Args:
             names: the columns of the source.
             where: the file or table, for errors.
 
         Returns:
-            ``{"user_id": "userId", "movie_id": "movieId", "rating": "rating"[, "rated_at": "timestamp"]}``.
+            ``{"user_id": "userId", "movie_id": "movieId", "rating": "rating"[, "rated_at": "timestamp"]}``; without
+            ratings ``{"user_id": …, "movie_id": …[, "rated_at": …][, "count": …]}``.
 
         Raises:
             DataError: a column is missing or ambiguous, or has two roles.
@@ -115,9 +138,9 @@ class IngestConfig(Config):
         }
         columns: dict[str, str] = {}
         for role, (name, flag) in configured.items():
-            if role == RATED_AT and name == "none":
+            if role in (RATING, RATED_AT) and name == NONE:
                 continue
-            fits = [column for column in names if (column == name if name else _plain(column) in RECOGNISED[role])]
+            fits = [column for column in names if (column == name if name else _is(role, column))]
             if role == RATED_AT and not name and len({_plain(column) for column in fits}) > 1:
                 fits = [min(fits, key=lambda column: RECOGNISED[RATED_AT].index(_plain(column)))]
             if len(fits) > 1:
@@ -125,20 +148,38 @@ class IngestConfig(Config):
                 raise DataError(
                     f"{where}: {len(fits)} columns fit {role}, {several}, expected one; name it with {flag}"
                 )
+            if not fits and role == RATING and not name and self._are_clicks(names, columns):
+                continue
             if not fits and (name or role != RATED_AT):
                 what = f"no column {name}" if name else f"no column recognised as {role}"
-                raise DataError(f"{where}: {what}, found {shown(', '.join(names), 200)}; name it with {flag}")
+                none = ", or none where there are no ratings (clicks, plays, purchases)" if role == RATING else ""
+                raise DataError(f"{where}: {what}, found {shown(', '.join(names), 200)}; name it with {flag}{none}")
             if fits:
                 columns[role] = fits[0]
+        if RATING not in columns:
+            counts = [column for column in names if column not in columns.values() and _is(COUNT, column)]
+            if len(counts) == 1:
+                columns[COUNT] = counts[0]
         if len(set(columns.values())) < len(columns):
             uses = ", ".join(f"{role} from {column}" for role, column in columns.items())
             raise DataError(f"{where}: one column has two roles ({uses}); give each role a column of its own")
         return columns
 
+    def _are_clicks(self, names: Sequence[str], found: Mapping[str, str]) -> bool:
+        """Whether ``names``, besides the user and the movie that were ``found``, are at most one time and one count."""
+        others = [name for name in names if name not in found.values()]
+        times = [name for name in others if name == self.timestamp_column or _is(RATED_AT, name)]
+        counts = [name for name in others if name not in times and _is(COUNT, name)]
+        return len(others) == len(times) + len(counts) and len(times) <= 1 and len(counts) <= 1
+
 
 def shown(text: str, length: int = 60) -> str:
     """``text`` in double quotes, on one line and cut to ``length`` characters, for an error."""
     return f'"{repr(text[:length])[1:-1]}{"…" if len(text) > length else ""}"'
+
+
+def _is(role: str, column: str) -> bool:
+    return _plain(column) in RECOGNISED[role]
 
 
 def _plain(name: str) -> str:

@@ -34,7 +34,7 @@ from mf.ratings.quotes import (
     text_of,
     whole_records,
 )
-from mf.ratings.schema import MOVIE, RATING, USER
+from mf.ratings.schema import COUNT, MOVIE, RATING, USER
 from mf.ratings.streams import plain_size, text_stream
 from mf.ratings.values import NUMBER, check, odd_ids, reason, trim
 
@@ -42,7 +42,7 @@ BLOCK = 8 << 20  # bytes per read; also the length limit of a line
 PIECE = 64 << 10  # bytes per second attempt at a block with an irregular line
 BOM = b"\xef\xbb\xbf"
 DELIMITERS = ("::", "\t", ";", "|", ",")
-SHORTEST = 6  # bytes of the shortest row, 1,2,3 and its line end
+SHORTEST = 4  # bytes of the shortest row without a rating, 1,2 and its line end; with one there are 2 more
 BLANKS = " "  # runs of blanks, where no other delimiter fits
 SEP_LINE = re.compile(rb'"?sep=(.)"?\r?\n', re.IGNORECASE)  # first line of Excel's CSV
 # pyarrow separates at one byte only; "::" is replaced by this one, which text does not hold.
@@ -108,7 +108,7 @@ def read(config: IngestConfig, sink: Collector) -> dict[str, str]:
             line += first.count(b"\n", 0, len(first) - len(body))
             first = body
         sink.untyped = {USER, MOVIE}
-        size = plain_size(path)
+        size, shortest = plain_size(path), SHORTEST + 2 * (RATING in columns)
         left: list[bytes] = []
         whole = whole_records(chain([first], blocks), layout.delimiter, BLOCK, left)
         for parsed in in_order(partial(_parse, layout), whole):
@@ -124,7 +124,7 @@ def read(config: IngestConfig, sink: Collector) -> dict[str, str]:
                 sink.add(piece.ratings, {form: f"line {line + offset}: {text}" for form, (offset, text) in forms})
                 if size is not None:
                     size -= piece.size
-                sink.check(None if size is None else max(0, size) // SHORTEST)
+                sink.check(None if size is None else max(0, size) // shortest)
                 line += piece.lines
                 progress.advance(piece.lines)
         if left:
@@ -188,8 +188,9 @@ def _layout(text: str, where: str, config: IngestConfig, separator: str = "") ->
             most = max(len(fields) for fields in splits.values())
             raise DataError(f"{where}: expected {len(names)} fields (--columns {config.columns}), found {most}")
         # Two delimiters can fit, as in 1,2,3.5,Action|Comedy|Drama|War; with the right one the rating is a number.
-        rating = names.index(columns[RATING])
-        delimiter = next((fit for fit in fits if NUMBER.fullmatch(splits[fit][rating].strip())), fits[0])
+        numbers = [names.index(columns[role]) for role in (RATING, COUNT) if role in columns]
+        right = (fit for fit in fits if all(NUMBER.fullmatch(splits[fit][number].strip()) for number in numbers))
+        delimiter = next(right, fits[0])
     else:
         # The delimiter of most fields, unless another one gives the columns: a name may hold a delimiter.
         widest = sorted(splits, key=lambda delimiter: -len(splits[delimiter]))
@@ -244,9 +245,10 @@ def _piece(block: bytes, layout: Layout, texts: pa.Table | None) -> Piece:
         count = block.count(b"\n")
         texts, lines, bad = _split_careful(block, layout)
     if layout.delimiter != "," and b"," in block:
-        place = texts.column_names.index(RATING)
-        points = pc.replace_substring_regex(texts[RATING], r"^([+-]?[0-9]+),([0-9]+)$", r"\1.\2")
-        texts = texts.set_column(place, RATING, points)
+        for role in (RATING, COUNT):
+            if role in texts.column_names:
+                points = pc.replace_substring_regex(texts[role], r"^([+-]?[0-9]+),([0-9]+)$", r"\1.\2")
+                texts = texts.set_column(texts.column_names.index(role), role, points)
     ratings, usable, forms = check(texts, is_file=True)
     refused = zip(lines[~usable].tolist(), texts.filter(pa.array(~usable)).to_pylist(), strict=True)
     bad |= {number: reason(row) for number, row in refused}

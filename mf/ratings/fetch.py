@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mf.errors import DataError
+from mf.errors import DataError, needs_extra
 
 # Retry limit for looking up the object while the server has transient errors. A broken transfer is resumed with the
 # library's own limit.
@@ -42,11 +42,12 @@ def local_copy(address: str) -> Iterator[Path]:
 
 def _download(bucket: str, name: str, path: Path, address: str) -> None:
     # Imported here: it takes a second, which reading local files should not.
-    from google.api_core import exceptions
-    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
-    from google.cloud import storage  # type: ignore[attr-defined]
-    from google.cloud.storage.retry import DEFAULT_RETRY
-    from requests import RequestException
+    with needs_extra("gcp", f"reading {address}"):
+        from google.api_core import exceptions
+        from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
+        from google.cloud import storage  # type: ignore[attr-defined]
+        from google.cloud.storage.retry import DEFAULT_RETRY
+        from requests import RequestException
 
     try:
         # Reading an object needs no project; without this argument the library refuses credentials without one.

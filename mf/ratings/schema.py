@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +16,18 @@ import pyarrow.parquet as pq
 
 from mf.errors import DataError
 from mf.files import written_aside
+from mf.ratings.names import COUNT as COUNT
+from mf.ratings.names import MOVIE as MOVIE
+from mf.ratings.names import RATED_AT as RATED_AT
+from mf.ratings.names import RATING as RATING
+from mf.ratings.names import USER as USER
+from mf.ratings.names import IdType as IdType
 
-USER, MOVIE, RATING, RATED_AT = "user_id", "movie_id", "rating", "rated_at"
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 METADATA_KEY = b"mf"
 ROW_GROUP = 1 << 21  # rows per Parquet row group, at most
 UNKNOWN_TIME = int(np.iinfo(np.int64).min)  # an unknown time as a number; earlier than any time
 
-IdType = Literal["bigint", "text", "uuid"]
 _UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 
@@ -47,11 +51,19 @@ class Provenance:
         """One line for the log."""
         texts = "".join(f"; {role.replace('_', ' ')}s are text ({why})" for role, why in self.text_ids.items())
         values = f"; {self.values}" if self.values else ""
+        repeats = "replaced by a later rating of the same pair" if self.has_ratings else "repeats of a pair"
+        if self.columns and not self.has_ratings:
+            count = f" ({self.columns[COUNT]} as at least once)" if COUNT in self.columns else ""
+            values = f"; without ratings: only the columns {', '.join(self.columns.values())} are read{count}"
         return (
             f"{self.source}: {self.rows_read:,} rows read, {self.rows_rejected:,} rejected, "
-            f"{self.rows_replaced:,} replaced by a later rating of the same pair, {self.rows_kept:,} kept"
-            f"{values}{texts}"
+            f"{self.rows_replaced:,} {repeats}, {self.rows_kept:,} kept{values}{texts}"
         )
+
+    @property
+    def has_ratings(self) -> bool:
+        """Whether a rating column was read; without one the rows are clicks, plays or purchases."""
+        return not self.columns or RATING in self.columns
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,8 @@ class TrainedOn:
     columns: dict[str, str]  # as in ``Provenance``
     content_hash: str  # of the training part, combined with that of the model it was warm-started from
     until: str | None  # time of the newest rating used in training, ISO 8601; None if unknown
-    validation_hash: str | None = None  # content_hash of the validation part if lists were trained on it too
+    # Of what a ranking model is trained on, as a rule the training and the validation part; empty in an older record.
+    seen_hash: str = ""
     split: dict[str, float] = field(default_factory=dict)  # as in ``Provenance``
 
     @classmethod
@@ -73,8 +86,12 @@ class TrainedOn:
         times = [pc.max(part[RATED_AT]).as_py() for part in (train, validation) if RATED_AT in part.column_names]
         newest = max(filter(None, times), default=None)
         until = newest.isoformat() if newest else None
-        also = content_hash(validation) if lists_from_validation and len(validation) else None
-        return cls(provenance.source, provenance.columns, content_hash(train), until, also, provenance.split)
+        seen = _ContentHash(train.schema)
+        seen.update(train)
+        if lists_from_validation:
+            seen.update(validation)
+        hashes = content_hash(train), until, seen.digits()
+        return cls(provenance.source, provenance.columns, *hashes, provenance.split)
 
     def after(self, earlier: "TrainedOn | None") -> "TrainedOn":
         """The same record for a warm start from a model trained on ``earlier`` (None: unknown)."""
@@ -102,11 +119,36 @@ class TrainedOn:
         return (self.source, self.columns) == (other.source, other.columns)
 
 
-def ratings_schema(user: pa.DataType, movie: pa.DataType, *, timestamps: bool) -> pa.Schema:
-    """``user_id`` and ``movie_id`` (int64 or string), ``rating`` float32 and, when the source has one, ``rated_at``
+def ratings_schema(user: pa.DataType, movie: pa.DataType, *, timestamps: bool, ratings: bool = True) -> pa.Schema:
+    """``user_id`` and ``movie_id`` (int64 or string) and, when the source has them, ``rating`` float32 and ``rated_at``
     (microseconds, UTC; null where it is unknown)."""
-    columns = [(USER, user), (MOVIE, movie), (RATING, pa.float32())]
-    return pa.schema(columns + ([(RATED_AT, TIMESTAMP)] if timestamps else []))
+    optional = [(RATING, pa.float32())] * ratings + [(RATED_AT, TIMESTAMP)] * timestamps
+    return pa.schema([(USER, user), (MOVIE, movie), *optional])
+
+
+def has_ratings(table: pa.Table) -> bool:
+    """Whether ``table`` (a ``ratings_schema`` table) has ratings; without them its rows are clicks."""
+    return RATING in table.column_names
+
+
+def same_ratings(where: str, rating: float, rows: int) -> DataError:
+    """The error for ratings that are all the same."""
+    return DataError(
+        f"{where}: found no other rating than {rating:g}, in {rows:,} rows, expected at least two different ratings; "
+        "where a row is a click, a play or a purchase, use rating_column=none"
+    )
+
+
+def check_ratings_differ(ratings: pa.Table, where: str) -> None:
+    """Checks that not all ratings of a table are the same; a single rating passes, and a table without ratings.
+
+    Raises:
+        DataError: they are.
+    """
+    if has_ratings(ratings) and len(ratings) > 1:
+        ends = pc.min_max(ratings[RATING]).as_py()
+        if ends["min"] == ends["max"]:
+            raise same_ratings(where, ends["min"], len(ratings))
 
 
 def write_ratings(table: pa.Table, path: Path, provenance: Provenance) -> Provenance:
@@ -153,7 +195,7 @@ def read_provenance(path: Path) -> Provenance:
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not a Parquet file of ratings ({str(error).splitlines()[0]})") from None
     provenance = (schema.metadata or {}).get(METADATA_KEY)
-    if schema.names[:3] != [USER, MOVIE, RATING] or provenance is None:
+    if schema.names[:2] != [USER, MOVIE] or {*schema.names[2:]} - {RATING, RATED_AT} or provenance is None:
         raise DataError(
             f"{path}: expected a file of ratings as ingest writes it ({USER}, {MOVIE}, {RATING} and their source), "
             f"found the columns {', '.join(schema.names)}"

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mf.ratings.config import shown, utc
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, UNKNOWN_TIME, USER, instants
+from mf.ratings.schema import COUNT, MOVIE, RATED_AT, RATING, TIMESTAMP, UNKNOWN_TIME, USER, instants
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 INTEGER = "^-?[0-9]+$"
@@ -65,22 +65,28 @@ def check(raw: pa.Table, *, is_file: bool) -> Checked:
     """Parse and validate the cells of some rows.
 
     - An id is an integer or a text that is not empty, without white space at either end.
-    - A rating is a finite number that float32 can hold.
+    - A rating is a finite number that float32 can hold; a count is one above 0.
     - A time is a date and time in ISO 8601, UTC unless it has a zone, or a number: epoch seconds, beyond 1e11
       milliseconds, beyond 1e14 microseconds, beyond 1e17 nanoseconds until 2099, and from 19000101 to 20991231 a date.
       A null or empty time is unknown. The years are 1 to 9999.
 
     Args:
-        raw: user_id and movie_id (int64 or string), rating (number or string) and optionally rated_at (timestamp,
-            number or string); with nulls.
+        raw: user_id and movie_id (int64 or string) and optionally rating and count (number or string) and rated_at
+            (timestamp, number or string); with nulls.
         is_file: cells are texts without nulls, trimmed by ``trim``; ids become int64 when all are integers in
             canonical form (7, not 007 or 7.0), else dictionary-encoded texts, which ``Collector.finish`` decides about.
             The ids of a table keep their type.
     """
     columns = {name: raw[name].combine_chunks() for name in raw.column_names}
-    ratings = _ratings(columns[RATING])
-    usable = np.isfinite(ratings)
-    values = {USER: columns[USER], MOVIE: columns[MOVIE], RATING: pa.array(ratings)}
+    usable = np.ones(len(raw), np.bool_)
+    values = {USER: columns[USER], MOVIE: columns[MOVIE]}
+    if RATING in columns:
+        ratings = _ratings(columns[RATING])
+        usable &= np.isfinite(ratings)
+        values[RATING] = pa.array(ratings)
+    if COUNT in columns:
+        counts = _ratings(columns[COUNT])
+        usable &= np.isfinite(counts) & (counts > 0)
     for role in (USER, MOVIE):
         if is_file:
             usable &= _numpy(pc.not_equal(values[role], ""))
@@ -108,7 +114,8 @@ def reason(cells: Mapping[str, Any]) -> str:
     """Why ``check`` refuses a row.
 
     Args:
-        cells: by role (user_id, movie_id, rating, rated_at) the value as the source has it: text, number or None.
+        cells: by role (user_id, movie_id, rating, count, rated_at) the value as the source has it: text, number or
+            None.
     """
     for role, what in ((USER, "user id"), (MOVIE, "movie id")):
         text = cell_text(cells[role])
@@ -116,20 +123,27 @@ def reason(cells: Mapping[str, Any]) -> str:
             return f"empty {what}"
         if text != text.strip():
             return f"{what} {shown(text)} has white space at its start or end"
-    rating = cell_text(cells[RATING])
-    if not rating:
-        return "empty rating"
-    if rating.lower().lstrip("+-") in ("nan", "inf", "infinity"):
-        return f"rating {shown(rating)} is not finite"
-    if not NUMBER.fullmatch(rating):
-        return f"rating {shown(rating)} is not a number"
-    with np.errstate(over="ignore"):
-        if not np.isfinite(np.float32(float(rating))):
-            return f"rating {shown(rating)} is larger than float32 can hold"
+    for role in (RATING, COUNT):
+        if role in cells and (why := _bad_number(role, cell_text(cells[role]))):
+            return why
     time = cell_text(cells[RATED_AT]).strip()
     if NUMBER.fullmatch(time) and _is_date(np.array([float(time)]))[0]:
         return f"timestamp {shown(time)} is not a date of the calendar (YYYYMMDD)"
     return f"timestamp {shown(time)} is neither epoch seconds, epoch milliseconds nor ISO 8601"
+
+
+def _bad_number(role: str, text: str) -> str:
+    """Why ``text`` is no rating, or no count; empty if it is one."""
+    if not text:
+        return f"empty {role}"
+    if text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        return f"{role} {shown(text)} is not finite"
+    if not NUMBER.fullmatch(text):
+        return f"{role} {shown(text)} is not a number"
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.float32(float(text))):
+            return f"{role} {shown(text)} is larger than float32 can hold"
+    return f"{role} {shown(text)} is not above 0" if role == COUNT and np.float32(float(text)) <= 0 else ""
 
 
 def cell_text(value: Any) -> str:

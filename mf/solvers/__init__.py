@@ -9,14 +9,14 @@ from mf.config import Config
 from mf.errors import ConfigError
 from mf.model import MatrixFactorization
 from mf.solvers import adam, gibbs, loop, sgd, vb
-from mf.solvers.base import Callback, Checkpoint, EpochReport, Initial, Interactions, Solver
+from mf.solvers.base import Callback, Checkpoint, EpochReport, Initial, RatingTensors, Solver
 
 __all__ = [
     "SOLVERS",
     "SOLVER_HELP",
     "EpochReport",
     "Initial",
-    "Interactions",
+    "RatingTensors",
     "Solver",
     "check_warm",
     "configure",
@@ -67,8 +67,8 @@ def solver_of(config: Config) -> Solver:
 
 
 def fit(
-    train: Interactions,
-    validation: Interactions,
+    train: RatingTensors,
+    validation: RatingTensors,
     config: Config,
     device: torch.device,
     callbacks: Sequence[Callback] = (),

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mf.config import Config
-from mf.solvers.base import EPOCHS, SEED, Initial, Interactions, Solver, generator
+from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Solver, generator
 from mf.solvers.minibatch import (
     BIAS_DAMPING,
     L2,
@@ -87,8 +87,8 @@ class AdamTraining(MiniBatchTraining):
 
     def __init__(
         self,
-        train: Interactions,
-        validation: Interactions,
+        train: RatingTensors,
+        validation: RatingTensors,
         config: AdamConfig,
         *,
         initial: Initial | None = None,

@@ -19,7 +19,7 @@ RMSE_SHARDS = 4  # of the validation ratings: at most as many workers share an R
 
 
 @dataclass(frozen=True)
-class Interactions:
+class RatingTensors:
     """Ratings as tensors on one device.
 
     Attributes:
@@ -38,9 +38,9 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.ratings)
 
-    def to(self, device: torch.device) -> "Interactions":
+    def to(self, device: torch.device) -> "RatingTensors":
         """A copy on ``device``; tensors that are there already are shared."""
-        return Interactions(
+        return RatingTensors(
             self.users.to(device), self.movies.to(device), self.ratings.to(device), self.n_users, self.n_movies
         )
 
@@ -173,7 +173,7 @@ class Start(Protocol):
     """Makes a ``Training`` that is ready for its first epoch."""
 
     def __call__(
-        self, train: Interactions, validation: Interactions, config: Any, *, initial: Initial | None = None
+        self, train: RatingTensors, validation: RatingTensors, config: Any, *, initial: Initial | None = None
     ) -> Training:
         """``initial`` is ``None`` unless the solver can start from an earlier model."""
 
@@ -202,7 +202,7 @@ def generator(seed: int, epoch: int, device: torch.device | str = "cpu") -> torc
     return torch.Generator(device).manual_seed(seed * 1_000_003 + epoch)
 
 
-def rmse(model: MatrixFactorization, ratings: Interactions, workers: Workers | None = None) -> float:
+def rmse(model: MatrixFactorization, ratings: RatingTensors, workers: Workers | None = None) -> float:
     """RMSE of a finished model's clipped predictions; the same bits with any number of workers."""
     columns = (ratings.users, ratings.movies, ratings.ratings)
     shards = list(zip(*(column.chunk(RMSE_SHARDS) for column in columns), strict=True))

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from mf.config import Config
-from mf.solvers.base import Interactions
+from mf.solvers.base import RatingTensors
 from mf.solvers.sorting import grouped
 from mf.workers import Workers
 
@@ -64,7 +64,7 @@ class GaussianConfig(Config):
             raise ValueError(f"rank: found {self.rank}, expected at most factors ({self.factors})")
         return self
 
-    def fitted_rank(self, train: Interactions) -> int:
+    def fitted_rank(self, train: RatingTensors) -> int:
         """``rank``; by default the mean number of ratings per user or movie / ``RATINGS_PER_FACTOR``, as a multiple of
         4 within 16 to 32, and at most ``factors``."""
         if self.rank is not None:
@@ -205,7 +205,7 @@ class RatingsByRow:
         ]
 
 
-def by_user_and_movie(train: Interactions, rank: int, workers: Workers) -> tuple[RatingsByRow, RatingsByRow]:
+def by_user_and_movie(train: RatingTensors, rank: int, workers: Workers) -> tuple[RatingsByRow, RatingsByRow]:
     """The ratings less their mean, by user and by movie."""
     values = train.ratings - train.ratings.double().mean().float()
     users, movies = (train.users, train.movies, train.n_users), (train.movies, train.users, train.n_movies)

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mf.model import MatrixFactorization
-from mf.solvers.base import EPOCHS, SEED, Initial, Interactions, Solver, generator, rmse
+from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Solver, generator, rmse
 from mf.solvers.collapse import collapse
 from mf.solvers.gaussian import (
     GaussianConfig,
@@ -194,8 +194,8 @@ class Gibbs:
 
     def __init__(
         self,
-        train: Interactions,
-        validation: Interactions,
+        train: RatingTensors,
+        validation: RatingTensors,
         config: GibbsConfig,
         ratings: tuple[RatingsByRow, RatingsByRow],
         bases: tuple[Basis, Basis],
@@ -335,7 +335,7 @@ def _initial_rows(n: int, rank: int, rng: torch.Generator) -> Tensor:
     return z
 
 
-def _random_subset(ratings: Interactions, n: int, rng: torch.Generator) -> Interactions:
+def _random_subset(ratings: RatingTensors, n: int, rng: torch.Generator) -> RatingTensors:
     """``n`` random ratings, or all when there are fewer."""
     some = torch.randperm(len(ratings), generator=rng, device=rng.device)[:n]
     return replace(ratings, users=ratings.users[some], movies=ratings.movies[some], ratings=ratings.ratings[some])
@@ -364,7 +364,7 @@ def _wishart(inverse_scale: Tensor, freedom: int, rng: torch.Generator) -> Tenso
 
 
 def start(
-    train: Interactions, validation: Interactions, config: GibbsConfig, *, initial: Initial | None = None
+    train: RatingTensors, validation: RatingTensors, config: GibbsConfig, *, initial: Initial | None = None
 ) -> Gibbs:
     """A chain before its first sweep."""
     rank = config.fitted_rank(train)

@@ -11,7 +11,7 @@ import torch
 
 from mf.errors import ConfigError, TrainingError
 from mf.model import MatrixFactorization
-from mf.solvers.base import Callback, Checkpoint, EpochReport, Interactions, Training
+from mf.solvers.base import Callback, Checkpoint, EpochReport, RatingTensors, Training
 
 
 def run(
@@ -122,7 +122,9 @@ class ResumableCheckpoint:
         ratings: the training and the validation ratings.
     """
 
-    def __init__(self, checkpoint: Checkpoint, solver: str, options: Mapping[str, Any], *ratings: Interactions) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, solver: str, options: Mapping[str, Any], *ratings: RatingTensors
+    ) -> None:
         self.checkpoint = checkpoint
         digest = hashlib.blake2b(digest_size=16)
         for data in ratings:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mf.model import MatrixFactorization
-from mf.solvers.base import Initial, Interactions, generator, rmse
+from mf.solvers.base import Initial, RatingTensors, generator, rmse
 from mf.solvers.dots import has_fused_dots, row_dots
 from mf.solvers.sorting import Segments, grouped, stable_argsort
 from mf.solvers.unseen import BiasFallback
@@ -65,7 +65,7 @@ class BlockedRatings:
         starts: the first rating of each block, and the number of ratings.
     """
 
-    def __init__(self, train: Interactions, batch_size: int, blocks: int = 1, shards: int = 1) -> None:
+    def __init__(self, train: RatingTensors, batch_size: int, blocks: int = 1, shards: int = 1) -> None:
         self.batch_size, self.blocks, self.shards = batch_size, blocks, shards
         self.device = train.ratings.device
         user_counts, movie_counts = train.counts()
@@ -92,7 +92,7 @@ class BlockedRatings:
         self.movie_spans = spans([0, *torch.bincount(shard, minlength=shards).cumsum(0).tolist()])
 
     @classmethod
-    def of_block_size(cls, train: Interactions, batch_size: int, block_users: int, shards: int) -> "BlockedRatings":
+    def of_block_size(cls, train: RatingTensors, batch_size: int, block_users: int, shards: int) -> "BlockedRatings":
         """Blocks of about ``block_users`` users; one block for 0, and on a GPU: its memory is fast enough without
         blocks, and tensor sizes there must not depend on the data."""
         if block_users == 0 or train.ratings.is_cuda:
@@ -177,7 +177,7 @@ class Tables:
     b_m: Tensor
 
     @classmethod
-    def random(cls, train: Interactions, factors: int, std: float, rng: torch.Generator) -> "Tables":
+    def random(cls, train: RatingTensors, factors: int, std: float, rng: torch.Generator) -> "Tables":
         """Vectors from N(0, std²), biases of 0."""
         sizes = (train.n_users, train.n_movies)
         p, q = (torch.empty(n, factors, device=rng.device).normal_(0, std, generator=rng) for n in sizes)
@@ -274,8 +274,8 @@ class MiniBatchTraining:
 
     def __init__(
         self,
-        train: Interactions,
-        validation: Interactions,
+        train: RatingTensors,
+        validation: RatingTensors,
         config: Any,
         make_ratings: Callable[[], BlockedRatings],
         initial: Initial | None,

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mf.config import Config
-from mf.solvers.base import EPOCHS, SEED, Initial, Interactions, Solver
+from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Solver
 from mf.solvers.minibatch import (
     BIAS_DAMPING,
     L2,
@@ -71,8 +71,8 @@ class SGDTraining(MiniBatchTraining):
 
     def __init__(
         self,
-        train: Interactions,
-        validation: Interactions,
+        train: RatingTensors,
+        validation: RatingTensors,
         config: SGDConfig,
         *,
         initial: Initial | None = None,

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from mf.biases import BiasModel
 from mf.model import MatrixFactorization
-from mf.solvers.base import Interactions, rmse
+from mf.solvers.base import RatingTensors, rmse
 from mf.solvers.gaussian import Block, PosteriorMoments, RatingsByRow, normal_equations
 from mf.workers import Workers
 
@@ -49,7 +49,7 @@ class BiasFallback:
         sample: training ratings, evenly spaced, for training RMSEs.
     """
 
-    def __init__(self, train: Interactions, validation: Interactions) -> None:
+    def __init__(self, train: RatingTensors, validation: RatingTensors) -> None:
         extremes = [r for data in (train, validation) if len(data) for r in data.ratings.aminmax()]
         self.range = {"rating_min": min(extremes).item(), "rating_max": max(extremes).item()}
         self.device, self.train = train.ratings.device, train
@@ -186,7 +186,7 @@ def _ridge_regressions(ratings: RatingsByRow, rows: Tensor, others: Tensor, coun
     return torch.cat(workers.map(work, ratings.blocks))
 
 
-def _evenly_spaced(ratings: Interactions, n: int) -> Interactions:
+def _evenly_spaced(ratings: RatingTensors, n: int) -> RatingTensors:
     """At most ``n`` of the ratings."""
     every = -(-len(ratings) // n)
     users, movies, values = (x[::every].contiguous() for x in (ratings.users, ratings.movies, ratings.ratings))

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mf.model import MatrixFactorization
-from mf.solvers.base import EPOCHS, SEED, Initial, Interactions, Solver, generator, rmse
+from mf.solvers.base import EPOCHS, SEED, Initial, RatingTensors, Solver, generator, rmse
 from mf.solvers.gaussian import (
     GaussianConfig,
     PosteriorMoments,
@@ -65,7 +65,7 @@ class MeanFieldPosterior:
         noise: float32[], variance of a rating.
     """
 
-    def __init__(self, train: Interactions, rank: int, rng: torch.Generator) -> None:
+    def __init__(self, train: RatingTensors, rank: int, rng: torch.Generator) -> None:
         d, device = rank + 1, train.ratings.device
         start = INIT_STD * torch.randn(train.n_users, d, generator=rng, device=device)
         start[:, -1] = 0.0
@@ -138,7 +138,7 @@ class VB:
     keeps_best = False
     patience = 0
 
-    def __init__(self, train: Interactions, validation: Interactions, config: VBConfig) -> None:
+    def __init__(self, train: RatingTensors, validation: RatingTensors, config: VBConfig) -> None:
         self.validation, self.config = validation, config
         self.rank = rank = config.fitted_rank(train)
         fits = config.fits or derived_fits(len(train), rank, config.factors)
@@ -203,7 +203,7 @@ class VB:
         self.finished = None
 
 
-def start(train: Interactions, validation: Interactions, config: VBConfig, *, initial: Initial | None = None) -> VB:
+def start(train: RatingTensors, validation: RatingTensors, config: VBConfig, *, initial: Initial | None = None) -> VB:
     """The fits before their first sweep."""
     return VB(train, validation, config)
 

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ COPY_END = struct.pack(">h", -1)
 
 
 def copy_records(
-    run_id: str, ids: pa.Array, kind: str, values: Sequence[npt.NDArray[np.float32]]
+    run_id: str, ids: pa.Array, kind: str, values: Sequence[npt.NDArray[Any]]
 ) -> Iterator[npt.NDArray[np.void]]:
     """Encode rows as records (run_id, id, values…), at most ``CHUNK_ROWS`` at a time.
 
@@ -24,7 +25,7 @@ def copy_records(
     Args:
         ids: int64 or string [n].
         kind: type of the ids in the database: bigint, uuid or text.
-        values: columns, float32[n] for a real and float32[n, factors] for a vector.
+        values: columns, float32[n] for a real, int32[n] for an integer and float32[n, factors] for a vector.
     """
     for positions, encoded in _ids(ids, kind):
         layout: list[tuple[str, npt.DTypeLike, tuple[int, ...]]] = [
@@ -47,7 +48,7 @@ def copy_records(
                 layout += [(f"dimensions{number}", ">i2", ()), (f"unused{number}", ">i2", ())]
                 constants[f"length{number}"] = 4 + 4 * value.shape[1]
                 constants[f"dimensions{number}"] = value.shape[1]
-            layout.append((f"value{number}", ">f4", value.shape[1:]))
+            layout.append((f"value{number}", value.dtype.newbyteorder(">"), value.shape[1:]))
         records = np.zeros(min(CHUNK_ROWS, len(encoded)), layout)
         for name, constant in constants.items():
             records[name] = constant

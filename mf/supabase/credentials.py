@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from mf.errors import ConfigError, SupabaseError
+from mf.errors import ConfigError, SupabaseError, needs_extra
 
 KEY_HELP = "set SUPABASE_KEY, or SUPABASE_KEY_SECRET to the name of a Secret Manager secret"
 # (?!sb_) refuses a Supabase key pasted as NAME.
@@ -115,10 +115,11 @@ def from_secret_manager(name: str, variable: str, what: str) -> SecretStr:
     Raises:
         SupabaseError: Secret Manager does not return the secret.
     """
-    from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound
-    from google.auth.exceptions import GoogleAuthError
-    from google.cloud import secretmanager
-    from requests import RequestException
+    with needs_extra("gcp", f"reading the secret of {variable}"):
+        from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound
+        from google.auth.exceptions import GoogleAuthError
+        from google.cloud import secretmanager
+        from requests import RequestException
 
     if "/versions/" not in name:
         name += "/versions/latest"

@@ -21,7 +21,7 @@ class Recommendation(NamedTuple):
 
     movie_id: int | str
     score: float  # of the ranking model; of a run without one the predicted rating before clipping
-    predicted_rating: float  # in stars, clipped to the range of the ratings
+    predicted_rating: float | None  # in stars, clipped to the range of the ratings; None of a run of clicks
     because: int | str | None  # the rated movie that speaks most for it; None: no ratings are known
     run_id: str
 
@@ -68,7 +68,7 @@ def recommend_movies(
 
 def recommend_from_ratings(
     client: Client,
-    ratings: Mapping[Id, float],
+    ratings: Mapping[Id, float | None],
     k: int = 10,
     *,
     without_ids: Sequence[Id] = (),
@@ -79,7 +79,8 @@ def recommend_from_ratings(
     """Recommendations for a new user with these ``ratings``.
 
     Args:
-        ratings: at most 1000, in stars, by movie id; movies unknown to the run are ignored.
+        ratings: at most 1000, in stars, by movie id; movies unknown to the run are ignored. For a run of clicks None:
+            only the movies count.
         without_ids, only_ids, skip, of_run: as for ``recommend_movies``.
 
     Returns:
@@ -150,10 +151,10 @@ def pages(client: Client, entity: Entity, run_id: str) -> Iterator[Page]:
 
 
 def table_pages(client: Client, table: RunTable, run_id: str, n: int) -> Iterator[Page]:
-    """The ``n`` rows of a run in one table, page by page, ordered by id.
+    """The ``n`` rows of a run in one table, page by page, ordered by id; fewer if users have been forgotten since.
 
     Raises:
-        SupabaseError: there are fewer, or the API refused.
+        SupabaseError: rows are missing, or the API refused.
     """
     last, missing = None, n
     columns = ",".join((table.key, *table.columns))
@@ -161,7 +162,11 @@ def table_pages(client: Client, table: RunTable, run_id: str, n: int) -> Iterato
         query = client.table(table.name).select(columns).eq("run_id", run_id).order(table.key)
         rows = call(query if last is None else query.gt(table.key, last), f"read the {table.label} of run {run_id}")
         if not rows:
-            raise incomplete(run_id)
+            query = client.table("mf_runs").select(f"n:{'->>'.join(table.counted)}").eq("run_id", run_id)
+            now = call(query, f"look for run {run_id}")
+            if not now or n - missing < int(now[0]["n"]):
+                raise incomplete(run_id)
+            return
         yield rows
         last, missing = rows[-1][table.key], missing - len(rows)
 

@@ -63,6 +63,8 @@ class RestTarget(Target):
 
 
 def _floats(pages: list[recommend.Page], name: str) -> npt.NDArray[np.float32]:
+    if not pages:
+        return np.empty((0, 0), np.float32)
     if name == "bias":
         return np.array([row[name] for page in pages for row in page], np.float32)
     # Page by page: Python's numbers take four times the memory of the text.
@@ -87,7 +89,7 @@ class _RestSession:
         with ExitStack() as opened, ThreadPoolExecutor(config.clients) as pool:
             for _ in range(config.clients):
                 clients.put(opened.enter_context(connect(self._credentials)))
-            for rows in rows_of(model):
+            for rows in rows_of(model, options):
                 self._load(rows, model, config.rows_per_request, clients, pool)
 
     @staticmethod

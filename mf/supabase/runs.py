@@ -78,18 +78,18 @@ def table(runs: Sequence[Row]) -> str:
         return "no run has been exported yet"
     # Only the first, newest run of a status is marked.
     marks = {"retired": "rollback publishes it again", "published": "readers see it"}
-    lines = [["run", "status", "created", "published", "users", "movies", "factors", ""]]
+    lines = [["run", "status", "created", "published", "predicts", "users", "movies", "factors", ""]]
     lines += [
         [
-            run["run_id"], run["status"], _time(run["created_at"]), _time(run["published_at"]), f"{run['n_users']:,}",
-            f"{run['n_movies']:,}", str(run["factors"]),
-            "; ".join(filter(None, [marks.pop(run["status"], ""), _forced(run)])),
+            run["run_id"], run["status"], _time(run["created_at"]), _time(run["published_at"]),
+            "lists" if run["mu"] is None else "ratings, lists", f"{run['n_users']:,}", f"{run['n_movies']:,}",
+            str(run["factors"]), "; ".join(filter(None, [marks.pop(run["status"], ""), _forced(run)])),
         ]
         for run in runs
     ]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     # Numbers are right-aligned.
-    aligned = [str.ljust] * 4 + [str.rjust] * 3 + [str.ljust]
+    aligned = [str.ljust] * 5 + [str.rjust] * 3 + [str.ljust]
     return "\n".join(
         "  ".join(align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True)).rstrip()
         for line in lines

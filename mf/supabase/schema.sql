@@ -1,14 +1,51 @@
 {% set id = movie_id_type %}
 {# Ties are ordered by id; text ids by code point, whatever the collation of the database. #}
 {% set id_order = 'collate pg_catalog."C"' if movie_id_type == "text" else "" %}
-{% set stars = "null" if rating_column == "none" else "given." ~ (rating_column | identifier) %}
-{# Arguments that all lists have, and the columns of a list. #}
+{% set ratings = "public." ~ (ratings_table | identifier) %}
+{% set items = "public." ~ (items_table | identifier) %}
+{# Arguments that all lists have; those of the filters have their columns' names and types. #}
 {% set choice = "without_ids " ~ id ~ "[], only_ids " ~ id ~ "[], skip integer, of_run text" %}
-{% macro choice_defaults() -%}
-without_ids {{ id }}[] default '{}', only_ids {{ id }}[] default null, skip integer default 0, of_run text default null
+{% macro ids_defaults() -%}
+without_ids {{ id }}[] default '{}', only_ids {{ id }}[] default null
 {%- endmacro %}
-{% set list = "TABLE(movie_id " ~ id ~ ", score double precision, predicted_rating double precision, because " ~ id
-  ~ ", run_id text)" %}
+{% macro choice_defaults() -%}
+{{ ids_defaults() }}, skip integer default 0, of_run text default null{{ filter_arguments() }}
+{%- endmacro %}
+{% macro filter_arguments() -%}
+{% for column in filters %}, {{ column | identifier }} {{ items }}.{{ column | identifier }}%type default null{% endfor %}
+{%- endmacro %}
+{% macro filter_values(function) -%}
+array[{% for column in filters %}{{ function }}.{{ column | identifier }}::text{{ ", " if not loop.last }}{% endfor %}]::text[]
+{%- endmacro %}
+{# Columns of the three kinds of rows. With an items table they are those of views: see mf_list. #}
+{% macro rows(view, columns) -%}
+{{ "SETOF public." ~ view if items_table else "TABLE(" ~ columns ~ ")" }}
+{%- endmacro %}
+{% set list_columns = "movie_id " ~ id ~ ", score double precision, predicted_rating double precision, because " ~ id
+  ~ ", run_id text" %}
+{% set list = rows("mf_list", list_columns) %}
+{% set similar = rows("mf_similar", "movie_id " ~ id ~ ", similarity double precision, run_id text") %}
+{% set popular = rows("mf_popular", "movie_id " ~ id ~ ", ratings bigint, run_id text") %}
+{# The column of movie ids of the items table and its type. #}
+{% macro items_key(into) -%}
+select a.attname as col, format_type(a.atttypid, null) as has into {{ into }}
+from pg_attribute a
+left join pg_index x on x.indrelid = a.attrelid and x.indisprimary and x.indnkeyatts = 1 and x.indkey[0] = a.attnum
+where a.attrelid = {{ items | literal }}::regclass and a.attnum > 0 and not a.attisdropped
+{% if items_column %}
+  and a.attname = {{ items_column | literal }}
+{% else %}
+  and (a.attname in ('movie_id', 'id') or x.indrelid is not null)
+{% endif %}
+order by a.attname = 'movie_id' desc, a.attname = 'id' desc limit 1
+{%- endmacro %}
+{# Whether a rating counts: it is in the range of the run's ratings, and none of those that training ignored. #}
+{% macro counts(star) -%}
+case when run.mu is null then true
+        when {{ star }} between -1e30 and 1e30 then {{ star }}::real between run.rating_min::real and run.rating_max::real
+          and {{ star }}::real <> all (run.ignore_ratings)
+        else false end
+{%- endmacro %}
 -- Embeddings in Supabase: versioned by run, one run published at a time. Grants and policies are at the end.
 -- Printed by `python -m mf schema`. One idempotent transaction.
 begin;
@@ -40,7 +77,8 @@ begin
       raise exception 'public.%.% is %, and this migration is for %: print it with `python -m mf schema --%_type %`, '
         'or, to delete the existing runs, first run: '
         'drop table if exists public.mf_user_embeddings, public.mf_movie_embeddings, public.mf_user_ranking, '
-        'public.mf_movie_ranking, public.mf_movie_history, public.mf_priors, public.mf_runs cascade;',
+        'public.mf_movie_ranking, public.mf_movie_history, public.mf_movie_counts, public.mf_priors, '
+        'public.mf_forgotten, public.mf_withheld, public.mf_runs cascade;',
         found.tab, found.col, found.has, found.type, found.col, found.has;
     end if;
   end loop;
@@ -64,33 +102,37 @@ begin
     select p.proname as name, pg_get_function_identity_arguments(p.oid) as arguments
     from pg_proc p
     where p.pronamespace = 'public'::regnamespace and strpos(p.prosrc, 'mf_runs') = 0
-      and p.proname in ('recommend_movies', 'similar_movies', 'recommend_from_ratings'{{ ", 'recommend_for_me'" if user_id_type == "uuid" }})
+      and p.proname in ('recommend_movies', 'similar_movies', 'popular_movies', 'recommend_from_ratings'{{ ", 'recommend_for_me'" if user_id_type == "uuid" }})
   loop
     raise exception 'your function public.% has the name of a function of this migration; run: '
       'alter function public.%(%) rename to %_old', found.name, found.name, found.arguments, found.name;
   end loop;
 {% if ratings_table %}
 
-  if to_regclass({{ ("public." ~ (ratings_table | identifier)) | literal }}) is null then
+  if to_regclass({{ ratings | literal }}) is null then
     raise exception 'there is no table public.%: give --ratings_table the name of the table that holds the ratings',
       {{ ratings_table | literal }};
   end if;
   for found in
     select asked.flag, asked.col, asked.type, asked.holds, format_type(a.atttypid, a.atttypmod) as has
     from (values ('user', {{ user_column | literal }}, '{{ user_id_type }}', 'user ids'),
-{% if rating_column != "none" %}
+{% if rating_column not in ("none", "rating") %}
                  ('rating', {{ rating_column | literal }}, 'double precision', 'ratings'),
+{% endif %}
+{% if time_column not in ("none", "") %}
+                 ('time', {{ time_column | literal }}, '', 'times'),
 {% endif %}
                  ('movie', {{ movie_column | literal }}, '{{ movie_id_type }}', 'movie ids'))
       asked (flag, col, type, holds)
-    left join pg_attribute a on a.attrelid = to_regclass({{ ("public." ~ (ratings_table | identifier)) | literal }})
+    left join pg_attribute a on a.attrelid = {{ ratings | literal }}::regclass
       and a.attname = asked.col and a.attnum > 0 and not a.attisdropped
   loop
     if found.has is null then
       raise exception 'the table public.% has no column %: give --%_column the name of its column of %',
         {{ ratings_table | literal }}, found.col, found.flag,
-        found.holds || case found.flag when 'rating' then ', or none' else '' end;
+        found.holds || case when found.flag in ('rating', 'time') then ', or none' else '' end;
     end if;
+    continue when found.type = '';
     begin
       execute format('select null::%s = null::%s', found.has, found.type);
     exception when undefined_function or ambiguous_function then
@@ -100,6 +142,45 @@ begin
     end;
   end loop;
 {% endif %}
+{% if items_table %}
+
+  if to_regclass({{ items | literal }}) is null then
+    raise exception 'there is no table public.%: give --items_table the name of the table that holds the movies',
+      {{ items_table | literal }};
+  end if;
+  select asked.name as col into found from unnest({{ filters | array }}) asked (name)
+  where not exists (
+    select from pg_attribute a where a.attrelid = {{ items | literal }}::regclass and a.attname = asked.name
+      and a.attnum > 0 and not a.attisdropped);
+  if found.col is not null then
+    raise exception 'the table public.% has no column %: give --items_filter names of its columns',
+      {{ items_table | literal }}, found.col;
+  end if;
+  {{ items_key("found") | indent(2) }};
+  if found.col is null then
+    raise exception 'the table public.% has no column %: give --items_column the name of its column of movie ids',
+      {{ items_table | literal }}, {{ (items_column or "movie_id or id, and no primary key of one column") | literal }};
+  end if;
+  begin
+    execute format('select null::%s = null::{{ id }}', found.has);
+  exception when undefined_function or ambiguous_function then
+    raise exception 'public.%.% is %, which cannot be compared with movie ids of type {{ id }}: give --items_column '
+      'another column, or print the migration with another --movie_id_type',
+      {{ items_table | literal }}, found.col, found.has;
+  end;
+{% endif %}
+{% for table, flag in ((ratings_table, "ratings"), (items_table, "items")) if table %}
+
+  -- The functions read it for users who cannot, as the owner of this migration.
+  if not has_table_privilege({{ ("public." ~ (table | identifier)) | literal }}::regclass, 'select')
+      or row_security_active({{ ("public." ~ (table | identifier)) | literal }}::regclass) then
+    raise exception 'the role % cannot read all rows of public.%: % and the lists would be wrong; apply the migration as '
+      'the owner of the table (without force row level security) or a role with bypassrls, as Supabase''s postgres is',
+      current_user, {{ table | literal }}, case
+        when has_table_privilege({{ ("public." ~ (table | identifier)) | literal }}::regclass, 'select')
+        then 'row-level security applies to it' else 'it lacks the right to select' end;
+  end if;
+{% endfor %}
 end
 $mf$;
 
@@ -108,9 +189,9 @@ create table if not exists public.mf_runs (
   status text not null default 'loading' check (status in ('loading', 'published', 'retired')),
   content_hash text not null,
   factors integer not null check (factors > 0),
-  mu double precision not null check (mu <> 'NaN'),
-  rating_min double precision not null,
-  rating_max double precision not null check (rating_max >= rating_min),
+  mu double precision check (mu <> 'NaN'), -- null, as the next two, for a run of clicks: it has no star model
+  rating_min double precision,
+  rating_max double precision check (rating_max >= rating_min),
   n_users bigint not null check (n_users > 0),
   n_movies bigint not null check (n_movies > 0),
   created_at timestamptz not null default now(),
@@ -124,6 +205,15 @@ alter table public.mf_runs add column if not exists ranking jsonb;
 -- How the run was judged before it was published: forced, reasons and, of a model fitted to all ratings after it was
 -- accepted, run_id and place of the one that was judged; null where it was not recorded.
 alter table public.mf_runs add column if not exists judged jsonb;
+alter table public.mf_runs alter column mu drop not null, alter column rating_min drop not null,
+  alter column rating_max drop not null; -- earlier migrations
+-- Ratings that training ignored, such as -1 for "not rated".
+alter table public.mf_runs add column if not exists ignore_ratings real[] not null default '{}';
+-- Rows of mf_movie_counts; null for runs of earlier migrations, which have none.
+alter table public.mf_runs add column if not exists n_counts bigint;
+-- 0 after mf_forget_user of the last one.
+alter table public.mf_runs drop constraint if exists mf_runs_n_users_check,
+  add constraint mf_runs_n_users_check check (n_users >= 0);
 create unique index if not exists mf_runs_one_published on public.mf_runs ((true)) where status = 'published';
 
 -- The prior of a new user, for recommend_from_ratings: E[w w'] over the run's users, w = [p ; b_u], divided by the
@@ -138,19 +228,21 @@ create table if not exists public.mf_priors (
 create table if not exists public.mf_user_embeddings (
   run_id text not null,
   user_id {{ user_id_type }} not null,
-  bias real not null,
-  embedding extensions.vector not null,
+  bias real, -- null, as the embedding, in a run of clicks
+  embedding extensions.vector,
   primary key (run_id, user_id)
 );
 create table if not exists public.mf_movie_embeddings (
   run_id text not null,
   movie_id {{ movie_id_type }} not null,
-  bias real not null,
-  embedding extensions.vector not null,
+  bias real,
+  embedding extensions.vector,
   primary key (run_id, movie_id)
 );
 -- Earlier migrations searched this column.
 alter table public.mf_movie_embeddings drop column if exists augmented;
+alter table public.mf_user_embeddings alter column bias drop not null, alter column embedding drop not null;
+alter table public.mf_movie_embeddings alter column bias drop not null, alter column embedding drop not null;
 
 -- The vectors of lists. A search scans mf_movie_ranking alone, whose rows are therefore short: 18 MB for 59,000 movies
 -- of 64 factors. Its vector is [q ; b_m]: the inner product with [p ; 1] is the score p.q + b_m. Of a run without a
@@ -170,11 +262,31 @@ create table if not exists public.mf_movie_history (
   liking extensions.vector not null,
   primary key (run_id, movie_id)
 );
+-- p of users, for lists where the migration does not know the table of ratings.
 create table if not exists public.mf_user_ranking (
   run_id text not null,
   user_id {{ user_id_type }} not null,
   vector extensions.vector not null,
   primary key (run_id, user_id)
+);
+-- Ratings per movie that the run was trained on.
+create table if not exists public.mf_movie_counts (
+  run_id text not null,
+  movie_id {{ movie_id_type }} not null,
+  n integer not null,
+  primary key (run_id, movie_id)
+);
+-- Users whom mf_forget_user has removed: no export brings them back.
+create table if not exists public.mf_forgotten (
+  user_id {{ user_id_type }} primary key,
+  forgotten_at timestamptz not null default now()
+);
+-- Rows of forgotten users that a run that is loading lacks.
+create table if not exists public.mf_withheld (
+  run_id text not null references public.mf_runs on delete cascade,
+  lacks text not null,
+  user_id {{ user_id_type }} not null,
+  primary key (run_id, lacks, user_id)
 );
 {% macro rank_by_stars(runs) %}
 insert into public.mf_movie_ranking (run_id, movie_id, vector)
@@ -195,13 +307,14 @@ language plpgsql security invoker set search_path = pg_catalog, pg_temp as $mf$
 begin
   if tg_op = 'TRUNCATE' then
     truncate public.mf_user_embeddings, public.mf_movie_embeddings, public.mf_movie_ranking, public.mf_movie_history,
-      public.mf_user_ranking;
+      public.mf_user_ranking, public.mf_movie_counts;
   else
     delete from public.mf_user_embeddings e where e.run_id = old.run_id;
     delete from public.mf_movie_embeddings e where e.run_id = old.run_id;
     delete from public.mf_movie_ranking e where e.run_id = old.run_id;
     delete from public.mf_movie_history e where e.run_id = old.run_id;
     delete from public.mf_user_ranking e where e.run_id = old.run_id;
+    delete from public.mf_movie_counts e where e.run_id = old.run_id;
   end if;
   return null;
 end
@@ -218,6 +331,9 @@ alter table public.mf_movie_embeddings enable row level security;
 alter table public.mf_movie_ranking enable row level security;
 alter table public.mf_movie_history enable row level security;
 alter table public.mf_user_ranking enable row level security;
+alter table public.mf_movie_counts enable row level security;
+alter table public.mf_forgotten enable row level security;
+alter table public.mf_withheld enable row level security;
 
 create or replace view public.{{ user_export_table | identifier }} with (security_invoker = true) as
   select e.user_id, e.bias, e.embedding, e.run_id from public.mf_user_embeddings e
@@ -226,43 +342,82 @@ create or replace view public.{{ movie_export_table | identifier }} with (securi
   select e.movie_id, e.bias, e.embedding, e.run_id from public.mf_movie_embeddings e
   where e.run_id = (select r.run_id from public.mf_runs r where r.status = 'published');
 
+{% if items_table %}
+-- Rows of lists. Views without rows, since PostgREST embeds other tables in a function's rows only where their type is
+-- that of a table or view.
+do $mf$
+declare
+  other record;
+begin
+  for other in
+    select c.relname as name from pg_attribute a join pg_class c on c.oid = a.attrelid
+    where c.oid in (to_regclass('public.mf_list'), to_regclass('public.mf_similar'), to_regclass('public.mf_popular'))
+      and a.attname = 'movie_id' and format_type(a.atttypid, a.atttypmod) <> '{{ id }}'
+  loop
+    -- With it go the functions below that return its rows.
+    execute format('drop view public.%I cascade', other.name);
+  end loop;
+end
+$mf$;
+create or replace view public.mf_list with (security_invoker = true) as
+  select null::{{ id }} as movie_id, null::double precision as score, null::double precision as predicted_rating,
+    null::{{ id }} as because, null::text as run_id where false;
+create or replace view public.mf_similar with (security_invoker = true) as
+  select null::{{ id }} as movie_id, null::double precision as similarity, null::text as run_id where false;
+create or replace view public.mf_popular with (security_invoker = true) as
+  select null::{{ id }} as movie_id, null::bigint as ratings, null::text as run_id where false;
+
+{% endif %}
 -- PostgREST cannot choose between overloads, and `create or replace` cannot change a result type: drop functions with
 -- another signature.
 do $mf$
 declare
   stale regprocedure;
+  filters text := '';
 begin
+{% if filters %}
+  select string_agg(format(', %I %s', a.attname, format_type(a.atttypid, null)), '' order by asked.place) into filters
+  from unnest({{ filters | array }}) with ordinality asked (name, place)
+  join pg_attribute a on a.attrelid = {{ items | literal }}::regclass and a.attname = asked.name;
+{% endif %}
   for stale in
     select p.oid from pg_proc p
     where p.pronamespace = 'public'::regnamespace
-      and p.proname in ('recommend_movies', 'similar_movies', 'recommend_for_me', 'recommend_from_ratings',
-                        'mf_nearest', 'mf_run', 'mf_user_vector', 'mf_fold_in', 'mf_recommend', 'mf_check_list',
-                        'mf_schema', 'mf_register', 'mf_load_users', 'mf_load_movies', 'mf_load_user_ranking',
-                        'mf_load_movie_ranking', 'mf_load_movie_history', 'mf_index', 'mf_drop_indexes', 'mf_publish',
-                        'mf_list_runs', 'mf_rollback', 'mf_prune')
+      and p.proname in ('recommend_movies', 'similar_movies', 'popular_movies', 'recommend_for_me',
+                        'recommend_from_ratings', 'mf_nearest', 'mf_run', 'mf_own_ratings', 'mf_user_vector',
+                        'mf_fold_in', 'mf_recommend', 'mf_check_list', 'mf_schema', 'mf_register', 'mf_load_users',
+                        'mf_load_movies', 'mf_load_user_ranking', 'mf_load_movie_ranking', 'mf_load_movie_history',
+                        'mf_load_movie_counts', 'mf_index', 'mf_drop_indexes', 'mf_publish', 'mf_list_runs',
+                        'mf_rollback', 'mf_prune', 'mf_forget_user')
       -- where user ids are not UUIDs it may be the user's own function
       and (p.proname <> 'recommend_for_me' or strpos(p.prosrc, 'mf_runs') > 0)
       and (p.proname, pg_get_function_identity_arguments(p.oid), pg_get_function_result(p.oid)) not in (values
-        ('recommend_movies', 'for_user {{ user_id_type }}, k integer, exclude_rated boolean, {{ choice }}',
+        ('recommend_movies', 'for_user {{ user_id_type }}, k integer, exclude_rated boolean, {{ choice }}' || filters,
          '{{ list }}'),
-        ('similar_movies', 'for_movie {{ id }}, k integer, without_ids {{ id }}[], only_ids {{ id }}[]',
-         'TABLE(movie_id {{ id }}, similarity double precision, run_id text)'),
+        ('similar_movies', 'for_movie {{ id }}, k integer, without_ids {{ id }}[], only_ids {{ id }}[]' || filters,
+         '{{ similar }}'),
+        ('popular_movies', 'k integer, skip integer' || filters, '{{ popular }}'),
 {% if user_id_type == "uuid" %}
-        ('recommend_for_me', 'k integer, exclude_rated boolean, {{ choice }}', '{{ list }}'),
+        ('recommend_for_me', 'k integer, exclude_rated boolean, {{ choice }}' || filters, '{{ list }}'),
 {% endif %}
-        ('recommend_from_ratings', 'ratings jsonb, k integer, {{ choice }}', '{{ list }}'),
+        ('recommend_from_ratings', 'ratings jsonb, k integer, {{ choice }}' || filters, '{{ list }}'),
         ('mf_nearest',
          'of_run text, vectors text, target extensions.vector, k integer, '
-         'without_ids {{ id }}[], only_ids {{ id }}[]',
+         'without_ids {{ id }}[], only_ids {{ id }}[], filters text[]',
          'TABLE(movie_id {{ id }}, distance double precision)'),
         ('mf_run', 'of_run text', 'public.mf_runs'),
-        ('mf_user_vector', 'of_run text, rated {{ id }}[], stars double precision[]', 'extensions.vector'),
+{% if ratings_table %}
+        ('mf_own_ratings', 'of_user {{ user_id_type }}',
+         'TABLE(movie_id {{ id }}, star double precision, rated boolean, place bigint)'),
+{% endif %}
+        ('mf_user_vector',
+         'of_run text, rated {{ id }}[], stars double precision[], weights double precision[]', 'extensions.vector'),
         ('mf_fold_in', 'of_run text, rated {{ id }}[], stars double precision[]', 'double precision[]'),
         ('mf_recommend',
-         'of_run text, target extensions.vector, base double precision, star_vector extensions.vector, '
-         'star_base double precision, rated {{ id }}[], stars double precision[], k integer, '
-         'without_ids {{ id }}[], only_ids {{ id }}[], skip integer',
-         '{{ list }}'),
+         'of_run text, stored extensions.vector, star_vector extensions.vector, star_base double precision, '
+         'rated {{ id }}[], stars double precision[], places bigint[], k integer, '
+         'without_ids {{ id }}[], only_ids {{ id }}[], skip integer, filters text[]',
+         'TABLE({{ list_columns }})'),
         ('mf_check_list', 'k integer, without_ids {{ id }}[], only_ids {{ id }}[], skip integer', 'void'),
         ('mf_schema', '', 'jsonb'),
         ('mf_register', 'run jsonb', 'jsonb'),
@@ -271,28 +426,103 @@ begin
         ('mf_load_user_ranking', 'run text, content text, ids {{ user_id_type }}[], vectors text[]', 'void'),
         ('mf_load_movie_ranking', 'run text, content text, ids {{ id }}[], vectors text[]', 'void'),
         ('mf_load_movie_history', 'run text, content text, ids {{ id }}[], histories text[], likings text[]', 'void'),
+        ('mf_load_movie_counts', 'run text, content text, ids {{ id }}[], counts integer[]', 'void'),
         ('mf_index', 'run text', 'jsonb'),
         ('mf_drop_indexes', 'run text', 'void'),
         ('mf_publish', 'run text', 'jsonb'),
         ('mf_list_runs', '', 'SETOF public.mf_runs'),
         ('mf_rollback', 'run text', 'jsonb'),
-        ('mf_prune', 'keep integer', 'jsonb'))
+        ('mf_prune', 'keep integer', 'jsonb'),
+        ('mf_forget_user', 'forget {{ user_id_type }}', 'jsonb'))
+    union all
+    -- Those that embed rows of an items table, which may be another one now
+    select p.oid from pg_proc p
+    where p.pronamespace = 'public'::regnamespace and p.pronargs = 1 and p.proargtypes[0] in (
+      select c.reltype from pg_class c
+      where c.oid in (to_regclass('public.mf_list'), to_regclass('public.mf_similar'), to_regclass('public.mf_popular')))
   loop
     execute format('drop function %s', stale);
   end loop;
 end
 $mf$;
+{% if items_table %}
+
+-- The movies that may be recommended: those of the items table that fulfil items_where, with the columns to filter by.
+-- A view, so that the names in items_where are looked up once, here. Volatile functions are refused, which may change
+-- data or answer differently for each row, and so are other tables.
+drop view if exists public.mf_items;
+do $mf$
+declare
+  items constant regclass := {{ items | literal }}::regclass;
+  key record;
+  rule record;
+  found record;
+begin
+  {{ items_key("key") | indent(2) }};
+  -- for functions and types that items_where names without a schema
+  set local search_path = pg_catalog, public, extensions, pg_temp;
+  begin
+    execute format('create view public.mf_items with (security_invoker = true) as select item.%I as movie_id%s '
+      'from %s item where (%s)', key.col, {{ filter_columns | literal }}, items, {{ (items_where or "true") | literal }});
+  exception when others then
+    raise exception 'items_where is %, expected a condition on columns of public.%: %',
+      {{ items_where | literal }}, {{ items_table | literal }}, sqlerrm;
+  end;
+  set local search_path = pg_catalog, pg_temp;
+  select r.oid, r.ev_action::text as tree into rule
+  from pg_rewrite r where r.ev_class = 'public.mf_items'::regclass;
+  if strpos(rule.tree, '{SUBLINK') > 0 then
+    raise exception 'items_where has a subquery, expected a condition on columns of public.%: give --items_table a view '
+      'that joins the other tables', {{ items_table | literal }};
+  end if;
+  for found in
+    -- pg_depend lists the functions and operators of users and extensions, the parsed rule those of PostgreSQL itself.
+    select p.oid::regproc::text as name from pg_proc p
+    where p.provolatile = 'v' and p.oid in (
+      select case d.refclassid when 'pg_proc'::regclass then d.refobjid else o.oprcode end
+      from pg_depend d left join pg_operator o on o.oid = d.refobjid
+      where d.classid = 'pg_rewrite'::regclass and d.objid = rule.oid
+        and d.refclassid in ('pg_proc'::regclass, 'pg_operator'::regclass)
+      union all
+      select each.id[1]::oid from regexp_matches(rule.tree, ':(?:funcid|opfuncid) (\d+)', 'g') each (id))
+  loop
+    raise exception 'items_where calls %, which is volatile: use stable or immutable functions', found.name;
+  end loop;
+{% if public_read == "movies" %}
+  select string_agg(distinct quote_ident(a.attname), ', ') as cols into found
+  from pg_depend d join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+  where d.classid = 'pg_rewrite'::regclass and d.objid = rule.oid and d.refobjid = items and d.refobjsubid > 0
+    and not has_column_privilege('anon', items, a.attnum, 'select');
+  if found.cols is not null then
+    raise exception 'with --public_read movies everybody needs to read the columns by which similar_movies and '
+      'popular_movies choose: grant select (%) on public.% to anon, authenticated; and give them a policy',
+      found.cols, quote_ident({{ items_table | literal }});
+  end if;
+{% endif %}
+
+  -- The row of the items table, which the API embeds in lists: select=predicted_rating,movies(title), and that of the
+  -- movie in `because`: because_of(title). They run with the caller's rights.
+{% for view, name, column in embedded %}
+  execute format($q$create function public.%I(public.{{ view }}) returns setof %s rows 1
+    language sql stable security invoker set search_path = pg_catalog, pg_temp as
+    'select item.* from %2$s item where item.%3$I = $1.{{ column }} limit 1'$q$, {{ name | literal }}, items, key.col);
+{% endfor %}
+end
+$mf$;
+{% else %}
+drop view if exists public.mf_items, public.mf_list, public.mf_similar, public.mf_popular;
+{% endif %}
 
 -- The movies of a run whose vectors are nearest to `target`, nearest first, ties by id. `vectors` says which: `ranking`
 -- by inner product (distance = its negative), `history` and `embedding` by cosine (distance = 1 - cosine; 1 for a zero
--- vector). Movies of without_ids are left out; with only_ids the movies are read by key.
--- It scans all vectors, unless the run has an index (mf_index) and k plus the movies to leave out are at most 500. Then
--- it takes twice as many from the index, so that enough remain after leaving movies out, and sorts them again. If that
--- gives too few, it scans all vectors after all. Used by the functions below; other callers can read with it only what
--- their rights and the policies allow anyway.
+-- vector). Movies of without_ids are left out; with only_ids, and where the filters leave few, the movies are read by
+-- key. Otherwise it takes some more movies than wanted, from the run's index (mf_index) or from a scan of all vectors,
+-- and leaves out those that must not be recommended; if too few remain, it joins all vectors with the movies that may.
+-- So there are never fewer than k while there are k. Used by the functions below; other callers can read with it only
+-- what their rights and the policies allow anyway.
 create or replace function public.mf_nearest(
   of_run text, vectors text, target extensions.vector, k integer, without_ids {{ id }}[],
-  only_ids {{ id }}[] default null
+  only_ids {{ id }}[] default null, filters text[] default '{}'
 ) returns table (movie_id {{ id }}, distance double precision)
 -- enable_sort: set here so that it is restored when the function ends
 language plpgsql stable security invoker
@@ -300,46 +530,90 @@ set search_path = pg_catalog, pg_temp set jit = off set enable_sort = on as $mf$
 declare
   cosine constant boolean := mf_nearest.vectors <> 'ranking';
   -- table and column
-  place constant text := case mf_nearest.vectors when 'ranking' then 'ranking' when 'history' then 'history'
-    else 'embeddings' end;
+  tab constant text := 'public.mf_movie_' || case mf_nearest.vectors when 'ranking' then 'ranking'
+    when 'history' then 'history' else 'embeddings' end;
   col constant text := case mf_nearest.vectors when 'ranking' then 'vector' when 'history' then 'history'
     else 'embedding' end;
-  wanted constant integer := 2 * (mf_nearest.k + cardinality(mf_nearest.without_ids));
-  indexed boolean := mf_nearest.only_ids is null and wanted between 1 and 1000
-    and to_regclass('public.mf_hnsw_' || mf_nearest.vectors || '_' || md5(mf_nearest.of_run)) is not null;
   -- With the cast it is the index's expression, which the planner matches when the run is a literal.
   by_index constant text := format('e.%I::extensions.vector(%s) operator(extensions.%s) $1', col,
     extensions.vector_dims(mf_nearest.target), case when cosine then '<=>' else '<#>' end);
   -- pgvector's distance to a zero vector is NaN
   by_all constant text := format(case when cosine then 'coalesce(nullif(e.%I operator(extensions.<=>) $1, ''NaN''), 1)'
     else 'e.%I operator(extensions.<#>) $1' end, col);
+  left_out constant {{ id }}[] := array_remove(mf_nearest.without_ids, null);
+  -- pgvector 0.8; the setting is there once the library is loaded, which vector_dims did
+  iterative constant boolean := current_setting('hnsw.iterative_scan', true) is not null;
+  candidates {{ id }}[] := mf_nearest.only_ids;
+  allowed text := 'true'; -- whether the movie %s may be recommended, for one movie
+  allowed_all text := 'true'; -- the same for many
+  wanted integer := 2 * (mf_nearest.k + case when iterative then 0 else cardinality(left_out) end);
+  ways text[];
+  way text;
   ids {{ id }}[];
   distances double precision[];
 begin
-  loop
-    if indexed then
-      -- until the end of the transaction, which for the API is this call
-      perform set_config('hnsw.ef_search', greatest(wanted, {{ ef_search }})::text, true);
+{% if items_table %}
+  declare
+    chosen text := '';
+  begin
+{% for column in filters %}
+    if mf_nearest.filters[{{ loop.index }}] is not null then
+      chosen := chosen || format(' and item.%I = %L', {{ column | literal }}, mf_nearest.filters[{{ loop.index }}]);
     end if;
+{% endfor %}
+    if candidates is null and chosen <> '' then
+      execute 'select array_agg(few.movie_id::{{ id }}) from (select item.movie_id from public.mf_items item where true'
+        || chosen || ' limit 3001) few' into candidates;
+      candidates := case when cardinality(candidates) > 3000 then null else coalesce(candidates, '{}') end;
+    end if;
+    -- A subquery with a limit, which the planner cannot turn into a join with all movies.
+    allowed := '(select true from public.mf_items item where item.movie_id = %s.movie_id' || replace(chosen, '%', '%%')
+      || ' limit 1)';
+    allowed_all := 'e.movie_id in (select item.movie_id from public.mf_items item where true' || chosen || ')';
+  end;
+{% endif %}
+  if candidates is not null then
+    ways := '{key}';
+  elsif wanted between 1 and 1000
+      and to_regclass('public.mf_hnsw_' || mf_nearest.vectors || '_' || md5(mf_nearest.of_run)) is not null then
+    ways := '{index,all}';
+    -- until the end of the transaction, which for the API is this call
+    perform set_config('hnsw.ef_search', greatest(wanted, {{ ef_search }})::text, true);
+    if iterative then
+      perform set_config('hnsw.iterative_scan', 'strict_order', true);
+    end if;
+  else
+    ways := case when cardinality(left_out) > 2000 then '{all}' else '{scan,all}' end;
+  end if;
+  foreach way in array ways loop
     -- Only the index gives the order without sorting; without this, statistics of a new run may mislead the planner.
-    perform set_config('enable_sort', case when indexed then 'off' else 'on' end, true);
-    execute format($q$
-      select array_agg(near.movie_id order by near.distance, near.movie_id {{ id_order }}),
-        array_agg(near.distance order by near.distance, near.movie_id {{ id_order }})
-      from (
-        select e.movie_id, %1$s as distance from public.mf_movie_%2$s e
-        where e.run_id = %3$L and e.movie_id not in (select unnest($2)) %4$s
-        -- Some more from an index, which orders by distances with other rounding, and, before PostgreSQL 17, gives no
-        -- order but its own.
-        order by %1$s %5$s limit $3 + 10
-      ) near $q$, case when indexed then by_index else by_all end, place, mf_nearest.of_run,
-      case when mf_nearest.only_ids is not null then 'and e.movie_id = any ($4)' else '' end,
-      case when indexed then '' else ', e.movie_id {{ id_order }}' end)
-    into ids, distances using mf_nearest.target, mf_nearest.without_ids, mf_nearest.k, mf_nearest.only_ids;
-    exit when not indexed;
+    perform set_config('enable_sort', case when way = 'index' then 'off' else 'on' end, true);
+    execute 'select array_agg(near.movie_id order by near.distance, near.movie_id {{ id_order }}), '
+      'array_agg(near.distance order by near.distance, near.movie_id {{ id_order }}) from ('
+      || case way
+        when 'key' then format('select e.movie_id, %s as distance from (select distinct unnest($4) as id) given '
+          'cross join lateral (select m.movie_id, m.%I from %s m where m.run_id = %L and m.movie_id = given.id limit 1) e '
+          'where e.movie_id <> all ($2) and %s order by distance, movie_id {{ id_order }} limit $3',
+          by_all, col, tab, mf_nearest.of_run, format(allowed, 'e'))
+        -- Some more, since the index orders by distances with other rounding. PostgreSQL before 17 takes it for no
+        -- other order than its own.
+        when 'index' then format('select e.movie_id, %1$s as distance from %2$s e where e.run_id = %3$L%4$s '
+          'order by %1$s limit %5$s', by_index, tab, mf_nearest.of_run,
+          case when iterative then ' and e.movie_id <> all ($2) and ' || format(allowed, 'e') else '' end,
+          case when iterative then mf_nearest.k + 10 else greatest(wanted, {{ ef_search }}) end)
+        when 'scan' then format('select e.movie_id, %1$s as distance from %2$s e where e.run_id = %3$L '
+          'order by %1$s, e.movie_id {{ id_order }} limit %4$s', by_all, tab, mf_nearest.of_run,
+          cardinality(left_out) + {{ "2 * mf_nearest.k + 20" if items_table else "mf_nearest.k" }})
+        else format('select e.movie_id, %1$s as distance from %2$s e where e.run_id = %3$L and e.movie_id <> all ($2) '
+          'and %4$s order by %1$s, e.movie_id {{ id_order }} limit $3', by_all, tab, mf_nearest.of_run, allowed_all)
+      end || ') near where near.movie_id <> all ($2) and ' || case when way in ('scan', 'index') and not (
+        way = 'index' and iterative) then format(allowed, 'near') else 'true' end
+    into ids, distances using mf_nearest.target, left_out, mf_nearest.k, candidates;
+{% if not items_table %}
+    exit when way = 'scan';
+{% endif %}
     -- A cosine index does not contain zero vectors.
-    exit when cardinality(ids) >= mf_nearest.k and (not cosine or distances[mf_nearest.k] < 1);
-    indexed := false;
+    exit when cardinality(ids) >= mf_nearest.k and not (way = 'index' and cosine and distances[mf_nearest.k] >= 1);
   end loop;
   return query select found.id, found.far
     from unnest(ids[:mf_nearest.k], distances[:mf_nearest.k]) with ordinality found (id, far, place)
@@ -384,12 +658,54 @@ begin
   end if;
 end
 $mf$;
+{% if ratings_table %}
+
+-- The ratings of a user as the ratings table has them now, the newest first (place 1). Of several for one movie the
+-- newest counts or, without times, the highest. `rated` is false for a row that lacks its rating, which leaves the movie out of lists and says nothing else.
+-- Where the table has no column of ratings, or of times, all rows count, and alike.
+do $mf$
+declare
+  ratings constant regclass := {{ ratings | literal }}::regclass;
+  has constant name[] := array(
+    select a.attname from pg_attribute a where a.attrelid = ratings and a.attnum > 0 and not a.attisdropped);
+  star text := 'null';
+  rated text := 'true';
+  newest text := '';
+begin
+  if {{ rating_column | literal }} = any (has) then
+    star := format('given.%I', {{ rating_column | literal }});
+    rated := star || ' is not null';
+  end if;
+  select format('given.%I desc nulls last', asked.col) into newest
+  from unnest({{ ([time_column] if time_column else times) | array }}) with ordinality asked (col, place)
+  where asked.col = any (has) order by asked.place limit 1;
+  execute format($q$
+create or replace function public.mf_own_ratings(
+  of_user {{ user_id_type }}
+) returns table (movie_id {{ id }}, star double precision, rated boolean, place bigint)
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp set jit = off as $body$
+begin
+  return query
+    select own.movie_id, own.star, own.rated, rank() over (order by own.recent)
+    from (
+      select distinct on (given.%1$I) given.%1$I::{{ id }} as movie_id, (%2$s)::double precision as star,
+        %3$s as rated, rank() over (%4$s) as recent
+      from {{ ratings | replace("%", "%%") }} given
+      where given.%5$I = mf_own_ratings.of_user and given.%1$I is not null
+      order by given.%1$I, recent, star desc nulls last
+    ) own
+    order by 4;
+end
+$body$ $q$, {{ movie_column | literal }}, star, rated, coalesce('order by ' || newest, ''), {{ user_column | literal }});
+end
+$mf$;
+{% endif %}
 
 -- The ranking model's vector of a user with these ratings: the sum of history + rho (rating - mu) / sd * liking, as
--- mf.ranking computes it. Movies unknown to the run add nothing. pgvector's avg adds in double precision, its sum does
--- not.
+-- mf.ranking computes it, each term times its weight. Movies unknown to the run add nothing. pgvector's avg adds in
+-- double precision, its sum does not.
 create or replace function public.mf_user_vector(
-  of_run text, rated {{ id }}[], stars double precision[]
+  of_run text, rated {{ id }}[], stars double precision[], weights double precision[] default null
 ) returns extensions.vector
 language plpgsql stable security invoker set search_path = pg_catalog, pg_temp set jit = off as $mf$
 declare
@@ -401,19 +717,21 @@ declare
     coalesce((run.ranking ->> 'rho')::double precision / (run.ranking ->> 'sd')::double precision, 0);
   total double precision[];
 begin
-  -- Grouped by rating, so that each value is multiplied once.
+  -- Grouped by rating and weight, so that each pair is multiplied once.
   select array_agg(value.total order by value.place) into total
   from (
     select part.place, sum(part.n * (part.history + part.likes * part.liking)) as total
     from (
-      select coordinate.place, given.n, coordinate.history::double precision as history,
+      select coordinate.place, given.n * coalesce(given.weight, 1) as n,
+        coordinate.history::double precision as history,
         coordinate.liking::double precision as liking, coalesce(slope * (given.star - mu), 0) as likes
       from (
-        select each.star, count(*) as n, extensions.avg(h.history) as history, extensions.avg(h.liking) as liking
-        from unnest(mf_user_vector.rated, mf_user_vector.stars) each (id, star)
+        select each.star, each.weight, count(*) as n, extensions.avg(h.history) as history,
+          extensions.avg(h.liking) as liking
+        from unnest(mf_user_vector.rated, mf_user_vector.stars, mf_user_vector.weights) each (id, star, weight)
         cross join lateral (select e.history, e.liking from public.mf_movie_history e
           where e.run_id = run.run_id and e.movie_id = each.id limit 1) h
-        group by each.star
+        group by each.star, each.weight
       ) given
       cross join lateral unnest(given.history::real[], given.liking::real[]) with ordinality
         coordinate (history, liking, place)
@@ -425,85 +743,138 @@ end
 $mf$;
 
 -- w = [p ; b_u] of a user with these ratings, for the predicted rating: the maximum a posteriori estimate for the run's
--- prior (mf_priors) and ratings mu + b_m + w.[q ; 1] + noise: it minimises
--- sum (r - mu - b_m - w.[q ; 1])^2 + w' covariance^-1 w, as mf.fold_in does. The ratings are processed one by one (a
--- Kalman filter with a constant state), which needs no matrix inverse. Movies unknown to the run are ignored.
+-- prior C (mf_priors) and ratings mu + b_m + w.x + noise, x = [q ; 1]: it minimises sum (r - mu - b_m - w.x)^2
+-- + w' inverse(C) w, as mf.fold_in does. Movies unknown to the run are ignored; of more than 1000 ratings the first 1000
+-- count, the newest where times are known, which bounds the work.
+-- It solves (inverse(C) + X'X) w = X'y by conjugate gradients with the preconditioner C. The directions d = C s are kept
+-- with their s, so that C need not be inverted. pgvector multiplies, with vectors as rows of a matrix.
 create or replace function public.mf_fold_in(
   of_run text, rated {{ id }}[], stars double precision[]
 ) returns double precision[]
-language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $mf$
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp set jit = off as $mf$
 declare
   run constant public.mf_runs := public.mf_run(mf_fold_in.of_run);
   n constant integer := run.factors + 1;
-  covariance double precision[];
+  flat double precision[]; -- C, row-major
+  c extensions.vector[]; -- rows of C
+  x real[]; -- a row per rating
+  y extensions.vector;
+  columns extensions.vector[]; -- of x
+  gram extensions.vector[]; -- rows of X'X
   w double precision[] := array_fill(0::double precision, array[n]);
-  x double precision[];
-  gain double precision[] := w;
-  error double precision;
-  scale double precision;
-  total double precision;
+  r double precision[]; -- X'y - (inverse(C) + X'X) w
+  z double precision[]; -- C r
+  d double precision[];
+  s double precision[];
+  image double precision[]; -- (inverse(C) + X'X) d
+  rz double precision;
+  before double precision;
+  first double precision;
+  step double precision;
 begin
-  select p.covariance into covariance from public.mf_priors p where p.run_id = run.run_id;
+  select p.covariance into flat from public.mf_priors p where p.run_id = run.run_id;
   if not found then
     raise exception 'the run % was exported without what recommend_from_ratings needs: export it again', run.run_id;
   end if;
-  for x, error in
-    select array_append(e.embedding::real[], 1)::double precision[], given.star - run.mu - e.bias
-    from unnest(mf_fold_in.rated, mf_fold_in.stars) given (id, star)
-    cross join lateral (select m.embedding, m.bias from public.mf_movie_embeddings m
-      where m.run_id = run.run_id and m.movie_id = given.id limit 1) e
-  loop
-    scale := 1;
-    for i in 1..n loop
-      total := 0;
-      for j in 1..n loop
-        total := total + covariance[(i - 1) * n + j] * x[j];
-      end loop;
-      gain[i] := total;
-      scale := scale + total * x[i];
-      error := error - w[i] * x[i];
-    end loop;
-    for i in 1..n loop
-      w[i] := w[i] + gain[i] * error / scale;
-      total := gain[i] / scale;
-      for j in 1..n loop
-        covariance[(i - 1) * n + j] := covariance[(i - 1) * n + j] - total * gain[j];
-      end loop;
-    end loop;
+  select array_agg(array_append(e.embedding::real[], 1::real)),
+    array_agg(given.star - run.mu - e.bias)::extensions.vector into x, y
+  from unnest(mf_fold_in.rated[:1000], mf_fold_in.stars[:1000]) given (id, star)
+  cross join lateral (select m.embedding, m.bias from public.mf_movie_embeddings m
+    where m.run_id = run.run_id and m.movie_id = given.id limit 1) e
+  where given.star is not null;
+  if x is null then
+    return w;
+  end if;
+  c := array(select flat[(i - 1) * n + 1 : i * n]::extensions.vector from generate_series(1, n) i);
+  columns := array(
+    select array(select unnest(x[:][i:i]))::extensions.vector from generate_series(1, n) i);
+  gram := array(
+    select array(select -(a.col operator(extensions.<#>) b.col) from unnest(columns) b (col))::extensions.vector
+    from unnest(columns) a (col));
+  r := array(select -(a.col operator(extensions.<#>) y) from unnest(columns) a (col));
+  s := r;
+  z := array(select -(a.line operator(extensions.<#>) r::extensions.vector) from unnest(c) a (line));
+  d := z;
+  rz := (select sum(a.r * a.z) from unnest(r, z) a (r, z));
+  first := rz;
+  for i in 1 .. 2 * n loop
+    exit when rz <= 1e-14 * first;
+    image := array(
+      select a.s - (a.line operator(extensions.<#>) d::extensions.vector) from unnest(s, gram) a (s, line));
+    step := rz / (select sum(a.d * a.image) from unnest(d, image) a (d, image));
+    w := array(select a.w + step * a.d from unnest(w, d) a (w, d));
+    r := array(select a.r - step * a.image from unnest(r, image) a (r, image));
+    z := array(select -(a.line operator(extensions.<#>) r::extensions.vector) from unnest(c) a (line));
+    before := rz;
+    rz := (select sum(a.r * a.z) from unnest(r, z) a (r, z));
+    d := array(select a.z + rz / before * a.d from unnest(z, d) a (z, d));
+    s := array(select a.r + rz / before * a.s from unnest(r, s) a (r, s));
   end loop;
   return w;
 end
 $mf$;
 
--- The list of one user: movies `skip` + 1 to `skip` + k by the score base + target.vector. The predicted rating is
--- star_base + b_m + star_vector.embedding, clipped; an unseen movie has bias 0 and a zero vector. `because`: the movie,
--- among those rated at or above the ranking model's mu, whose term of the score is the largest.
+-- The list of one user, movies `skip` + 1 to `skip` + k by score. The score is that of the ranking model, of the vector
+-- `stored` or, without one, of the sum over the ratings; of a run without a ranking model it is the predicted rating
+-- before clipping. That is star_base + b_m + star_vector.q or, where the star model does not know the user
+-- (star_vector is null), by the fold-in; null for a run without a star model; an unseen movie has bias 0 and a zero
+-- vector. `places` order the ratings, the newest first, for models that weight by recency. `because`: the movie, among
+-- those rated at or above the ranking model's mu, whose term of the score is the largest.
 create or replace function public.mf_recommend(
-  of_run text, target extensions.vector, base double precision, star_vector extensions.vector,
-  star_base double precision, rated {{ id }}[], stars double precision[], k integer, without_ids {{ id }}[],
-  only_ids {{ id }}[], skip integer
-) returns {{ list }}
+  of_run text, stored extensions.vector, star_vector extensions.vector, star_base double precision,
+  rated {{ id }}[], stars double precision[], places bigint[], k integer, without_ids {{ id }}[],
+  only_ids {{ id }}[], skip integer, filters text[]
+) returns table ({{ list_columns }})
 language plpgsql stable security invoker set search_path = pg_catalog, pg_temp set jit = off as $mf$
 declare
   run constant public.mf_runs := public.mf_run(mf_recommend.of_run);
+  factors constant integer := coalesce((run.ranking ->> 'factors')::integer, run.factors);
   mu constant double precision := (run.ranking ->> 'mu')::double precision;
   slope constant double precision :=
     coalesce((run.ranking ->> 'rho')::double precision / (run.ranking ->> 'sd')::double precision, 0);
+  weights double precision[];
+  w double precision[];
+  target extensions.vector;
 begin
+  if star_vector is null and run.mu is not null then
+    star_base := run.mu;
+    star_vector := array_fill(0::real, array[run.factors])::extensions.vector;
+    if cardinality(mf_recommend.rated) > 0
+        and exists (select from public.mf_priors p where p.run_id = run.run_id) then
+      w := public.mf_fold_in(run.run_id, mf_recommend.rated, mf_recommend.stars);
+      star_base := run.mu + w[run.factors + 1];
+      star_vector := w[:run.factors]::real[]::extensions.vector;
+    end if;
+  end if;
+  if (run.ranking -> 'recency')::text = 'true' then
+    -- 0.25 or more, halving every ten ratings, of the ratings whose movies the run knows
+    select array_agg(case when aged.known then greatest(0.25, power(2, -(aged.rank - 1) / 10.0)) else 0 end
+      order by aged.at) into weights
+    from (
+      select each.at, h.known is not null as known, rank() over (partition by h.known order by each.place) as rank
+      from unnest(mf_recommend.rated, mf_recommend.places) with ordinality each (id, place, at)
+      left join lateral (select true as known from public.mf_movie_history e
+        where e.run_id = run.run_id and e.movie_id = each.id limit 1) h on true
+    ) aged;
+  end if;
+  target := case when run.ranking is null then star_vector else coalesce(mf_recommend.stored,
+    public.mf_user_vector(run.run_id, mf_recommend.rated, mf_recommend.stars, weights)) end;
   return query
     with near as materialized (
-      select n.movie_id, mf_recommend.base - n.distance as score, n.place
-      from public.mf_nearest(run.run_id, 'ranking', mf_recommend.target, mf_recommend.k + mf_recommend.skip,
-        mf_recommend.without_ids, mf_recommend.only_ids) with ordinality n (movie_id, distance, place)
+      select n.movie_id, case when run.ranking is null then star_base else 0 end - n.distance as score, n.place
+      from public.mf_nearest(run.run_id, 'ranking', target operator(extensions.||) array[1::real]::extensions.vector,
+        mf_recommend.k + mf_recommend.skip, mf_recommend.without_ids, mf_recommend.only_ids,
+        mf_recommend.filters) with ordinality n (movie_id, distance, place)
       where n.place > mf_recommend.skip
     ), liked as materialized (
-      select h.movie_id, h.history, h.liking, coalesce(slope * (each.star - mu), 0) as likes
-      from unnest(mf_recommend.rated, mf_recommend.stars) each (id, star)
+      select h.movie_id, h.history, h.liking, coalesce(each.weight, 1) as weight,
+        coalesce(slope * (each.star - mu), 0) as likes
+      from unnest(mf_recommend.rated, mf_recommend.stars, weights) each (id, star, weight)
       cross join lateral (select e.movie_id, e.history, e.liking from public.mf_movie_history e
         where e.run_id = run.run_id and e.movie_id = each.id limit 1) h
       where mu is null or each.star >= mu
     ), wanted as materialized (
-      select near.movie_id, extensions.subvector(m.vector, 1, (run.ranking ->> 'factors')::integer) as q
+      select near.movie_id, extensions.subvector(m.vector, 1, factors) as q
       from near cross join lateral (select e.vector from public.mf_movie_ranking e
         where e.run_id = run.run_id and e.movie_id = near.movie_id limit 1) m
       where run.ranking is not null
@@ -511,12 +882,12 @@ begin
       -- <#> is the negative inner product
       select distinct on (wanted.movie_id) wanted.movie_id, liked.movie_id as rated
       from wanted cross join liked
-      order by wanted.movie_id, (liked.history operator(extensions.<#>) wanted.q)
-        + liked.likes * (liked.liking operator(extensions.<#>) wanted.q), liked.movie_id {{ id_order }}
+      order by wanted.movie_id, liked.weight * ((liked.history operator(extensions.<#>) wanted.q)
+        + liked.likes * (liked.liking operator(extensions.<#>) wanted.q)), liked.movie_id {{ id_order }}
     )
     select near.movie_id, near.score,
-      greatest(least(mf_recommend.star_base + coalesce(e.bias - (e.embedding operator(extensions.<#>)
-        mf_recommend.star_vector), 0), run.rating_max), run.rating_min),
+      greatest(least(star_base + coalesce(e.bias - (e.embedding operator(extensions.<#>) star_vector), 0),
+        run.rating_max), run.rating_min),
       reasons.rated, run.run_id
     from near
     left join lateral (select m.bias, m.embedding from public.mf_movie_embeddings m
@@ -526,10 +897,11 @@ begin
 end
 $mf$;
 
--- The list of a user of the run: the k movies with the highest ranking score, or, of a run without a ranking model, the
--- highest predicted rating; an unknown user has zero vectors. exclude_rated leaves out the movies that the user has
--- rated, which the ratings table tells; by default where the migration knows it. `without_ids` are left out, `only_ids`
--- are ranked alone; `skip` and `of_run` are for the next page of the same run.
+-- The list of a user: the k movies with the highest ranking score, or, of a run without a ranking model, the highest
+-- predicted rating. {{ "The ratings are those of the ratings table as it is now." if ratings_table
+  else "The vectors are those of the run; a user unknown to it gets the order of the movies' biases." }}
+-- exclude_rated leaves out the movies that the user has rated; by default where the migration knows the ratings table.
+-- `without_ids` are left out, `only_ids` are ranked alone; `skip` and `of_run` are for the next page of the same run.
 create or replace function public.recommend_movies(
   for_user {{ user_id_type }}, k integer default 10, exclude_rated boolean default null,
   {{ choice_defaults() }}
@@ -538,11 +910,13 @@ language plpgsql stable security invoker set search_path = pg_catalog, pg_temp s
 declare
   run constant public.mf_runs := public.mf_run(recommend_movies.of_run);
   leave_out constant boolean := coalesce(recommend_movies.exclude_rated, {{ "true" if ratings_table else "false" }});
-  bias double precision;
-  embedding extensions.vector;
-  target extensions.vector;
+  star_bias double precision;
+  star_vector extensions.vector;
+  stored extensions.vector;
+  seen {{ id }}[] := '{}';
   rated {{ id }}[] := '{}';
   stars double precision[] := '{}';
+  places bigint[] := '{}';
 begin
   if recommend_movies.for_user is null then
     raise exception 'for_user is null, expected the id of a user';
@@ -558,40 +932,42 @@ begin
   if run.run_id is null then
     return;
   end if;
-  select u.bias, u.embedding into bias, embedding
+  select u.bias, u.embedding into star_bias, star_vector
   from public.mf_user_embeddings u where u.run_id = run.run_id and u.user_id = recommend_movies.for_user;
-  bias := coalesce(bias, 0);
-  embedding := coalesce(embedding, array_fill(0::real, array[run.factors])::extensions.vector);
-  if run.ranking is null then
-    target := embedding;
-  else
-    target := coalesce(
+{% if ratings_table %}
+  if row_security_active({{ ratings | literal }}::regclass) then
+    raise exception 'row-level security of public.% applies to the role %, who cannot read all ratings: let the owner of '
+      'the table or a role with bypassrls call this function', {{ ratings_table | literal }}, current_user;
+  end if;
+  select coalesce(array_agg(own.movie_id), '{}'), coalesce(array_agg(own.movie_id) filter (where own.used), '{}'),
+    coalesce(array_agg(own.star) filter (where own.used), '{}'),
+    coalesce(array_agg(own.place) filter (where own.used), '{}') into seen, rated, stars, places
+  from (
+    select o.movie_id, o.star, o.place, case when o.rated and o.star is null then true
+        when not o.rated and run.mu is not null then false
+        else {{ counts("o.star") }} end as used
+    from public.mf_own_ratings(recommend_movies.for_user) o
+  ) own;
+{% else %}
+  if run.ranking is not null then
+    stored := coalesce(
       (select u.vector from public.mf_user_ranking u
        where u.run_id = run.run_id and u.user_id = recommend_movies.for_user),
       array_fill(0::real, array[(run.ranking ->> 'factors')::integer])::extensions.vector);
   end if;
-{% if ratings_table %}
-  select array_agg(e.movie_id), array_agg({{ stars }}::double precision) into rated, stars
-  from public.{{ ratings_table | identifier }} given
-  cross join lateral (select m.movie_id from public.mf_movie_ranking m
-    where m.run_id = run.run_id and m.movie_id = given.{{ movie_column | identifier }} limit 1) e
-  where given.{{ user_column | identifier }} = recommend_movies.for_user;
-  rated := coalesce(rated, '{}');
 {% endif %}
   return query select best.* from public.mf_recommend(
-    run.run_id, target operator(extensions.||) array[1::real]::extensions.vector,
-    case when run.ranking is null then run.mu + bias else 0 end, embedding, run.mu + bias, rated, stars,
-    recommend_movies.k,
-    case when leave_out then recommend_movies.without_ids || rated else recommend_movies.without_ids end,
-    recommend_movies.only_ids, recommend_movies.skip) best;
+    run.run_id, stored, star_vector, run.mu + star_bias, rated, stars, places, recommend_movies.k,
+    case when leave_out then recommend_movies.without_ids || seen else recommend_movies.without_ids end,
+    recommend_movies.only_ids, recommend_movies.skip, {{ filter_values("recommend_movies") }}) best;
 end
 $mf$;
 
 -- The k movies with the highest cosine similarity to for_movie, of the ranking model's history vectors, or of the
 -- embeddings of a run without one; it is 0 for a zero vector.
 create or replace function public.similar_movies(
-  for_movie {{ id }}, k integer default 10, without_ids {{ id }}[] default '{}', only_ids {{ id }}[] default null
-) returns table (movie_id {{ id }}, similarity double precision, run_id text)
+  for_movie {{ id }}, k integer default 10, {{ ids_defaults() }}{{ filter_arguments() }}
+) returns {{ similar }}
 language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $mf$
 begin
   if similar_movies.for_movie is null then
@@ -605,12 +981,46 @@ begin
     left join public.mf_movie_embeddings e on e.run_id = r.run_id and e.movie_id = similar_movies.for_movie
     cross join lateral public.mf_nearest(
       r.run_id, case when h.history is null then 'embedding' else 'history' end, coalesce(h.history, e.embedding),
-      similar_movies.k, similar_movies.without_ids || similar_movies.for_movie, similar_movies.only_ids) near
+      similar_movies.k, similar_movies.without_ids || similar_movies.for_movie, similar_movies.only_ids,
+      {{ filter_values("similar_movies") }}) near
     where r.status = 'published' and coalesce(h.history, e.embedding) is not null
     order by near.distance, near.movie_id {{ id_order }};
 end
 $mf$;
 
+-- The movies with the most ratings among those that the published run was trained on.
+create or replace function public.popular_movies(
+  k integer default 10, skip integer default 0{{ filter_arguments() }}
+) returns {{ popular }}
+language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $mf$
+declare
+  run constant text := (select r.run_id from public.mf_runs r where r.status = 'published');
+begin
+  perform public.mf_check_list(popular_movies.k, '{}', null, popular_movies.skip);
+  if not exists (select from public.mf_movie_counts c where c.run_id = run) and run is not null then
+    raise exception 'the run % was exported without the numbers of ratings that popular_movies needs: '
+      'publish a new run', run;
+  end if;
+  return query
+    select c.movie_id, c.n::bigint, c.run_id
+    from public.mf_movie_counts c
+    where c.run_id = run
+{% if items_table %}
+      and c.movie_id in (
+        select item.movie_id from public.mf_items item
+        where true
+{% for column in filters %}
+          and (popular_movies.{{ column | identifier }} is null
+            or item.{{ column | identifier }} = popular_movies.{{ column | identifier }})
+{% endfor %}
+      )
+{% endif %}
+    order by c.n desc, c.movie_id {{ id_order }} limit popular_movies.k offset popular_movies.skip;
+end
+$mf$;
+
+{% set movie = "e.value -> 'movie_id'" %}
+{% set star = "(e.value -> 'rating')::numeric" %}
 -- The list of a new user with `ratings`, [{"movie_id": …, "rating": …}, …], without the rated movies. The last rating
 -- of a repeated movie counts; movies unknown to the run are ignored. It is a security definer so that signed-in users
 -- can call it without rights on movies, runs and priors. It reveals no row of a user, and of the movies only what any
@@ -619,56 +1029,86 @@ create or replace function public.recommend_from_ratings(
   ratings jsonb, k integer default 10,
   {{ choice_defaults() }}
 ) returns {{ list }}
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $mf$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set jit = off as $mf$
 declare
   run constant public.mf_runs := public.mf_run(recommend_from_ratings.of_run);
-  entry record;
-  rated {{ id }}[] := '{}';
-  stars double precision[] := '{}';
-  w double precision[];
-  star_vector extensions.vector;
-  target extensions.vector;
+  wrong record;
+  given {{ id }}[];
+  rated {{ id }}[];
+  stars double precision[];
 begin
   perform public.mf_check_list(recommend_from_ratings.k, recommend_from_ratings.without_ids,
     recommend_from_ratings.only_ids, recommend_from_ratings.skip);
   if jsonb_typeof(recommend_from_ratings.ratings) is distinct from 'array' then
     raise exception 'ratings is %, expected a JSON array [{"movie_id": …, "rating": …}, …]',
       coalesce(jsonb_typeof(recommend_from_ratings.ratings), 'null');
-  end if;
-  if jsonb_array_length(recommend_from_ratings.ratings) > 1000 then
+  elsif jsonb_array_length(recommend_from_ratings.ratings) > 1000 then
     raise exception 'ratings has % entries, expected 1000 at most', jsonb_array_length(recommend_from_ratings.ratings);
+  elsif pg_column_size(recommend_from_ratings.ratings) > 1000000 then
+    raise exception 'ratings has % bytes, expected 1000000 at most', pg_column_size(recommend_from_ratings.ratings);
   end if;
-  for entry in
-    select e.value, e.place from jsonb_array_elements(recommend_from_ratings.ratings) with ordinality e (value, place)
-  loop
-    begin
-      if (entry.value ->> 'movie_id') is null or jsonb_typeof(entry.value -> 'rating') is distinct from 'number' then
-        raise invalid_text_representation;
-      end if;
-      rated := rated || (entry.value ->> 'movie_id')::{{ id }};
-      stars := stars || (entry.value ->> 'rating')::double precision;
-    exception when invalid_text_representation or numeric_value_out_of_range then
-      raise exception 'entry % of ratings is %, expected {"movie_id": {{ id }}, "rating": number}',
-        entry.place, left(entry.value::text, 200) using errcode = 'invalid_parameter_value';
-    end;
-  end loop;
+  -- Checked before any value becomes text: 1e131000 has as many digits.
+  select e.place, judged.fault, case
+      when pg_column_size(e.value) <= 300 and not e.value @? '$.** ? (@.type() == "number" && (@ > 1e15 || @ < -1e15))'
+      then left(e.value::text, 200) else 'a ' || jsonb_typeof(e.value) end as shown into wrong
+  from jsonb_array_elements(recommend_from_ratings.ratings) with ordinality e (value, place)
+  cross join lateral (select case
+    when jsonb_typeof(e.value) <> 'object' or not coalesce(case jsonb_typeof({{ movie }})
+{% if id == "bigint" %}
+        when 'number' then case
+          when ({{ movie }})::numeric between -9223372036854775808 and 9223372036854775807
+          then trunc(({{ movie }})::numeric) = ({{ movie }})::numeric end
+        when 'string' then case when e.value ->> 'movie_id' ~ '^\s*[-+]?\d{1,19}\s*$'
+          then (e.value ->> 'movie_id')::numeric between -9223372036854775808 and 9223372036854775807 end
+{% elif id == "uuid" %}
+        when 'string' then e.value ->> 'movie_id' ~* '^\{?[0-9a-f]{4}(-?[0-9a-f]{4}){7}\}?$'
+{% else %}
+        when 'number' then case when abs(({{ movie }})::numeric) < 1e18 then scale(({{ movie }})::numeric) <= 18 end
+        when 'string' then true
+{% endif %}
+        end, false) then 'entry'
+    when run.mu is null and run.run_id is not null and coalesce(jsonb_typeof(e.value -> 'rating'), 'null') = 'null'
+      then null
+    when jsonb_typeof(e.value -> 'rating') is distinct from 'number' then 'entry'
+    when run.mu is null then null
+    when {{ star }} not between -1e30 and 1e30 then 'range'
+    when round({{ star }}, 20)::real = any (run.ignore_ratings) then null
+    when round({{ star }}, 20)::real not between run.rating_min::real and run.rating_max::real then 'range'
+    end as fault) judged
+  where judged.fault is not null order by e.place limit 1;
+  if wrong.fault = 'range' then
+    raise exception 'entry % of ratings is %, expected a rating from % to %', wrong.place, wrong.shown,
+      run.rating_min::real, run.rating_max::real using errcode = 'invalid_parameter_value';
+  elsif found then
+    raise exception 'entry % of ratings is %, expected {"movie_id": {{ id }}, "rating": number}', wrong.place, wrong.shown
+      using errcode = 'invalid_parameter_value';
+  end if;
   if run.run_id is null then
     return;
   end if;
-  select coalesce(array_agg(given.id), '{}'), coalesce(array_agg(given.star), '{}') into rated, stars
+  select coalesce(array_agg(pair.id), '{}'), coalesce(array_agg(pair.id) filter (where pair.used), '{}'),
+    coalesce(array_agg(pair.star) filter (where pair.used), '{}') into given, rated, stars
   from (
-    select distinct on (pair.id) pair.id, pair.star
-    from unnest(rated, stars) with ordinality pair (id, star, place) order by pair.id, pair.place desc
-  ) given;
-  w := public.mf_fold_in(run.run_id, rated, stars);
-  star_vector := w[:run.factors]::real[]::extensions.vector;
-  target := case when run.ranking is null then star_vector
-    else public.mf_user_vector(run.run_id, rated, stars) end;
+    select each.id, each.star, {{ counts("each.star") }} as used
+    from (
+      select distinct on (e.id) e.id, e.star
+      from (
+        select {% if id == "bigint" %}case jsonb_typeof({{ movie }}) when 'number' then ({{ movie }})::bigint
+            else (e.value ->> 'movie_id')::bigint end{% else %}(e.value ->> 'movie_id')::{{ id }}{% endif %} as id,
+          case jsonb_typeof(e.value -> 'rating') when 'number' then round({{ star }}, 20)::double precision end as star,
+          e.place
+        from jsonb_array_elements(recommend_from_ratings.ratings) with ordinality e (value, place)
+      ) e
+      order by e.id, e.place desc
+    ) each
+  ) pair;
+  if run.mu is not null and not exists (select from public.mf_priors p where p.run_id = run.run_id) then
+    raise exception 'the run % was exported without what recommend_from_ratings needs: export it again', run.run_id;
+  end if;
   return query select best.* from public.mf_recommend(
-    run.run_id, target operator(extensions.||) array[1::real]::extensions.vector,
-    case when run.ranking is null then run.mu + w[run.factors + 1] else 0 end, star_vector,
-    run.mu + w[run.factors + 1], rated, stars, recommend_from_ratings.k,
-    recommend_from_ratings.without_ids || rated, recommend_from_ratings.only_ids, recommend_from_ratings.skip) best;
+    run.run_id, null, null, null, rated, stars, array_fill(1::bigint, array[cardinality(rated)]),
+    recommend_from_ratings.k, recommend_from_ratings.without_ids || given, recommend_from_ratings.only_ids,
+    recommend_from_ratings.skip, {{ filter_values("recommend_from_ratings") }}) best;
 end
 $mf$;
 {% if user_id_type == "uuid" %}
@@ -680,14 +1120,22 @@ create or replace function public.recommend_for_me(
   {{ choice_defaults() }}
 ) returns {{ list }}
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $mf$
+declare
+  me uuid;
 begin
-  if auth.uid() is null then
+  begin
+    me := auth.uid();
+  exception when invalid_text_representation then
+    raise exception 'the sub of the access token is no UUID, and recommend_for_me is for users of Supabase Auth: for those '
+      'of another service, let a server call recommend_movies' using errcode = 'invalid_parameter_value';
+  end;
+  if me is null then
     raise exception 'nobody is signed in: send the access token of a user' using errcode = 'insufficient_privilege';
   end if;
   -- one statement, one run of mf_runs
-  return query select best.* from public.recommend_movies(auth.uid(), recommend_for_me.k,
-    recommend_for_me.exclude_rated, recommend_for_me.without_ids, recommend_for_me.only_ids, recommend_for_me.skip,
-    recommend_for_me.of_run) best;
+  return query select best.* from public.recommend_movies(me, recommend_for_me.k, recommend_for_me.exclude_rated,
+    recommend_for_me.without_ids, recommend_for_me.only_ids, recommend_for_me.skip, recommend_for_me.of_run
+{%- for column in filters %}, recommend_for_me.{{ column | identifier }}{% endfor %}) best;
 end
 $mf$;
 {% endif %}
@@ -698,7 +1146,8 @@ language sql stable security invoker set search_path = pg_catalog, pg_temp as $m
   select {{ config | literal }}::jsonb
 $mf$;
 
--- Registers a run for loading; idempotent. Rows of another content under the same name are deleted.
+-- Registers a run for loading; idempotent. Rows of another content under the same name are deleted. Whatever changes the
+-- runs holds a lock on mf_priors, which only who may write that table can take: an advisory lock anybody could hold.
 create or replace function public.mf_register(run jsonb) returns jsonb
 language plpgsql security invoker set search_path = pg_catalog, pg_temp set statement_timeout = '5min' as $mf$
 declare
@@ -706,7 +1155,7 @@ declare
   known public.mf_runs;
   prior double precision[];
 begin
-  perform pg_advisory_xact_lock(hashtext('mf_runs'));
+  {{ publish_lock }}
   asked := jsonb_populate_record(null::public.mf_runs, mf_register.run);
   select r.* into known from public.mf_runs r where r.run_id = asked.run_id;
   if known.content_hash <> asked.content_hash then
@@ -722,6 +1171,8 @@ begin
   values (asked.run_id, asked.content_hash, asked.factors, asked.mu, asked.rating_min, asked.rating_max, asked.n_users,
     asked.n_movies, asked.trained_on, nullif(asked.ranking, 'null'), nullif(asked.judged, 'null'))
   on conflict (run_id) do update set created_at = now() where r.status = 'loading';
+  update public.mf_runs r set ignore_ratings = coalesce(asked.ignore_ratings, '{}'), n_counts = asked.n_counts
+  where r.run_id = asked.run_id and r.status = 'loading';
   if jsonb_typeof(mf_register.run -> 'prior') = 'array' then
     prior := array(select v.value::double precision from jsonb_array_elements_text(mf_register.run -> 'prior') v);
     if cardinality(prior) <> (asked.factors + 1) ^ 2 then
@@ -744,13 +1195,14 @@ $mf$;
   ("user_ranking", "user_ranking", "user_id", user_id_type, [("vectors", "vector", "text")]),
   ("movie_ranking", "movie_ranking", "movie_id", id, [("vectors", "vector", "text")]),
   ("movie_history", "movie_history", "movie_id", id,
-    [("histories", "history", "text"), ("likings", "liking", "text")])] %}
+    [("histories", "history", "text"), ("likings", "liking", "text")]),
+  ("movie_counts", "movie_counts", "movie_id", id, [("counts", "n", "integer")])] %}
 {% set columns = values | map(attribute=1) | join(", ") %}
 -- Writes rows of a loading run; idempotent, and without effect if the same content has been published since. An export
 -- whose run name has been taken by another content writes nothing.
 create or replace function public.mf_load_{{ function }}(
   run text, content text, ids {{ id_type }}[]
-{%- for name, _, type in values %}, {{ name }} {{ type }}[]{% endfor %}
+{%- for name, _, type in values %}, {{ name }} {{ type }}[]{{ " default null" if values == star_values }}{% endfor %}
 
 ) returns void
 language plpgsql security invoker set search_path = pg_catalog, pg_temp as $mf$
@@ -772,8 +1224,17 @@ begin
     from unnest(mf_load_{{ function }}.ids
 {%- for name, _, _ in values %}, mf_load_{{ function }}.{{ name }}{% endfor %})
       given (id, {{ columns }})
+{% if key == "user_id" %}
+    where not exists (select from public.mf_forgotten f where f.user_id = given.id)
+{% endif %}
     -- An existing row is identical: rows of another content were deleted when this one took the name.
     on conflict do nothing;
+{% if key == "user_id" %}
+    insert into public.mf_withheld (run_id, lacks, user_id)
+    select mf_load_{{ function }}.run, '{{ table }}', f.user_id
+    from public.mf_forgotten f where f.user_id = any (mf_load_{{ function }}.ids)
+    on conflict do nothing;
+{% endif %}
   end if;
 end
 $mf$;
@@ -796,7 +1257,8 @@ declare
   changed boolean := false;
   side record;
 begin
-  perform pg_advisory_xact_lock(hashtext('mf_index'));
+  -- One build at a time; see mf_register for why it is no advisory lock.
+  lock table public.mf_movie_ranking in share update exclusive mode;
   select r.* into asked from public.mf_runs r where r.run_id = mf_index.run for key share;
   if not found then
     raise exception 'there is no run %: mf_list_runs() lists all runs', coalesce(mf_index.run, 'null');
@@ -812,6 +1274,11 @@ begin
   if movies <> expected then
     raise exception 'the run % is incomplete: % of % movies are there; load it, then index it',
       asked.run_id, movies, expected;
+  end if;
+  -- A parallel build of an earlier pgvector can read beyond its memory (CVE-2026-3172).
+  if (select string_to_array(x.extversion, '.')::integer[] < '{0,8,2}' from pg_extension x where x.extname = 'vector')
+  then
+    perform set_config('max_parallel_maintenance_workers', '0', true);
   end if;
   for side in
     select v.tab, v.col, v.dimensions, v.class, 'mf_hnsw_' || v.name || '_' || md5(asked.run_id) as index
@@ -865,8 +1332,10 @@ declare
   asked public.mf_runs;
   wrong text; -- numbers of rows
   previous text;
+  users bigint; -- rows of forgotten users that the run lacks
+  rankings bigint;
 begin
-  perform pg_advisory_xact_lock(hashtext('mf_runs'));
+  {{ publish_lock }}
   select r.* into asked from public.mf_runs r where r.run_id = mf_publish.run;
   if not found then
     raise exception 'there is no run %: mf_list_runs() lists all runs', coalesce(mf_publish.run, 'null');
@@ -876,23 +1345,43 @@ begin
       'published', (select r.run_id from public.mf_runs r where r.status = 'published'));
   end if;
   {{ rank_by_stars("r.run_id = asked.run_id") | indent(2) }};
+  -- From here to the end of the transaction nobody is forgotten. Before any row of mf_runs is locked: mf_forget_user
+  -- locks in this order, too.
+  lock table public.mf_forgotten in share mode;
+{% for table in ("user_embeddings", "user_ranking") %}
+  with gone as (
+    delete from public.mf_{{ table }} e using public.mf_forgotten f
+    where e.run_id = asked.run_id and e.user_id = f.user_id returning e.user_id
+  )
+  insert into public.mf_withheld (run_id, lacks, user_id)
+  select asked.run_id, '{{ table }}', gone.user_id from gone on conflict do nothing;
+{% endfor %}
+  select count(*) filter (where w.lacks = 'user_embeddings'), count(*) filter (where w.lacks = 'user_ranking')
+  into users, rankings from public.mf_withheld w where w.run_id = asked.run_id;
   select string_agg(format('%s of %s %s', counted.n, coalesce(counted.expected, 0), counted.what), ', ') into wrong
   from (values
-    ('users', (select count(*) from public.mf_user_embeddings e where e.run_id = asked.run_id), asked.n_users),
+    ('users', (select count(*) from public.mf_user_embeddings e where e.run_id = asked.run_id),
+      asked.n_users - users),
     ('movies', (select count(*) from public.mf_movie_embeddings e where e.run_id = asked.run_id), asked.n_movies),
     ('users of the ranking', (select count(*) from public.mf_user_ranking e where e.run_id = asked.run_id),
-      (asked.ranking ->> 'users')::bigint),
+      (asked.ranking ->> 'users')::bigint - rankings),
     ('movies of the ranking', (select count(*) from public.mf_movie_ranking e where e.run_id = asked.run_id),
       coalesce((asked.ranking ->> 'movies')::bigint, asked.n_movies)),
     ('histories of the ranking', (select count(*) from public.mf_movie_history e where e.run_id = asked.run_id),
-      (asked.ranking ->> 'movies')::bigint)) counted (what, n, expected)
+      (asked.ranking ->> 'movies')::bigint),
+    ('counts of ratings', (select count(*) from public.mf_movie_counts e where e.run_id = asked.run_id),
+      asked.n_counts)) counted (what, n, expected)
   where counted.n <> coalesce(counted.expected, 0);
   if wrong is not null then
     raise exception 'the run % is incomplete: % are there; run its export again', asked.run_id, wrong;
   end if;
   update public.mf_runs r set status = 'retired' where r.status = 'published' returning r.run_id into previous;
   -- clock_timestamp: the order of publishing is the order of the lock, not that of the transactions' start.
-  update public.mf_runs r set status = 'published', published_at = clock_timestamp() where r.run_id = asked.run_id;
+  update public.mf_runs r set status = 'published', published_at = clock_timestamp(), n_users = r.n_users - users,
+    ranking = case when rankings = 0 then r.ranking
+      else jsonb_set(r.ranking, '{users}', to_jsonb((r.ranking ->> 'users')::bigint - rankings)) end
+  where r.run_id = asked.run_id;
+  delete from public.mf_withheld w where w.run_id = asked.run_id;
   return jsonb_build_object('run_id', asked.run_id, 'changed', true, 'published', asked.run_id, 'previous', previous);
 end
 $mf$;
@@ -909,7 +1398,7 @@ language plpgsql security invoker set search_path = pg_catalog, pg_temp set stat
 declare
   target text;
 begin
-  perform pg_advisory_xact_lock(hashtext('mf_runs'));
+  {{ publish_lock }}
   select r.run_id into target from public.mf_runs r
   where r.status <> 'loading'
     and case when mf_rollback.run is null then r.status = 'retired' else r.run_id = mf_rollback.run end
@@ -937,7 +1426,7 @@ begin
   if mf_prune.keep is null or mf_prune.keep < 0 then
     raise exception 'keep is %, expected a number of earlier runs', coalesce(mf_prune.keep::text, 'null');
   end if;
-  perform pg_advisory_xact_lock(hashtext('mf_runs'));
+  {{ publish_lock }}
   with old as (
     (select r.run_id from public.mf_runs r where r.status = 'retired'
      order by r.published_at desc offset mf_prune.keep)
@@ -952,44 +1441,91 @@ begin
 end
 $mf$;
 
+-- Removes every row of a user from all runs, and keeps exports that are running, or run later, from writing them again.
+create or replace function public.mf_forget_user(forget {{ user_id_type }}) returns jsonb
+language plpgsql security invoker set search_path = pg_catalog, pg_temp set statement_timeout = '60s' as $mf$
+declare
+  removed bigint := 0;
+  of_table bigint;
+begin
+  if mf_forget_user.forget is null then
+    raise exception 'forget is null, expected the id of a user';
+  end if;
+  -- Waits for a publish that is about to commit.
+  insert into public.mf_forgotten (user_id) values (mf_forget_user.forget) on conflict do nothing;
+{% for table, change in (
+  ("user_embeddings", "n_users = r.n_users - 1"),
+  ("user_ranking", "ranking = jsonb_set(r.ranking, '{users}', to_jsonb((r.ranking ->> 'users')::bigint - 1))")) %}
+  with gone as (
+    delete from public.mf_{{ table }} e
+    where e.run_id in (select r.run_id from public.mf_runs r) and e.user_id = mf_forget_user.forget returning e.run_id
+  ), fewer as (
+    update public.mf_runs r set {{ change }} from gone where r.run_id = gone.run_id and r.status <> 'loading'
+  ), withheld as (
+    insert into public.mf_withheld (run_id, lacks, user_id)
+    select r.run_id, '{{ table }}', mf_forget_user.forget
+    from gone join public.mf_runs r on r.run_id = gone.run_id where r.status = 'loading'
+    on conflict do nothing
+  )
+  select count(*) into of_table from gone;
+  removed := removed + of_table;
+{% endfor %}
+  return jsonb_build_object('user_id', mf_forget_user.forget, 'rows', removed);
+end
+$mf$;
+
 -- Supabase projects from before November 2026 grant new objects to everyone, later ones to nobody: revoke, then grant.
 revoke all on public.mf_runs, public.mf_priors, public.mf_user_embeddings, public.mf_movie_embeddings,
-  public.mf_movie_ranking, public.mf_movie_history, public.mf_user_ranking,
+  public.mf_movie_ranking, public.mf_movie_history, public.mf_user_ranking, public.mf_movie_counts,
+  public.mf_forgotten, public.mf_withheld,
   public.{{ user_export_table | identifier }}, public.{{ movie_export_table | identifier }}
   from public, anon, authenticated;
-revoke all on function public.recommend_movies, public.similar_movies, public.recommend_from_ratings, public.mf_nearest,
-  public.mf_run, public.mf_user_vector, public.mf_fold_in, public.mf_recommend, public.mf_check_list, public.mf_schema,
-  public.mf_register, public.mf_load_users, public.mf_load_movies, public.mf_load_user_ranking,
-  public.mf_load_movie_ranking, public.mf_load_movie_history, public.mf_index, public.mf_drop_indexes,
-  public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune, public.mf_drop_rows
+{% set functions = ["recommend_movies", "similar_movies", "popular_movies", "recommend_from_ratings", "mf_nearest",
+  "mf_run", "mf_user_vector", "mf_fold_in", "mf_recommend", "mf_check_list", "mf_schema", "mf_register", "mf_load_users",
+  "mf_load_movies", "mf_load_user_ranking", "mf_load_movie_ranking", "mf_load_movie_history", "mf_load_movie_counts",
+  "mf_index", "mf_drop_indexes", "mf_publish", "mf_list_runs", "mf_rollback", "mf_prune", "mf_forget_user"] %}
+{% if ratings_table %}
+{% set functions = functions + ["mf_own_ratings"] %}
+{% endif %}
+revoke all on function public.{{ functions | join(", public.") }}, public.mf_drop_rows
   from public, anon, authenticated;
 grant select, insert, update, delete
   on public.mf_runs, public.mf_priors, public.mf_user_embeddings, public.mf_movie_embeddings, public.mf_movie_ranking,
-    public.mf_movie_history, public.mf_user_ranking
+    public.mf_movie_history, public.mf_user_ranking, public.mf_movie_counts, public.mf_forgotten, public.mf_withheld
   to service_role;
 grant select on public.{{ user_export_table | identifier }}, public.{{ movie_export_table | identifier }}
   to service_role;
-grant execute on function public.recommend_movies, public.similar_movies, public.recommend_from_ratings,
-  public.mf_nearest, public.mf_run, public.mf_user_vector, public.mf_fold_in, public.mf_recommend, public.mf_check_list,
-  public.mf_schema, public.mf_register, public.mf_load_users, public.mf_load_movies, public.mf_load_user_ranking,
-  public.mf_load_movie_ranking, public.mf_load_movie_history, public.mf_index, public.mf_drop_indexes,
-  public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune
-  to service_role;
+grant execute on function public.{{ functions | join(", public.") }} to service_role;
 grant execute on function public.recommend_from_ratings to authenticated;
 {% if user_id_type == "uuid" %}
 revoke all on function public.recommend_for_me from public, anon, authenticated, service_role;
 grant execute on function public.recommend_for_me to authenticated;
 {% endif %}
 {% if ratings_table %}
-grant select ({{ user_column | identifier }}, {{ movie_column | identifier }}{{
-  "" if rating_column == "none" else ", " ~ (rating_column | identifier) }})
-  on public.{{ ratings_table | identifier }} to service_role;
+do $mf$
+begin
+  execute (
+    select format('grant select (%s) on {{ ratings | replace("'", "''") | replace("%", "%%") }} to service_role',
+      string_agg(quote_ident(a.attname), ', '))
+    from pg_attribute a
+    where a.attrelid = {{ ratings | literal }}::regclass and a.attnum > 0 and not a.attisdropped
+      and a.attname in ({{ user_column | literal }}, {{ movie_column | literal }}, {{ rating_column | literal }},
+        {{ ([time_column] if time_column else times) | map("literal") | join(", ") }}));
+end
+$mf$;
+{% endif %}
+{% if items_table %}
+revoke all on public.mf_items, public.mf_list, public.mf_similar, public.mf_popular from public, anon, authenticated;
+revoke all on function {{ embeddings | join(", ") }} from public, anon, authenticated;
+grant select on {{ items }}, public.mf_items to service_role;
+grant execute on function {{ embeddings | join(", ") }} to service_role, authenticated{{ ", anon" if public_read == "movies" }};
 {% endif %}
 
 -- Public read access: none by default.
 drop policy if exists mf_public_read on public.mf_runs;
 drop policy if exists mf_public_read on public.mf_movie_embeddings;
 drop policy if exists mf_public_read on public.mf_movie_history;
+drop policy if exists mf_public_read on public.mf_movie_counts;
 {% if public_read == "movies" %}
 -- The view and similar_movies run with the caller's rights; of the tables the public sees the published run's movies,
 -- and of the run its name.
@@ -998,11 +1534,18 @@ create policy mf_public_read on public.mf_movie_embeddings for select to anon, a
   using (run_id = (select r.run_id from public.mf_runs r where r.status = 'published'));
 create policy mf_public_read on public.mf_movie_history for select to anon, authenticated
   using (run_id = (select r.run_id from public.mf_runs r where r.status = 'published'));
+create policy mf_public_read on public.mf_movie_counts for select to anon, authenticated
+  using (run_id = (select r.run_id from public.mf_runs r where r.status = 'published'));
 grant select (run_id, status) on public.mf_runs to anon, authenticated;
 grant select (run_id, movie_id, bias, embedding) on public.mf_movie_embeddings to anon, authenticated;
 grant select (run_id, movie_id, history) on public.mf_movie_history to anon, authenticated;
 grant select on public.{{ movie_export_table | identifier }} to anon, authenticated;
-grant execute on function public.similar_movies, public.mf_nearest, public.mf_check_list to anon, authenticated;
+grant select (run_id, movie_id, n) on public.mf_movie_counts to anon, authenticated;
+grant execute on function public.similar_movies, public.popular_movies, public.mf_nearest, public.mf_check_list
+  to anon, authenticated;
+{% if items_table %}
+grant select on public.mf_items to anon, authenticated;
+{% endif %}
 {% endif %}
 
 notify pgrst, 'reload schema';

@@ -13,11 +13,29 @@ import pyarrow as pa
 
 from mf.errors import DataError, SupabaseError
 from mf.fold_in import prior
-from mf.model_directory import Embeddings, Header, PublishedModel, PublishedRanking, read_model, read_run_id
+from mf.model_directory import (
+    STARS,
+    Embeddings,
+    Header,
+    PublishedModel,
+    PublishedRanking,
+    no_star_model,
+    read_model,
+    read_run_id,
+)
 from mf.ratings.schema import TrainedOn, id_type
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.run_tables import MOVIE_HISTORY, MOVIE_RANKING, MOVIES, USER_RANKING, USERS, RunTable, TableRows
+from mf.supabase.run_tables import (
+    MOVIE_HISTORY,
+    MOVIE_RANKING,
+    MOVIES,
+    USER_RANKING,
+    USERS,
+    RunTable,
+    TableRows,
+    stores_user_ranking,
+)
 from mf.supabase.schema import command
 
 # The options that the database's migration was printed with, as mf_schema() returns them: fields of SchemaConfig.
@@ -92,8 +110,8 @@ class PublishedRun:
     def of(cls, row: dict[str, Any]) -> "PublishedRun":
         """From a row of ``mf_runs``, of this migration or of an earlier one."""
         # JSON has no way to tell 5.0 from 5.
-        stars = {name: float(row[name]) for name in ("mu", "rating_min", "rating_max")}
-        header = Header(row["run_id"], row["factors"], **stars)
+        stars = (None if row[name] is None else float(row[name]) for name in STARS)
+        header = Header(row["run_id"], row["factors"], *stars)
         trained_on = TrainedOn.read(row.get("trained_on"))
         judged = Judged.read(row.get("judged"))
         return cls(header, row["n_users"], row["n_movies"], row["published_at"], trained_on, row.get("ranking"), judged)
@@ -133,24 +151,29 @@ class Target(ABC):
 
     @abstractmethod
     def read(self, table: RunTable, run_id: str, n: int) -> TableRows:
-        """The ``n`` rows of a run in one table, in any order.
+        """The ``n`` rows of a run in one table, in any order; fewer if users have been forgotten since.
 
         Raises:
             SupabaseError: the run has been removed since; or as ``published_run``.
         """
 
     def embeddings(self, run: PublishedRun) -> tuple[Embeddings, Embeddings]:
-        """All users and all movies of ``run``, even if another run has been published since.
+        """The star model's users and movies of ``run``, even if another run has been published since.
 
         Raises:
+            DataError: the run was trained on clicks: it has no star model.
             SupabaseError: the run has been removed since; or as ``published_run``.
         """
+        if not run.header.has_stars:
+            raise no_star_model(run.header.run_id)
         users = self.read(USERS, run.header.run_id, run.users)
         movies = self.read(MOVIES, run.header.run_id, run.movies)
         return Embeddings(users.ids, *users.values), Embeddings(movies.ids, *movies.values)
 
     def ranking(self, run: PublishedRun) -> PublishedRanking | None:
         """The ranking model of ``run``, even if another run has been published since; ``None`` when it has none.
+
+        Without users where the database sums up their vectors itself, from its table of ratings.
 
         Raises:
             SupabaseError: as ``embeddings``.
@@ -200,8 +223,10 @@ class Target(ABC):
         """Publish a model that has been read; otherwise as ``export``."""
         run_id = model.header.run_id
         with self.session() as session:
-            options = _check_migration(session, model.users.ids, model.movies.ids, config)
-            registered = session.call("mf_register", f"register run {run_id}", run=_registration(model, judged))
+            options = _check_migration(session, model.user_ids, model.movie_ids, config)
+            registered = session.call(
+                "mf_register", f"register run {run_id}", run=_registration(model, judged, options)
+            )
             if registered["status"] == "loading":
                 session.load(model, options, config)
             if config.hnsw_index:
@@ -216,8 +241,8 @@ class Target(ABC):
             session.commit(prune)
         return ExportResult(
             run_id,
-            len(model.users),
-            len(model.movies),
+            len(model.user_ids),
+            len(model.movie_ids),
             changed=registered["status"] != "published",
             previous=registered["published"],
         )
@@ -249,21 +274,25 @@ def _check_migration(
     return options
 
 
-def _registration(model: PublishedModel, judged: Judged | None) -> dict[str, Any]:
+def _registration(model: PublishedModel, judged: Judged | None, options: MigrationOptions) -> dict[str, Any]:
     """The argument of ``mf_register``."""
-    # recommend_from_ratings needs the prior for new users.
-    covariance = prior(model.users.vectors, model.users.bias, model.noise_variance).ravel().tolist()
+    covariance = None
+    if model.users and model.noise_variance is not None:
+        # recommend_from_ratings needs the prior for new users.
+        covariance = prior(model.users.vectors, model.users.bias, model.noise_variance).ravel().tolist()
     return asdict(model.header) | {
-        "n_users": len(model.users),
-        "n_movies": len(model.movies),
+        "n_users": len(model.user_ids),
+        "n_movies": len(model.movie_ids),
         "content_hash": model.content_hash,
         "trained_on": model.trained_on and asdict(model.trained_on),
         "prior": covariance,
-        "ranking": model.ranking and _ranking_numbers(model.ranking),
+        "ranking": model.ranking and _ranking_numbers(model.ranking, options),
         "judged": judged and asdict(judged),
+        "n_counts": len(model.movie_counts) if model.movie_counts else None,
     }
 
 
-def _ranking_numbers(ranking: PublishedRanking) -> dict[str, Any]:
-    size = {"users": len(ranking.user_ids), "movies": len(ranking.movie_ids)}
+def _ranking_numbers(ranking: PublishedRanking, options: MigrationOptions) -> dict[str, Any]:
+    users = len(ranking.user_ids) if stores_user_ranking(options) else 0
+    size = {"users": users, "movies": len(ranking.movie_ids)}
     return ranking.numbers | size | {"factors": ranking.embedding.shape[1]}

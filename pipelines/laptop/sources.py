@@ -14,7 +14,7 @@ from typing import Any
 from mf.errors import ConfigError
 from mf.ingest import ingest
 from mf.local import LocalSupabase, databases
-from mf.ratings.config import IngestConfig
+from mf.ratings.config import NONE, IngestConfig
 from mf.ratings.schema import MOVIE, RATING, USER, id_type, read_ratings
 from mf.ratings.titles import titles_beside
 from mf.sample import write_sample
@@ -74,7 +74,7 @@ def file_source(path: Path, parameters: Mapping[str, Any]) -> LocalSource:
         f"csv_{digest.hexdigest()[:12]}",
         {"ratings_csv": str(path)},
         lambda supabase: _applied_schema(supabase) or _schema_of_file(config),
-        lambda _: titles_beside(str(path)),
+        lambda _: titles_beside(str(path), str(parameters.get("movie_column", "")), print),
     )
 
 
@@ -148,7 +148,7 @@ def _schema_of_table(supabase: LocalSupabase, config: IngestConfig) -> SchemaCon
         ratings_table=config.import_table,
         user_column=user,
         movie_column=movie,
-        rating_column=columns[RATING],
+        rating_column=columns.get(RATING, NONE),
     )
 
 

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from supabase import Client
 
 from mf.local import LocalSupabase
-from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
+from mf.ratings.schema import MOVIE, RATING, USER, has_ratings, read_ratings
 from mf.supabase.client import connect
 from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
@@ -29,8 +29,8 @@ MODELS = {"global_mean": "global mean", "user_movie_bias": "user + movie biases"
 def print_summary(
     source: LocalSource, schema: SchemaConfig, supabase: LocalSupabase, outputs: Path, seconds: float
 ) -> None:
-    """Prints the RMSE and the NDCG of a run, why it was not published if it was not, and recommendations of the
-    published run.
+    """Prints the RMSE (where there are ratings) and the NDCG of a run, why it was not published if it was not, and
+    recommendations of the published run.
 
     Args:
         source: the ratings of the run.
@@ -67,11 +67,13 @@ def _print_run(
     ratings, provenance = read_ratings(outputs / "ingest" / "ratings.parquet")
     evaluation = json.loads((outputs / "evaluate" / "evaluation.json").read_text())
     print(
-        f"\nratings   {provenance.rows_read:,} rows read, {provenance.rows_rejected:,} rejected, "
-        f"{provenance.rows_kept:,} kept\n\nRMSE on {evaluation['test_rows']:,} test ratings"
+        f"\n{'ratings' if provenance.has_ratings else 'clicks ':<10}{provenance.rows_read:,} rows read, "
+        f"{provenance.rows_rejected:,} rejected, {provenance.rows_kept:,} kept"
     )
-    for name, label in MODELS.items():
-        print(f"  {label:<20} {evaluation[name]['rmse']:.4f}")
+    if provenance.has_ratings:
+        print(f"\nRMSE on {evaluation['test_rows']:,} test ratings")
+        for name, label in MODELS.items():
+            print(f"  {label:<20} {evaluation[name]['rmse']:.4f}")
     if noise_floor is not None:
         print(f"  {'noise floor':<20} {noise_floor:.4f}  (nothing can do better on this sample)")
     print(f"\n{lists_line(evaluation['ranking'])}")
@@ -128,14 +130,15 @@ def print_recommendations(client: Client, schema: SchemaConfig, ratings: pa.Tabl
     user, liked = example_user(ratings)
     print(f"\nrecommended to user {user}")
     for best in recommend_unrated(client, schema, ratings, user):
-        print(f"  {best.predicted_rating:.2f}  {titles.get(str(best.movie_id), best.movie_id)}")
+        predicted = "" if best.predicted_rating is None else f"{best.predicted_rating:.2f}  "
+        print(f"  {predicted}{titles.get(str(best.movie_id), best.movie_id)}")
     print(f"\nsimilar to {titles.get(str(liked), liked)}")
     for near in similar_movies(client, liked, SHOWN):
         print(f"  {near.similarity:.2f}  {titles.get(str(near.movie_id), near.movie_id)}")
 
 
 def example_user(ratings: pa.Table) -> tuple[Any, Any]:
-    """A user with many ratings, and the best known of the user's favourite movies.
+    """A user with many ratings, and the best known of the user's favourite movies (of clicks, of all the user's).
 
     Users who have rated nearly every movie are left out if possible: there would be little to recommend.
     """
@@ -145,7 +148,8 @@ def example_user(ratings: pa.Table) -> tuple[Any, Any]:
     suitable = counts <= min(10_000, len(movies) - SHOWN)
     user = users.field("values")[int(np.argmax(np.where(suitable, counts, 0) if suitable.any() else -counts))]
     own = ratings.filter(pc.equal(ratings[USER], user))
-    favourites = own.filter(pc.equal(own[RATING], pc.max(own[RATING])))[MOVIE].to_pylist()
+    liked = own.filter(pc.equal(own[RATING], pc.max(own[RATING]))) if has_ratings(own) else own
+    favourites = liked[MOVIE].to_pylist()
     popularity = dict(zip(movies.field("values").to_pylist(), movies.field("counts").to_pylist(), strict=True))
     return user.as_py(), max(favourites, key=lambda movie: (popularity[movie], str(movie)))
 

@@ -72,3 +72,10 @@ def client(database: FaultySupabase) -> Iterator[Client]:
     """Of the service role."""
     with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
         yield client
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use the embedded Supabase ``database``, to run them on other versions of PostgreSQL too."""
+    for item in items:
+        if "stack" in getattr(item, "fixturenames", ()):
+            item.add_marker("database")

@@ -36,7 +36,13 @@ class Planted:
             columns = {f"{kind}_id": pa.array(ids), "bias": pa.array(bias, pa.float32())}
             columns["embedding"] = pa.array(list(vectors), pa.list_(pa.float32()))
             pq.write_table(pa.table(columns), directory / f"{kind}_embeddings.parquet")
+        counts = {"movie_id": pa.array(self.movie_ids), "ratings": pa.array(self.counts())}
+        pq.write_table(pa.table(counts), directory / "movie_counts.parquet")
         return directory
+
+    def counts(self) -> np.ndarray:
+        """Ratings per movie, some alike."""
+        return np.arange(len(self.movie_ids), dtype=np.int32) // 2
 
     def scores(self, user: int | None) -> np.ndarray:
         """mu + b_u + b_m + p.q of every movie, float64, for the user of a row, or for an unseen one."""

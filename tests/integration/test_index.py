@@ -115,6 +115,20 @@ def test_a_zero_vector_which_the_index_lacks_is_equally_similar_to_all_movies(cl
     ]
 
 
+def test_an_index_is_built_in_parallel_only_by_a_pgvector_that_does_so_safely(database, client, model):
+    """pgvector before 0.8.2 has an advisory on parallel builds (CVE-2026-3172)."""
+    told = []
+    with database.connect() as connection, connection.transaction(force_rollback=True):
+        connection.execute("alter table public.mf_movie_ranking set (parallel_workers = 1)")
+        connection.execute("select public.mf_drop_indexes('indexed')")
+        connection.add_notice_handler(lambda notice: told.append(notice.message_primary))
+        connection.execute("set local client_min_messages = debug1")
+        connection.execute("select public.mf_index('indexed')")
+        version = connection.execute("select extversion from pg_extension where extname = 'vector'").fetchone()[0]
+    safe = tuple(map(int, version.split("."))) >= (0, 8, 2)
+    assert any("parallel workers" in message for message in told) == safe
+
+
 def test_indexing_again_changes_nothing(client, model):
     again = call(client.rpc("mf_index", {"run": "indexed"}), "index")
     assert (again["run_id"], again["changed"]) == ("indexed", False)

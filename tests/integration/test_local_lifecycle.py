@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
+from supabase import create_client
 
 from mf.errors import SupabaseError
 from mf.local import LocalSupabase, databases, delete_home, place, recreate_database
@@ -242,29 +244,72 @@ def test_a_user_other_than_root_runs_it_as_that_user(tmp_path):
     assert not (home / "pgdata").is_symlink()
 
 
-def test_the_command_prints_where_it_is_and_ends_with_ctrl_c(home):
-    command = [sys.executable, "-m", "mf.local", "--home", str(home), "--database", "shown"]
+@contextlib.contextmanager
+def command(home: Path, *flags: str) -> Iterator[dict[str, str]]:
+    """What ``python -m mf local`` prints; it is ended with Ctrl-C."""
+    words = [sys.executable, "-m", "mf", "local", "--home", str(home), *flags]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         shown = dict(process.stdout.readline().strip().split("=", 1) for _ in range(4))
         started = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
         try:
-            assert process.wait(10) == 0
+            yield shown
         finally:
-            process.kill()  # or the block's end would wait for one that does not stop
-    assert list(shown) == ["SUPABASE_URL", "SUPABASE_KEY", "SUPABASE_PUBLISHABLE_KEY", "SUPABASE_DB_URL"]
-    assert shown["SUPABASE_KEY"].startswith("sb_secret_")
-    assert shown["SUPABASE_DB_URL"].endswith("/shown?sslmode=disable")
+            process.send_signal(signal.SIGINT)
+            try:
+                assert process.wait(10) == 0
+            finally:
+                process.kill()  # or the block's end would wait for one that does not stop
     assert alive(started, 0.0) == []
 
 
+def test_the_command_prints_where_it_is_keeps_its_keys_and_ends_with_ctrl_c(home):
+    with command(home, "--database", "shown") as shown:
+        pass
+    assert list(shown) == ["SUPABASE_URL", "SUPABASE_KEY", "SUPABASE_PUBLISHABLE_KEY", "SUPABASE_DB_URL"]
+    assert shown["SUPABASE_KEY"].startswith("sb_secret_")
+    assert shown["SUPABASE_DB_URL"].endswith("/shown?sslmode=disable")
+    assert (home / "keys.json").stat().st_mode & 0o777 == 0o600
+    port = shown["SUPABASE_URL"].rpartition(":")[2]
+    with command(home, "--database", "shown", "--port", port) as again:
+        names = ("SUPABASE_URL", "SUPABASE_KEY", "SUPABASE_PUBLISHABLE_KEY")
+        assert [again[name] for name in names] == [shown[name] for name in names]
+
+
+def test_the_command_fills_a_database_from_a_csv_whose_users_can_sign_in(home, tmp_path):
+    known = "0b0f6a5e-6d0f-4d4e-8f0a-0c5d2c6b7a11"
+    rows = f"userId,movieId,rating,timestamp\n7,10,4.5,1000000000\n7,20,2,1000000001\n{known},10,3,1000000002\n"
+    (tmp_path / "ratings.csv").write_text(rows)
+    (tmp_path / "movies.csv").write_text('movieId,title\n10,"Harbour, The"\n')
+    (tmp_path / "more.sql").write_text("create table if not exists public.more (id int)")
+    flags = [
+        "--database",
+        "filled",
+        "--ratings_csv",
+        str(tmp_path / "ratings.csv"),
+        "--sql",
+        str(tmp_path / "more.sql"),
+    ]
+    for _ in range(2):  # the second start finds the rows
+        with command(home, *flags) as shown:
+            client = create_client(shown["SUPABASE_URL"], shown["SUPABASE_PUBLISHABLE_KEY"])
+            me = client.auth.sign_in_with_password({"email": "user7@example.com", "password": "password"}).user
+            own = client.table("ratings").select("user_id, movie_id, rating").order("movie_id").execute().data
+            assert own == [
+                {"user_id": me.id, "movie_id": 10, "rating": 4.5}, {"user_id": me.id, "movie_id": 20, "rating": 2},
+            ]  # fmt: skip
+            titles = client.table("movies").select("movie_id, title").order("movie_id").execute().data
+            assert [row["title"] for row in titles] == ["Harbour, The", "20"]
+            with psycopg.connect(shown["SUPABASE_DB_URL"]) as connection:
+                users = connection.execute("select id::text from auth.users order by email").fetchall()
+                assert users == [(known,), (me.id,)]
+                assert connection.execute("select to_regclass('public.more')").fetchone() != (None,)
+
+
 def test_the_command_reports_a_mistake_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "mf.local", "--home", str(tmp_path / "home"), "--database", "No Name"]
+    words = [sys.executable, "-m", "mf", "local", "--home", str(tmp_path / "home"), "--database", "No Name"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("error: database 'No Name': expected")
     assert not (tmp_path / "home").exists()

@@ -1,86 +1,30 @@
 """Lists of a trained ranking model: the database's are the library's."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from faults import Fault
-from scipy.sparse import csr_array
 from supabase import Client
 from targets import api, direct, rest
+from trained import MOVIES, STRANGER, UNSEEN, Trained, train_groups
 
 from mf.errors import SupabaseError
 from mf.fold_in import fold_in, prior
 from mf.local import LocalSupabase
-from mf.model_directory import TrainedModel, TrainedRanking, read_model
-from mf.ranking import RankingConfig
+from mf.model_directory import TrainedModel, read_model
 from mf.ratings.schema import MOVIE, RATING, USER
-from mf.solvers.adam import AdamConfig
 from mf.supabase.client import call
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.recommend import Recommendation, recommend_from_ratings, recommend_movies, similar_movies
 from mf.supabase.runs import rollback
 from mf.supabase.schema import migration
-from mf.train import train, train_ranking
-
-USERS, MOVIES, FACTORS = 150, 1200, 24
-STRANGER, UNSEEN = 10**6, 10**6 + 1  # a user with one rating, a movie that only this user rated
-CPU = torch.device("cpu")
-
-
-@dataclass
-class Trained:
-    model: TrainedModel
-    ratings: pa.Table
-
-    @property
-    def ranking(self) -> TrainedRanking:
-        assert self.model.ranking
-        return self.model.ranking
-
-    def own(self, user: int) -> dict[int, float]:
-        """The ratings of a user by movie."""
-        return {row[MOVIE]: row[RATING] for row in self.ratings.to_pylist() if row[USER] == user}
-
-    def best(self, ratings: dict[int, float], k: int, exclude: bool = True) -> list[tuple[int, float, int | None]]:
-        """The library's list for a user with ``ratings``: movie, score and the rated movie that speaks for it."""
-        model, ids = self.ranking.model, self.ranking.movies.ids.to_pylist()
-        rows, stars = self.ranking.movies.rows(pa.array([*ratings], pa.int64())), [*ratings.values()]
-        rated = csr_array((np.ones(len(rows)), ([0] * len(rows), rows)), shape=(1, len(ids))) if exclude else None
-        found, scores = model.recommend(model.user_vector(rows, stars)[None], k, rated)
-        because = model.because(found[0], rows, stars)
-        return [
-            (ids[row], float(score), ids[why] if why >= 0 else None)
-            for row, score, why in zip(found[0], scores[0], because, strict=True)
-        ]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Groups of users who rate the same movies; the stranger is known to the ranking model alone."""
-    rng = np.random.default_rng(0)
-    group, genre = rng.integers(0, 6, USERS), rng.integers(0, 6, MOVIES)
-    popularity = rng.exponential(size=MOVIES)
-    rows = []
-    for user in range(USERS):
-        weight = popularity * np.where(genre == group[user], 8, 1)
-        for movie in rng.choice(MOVIES, rng.integers(5, 120), replace=False, p=weight / weight.sum()):
-            stars = np.clip(round(2 * rng.normal(3.2 + (genre[movie] == group[user]), 0.8)) / 2, 0.5, 5)
-            rows.append((user + 7, int(movie) * 3, float(stars)))
-    columns = zip(*rows, strict=True)
-    ratings = pa.table(
-        {name: pa.array(column, kind) for name, column, kind in zip(
-            (USER, MOVIE, RATING), columns, (pa.int64(), pa.int64(), pa.float32()), strict=True
-        )}
-    )  # fmt: skip
-    more = pa.table({USER: [STRANGER], MOVIE: [UNSEEN], RATING: pa.array([4.5], pa.float32())})
-    all_ratings = pa.concat_tables([ratings, more.cast(ratings.schema)])
-    model = train(ratings, ratings.slice(0, 0), AdamConfig(factors=6, epochs=2), device=CPU)
-    model.ranking = train_ranking(all_ratings, RankingConfig(factors=FACTORS), device=CPU)
-    return Trained(model, all_ratings)
+def trained() -> Trained:
+    return train_groups()
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +110,7 @@ def test_stored_vectors_and_sums_of_the_library_and_of_sql_agree_for_10000_ratin
     rng = np.random.default_rng(1)
     ranking, ids = trained.ranking, trained.ranking.movies.ids.to_pylist()
     many = rng.integers(0, len(ids), 10_000)
-    asked = [(None, many, rng.choice(np.arange(1, 11) / 2, 10_000))]
+    asked = [(0, many, rng.choice(np.arange(1, 11) / 2, 10_000))]
     for user in (7, 50, 106):
         own = trained.own(user)
         asked.append((user, ranking.movies.rows(pa.array([*own])), np.array([*own.values()])))
@@ -179,11 +123,9 @@ def test_stored_vectors_and_sums_of_the_library_and_of_sql_agree_for_10000_ratin
             ).fetchone()
             tolerance = 1e-5 * np.abs(of_library).max()
             np.testing.assert_allclose(np.float32(found), of_library, rtol=0, atol=tolerance)
-            if user is not None:
-                (stored,) = connection.execute(
-                    "select vector::real[] from public.mf_user_ranking where user_id = %s", [user]
-                ).fetchone()
-                np.testing.assert_allclose(np.float32(stored), of_library, rtol=0, atol=tolerance)
+            if user:
+                (row,) = ranking.users.rows(pa.array([user]))
+                np.testing.assert_allclose(ranking.vectors[row], of_library, rtol=0, atol=tolerance)
 
 
 def test_the_most_similar_movies_have_the_nearest_history_vectors(client: Client, trained: Trained) -> None:
@@ -240,12 +182,11 @@ def test_a_published_ranking_is_read_back_over_both_connections(database: LocalS
         assert run
         found = target.ranking(run)
         assert found
-        assert found.numbers.items() >= sent.numbers.items()
-        movies, users = (np.argsort(ids.to_numpy()) for ids in (found.movie_ids, found.user_ids))
-        order, user_order = np.argsort(sent.movie_ids.to_numpy()), np.argsort(sent.user_ids.to_numpy())
+        assert found.numbers == sent.numbers | {"users": 0}
+        movies, order = (np.argsort(ids.to_numpy()) for ids in (found.movie_ids, sent.movie_ids))
         for name in ("bias", "embedding", "history", "liking"):
             np.testing.assert_array_equal(getattr(found, name)[movies], getattr(sent, name)[order])
-        np.testing.assert_array_equal(found.vectors[users], sent.vectors[user_order])
+        assert not len(found.user_ids), "the database sums up their vectors itself"
 
 
 def test_an_index_finds_99_of_100_of_recommended_and_similar_movies(

@@ -28,11 +28,19 @@ select p.proname, p.proargnames[1:p.pronargs], p.proargtypes::regtype[]::text[],
 from pg_proc p where p.pronamespace = 'public'::regnamespace and p.prorettype <> 'trigger'::regtype order by 1
 """
 EXPECTED = {"mf_runs", "mf_priors", "mf_user_embeddings", "mf_movie_embeddings", "user_embeddings", "movie_embeddings"}
-EXPECTED |= {"mf_movie_ranking", "mf_movie_history", "mf_user_ranking"}
+EXPECTED |= {
+    "mf_movie_ranking",
+    "mf_movie_history",
+    "mf_user_ranking",
+    "mf_movie_counts",
+    "mf_forgotten",
+    "mf_withheld",
+}
 EXPECTED |= {"recommend_movies", "similar_movies", "mf_schema", "mf_register", "mf_publish", "mf_list_runs"}
 EXPECTED |= {"mf_rollback", "mf_prune", "mf_load_users", "mf_load_movies", "mf_index", "mf_drop_indexes"}
 EXPECTED |= {"mf_nearest", "recommend_from_ratings", "mf_run", "mf_user_vector", "mf_fold_in", "mf_recommend"}
 EXPECTED |= {"mf_check_list", "mf_load_user_ranking", "mf_load_movie_ranking", "mf_load_movie_history"}
+EXPECTED |= {"mf_load_movie_counts", "popular_movies", "mf_forget_user"}
 # Those that run as their owner, each for the reason that stands beside it in the migration.
 DEFINERS = {"mf_index", "mf_drop_indexes", "recommend_from_ratings", "recommend_for_me"}
 
@@ -220,7 +228,8 @@ def test_a_project_of_an_earlier_migration_is_upgraded_and_keeps_its_runs(fresh_
         database.migrate(migration(SchemaConfig()))
     # New columns are null in a run of before.
     after = rows(database, "select to_jsonb(r) from public.mf_runs r order by run_id")
-    assert [row for (row,) in after] == [{"trained_on": None, **row, "ranking": None} for (row,) in before]
+    added = {"ranking": None, "ignore_ratings": [], "n_counts": None}
+    assert [row for (row,) in after] == [{"trained_on": None, **row, **added} for (row,) in before]
     ratings = {models[1].movie_ids[0]: 5.0}
     with api(database) as client:
         best = [movie for movie, _ in models[1].best(0, 5)]

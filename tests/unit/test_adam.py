@@ -13,7 +13,7 @@ from torch import Tensor
 from mf.biases import BiasModel
 from mf.errors import TrainingError
 from mf.model import MatrixFactorization
-from mf.solvers import EpochReport, Interactions, fit
+from mf.solvers import EpochReport, RatingTensors, fit
 from mf.solvers.adam import ORIGINAL, AdamConfig, AdamState, clip_norm, one_cycle
 from mf.solvers.minibatch import Penalty, Tables
 from mf.solvers.sorting import Segments
@@ -23,20 +23,20 @@ NOISE = 0.5
 USERS, MOVIES, RATINGS = 800, 500, 40_000
 
 
-def interactions(users: list[int], movies: list[int], ratings: list[float]) -> Interactions:
+def interactions(users: list[int], movies: list[int], ratings: list[float]) -> RatingTensors:
     u, m = torch.tensor(users, dtype=torch.int64), torch.tensor(movies, dtype=torch.int64)
     n_users, n_movies = (int(rows.max()) + 1 if len(rows) else 0 for rows in (u, m))
-    return Interactions(u, m, torch.tensor(ratings, dtype=torch.float32), n_users, n_movies)
+    return RatingTensors(u, m, torch.tensor(ratings, dtype=torch.float32), n_users, n_movies)
 
 
-def small(seed: int = 0) -> tuple[Interactions, Interactions]:
+def small(seed: int = 0) -> tuple[RatingTensors, RatingTensors]:
     """300 and 60 ratings of 20 users and 15 movies, pure noise around 3.5."""
     generator = torch.Generator().manual_seed(seed)
     pairs = torch.randperm(300, generator=generator)
     ratings = 3.5 + torch.randn(300, generator=generator)
-    train = Interactions(pairs // 15, pairs % 15, ratings, 20, 15)
+    train = RatingTensors(pairs // 15, pairs % 15, ratings, 20, 15)
     held = pairs[:60]
-    return train, Interactions(held // 15, held % 15, ratings[:60] + torch.randn(60, generator=generator), 20, 15)
+    return train, RatingTensors(held // 15, held % 15, ratings[:60] + torch.randn(60, generator=generator), 20, 15)
 
 
 NONE = interactions([], [], [])
@@ -48,7 +48,7 @@ def original(**options: Any) -> AdamConfig:
 
 
 @cache
-def planted() -> tuple[Interactions, Interactions, Interactions]:
+def planted() -> tuple[RatingTensors, RatingTensors, RatingTensors]:
     """Training, validation and test part (80, 10, 10%) of ratings mu + b_u + b_m + p·q + N(0, 0.5²), of rank 2, neither
     rounded nor clipped; users and movies unevenly busy. No predictor can have an RMSE below 0.5 but by chance."""
     rng = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def planted() -> tuple[Interactions, Interactions, Interactions]:
     p, q = rng.normal(0, 0.7, (USERS, 2)), rng.normal(0, 0.7, (MOVIES, 2))
     b_u, b_m = rng.normal(0, 0.4, USERS), rng.normal(0, 0.4, MOVIES)
     ratings = 3.5 + b_u[users] + b_m[movies] + (p[users] * q[movies]).sum(1) + rng.normal(0, NOISE, RATINGS)
-    whole = Interactions(
+    whole = RatingTensors(
         *(torch.tensor(x) for x in (users, movies, ratings.astype(np.float32))), n_users=USERS, n_movies=MOVIES
     )
     ends = (0, RATINGS * 8 // 10, RATINGS * 9 // 10, RATINGS)
@@ -95,7 +95,7 @@ def test_the_defaults_come_near_the_noise_floor_of_planted_ratings() -> None:
     assert model < biases - 0.25
 
 
-def random_model(train: Interactions, factors: int = 3) -> MatrixFactorization:
+def random_model(train: RatingTensors, factors: int = 3) -> MatrixFactorization:
     model = MatrixFactorization(train.n_users, train.n_movies, factors, rating_min=0, rating_max=5)
     for i, parameter in enumerate(model.parameters()):
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(i))
@@ -289,7 +289,7 @@ def test_validation_ratings_are_not_trained_on() -> None:
 
 def test_validation_ratings_of_unseen_users_and_movies_are_scored() -> None:
     train, _ = small()
-    validation = Interactions(torch.tensor([-1, 3, -1]), torch.tensor([2, -1, -1]), torch.ones(3), 20, 15)
+    validation = RatingTensors(torch.tensor([-1, 3, -1]), torch.tensor([2, -1, -1]), torch.ones(3), 20, 15)
     epochs: list[EpochReport] = []
     model = fit(train, validation, original(lr=0.05), CPU, [epochs.append])
     mu, b_u, b_m = (x.detach() for x in (model.mu, model.user_bias.weight[3, 0], model.movie_bias.weight[2, 0]))

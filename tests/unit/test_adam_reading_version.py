@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mf.solvers import Interactions, fit
+from mf.solvers import RatingTensors, fit
 from mf.solvers.adam import AdamConfig
 
 USERS, MOVIES, RATINGS, NOISE = 400, 300, 24_000, 0.5
@@ -25,7 +25,7 @@ class ReadingVersion(nn.Module):
         return self.mu + biases + (self.p(users) * self.q(movies)).sum(1)
 
 
-def train_reading_version(data: Interactions, config: AdamConfig) -> ReadingVersion:
+def train_reading_version(data: RatingTensors, config: AdamConfig) -> ReadingVersion:
     model = ReadingVersion(data.ratings.mean().item(), config)
     optimiser = torch.optim.Adam(model.parameters())
     steps = config.epochs * -(-len(data) // config.batch_size)
@@ -45,7 +45,7 @@ def train_reading_version(data: Interactions, config: AdamConfig) -> ReadingVers
     return model
 
 
-def planted() -> tuple[Interactions, Interactions]:
+def planted() -> tuple[RatingTensors, RatingTensors]:
     """Training and test ratings: biases, 2 factors and normal noise of 0.5."""
     rng = torch.Generator().manual_seed(0)
     pairs = torch.randperm(USERS * MOVIES, generator=rng)[: RATINGS + 4000]
@@ -55,7 +55,7 @@ def planted() -> tuple[Interactions, Interactions]:
     score = 3.5 + b_u[users] + b_m[movies] + (p[users] * q[movies]).sum(1)
     ratings = score + NOISE * torch.randn(len(pairs), generator=rng)
     parts = slice(0, RATINGS), slice(RATINGS, None)
-    train, test = (Interactions(users[rows], movies[rows], ratings[rows], USERS, MOVIES) for rows in parts)
+    train, test = (RatingTensors(users[rows], movies[rows], ratings[rows], USERS, MOVIES) for rows in parts)
     return train, test
 
 
@@ -68,7 +68,7 @@ def test_adam_reaches_the_rmse_of_its_reading_version() -> None:
     train, test = planted()
     torch.manual_seed(0)
     reading = train_reading_version(train, CONFIG)
-    none = Interactions(test.users[:0], test.movies[:0], test.ratings[:0], USERS, MOVIES)
+    none = RatingTensors(test.users[:0], test.movies[:0], test.ratings[:0], USERS, MOVIES)
     real = fit(train, none, CONFIG, torch.device("cpu"))
     expected = rmse(reading(test.users, test.movies), test.ratings)
     assert NOISE < expected < 1.15 * NOISE

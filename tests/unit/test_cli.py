@@ -498,13 +498,16 @@ def test_a_project_in_the_environment_is_read_when_no_file_is_named(run: Run, mo
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--supabase_kei", KEY], "unknown flag --supabase_kei"),
-        ([f"--supabase_kei={KEY}"], "unknown flag --supabase_kei"),
+        (["--supabase_kei", KEY], "unknown flag --supabase_kei; did you mean --supabase_key?"),
+        ([f"--supabase_kei={KEY}"], "unknown flag --supabase_kei; did you mean --supabase_key?"),
         (["--supabase_key=", KEY], "found a value without a flag"),
         ([KEY], "found a value without a flag"),
         ([f"--publish={KEY}"], "argument --publish: it takes no value"),
         ([f"--use_cuda={KEY}\nx"], "argument --use_cuda: it takes no value"),
-        (["--ratings", "r.csv"], "unknown flag --ratings"),
+        (["--ratings", "r.csv"], "unknown flag --ratings; did you mean --ratings_csv?"),
+        (["--lrr", "0.1"], "unknown flag --lrr; did you mean --lr?"),
+        (["--learning-rate=0.1"], "unknown flag --learning-rate; did you mean --lr?"),
+        (["--zzz", "red"], "unknown flag --zzz"),
     ],
 )
 def test_the_value_of_a_wrong_flag_is_not_shown(run: Run, argv: list[str], said: str) -> None:

@@ -50,7 +50,7 @@ def locks(tmp_path: Path) -> tuple[list[Path], Path]:
     ):
         lock.write_text("".join(f"{pin} \\\n    --hash=sha256:0123 \\\n    --hash=sha256:4567\n" for pin in pins))
     torch = metadata.version("torch").partition("+")[0]
-    pyproject.write_text(f'[project]\ndependencies = ["numpy>=2.3", "torch=={torch}"]\n')
+    pyproject.write_text(f'[dependency-groups]\ntorch = ["torch=={torch}"]\n')
     return locks, pyproject
 
 
@@ -69,7 +69,7 @@ def test_packages_that_differ_or_are_missing_are_named(locks: tuple[list[Path], 
     text = file.read_text().replace(f"numpy=={metadata.version('numpy')}", "numpy==1.0")
     file.write_text(text)
     other.write_text("no-such-package==2.0 \\\n    --hash=sha256:0123\n")
-    pyproject.write_text('[project]\ndependencies = ["torch==1.0"]\n')
+    pyproject.write_text('[dependency-groups]\ntorch = ["torch==1.0"]\n')
     numpy, torch = metadata.version("numpy"), metadata.version("torch").partition("+")[0]
     assert machine.packages(*locks).line("packages") == (
         f"missing  packages: numpy is {numpy}, the lock has 1.0; no-such-package is not installed, the lock has 2.0; "
@@ -128,6 +128,9 @@ def test_the_grants_of_the_service_role_are_read_from_the_migration() -> None:
         "mf_user_ranking",
         "mf_movie_ranking",
         "mf_movie_history",
+        "mf_movie_counts",
+        "mf_forgotten",
+        "mf_withheld",
         "user_embeddings",
         "films",
     }

@@ -28,7 +28,7 @@ from mf.supabase.target import PublishedRun
 
 SECOND = 1 / math.log2(3)  # NDCG of one relevant movie in the second place
 BOTH = 1 + SECOND
-TRAINED_ON = TrainedOn("ratings.csv", {}, "0a", "2026-01-31T00:00:00+00:00")
+TRAINED_ON = TrainedOn("ratings.csv", {}, "0a", "2026-01-31T00:00:00+00:00", "5e")
 CONFIG = EvaluateConfig(k=2, relevance_threshold=4, bootstrap=0)
 
 
@@ -233,6 +233,17 @@ def test_the_published_runs_lists_are_scored_for_the_same_users_and_ratings() ->
     assert found.interval.low <= -1 / 4 <= found.interval.high == 0
 
 
+@pytest.mark.parametrize("seen_hash", ["5f", ""])
+def test_lists_are_clean_only_where_the_published_run_saw_the_same_validation_part(seen_hash: str) -> None:
+    found = compared(Target(published(), replace(TRAINED_ON, seen_hash=seen_hash)))
+    assert found.figures
+    assert found.figures.clean  # its star model saw the same training part
+    assert found.lists
+    assert not found.lists.clean
+    assert found.lists.note.startswith("not clean: the published run may have been trained on some of these ratings")
+    assert compared(Target(None, replace(TRAINED_ON, seen_hash=seen_hash))).lists.clean  # its lists are by stars
+
+
 def test_vectors_that_the_database_does_not_store_are_summed_from_the_known_ratings() -> None:
     # User 2 has rated movies 1 and 2, which point at 4 alone; user 1 the same two; 4 rated movies 4 and 5, 5 movie 4.
     model = ranking_model([[0.0], [0], [0], [1], [-1]], [0.1, 0, 0.5, 0, 0], [[0.0], [1], [0], [-2], [0]])
@@ -255,12 +266,13 @@ def test_a_published_run_without_a_ranking_model_is_compared_by_its_predicted_ra
 def test_lists_of_a_grown_source_are_compared_on_newer_ratings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(champion, "LEAST_USERS", 2)
     test = TEST.set_column(3, RATED_AT, pa.array([datetime(2026, 3, 1, tzinfo=UTC)] * 3 + [None] * 5, TIMESTAMP))
-    found = compared(Target(published(), replace(TRAINED_ON, content_hash="0b")), test)
+    older = replace(TRAINED_ON, content_hash="0b", seen_hash="5f")
+    found = compared(Target(published(), older), test)
     assert found.note.startswith("clean: these ratings are newer")
     assert found.lists
     assert (found.lists.users, found.lists.clean) == (2, True)
     assert found.lists.ndcg == pytest.approx((1 / BOTH + SECOND) / 2)
-    everything = compared(Target(published(), replace(TRAINED_ON, content_hash="0b")))
+    everything = compared(Target(published(), older))
     assert everything.lists
     assert not everything.lists.clean
 

@@ -162,11 +162,7 @@ def test_a_model_without_an_rmse_is_measured_by_its_lists(evaluation: Evaluation
     unrated = replace(listed(evaluation, 0.1, 0.1, None), model=Scores())
     decision = judged(unrated, max_rmse=0.5)
     assert decision.publish
-    assert [check.name for check in decision.checks[:4]] == ["finite", "lists", "baselines", "champion"]
-    assert decision.checks[2] == Check(
-        "baselines", None, None, True, "the model has no RMSE to compare with the baselines'"
-    )
-    assert "max_rmse" not in [check.name for check in decision.checks]
+    assert [check.name for check in decision.checks] == ["finite", "lists", "min_rows", "min_users", "min_movies"]
     worse = judged(replace(listed(evaluation, 0.05, 0.1, Interval(-0.06, -0.01)), model=Scores()))
     assert failed(worse) == ["lists"]
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mf.solvers import gaussian
-from mf.solvers.base import Interactions
+from mf.solvers.base import RatingTensors
 from mf.solvers.gaussian import GaussianConfig, PosteriorMoments, Prior, RatingsByRow, update
 from mf.solvers.gibbs import GibbsConfig
 from mf.solvers.vb import VBConfig
@@ -17,14 +17,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def ratings() -> Interactions:
+def ratings() -> RatingTensors:
     """Every user has between none and all of the movies; movie 0 has all users."""
     g = torch.Generator().manual_seed(0)
     rated = torch.rand(USERS, MOVIES, generator=g) < torch.linspace(0, 1, USERS).unsqueeze(1)
     rated[1:, 0] = True
     users, movies = rated.nonzero(as_tuple=True)
     shuffled = torch.randperm(len(users), generator=g)
-    return Interactions(
+    return RatingTensors(
         users[shuffled], movies[shuffled], torch.randn(len(users), generator=g), n_users=USERS, n_movies=MOVIES
     )
 
@@ -52,7 +52,7 @@ def expectation(factor: Tensor, linear: Tensor, rows: slice) -> tuple[Tensor, Te
 
 
 def textbook(
-    data: Interactions, mean: Tensor, covariance: Tensor, alpha: Tensor, prior_mean: Tensor, precision: Tensor
+    data: RatingTensors, mean: Tensor, covariance: Tensor, alpha: Tensor, prior_mean: Tensor, precision: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Means and covariances of the users given movies with these moments, all in float64; alpha is that of all ratings
     or one for each."""
@@ -83,7 +83,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gaussian, "BLOCK_RATINGS", {"cpu": 60})
 
 
-def updated(data: Interactions, prior: Prior, workers: Workers) -> tuple[PosteriorMoments, Tensor, RatingsByRow]:
+def updated(data: RatingTensors, prior: Prior, workers: Workers) -> tuple[PosteriorMoments, Tensor, RatingsByRow]:
     side = RatingsByRow(data.users, data.movies, data.ratings, USERS, RANK)
     users = PosteriorMoments(torch.zeros(USERS, D))
     errors = update(side, users, moments(*gaussians(MOVIES, 1)), prior, torch.tensor(1.7), expectation, workers)
@@ -91,7 +91,7 @@ def updated(data: Interactions, prior: Prior, workers: Workers) -> tuple[Posteri
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_every_row_gets_the_textbook_gaussian_whatever_its_ratings_and_its_block(ratings: Interactions) -> None:
+def test_every_row_gets_the_textbook_gaussian_whatever_its_ratings_and_its_block(ratings: RatingTensors) -> None:
     users, _, side = updated(ratings, prior(), Workers(CPU, 1))
     assert len(side.blocks) > 5
     assert {block.firsts is None for block in side.blocks} == {True, False}
@@ -102,14 +102,14 @@ def test_every_row_gets_the_textbook_gaussian_whatever_its_ratings_and_its_block
     torch.testing.assert_close(users.table[:, -D:], users.mean)
 
 
-def test_a_row_without_ratings_gets_its_prior(ratings: Interactions) -> None:
+def test_a_row_without_ratings_gets_its_prior(ratings: RatingTensors) -> None:
     assert 0 not in ratings.users
     users, _, _ = updated(ratings, prior(), Workers(CPU, 1))
     torch.testing.assert_close(users.mean[0], prior().mean, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_every_row_can_have_a_prior_mean_of_its_own(ratings: Interactions) -> None:
+def test_every_row_can_have_a_prior_mean_of_its_own(ratings: RatingTensors) -> None:
     own = Prior(gaussians(USERS, 3)[0], prior().precision)
     users, _, _ = updated(ratings, own, Workers(CPU, 1))
     mean, _ = textbook(ratings, *gaussians(MOVIES, 1), torch.tensor(1.7), own.mean, own.precision)
@@ -117,7 +117,7 @@ def test_every_row_can_have_a_prior_mean_of_its_own(ratings: Interactions) -> No
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_every_rating_can_have_a_precision_of_its_own_by_its_user_and_its_movie(ratings: Interactions) -> None:
+def test_every_rating_can_have_a_precision_of_its_own_by_its_user_and_its_movie(ratings: RatingTensors) -> None:
     g = torch.Generator().manual_seed(4)
     by_user, by_movie = torch.rand(USERS, generator=g) + 0.5, torch.rand(MOVIES, generator=g) + 0.5
     side = RatingsByRow(ratings.users, ratings.movies, ratings.ratings, USERS, RANK)
@@ -139,7 +139,7 @@ def test_every_rating_can_have_a_precision_of_its_own_by_its_user_and_its_movie(
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_the_expected_squared_error_is_that_of_each_rating_added_up(ratings: Interactions) -> None:
+def test_the_expected_squared_error_is_that_of_each_rating_added_up(ratings: RatingTensors) -> None:
     users, error, _ = updated(ratings, prior(), Workers(CPU, 1))
     (q, of_q), second = gaussians(MOVIES, 1), users.table[:, users.square].view(USERS, D, D)
     p, of_p = users.mean, second - users.mean.unsqueeze(2) * users.mean.unsqueeze(1)
@@ -159,7 +159,7 @@ def test_the_expected_squared_error_is_that_of_each_rating_added_up(ratings: Int
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_the_number_of_workers_changes_no_bit(ratings: Interactions) -> None:
+def test_the_number_of_workers_changes_no_bit(ratings: RatingTensors) -> None:
     one, two = (updated(ratings, prior(), Workers(CPU, threads))[:2] for threads in (1, 3))
     assert torch.equal(one[0].mean, two[0].mean)
     assert torch.equal(one[0].table, two[0].table)
@@ -181,7 +181,7 @@ def test_a_sum_over_a_hundred_thousand_ratings_is_ten_times_as_exact_as_one_run_
     assert error(side.blocks[0].sums(table)) < error(one_run) / 10
 
 
-def test_int32_and_int64_rows_give_the_same_result(ratings: Interactions) -> None:
+def test_int32_and_int64_rows_give_the_same_result(ratings: RatingTensors) -> None:
     wide = RatingsByRow(ratings.users, ratings.movies, ratings.ratings, USERS, RANK)
     narrow = RatingsByRow(ratings.users.int(), ratings.movies.int(), ratings.ratings, USERS, RANK)
     assert torch.equal(wide.blocks[0].columns, narrow.blocks[0].columns)
@@ -213,7 +213,7 @@ def test_the_default_rank_follows_the_ratings_per_row_up_to_the_factors(
     config: type[GaussianConfig], n: int, rows: int, factors: int, expected: int
 ) -> None:
     nothing = torch.empty(0)
-    data = Interactions(nothing, nothing, nothing.expand(0), n_users=rows // 2, n_movies=rows - rows // 2)
-    many = Interactions(nothing, nothing, torch.zeros(1).expand(n), data.n_users, data.n_movies)
+    data = RatingTensors(nothing, nothing, nothing.expand(0), n_users=rows // 2, n_movies=rows - rows // 2)
+    many = RatingTensors(nothing, nothing, torch.zeros(1).expand(n), data.n_users, data.n_movies)
     assert config(factors=factors).fitted_rank(many) == expected
     assert config(factors=factors, rank=3).fitted_rank(many) == 3

@@ -12,7 +12,7 @@ from torch import Tensor
 from mf.errors import ConfigError
 from mf.model import MatrixFactorization
 from mf.solvers import gibbs, loop
-from mf.solvers.base import EpochReport, Interactions, generator, rmse
+from mf.solvers.base import EpochReport, RatingTensors, generator, rmse
 from mf.solvers.gaussian import by_user_and_movie
 from mf.solvers.gibbs import Gibbs, GibbsConfig, SampledPrior, UserNoise, start
 from mf.solvers.who_rated import Basis, who_rated
@@ -24,7 +24,7 @@ USERS, MOVIES = 300, 200
 CALM, WILD = 0.2, 0.8
 
 
-def split(data: Interactions, held: Tensor) -> tuple[Interactions, Interactions]:
+def split(data: RatingTensors, held: Tensor) -> tuple[RatingTensors, RatingTensors]:
     """The ratings that are not held out, and those that are."""
     train, rest = (
         replace(data, users=data.users[rows], movies=data.movies[rows], ratings=data.ratings[rows])
@@ -34,7 +34,7 @@ def split(data: Interactions, held: Tensor) -> tuple[Interactions, Interactions]
 
 
 @cache
-def planted() -> tuple[Interactions, Interactions]:
+def planted() -> tuple[RatingTensors, RatingTensors]:
     """15,000 training ratings and 1,500 others, of rank 2, neither rounded nor clipped."""
     g = torch.Generator().manual_seed(0)
     pairs = torch.randperm(USERS * MOVIES, generator=g)[:16_500]
@@ -43,16 +43,16 @@ def planted() -> tuple[Interactions, Interactions]:
     b_u, b_m = (0.4 * torch.randn(n, generator=g) for n in (USERS, MOVIES))
     noise = torch.where(users % 2 == 0, CALM, WILD) * torch.randn(len(pairs), generator=g)
     ratings = 3.5 + b_u[users] + b_m[movies] + (p[users] * q[movies]).sum(1) + noise
-    return split(Interactions(users, movies, ratings, USERS, MOVIES), torch.arange(len(pairs)) >= 15_000)
+    return split(RatingTensors(users, movies, ratings, USERS, MOVIES), torch.arange(len(pairs)) >= 15_000)
 
 
-def few(n: int = 1500) -> tuple[Interactions, Interactions]:
+def few(n: int = 1500) -> tuple[RatingTensors, RatingTensors]:
     """The first of the planted ratings, and the others."""
     train, rest = planted()
     return split(train, torch.arange(len(train)) >= n)[0], rest
 
 
-def none(like: Interactions) -> Interactions:
+def none(like: RatingTensors) -> RatingTensors:
     return split(like, torch.zeros(len(like), dtype=torch.bool))[1]
 
 
@@ -62,7 +62,9 @@ def run(training: Gibbs) -> tuple[MatrixFactorization, list[EpochReport]]:
     return model, reports
 
 
-def fit(train: Interactions, validation: Interactions, **options: int) -> tuple[MatrixFactorization, list[EpochReport]]:
+def fit(
+    train: RatingTensors, validation: RatingTensors, **options: int
+) -> tuple[MatrixFactorization, list[EpochReport]]:
     return run(start(train, validation, GibbsConfig.of(**options)))
 
 
@@ -276,7 +278,7 @@ def test_the_prior_of_the_users_noise_is_recovered() -> None:
 SCORED, TAUGHT, ORDINARY, MARKED = 60, 240, 40, 10
 
 
-def marked() -> tuple[Interactions, Tensor]:
+def marked() -> tuple[RatingTensors, Tensor]:
     """Ratings of which some tell by their being there what others are, and which are held out (bool[N]).
 
     Everyone rates half of 40 ordinary movies, pure noise, and 10 movies A: half of the users with 5, the others with 2.
@@ -292,10 +294,10 @@ def marked() -> tuple[Interactions, Tensor]:
     users, movies = there.nonzero(as_tuple=True)
     ratings = 3.5 + 0.5 * torch.randn(len(users), generator=g)
     ratings[movies >= ORDINARY] += torch.where(likes[users[movies >= ORDINARY]], 1.5, -1.5)
-    return Interactions(users, movies, ratings, n, there.shape[1]), (users < SCORED) & (movies >= ORDINARY)
+    return RatingTensors(users, movies, ratings, n, there.shape[1]), (users < SCORED) & (movies >= ORDINARY)
 
 
-def error_on_a(data: Interactions, held: Tensor, leaks: bool) -> float:
+def error_on_a(data: RatingTensors, held: Tensor, leaks: bool) -> float:
     train, rest = split(data, held)
     of_a = split(rest, rest.movies < ORDINARY + MARKED)[1]
     config = GibbsConfig(rank=2, epochs=30, burn_in=15)

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "images" / "Dockerfile"
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def instructions():
@@ -39,7 +39,9 @@ def test_the_image_runs_as_a_numbered_user_other_than_root():
 
 
 def test_the_images_have_the_torch_version_of_the_project():
-    (torch,) = [r for r in map(Requirement, PYPROJECT["dependencies"]) if r.name == "torch"]
+    (torch,) = map(Requirement, PYPROJECT["dependency-groups"]["torch"])
+    (allowed,) = [r for r in map(Requirement, PYPROJECT["project"]["dependencies"]) if r.name == "torch"]
+    assert version("torch") in allowed.specifier
     locked = re.search(r"^torch(==\S+)", (ROOT / "requirements/cuda.lock").read_text(), re.MULTILINE)[1]
     assert locked == str(torch.specifier)
 

@@ -12,8 +12,11 @@ PACKAGES = ("mf", "components", "pipelines")
 ROOMS = (
     ("pipelines",),
     ("components",),
-    ("mf.__main__", "mf.parameters"),
-    ("mf.publish", "mf.refit"),
+    ("mf.cli",),
+    ("mf.__main__",),
+    ("mf.library",),
+    ("mf.parameters",),
+    ("mf.recommender", "mf.publish", "mf.refit"),
     ("mf.evaluation", "mf.ingest", "mf.train", "mf.local"),
     ("mf.warm_start",),
     ("mf.supabase",),
@@ -22,6 +25,7 @@ ROOMS = (
     ("mf.model", "mf.fold_in"),
     ("mf",),
 )
+FACE = "mf"  # "import mf" shows the library's few public names, and imports them when they are used
 # Beside that order; a name stands for everything in it.
 FORBIDDEN = (
     ("mf", "kfp"),
@@ -43,6 +47,7 @@ def imports() -> dict[str, set[str]]:
         for package in PACKAGES
         for file in (ROOT / package).rglob("*.py")
     }
+    del files[FACE]
     found: dict[str, set[str]] = {module: set() for module in files}
     for module, file in files.items():
         for node in ast.walk(ast.parse(file.read_text())):

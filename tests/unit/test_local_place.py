@@ -79,3 +79,14 @@ def test_keys_are_new_each_time_and_their_repr_hides_them():
     assert one.secret_key != two.secret_key
     assert one.jwt_secret != two.jwt_secret
     assert not any(secret in repr(one) for secret in [one.jwt_secret, *one.tokens()])
+
+
+def test_a_postgres_of_ones_own_needs_its_server_program(monkeypatch, tmp_path):
+    monkeypatch.setenv("MF_POSTGRES", str(tmp_path))
+    with pytest.raises(
+        SupabaseError, match=r"^MF_POSTGRES=.*: expected a folder of PostgreSQL with bin/postgres in it$"
+    ):
+        place.find_programs()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "postgres").touch()
+    assert place.find_programs() == tmp_path

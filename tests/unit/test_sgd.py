@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mf.model import MatrixFactorization
-from mf.solvers import EpochReport, Interactions, loop
+from mf.solvers import EpochReport, RatingTensors, loop
 from mf.solvers.minibatch import BlockedRatings, Penalty, Tables
 from mf.solvers.sgd import MOVIE_SHARDS, SGDConfig, SGDTraining, learning_rate, update
 from mf.workers import Workers
@@ -19,14 +19,14 @@ USERS, MOVIES, RATINGS = 200, 150, 6000
 BLOCKED = SGDConfig(factors=4, batch_size=64, epochs=3, block_users=30)  # 8 blocks, 4 movie parts
 
 
-def uneven() -> tuple[Interactions, Interactions]:
+def uneven() -> tuple[RatingTensors, RatingTensors]:
     """6,000 training and 500 validation ratings of noise, of users and movies that are very unevenly busy."""
     g = torch.Generator().manual_seed(0)
     busy, popular = (1 / torch.arange(1.0, n + 1)[torch.randperm(n, generator=g)] ** 0.7 for n in (USERS, MOVIES))
     pairs = torch.multinomial(torch.outer(busy, popular).flatten(), RATINGS + 500, generator=g)
     ratings = 3.5 + torch.randn(len(pairs), generator=g)
     parts = (slice(0, RATINGS), slice(RATINGS, None))
-    train, validation = (Interactions(pairs[x] // MOVIES, pairs[x] % MOVIES, ratings[x], USERS, MOVIES) for x in parts)
+    train, validation = (RatingTensors(pairs[x] // MOVIES, pairs[x] % MOVIES, ratings[x], USERS, MOVIES) for x in parts)
     return train, validation
 
 
@@ -41,7 +41,7 @@ def test_a_step_equals_the_one_computed_by_hand(progress: float, lr: float, span
     vectors = [[1.0], [7.0]], [[1.0], [2.0], [7.0]]
     tables = Tables(*map(torch.tensor, (*vectors, [0.5, 7.0], [0.0, 0.0, 7.0])))
     users, movies, ratings = torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([2.5, 1.5])
-    penalty = Penalty.of(Interactions(users, movies, ratings, 2, 3).counts(), l2=0.5, bias_damping=2)
+    penalty = Penalty.of(RatingTensors(users, movies, ratings, 2, 3).counts(), l2=0.5, bias_damping=2)
     batch = (users.int(), movies.int(), ratings)
     sums = tables.gradient_sums(batch, tables.residuals(batch), spans=spans)
     update(tables, penalty, sums, learning_rate(0.1, progress), row_damping=1)
@@ -62,7 +62,7 @@ def test_bias_damping_leaves_n_by_n_plus_damping_of_a_rows_mean_error() -> None:
     """Users come in pairs that rate 2.5 and 4.5, so that the movie's bias stays 0; l2 keeps the vectors at 0."""
     times, low_high = [1, 1, 4, 4, 20, 20], [2.5, 4.5] * 3
     users = torch.arange(6).repeat_interleave(torch.tensor(times))
-    train = Interactions(users, torch.zeros_like(users), torch.tensor(low_high)[users], 6, 1)
+    train = RatingTensors(users, torch.zeros_like(users), torch.tensor(low_high)[users], 6, 1)
     config = SGDConfig(factors=1, batch_size=4, epochs=200, l2=0.8, bias_damping=4, init_std=1e-6)
     model = loop.run(SGDTraining(train, train, config), len(train), False, [])
     bias = (model(torch.arange(6), torch.zeros(6, dtype=torch.int64)) - train.ratings.mean()).tolist()
@@ -98,7 +98,7 @@ class Recorded(Workers):
         return super().map(work, items)
 
 
-def recorded() -> tuple[Interactions, SGDTraining, Recorded]:
+def recorded() -> tuple[RatingTensors, SGDTraining, Recorded]:
     train, validation = uneven()
     training = SGDTraining(train, validation, BLOCKED)
     training.workers = workers = Recorded()

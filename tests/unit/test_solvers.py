@@ -17,7 +17,7 @@ from mf.biases import BiasModel
 from mf.checkpoint import CheckpointFile
 from mf.errors import ConfigError, DataError, TrainingError
 from mf.model import MatrixFactorization
-from mf.solvers import SOLVERS, EpochReport, Interactions, configure, fit, solver_of
+from mf.solvers import SOLVERS, EpochReport, RatingTensors, configure, fit, solver_of
 from mf.solvers.adam import ORIGINAL
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ every_solver = pytest.mark.parametrize("solver", SOLVERS)
 
 
 @cache
-def planted() -> tuple[Interactions, Interactions, Interactions]:
+def planted() -> tuple[RatingTensors, RatingTensors, RatingTensors]:
     """12,000 ratings to train on, 1,500 to validate and 1,500 to test: biases, rank 2 and N(0, 0.5²), neither rounded
     nor clipped. No prediction has an RMSE below 0.5 but by chance."""
     g = torch.Generator().manual_seed(0)
@@ -48,22 +48,22 @@ def planted() -> tuple[Interactions, Interactions, Interactions]:
     b_u, b_m = (0.4 * torch.randn(n, generator=g) for n in (USERS, MOVIES))
     noise = NOISE * torch.randn(len(pairs), generator=g)
     ratings = 3.5 + b_u[users] + b_m[movies] + (p[users] * q[movies]).sum(1) + noise
-    whole = Interactions(users, movies, ratings, USERS, MOVIES)
+    whole = RatingTensors(users, movies, ratings, USERS, MOVIES)
     ends = (0, RATINGS, RATINGS + 1500, RATINGS + 3000)
     train, validation, test = (cut(whole, slice(a, b)) for a, b in pairwise(ends))
     return train, validation, test
 
 
-def cut(data: Interactions, rows: slice) -> Interactions:
+def cut(data: RatingTensors, rows: slice) -> RatingTensors:
     return replace(data, users=data.users[rows], movies=data.movies[rows], ratings=data.ratings[rows])
 
 
-def none(like: Interactions) -> Interactions:
+def none(like: RatingTensors) -> RatingTensors:
     return cut(like, slice(0, 0))
 
 
 def fitted(
-    solver: str, train: Interactions, validation: Interactions, **options: Any
+    solver: str, train: RatingTensors, validation: RatingTensors, **options: Any
 ) -> tuple[MatrixFactorization, list[EpochReport]]:
     reports: list[EpochReport] = []
     model = fit(train, validation, configure(solver, options), CPU, [reports.append])
@@ -348,7 +348,7 @@ def test_a_rating_that_is_not_finite_is_an_error_that_names_the_epoch_and_what_t
 @pytest.mark.parametrize(("users", "movies"), [(1, 1), (1, 5), (5, 1)])
 def test_one_user_one_movie_or_one_rating_is_enough(solver: str, users: int, movies: int) -> None:
     pairs = torch.arange(users * movies)
-    train = Interactions(pairs // movies, pairs % movies, 4.0 - pairs % 4, users, movies)
+    train = RatingTensors(pairs // movies, pairs % movies, 4.0 - pairs % 4, users, movies)
     for validation in (train, none(train)):
         model, _ = fitted(solver, train, validation, **SHORT[solver])
         answers = model.predict(train.users, train.movies)

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def test_the_state_dict_loads_without_pickle_and_the_card_is_complete(tmp_path: 
     assert json.loads((tmp_path / "model.json").read_text()) == {
         "format": 1, "run_id": "run-1", "solver": "adam", "config": {"factors": 4}, "mu": 3.25, "factors": 4,
         "rating_min": 0.5, "rating_max": 5.0, "rows": {"train": 9}, "users": 3, "movies": 3, "git_sha": "abc",
-        "trained_on": {"source": "r.csv", "columns": {"rating": "stars"}, "content_hash": "0a", "until": None},
+        "trained_on": asdict(TRAINED_ON),
         "metrics": {"test_rmse": 0.9}, "ranking": None,
     }  # fmt: skip
 

@@ -22,12 +22,10 @@ def test_it_holds_the_source_the_rows_and_the_time_of_the_newest_rating_of_both_
     train, validation = table(2001, None, 1999), table(2002)
     noted = TrainedOn.of(PROVENANCE, train, validation)
     assert noted == TrainedOn(
-        "table public.ratings",
-        PROVENANCE.columns,
-        content_hash(train),
-        "2002-01-01T00:00:00+00:00",
-        content_hash(validation),
+        "table public.ratings", PROVENANCE.columns, content_hash(train), "2002-01-01T00:00:00+00:00", noted.seen_hash
     )
+    other = TrainedOn.of(PROVENANCE, train, table(2004))
+    assert (other.content_hash, len({other.seen_hash, noted.seen_hash, ""})) == (noted.content_hash, 3)
     assert TrainedOn.of(PROVENANCE, table(2003), validation).until == "2003-01-01T00:00:00+00:00"
 
 

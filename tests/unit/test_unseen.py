@@ -14,7 +14,7 @@ from mf.model import MatrixFactorization
 from mf.sample import write_sample
 from mf.solvers import SOLVERS, EpochReport, configure, fit
 from mf.solvers.adam import ORIGINAL
-from mf.solvers.base import Interactions, rmse
+from mf.solvers.base import RatingTensors, rmse
 from mf.solvers.unseen import BiasFallback, _ridge_regressions
 
 USERS, MOVIES, RATINGS, K = 40, 30, 500, 4
@@ -23,19 +23,19 @@ Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @cache
-def ratings() -> Interactions:
+def ratings() -> RatingTensors:
     """Every user and every movie has some, the first ones many more than the last."""
     g = torch.Generator().manual_seed(0)
     users, movies = (
         torch.cat([torch.arange(n), (n * torch.rand(RATINGS - n, generator=g) ** 3).long()]) for n in (USERS, MOVIES)
     )
-    return Interactions(users, movies, 3 + torch.randn(RATINGS, generator=g), USERS, MOVIES)
+    return RatingTensors(users, movies, 3 + torch.randn(RATINGS, generator=g), USERS, MOVIES)
 
 
 @cache
 def fallback() -> BiasFallback:
     train = ratings()
-    none = Interactions(train.users[:0], train.movies[:0], train.ratings[:0], USERS, MOVIES)
+    none = RatingTensors(train.users[:0], train.movies[:0], train.ratings[:0], USERS, MOVIES)
     return BiasFallback(train, none)
 
 
@@ -118,12 +118,12 @@ def test_a_refit_moves_each_row_to_its_ridge_regression() -> None:
 # Every solver, with few factors and many, after few epochs and many.
 
 
-def interactions(rows: Sequence[tuple[Any, Any, float]]) -> tuple[Interactions, Interactions]:
+def interactions(rows: Sequence[tuple[Any, Any, float]]) -> tuple[RatingTensors, RatingTensors]:
     """Every tenth rating is held out; users and movies that only these have get row -1."""
     train, held_out = [row for i, row in enumerate(rows) if i % 10], rows[::10]
     users, movies = ({key: i for i, key in enumerate(sorted({row[c] for row in train}))} for c in (0, 1))
     whole, part = (
-        Interactions(
+        RatingTensors(
             torch.tensor([users.get(u, -1) for u, _, _ in data]),
             torch.tensor([movies.get(m, -1) for _, m, _ in data]),
             torch.tensor([rating for _, _, rating in data]),
@@ -136,7 +136,7 @@ def interactions(rows: Sequence[tuple[Any, Any, float]]) -> tuple[Interactions, 
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Interactions, Interactions]]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[RatingTensors, RatingTensors]]:
     """Training and validation ratings of a small file without noise, and of the sample."""
     pairs = [(u, m) for u in range(1, 61) for m in range(1, 41) if u * m % 3]
     with write_sample(tmp_path_factory.mktemp("sample")).ratings_csv.open(newline="") as file:
@@ -145,7 +145,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Interacti
     return {"grid": interactions(grid), "sample": interactions(sample)}
 
 
-def smallest_rmse(train: Interactions, values: Tensor, factors: int) -> float:
+def smallest_rmse(train: RatingTensors, values: Tensor, factors: int) -> float:
     """RMSE of the best vectors p, q float64[n, factors] for ``values`` on all training ratings, by least squares."""
     known = torch.zeros(train.n_users, train.n_movies, dtype=torch.float64)
     known[train.users, train.movies] = 1
@@ -165,7 +165,7 @@ def test_unseen_rows_get_the_bias_model_and_known_pairs_lose_little(
     file: str,
     solver: str,
     epochs: int | None,
-    files: dict[str, tuple[Interactions, Interactions]],
+    files: dict[str, tuple[RatingTensors, RatingTensors]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     train, validation = files[file]

@@ -12,7 +12,7 @@ from torch import Tensor
 from mf.errors import ConfigError
 from mf.model import MatrixFactorization
 from mf.solvers import loop, vb
-from mf.solvers.base import EpochReport, Interactions, generator
+from mf.solvers.base import EpochReport, RatingTensors, generator
 from mf.solvers.base import rmse as rmse_of
 from mf.solvers.gaussian import PosteriorMoments, by_user_and_movie
 from mf.solvers.vb import MeanFieldPosterior, VBConfig, empirical_prior
@@ -23,7 +23,7 @@ USERS, MOVIES, RANK, NOISE = 300, 200, 3, 0.5
 
 
 @pytest.fixture(scope="module")
-def planted() -> tuple[Interactions, Interactions]:
+def planted() -> tuple[RatingTensors, RatingTensors]:
     """12,000 ratings to train on and 3,000 held out: rank 3 and biases, unrounded, noise of 0.5."""
     g = torch.Generator().manual_seed(0)
     p, q = 0.8 * torch.randn(USERS, RANK, generator=g), 0.8 * torch.randn(MOVIES, RANK, generator=g)
@@ -32,11 +32,13 @@ def planted() -> tuple[Interactions, Interactions]:
     users, movies = pairs // MOVIES, pairs % MOVIES
     ratings = 3.5 + b_u[users] + b_m[movies] + (p[users] * q[movies]).sum(1) + NOISE * torch.randn(15_000, generator=g)
     held_out, train = slice(0, 3_000), slice(3_000, 15_000)
-    whole, part = (Interactions(users[x], movies[x], ratings[x], USERS, MOVIES) for x in (train, held_out))
+    whole, part = (RatingTensors(users[x], movies[x], ratings[x], USERS, MOVIES) for x in (train, held_out))
     return whole, part
 
 
-def fitted(planted: tuple[Interactions, Interactions], **options: Any) -> tuple[MatrixFactorization, list[EpochReport]]:
+def fitted(
+    planted: tuple[RatingTensors, RatingTensors], **options: Any
+) -> tuple[MatrixFactorization, list[EpochReport]]:
     reports: list[EpochReport] = []
     with torch.no_grad():
         training = vb.start(*planted, VBConfig.of(**options))
@@ -50,7 +52,7 @@ def second_moments(side: PosteriorMoments) -> Tensor:
     return side.table[:, side.square].view(n, d, d).double()
 
 
-def bound(fit: MeanFieldPosterior, data: Interactions, values: Tensor) -> float:
+def bound(fit: MeanFieldPosterior, data: RatingTensors, values: Tensor) -> float:
     """The evidence's lower bound, less constants, of Gaussians, priors and noise, with the two rows and the rating
     that keep priors and noise proper."""
     noise = fit.noise.double()
@@ -65,7 +67,7 @@ def bound(fit: MeanFieldPosterior, data: Interactions, values: Tensor) -> float:
     return float(total)
 
 
-def squared_error(fit: MeanFieldPosterior, data: Interactions, values: Tensor) -> Tensor:
+def squared_error(fit: MeanFieldPosterior, data: RatingTensors, values: Tensor) -> Tensor:
     """Σ E[(y - b_u - b_m - p·q)²], term by term."""
     z, w = fit.users.mean.double()[data.users], fit.movies.mean.double()[data.movies]
     zz, ww = second_moments(fit.users)[data.users], second_moments(fit.movies)[data.movies]
@@ -75,7 +77,7 @@ def squared_error(fit: MeanFieldPosterior, data: Interactions, values: Tensor) -
     return (y * y - 2 * y * ((p * q).sum(1) + b_u + b_m) + product).sum()
 
 
-def test_no_step_of_a_sweep_lowers_the_bound(planted: tuple[Interactions, Interactions]) -> None:
+def test_no_step_of_a_sweep_lowers_the_bound(planted: tuple[RatingTensors, RatingTensors]) -> None:
     train = planted[0]
     values = train.ratings - train.ratings.mean()
     fit, workers = MeanFieldPosterior(train, RANK, generator(0, 0)), Workers(CPU, 1)
@@ -92,7 +94,7 @@ def test_no_step_of_a_sweep_lowers_the_bound(planted: tuple[Interactions, Intera
 
 
 def test_planted_ratings_are_predicted_to_within_a_few_percent_of_their_noise(
-    planted: tuple[Interactions, Interactions],
+    planted: tuple[RatingTensors, RatingTensors],
 ) -> None:
     model, reports = fitted(planted, rank=RANK, fits=1, factors=RANK + 2, epochs=30)
     # 12,000 ratings tell 2,000 numbers: the best that can be is about √(1 + 2000/12000) of the noise.
@@ -101,7 +103,7 @@ def test_planted_ratings_are_predicted_to_within_a_few_percent_of_their_noise(
     assert reports[-1].train_rmse == pytest.approx(rmse_of(model, planted[0]), abs=1e-3)
 
 
-def test_the_noise_is_learned(planted: tuple[Interactions, Interactions]) -> None:
+def test_the_noise_is_learned(planted: tuple[RatingTensors, RatingTensors]) -> None:
     training = vb.start(*planted, VBConfig(rank=RANK, factors=RANK))
     with torch.no_grad():
         for number in range(1, 16):
@@ -109,13 +111,13 @@ def test_the_noise_is_learned(planted: tuple[Interactions, Interactions]) -> Non
     assert training.noise() == pytest.approx(NOISE, rel=0.03)
 
 
-def test_a_rank_far_above_the_truth_costs_little(planted: tuple[Interactions, Interactions]) -> None:
+def test_a_rank_far_above_the_truth_costs_little(planted: tuple[RatingTensors, RatingTensors]) -> None:
     right, _ = fitted(planted, rank=RANK, factors=16, fits=1, epochs=30)
     generous, _ = fitted(planted, rank=12, factors=16, fits=1, epochs=30)
     assert rmse_of(generous, planted[1]) < 1.05 * rmse_of(right, planted[1])
 
 
-def test_it_stops_when_it_has_converged_and_says_so(planted: tuple[Interactions, Interactions]) -> None:
+def test_it_stops_when_it_has_converged_and_says_so(planted: tuple[RatingTensors, RatingTensors]) -> None:
     _, reports = fitted(planted, rank=RANK, factors=RANK, epochs=200)
     assert 5 < len(reports) < 60
     assert "converged" in reports[-1].note
@@ -123,7 +125,7 @@ def test_it_stops_when_it_has_converged_and_says_so(planted: tuple[Interactions,
     assert reports[0].note == "1 fit of 3 factors"
 
 
-def test_the_fits_are_averaged(planted: tuple[Interactions, Interactions]) -> None:
+def test_the_fits_are_averaged(planted: tuple[RatingTensors, RatingTensors]) -> None:
     train, held_out = planted
     with torch.no_grad():
         training = vb.start(train, held_out, VBConfig(rank=RANK, fits=3))
@@ -146,7 +148,7 @@ def test_the_fits_are_averaged(planted: tuple[Interactions, Interactions]) -> No
 
 
 def test_vectors_weighed_by_ratings_are_orthogonal_and_of_equal_length_on_both_sides_and_padded_with_zeros(
-    planted: tuple[Interactions, Interactions],
+    planted: tuple[RatingTensors, RatingTensors],
 ) -> None:
     model, _ = fitted(planted, rank=RANK, fits=1, factors=8, epochs=10)
     users, movies = (
@@ -171,7 +173,7 @@ def test_the_empirical_prior_is_that_of_the_rows_and_how_uncertain_they_are() ->
     torch.testing.assert_close(torch.linalg.inv(prior.precision), expected)
 
 
-def test_a_resumed_fit_ends_with_the_same_bits(planted: tuple[Interactions, Interactions]) -> None:
+def test_a_resumed_fit_ends_with_the_same_bits(planted: tuple[RatingTensors, RatingTensors]) -> None:
     config = VBConfig(rank=RANK, fits=2, epochs=6)
     with torch.no_grad():
         whole, resumed = (vb.start(*planted, config) for _ in range(2))
@@ -185,7 +187,7 @@ def test_a_resumed_fit_ends_with_the_same_bits(planted: tuple[Interactions, Inte
             assert torch.equal(table, resumed.model().state_dict()[name])
 
 
-def test_a_resumed_fit_that_had_converged_stays_so(planted: tuple[Interactions, Interactions]) -> None:
+def test_a_resumed_fit_that_had_converged_stays_so(planted: tuple[RatingTensors, RatingTensors]) -> None:
     config = VBConfig(rank=RANK, epochs=9)
     converged, resumed = (vb.start(*planted, config) for _ in range(2))
     with torch.no_grad():
@@ -195,21 +197,21 @@ def test_a_resumed_fit_that_had_converged_stays_so(planted: tuple[Interactions, 
     assert resumed.epochs == 4
 
 
-def test_a_seed_gives_one_result_and_another_seed_another(planted: tuple[Interactions, Interactions]) -> None:
+def test_a_seed_gives_one_result_and_another_seed_another(planted: tuple[RatingTensors, RatingTensors]) -> None:
     first, again, other = (fitted(planted, rank=RANK, epochs=2, seed=seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first.user_factors.weight, again.user_factors.weight)
     assert not torch.allclose(first.user_factors.weight, other.user_factors.weight, atol=0.1)
 
 
-def test_ratings_that_are_all_the_same_are_predicted_as_such(planted: tuple[Interactions, Interactions]) -> None:
-    same = Interactions(planted[0].users, planted[0].movies, torch.full((12_000,), 4.0), USERS, MOVIES)
+def test_ratings_that_are_all_the_same_are_predicted_as_such(planted: tuple[RatingTensors, RatingTensors]) -> None:
+    same = RatingTensors(planted[0].users, planted[0].movies, torch.full((12_000,), 4.0), USERS, MOVIES)
     model, reports = fitted((same, same), epochs=12)
     assert all(math.isfinite(report.train_rmse) for report in reports)
     torch.testing.assert_close(model(same.users, same.movies), same.ratings, rtol=0, atol=0.01)
 
 
 def test_one_rating_is_enough_to_fit() -> None:
-    one = Interactions(torch.tensor([0]), torch.tensor([0]), torch.tensor([4.0]), 1, 1)
+    one = RatingTensors(torch.tensor([0]), torch.tensor([0]), torch.tensor([4.0]), 1, 1)
     model, _ = fitted((one, one), epochs=3)
     assert model.predict(torch.tensor([0, -1]), torch.tensor([0, 0])).tolist() == pytest.approx([4.0, 4.0])
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from mf.errors import ConfigError, DataError, SupabaseError
 from mf.ratings.config import IngestConfig
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER
+from mf.ratings.schema import COUNT, MOVIE, RATED_AT, RATING, USER
 from mf.ratings.values import check, reason
 
 SCHEMA = "public"  # the schema that Supabase's API shows by default
@@ -23,6 +23,7 @@ TYPES = {
     USER: ("integer", "string"),
     MOVIE: ("integer", "string"),
     RATING: ("integer", "number"),
+    COUNT: ("integer", "number"),
     RATED_AT: ("integer", "number", "string"),
     KEY: ("integer", "string", "boolean"),
 }

@@ -13,7 +13,7 @@ from mf.errors import SupabaseError
 from mf.progress import Progress
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER
+from mf.ratings.schema import COUNT, MOVIE, RATED_AT, RATING, USER
 from mf.supabase.database import Database
 from mf.supabase.snapshot import select, snapshot
 from mf.supabase.tables.description import KEY, SCHEMA, Table, check_rows, grant, no_such_table, table_name
@@ -178,14 +178,15 @@ def _bounds(source: _Source, config: IngestConfig) -> list[sql.Composable]:
 def _cast(base: str, column: str, role: str) -> sql.Composable:
     """The expression to select for a column, of a type that Arrow has. A numeric is selected as text: it may be beyond
     float8, where a cast would end the query."""
+    is_number = role in (RATING, COUNT)
     if role == RATED_AT and base in ("timestamp", "date"):
         form = "t.{}::timestamp at time zone 'UTC'"
-    elif base in ("float4", "timestamptz") and role in (RATING, RATED_AT):
+    elif base in ("float4", "timestamptz") and (is_number or role == RATED_AT):
         form = "t.{}"
-    elif base == "float8" or (role == RATING and base in ("int4", "int8")):
+    elif base == "float8" or (is_number and base in ("int4", "int8")):
         form = "t.{}::float8"
     elif base in ("int2", "int4", "int8"):
-        form = "t.{}::float4" if role == RATING else "t.{}::int8"
+        form = "t.{}::float4" if is_number else "t.{}::int8"
     else:
         form = "t.{}::text"
     return sql.SQL(form).format(sql.Identifier(column))

@@ -126,7 +126,12 @@ function showKnownUser() {
 }
 
 function showRecommended(best) {
-  byId('recommended').replaceChildren(...best.map((movie) => row(movie, ...stars(movie.predicted_rating, 2))))
+  byId('recommended').replaceChildren(...best.map((movie) => row(movie, ...predicted(movie))))
+}
+
+// A run of clicks predicts no rating.
+function predicted(movie) {
+  return movie.predicted_rating === null ? [] : stars(movie.predicted_rating, 2)
 }
 
 function recommendToNewUser() {

@@ -52,7 +52,7 @@ def packages(locks: Iterable[Path] = LOCKS, pyproject: Path = PYPROJECT) -> Find
 def _locked_versions(locks: Iterable[Path], pyproject: Path) -> Iterator[tuple[str, str]]:
     lines = [line.rstrip(" \\") for lock in locks for line in lock.read_text().splitlines() if line[:1].isalnum()]
     # torch is locked by version only, because its builds differ.
-    lines += [line for line in tomllib.loads(pyproject.read_text())["project"]["dependencies"] if "torch==" in line]
+    lines += tomllib.loads(pyproject.read_text())["dependency-groups"]["torch"]
     for requirement in map(Requirement, lines):
         if requirement.marker is None or requirement.marker.evaluate():
             yield requirement.name, str(requirement.specifier).removeprefix("==")

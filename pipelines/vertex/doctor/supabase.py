@@ -140,7 +140,7 @@ def required(config: SchemaConfig) -> tuple[list[str], dict[str, set[str]]]:
     granted = re.findall(r"grant execute on function ([^;]+?)\s+to service_role;", text)
     names = {name.strip().removeprefix("public.") for group in granted for name in group.split(",")}
     functions = {
-        name: set(re.findall(r"(?:^|,)\s*(\w+) ", arguments))
+        name: set(re.findall(r'(?:^|,)\s*"?(\w+)"? ', arguments))
         for name, arguments in re.findall(r"create or replace function public\.(\w+)\(([^)]*)\)", text)
         if name in names
     }

@@ -1,0 +1,181 @@
+"""The command ``mf``: train, evaluate, recommend, schema, runs, local."""
+
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+import mf
+from mf.config import Config, did_you_mean
+from mf.errors import ConfigError, needs_extra, reported
+from mf.flags import Parser, add_flags, given
+
+# Everything else is imported by the command that needs it: PyTorch alone takes a second and a half.
+if TYPE_CHECKING:
+    from mf.library import Model
+
+PROG = "mf"
+
+
+class ModelConfig(Config):
+    """A model directory and the ratings of its users."""
+
+    model: Path = Field(Path("output"), description="model directory")
+    ratings_csv: str = Field(
+        "", description="file of the users' ratings; default: those that mf train wrote to the model directory"
+    )
+
+
+class EvaluateConfig(ModelConfig):
+    """Options of ``mf evaluate``."""
+
+    test_csv: str = Field(description="file of test ratings, which the model was not trained on")
+    k: int = Field(10, ge=1, le=1000, description="length of the lists that are scored")
+
+
+class RecommendConfig(ModelConfig):
+    """Options of ``mf recommend``."""
+
+    k: int = Field(10, ge=1, le=1000, description="length of the list")
+    include_seen: bool = Field(False, description="list movies that the user has rated, too")
+    titles_csv: str = Field(
+        "", description="file of movie titles (movieId, title); default: movies.csv beside the file of ratings"
+    )
+
+
+def train_command(argv: Sequence[str], prog: str) -> None:
+    """Trains a model on a file or a table of ratings, and publishes it with --publish."""
+    from mf.__main__ import train_once
+
+    train_once(argv)
+
+
+def evaluate_command(argv: Sequence[str], prog: str) -> None:
+    """Scores a model on test ratings, beside baselines."""
+    parser = Parser(prog, evaluate_command.__doc__)
+    add_flags(parser, EvaluateConfig, "model and ratings")
+    config = EvaluateConfig.of(**given(parser.parse_args(argv), EvaluateConfig))
+    evaluation = _model(config).evaluate(config.test_csv, k=config.k)
+    print(evaluation.headline())
+    print(evaluation.log_line())
+
+
+def recommend_command(argv: Sequence[str], prog: str) -> None:
+    """Lists the movies that a model recommends to a user."""
+    parser = Parser(prog, recommend_command.__doc__)
+    parser.add_argument("user", metavar="USER", help="id of the user")
+    add_flags(parser, RecommendConfig, "model and list")
+    namespace = parser.parse_args(argv)
+    config = RecommendConfig.of(**given(namespace, RecommendConfig))
+    model = _model(config)
+    from mf.ratings.titles import read_titles, titles_beside
+
+    source = model.provenance.source if model.provenance else ""
+    titles = read_titles(config.titles_csv) if config.titles_csv else titles_beside(source)
+    user = _id(namespace.user, model)
+    if not model.knows(user):
+        print(f"user {user} is unknown to the model: the list is the one of a new user")
+    for one in model.recommend(user, config.k, exclude_seen=not config.include_seen):
+        stars = "" if one.predicted_rating is None else f"{one.predicted_rating:.2f}  "
+        why = "" if one.because is None else f"  (because of {_title(titles, one.because)})"
+        print(f"  {stars}{_title(titles, one.movie_id)}{why}")
+
+
+def schema_command(argv: Sequence[str], prog: str) -> None:
+    """Prints the migration for a Supabase project."""
+    from mf.supabase.config import SchemaConfig
+    from mf.supabase.schema import migration
+
+    parser = Parser(prog, schema_command.__doc__)
+    add_flags(parser, SchemaConfig, "the database")
+    print(migration(SchemaConfig.of(**given(parser.parse_args(argv), SchemaConfig))), end="")
+
+
+def runs_command(argv: Sequence[str], prog: str) -> None:
+    """Lists published runs, restores an earlier one, deletes old ones."""
+    from mf.supabase import runs
+
+    runs.main(argv)
+
+
+def local_command(argv: Sequence[str], prog: str) -> None:
+    """Runs an embedded Supabase until Ctrl-C."""
+    with needs_extra("local", "the embedded Supabase"):
+        from mf.local.__main__ import main as local
+    sys.exit(local(argv, prog))
+
+
+Command = Callable[[Sequence[str], str], None]
+COMMANDS: dict[str, Command] = {
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "recommend": recommend_command,
+    "schema": schema_command,
+    "runs": runs_command,
+    "local": local_command,
+}
+
+
+def run_command(argv: Sequence[str], prog: str) -> None:
+    """Runs the command that ``argv`` begins with.
+
+    Raises:
+        ConfigError: there is no such command.
+    """
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        print(command_help(prog))
+    elif name == "--version":
+        print(f"mf {mf.__version__}")
+    elif name not in COMMANDS:
+        name = name.partition("=")[0]  # the value may be a secret key
+        hint = f"; {prog} train takes flags" if name.startswith("-") else did_you_mean(name, COMMANDS)
+        raise ConfigError(f"found {name}, expected one of {', '.join(COMMANDS)}{hint}")
+    else:
+        COMMANDS[name](argv[1:], f"{prog} {name}")
+
+
+def command_help(prog: str) -> str:
+    """The commands, one a line."""
+    lines = [f"  {name:<10} {command.__doc__}" for name, command in COMMANDS.items()]
+    options = ["  --version  show the version", f"\n{prog} COMMAND --help shows a command's flags."]
+    return "\n".join([f"usage: {prog} COMMAND [flags]\n", *lines, *options])
+
+
+def run() -> None:
+    """The entry point ``mf``: a mistake of the user is one line on stderr and exit status 2."""
+    warnings.showwarning = _show_warning
+    try:
+        with reported():
+            run_command(sys.argv[1:], PROG)
+    except KeyboardInterrupt:
+        sys.exit("stopped")
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _model(config: ModelConfig) -> "Model":
+    from mf.library import load
+
+    return load(config.model, config.ratings_csv or None)
+
+
+def _title(titles: Mapping[str, str], movie: Any) -> str:
+    """The title or the id; what is no letter and would act on a terminal is shown as an escape."""
+    text = titles.get(str(movie), str(movie))
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def _id(text: str, model: "Model") -> Any:
+    """An id of the command line as the model has it."""
+    import pyarrow as pa
+
+    try:
+        return int(text) if pa.types.is_integer(model.users.type) else text
+    except ValueError:
+        raise ConfigError(f"user {text!r}: expected an integer, like the model's user ids") from None

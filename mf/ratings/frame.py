@@ -1,0 +1,239 @@
+"""Read ratings from a data frame: pandas, polars, pyarrow, a dict of columns or a SciPy matrix."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+from uuid import UUID
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.sparse import issparse
+
+from mf.errors import DataError
+from mf.progress import Progress
+from mf.ratings.collect import Collector
+from mf.ratings.config import IngestConfig, shown
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER
+from mf.ratings.values import check, reason
+
+BATCH = 1 << 20  # rows that are checked at a time
+EXACT = 2.0**53  # below it float64 holds every integer
+
+
+@runtime_checkable
+class ArrowStream(Protocol):
+    """A data frame that Arrow can read (the PyCapsule interface): pandas, polars, pyarrow, DuckDB and others."""
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
+
+
+Frame = ArrowStream | Mapping[str, Any]  # a mapping: name to column
+
+
+def to_arrow(frame: Any, what: str = "ratings") -> pa.Table:
+    """A data frame as an Arrow table, without a copy where the types allow.
+
+    Args:
+        frame: see ``Frame``; also a SciPy sparse matrix, whose rows are users and whose columns are movies, by number.
+        what: name of the argument, for errors.
+
+    Raises:
+        DataError: it is something else, or Arrow cannot read a column.
+    """
+    try:
+        if issparse(frame):
+            matrix = frame.tocoo()
+            return pa.table({"user_id": matrix.row, "movie_id": matrix.col, "rating": matrix.data})
+        if isinstance(frame, pa.Table):
+            return frame
+        if hasattr(frame, "__arrow_c_stream__") or hasattr(frame, "__arrow_c_array__"):
+            return pa.table(frame)
+        if isinstance(frame, Mapping):
+            return pa.table(dict(frame))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"{what}: cannot be read as a table ({' '.join(str(error).split())[:300]})") from None
+    raise DataError(
+        f"{what}: found {_kind(frame)}, expected a file's name, a data frame (pandas, polars, pyarrow), a dict of "
+        "columns or a SciPy sparse matrix"
+    )
+
+
+def _kind(frame: Any) -> str:
+    kind = type(frame)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]} {kind.__name__}"
+
+
+def frame_name(frame: Any) -> str:
+    """The source's name in errors and records: ``pandas DataFrame``."""
+    return _kind(frame)
+
+
+def read(table: pa.Table, config: IngestConfig, sink: Collector) -> dict[str, str]:
+    """Read ``table`` into ``sink``, by the rules for a database table. A row is named by its number, from 0.
+
+    Returns:
+        Which column was read as what, ``{"user_id": "userId", …}``.
+
+    Raises:
+        DataError: a column is missing or has a type that cannot be used; or as ``sink.add`` raises.
+    """
+    columns = config.find_columns(table.column_names, sink.source)
+    cells = pa.table(
+        {role: _cells(table[name], role, f"{sink.source}: column {name}") for role, name in columns.items()}
+    )
+    with Progress(f"read {sink.source}", len(cells)) as progress:
+        for start in range(0, len(cells), BATCH):
+            batch = cells.slice(start, BATCH)
+            checked = check(batch, is_file=False)
+            bad = np.flatnonzero(~checked.usable)
+            for number, row in zip(bad.tolist(), batch.take(pa.array(bad)).to_pylist(), strict=True):
+                text = json.dumps(
+                    {columns[role]: value for role, value in row.items()}, ensure_ascii=False, default=str
+                )
+                sink.reject(f"row {start + number}", reason({RATED_AT: None, **row}), text)
+            forms = checked.time_forms.items()
+            sink.add(checked.ratings, {form: f"row {start + row}: {text}" for form, (row, text) in forms})
+            sink.check(len(cells) - start - len(batch))
+            progress.advance(len(batch))
+    return columns
+
+
+def _cells(column: pa.ChunkedArray, role: str, where: str) -> pa.ChunkedArray:
+    """A column with one of the types that ``mf.ratings.values.check`` takes for ``role``."""
+    try:
+        column = _plain(column)
+        if role in (USER, MOVIE):
+            return _integers(column) if pa.types.is_floating(column.type) else _id_cells(column)
+        return _rating_cells(column) if role == RATING else _time_cells(column)
+    except (pa.ArrowException, ValueError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise DataError(f"{where} of type {column.type} cannot be read as {role}: {text}") from None
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Without dictionary, view and extension types."""
+    kind = column.type
+    if isinstance(kind, pa.UuidType):
+        texts = [None if value is None else str(value) for value in column.to_pylist()]
+        return pa.chunked_array([pa.array(texts, pa.string())])
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain(pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type))
+    if pa.types.is_dictionary(kind):
+        parts = [_plain(pa.chunked_array([chunk.dictionary])).take(chunk.indices) for chunk in column.chunks]
+        return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
+        return column.cast(pa.string())
+    return column
+
+
+def _id_cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_string(column.type):
+        return column
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.int64())
+    raise ValueError("expected integers or text")
+
+
+def _integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """int64 of whole floats, as pandas holds integers beside gaps; NaN is null."""
+    numbers = column.cast(pa.float64())
+    missing = pc.or_kleene(numbers.is_null(), pc.is_nan(numbers)).fill_null(True)
+    numbers = pc.if_else(missing, pa.scalar(None, pa.float64()), numbers)
+    whole = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), EXACT))
+    if not pc.all(whole).as_py() and pc.any(numbers.is_valid()).as_py():
+        first = numbers.filter(pc.invert(whole).fill_null(False))[0].as_py()
+        raise ValueError(f"found {first:g}, expected whole numbers or text")
+    return numbers.cast(pa.int64())
+
+
+def _rating_cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_boolean(column.type):
+        return column.cast(pa.int8())
+    if pa.types.is_decimal(column.type):
+        return column.cast(pa.float64())
+    if pa.types.is_float16(column.type):
+        return column.cast(pa.float32())
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_string(column.type):
+        return column
+    raise ValueError("expected numbers")
+
+
+def _time_cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("s"))
+    if pa.types.is_timestamp(column.type):
+        # A time without a zone is UTC. Digits below a microsecond are dropped.
+        return column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(TIMESTAMP)
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.int64())
+    if pa.types.is_floating(column.type):
+        numbers = column.cast(pa.float64())
+        return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
+    if pa.types.is_string(column.type):
+        return column
+    raise ValueError("expected times, numbers or text")
+
+
+def ids_of(values: Any, like: pa.DataType, what: str) -> pa.Array:
+    """Ids as an Arrow array of the type ``like`` (int64 or string).
+
+    Integers are taken as text where the model's ids are text, since a database may store them so.
+
+    Args:
+        values: an Arrow column, or any sequence of integers, texts and UUIDs.
+        like: the type of the model's ids.
+        what: the ids' name, for errors.
+
+    Raises:
+        DataError: they are of another type, or one is missing.
+    """
+    try:
+        if not isinstance(values, pa.Array | pa.ChunkedArray):
+            values = pa.array([str(value) if isinstance(value, UUID) else value for value in values])
+        column = _plain(values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values]))
+        column = _integers(column) if pa.types.is_floating(column.type) else _id_cells(column)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"{what}: {' '.join(str(error).split())[:200]}") from None
+    if column.null_count:
+        place = column.is_null().index(pa.scalar(True)).as_py()
+        raise DataError(f"{what}: found no id at position {place}, expected an integer or a text")
+    if len(column) and pa.types.is_integer(like) and not pa.types.is_integer(column.type):
+        raise DataError(f"{what}: found the text {shown(column[0].as_py())}, expected integers like the model's ids")
+    ids: pa.Array = column.cast(like).combine_chunks()
+    return ids
+
+
+def pairs_of(pairs: Any, config: IngestConfig, user: pa.DataType, movie: pa.DataType) -> tuple[pa.Array, pa.Array]:
+    """The ids of (user, movie) pairs, of the types ``user`` and ``movie``.
+
+    Args:
+        pairs: a data frame with columns of users and movies, or a sequence of pairs.
+
+    Raises:
+        DataError: it is neither, or its ids are of another type.
+    """
+    if isinstance(pairs, Sequence | np.ndarray) and not isinstance(pairs, str | bytes):
+        rows = [tuple(pair) if isinstance(pair, Sequence | np.ndarray) else (pair,) for pair in pairs]
+        if odd := next((row for row in rows if len(row) != 2), None):
+            raise DataError(f"pairs: found {odd!r}, expected pairs (user, movie)")
+        users, movies = zip(*rows, strict=True) if rows else ((), ())
+        columns: tuple[Any, Any] = ([_item(one) for one in users], [_item(one) for one in movies])
+    else:
+        table = to_arrow(pairs, "pairs")
+        names = config.find_columns([*table.column_names, *_absent(table.column_names, config)], "pairs")
+        columns = table[names[USER]], table[names[MOVIE]]
+    return ids_of(columns[0], user, "users"), ids_of(columns[1], movie, "movies")
+
+
+def _absent(names: Sequence[str], config: IngestConfig) -> list[str]:
+    """The name of a rating column, where pairs need none and have none."""
+    try:
+        config.find_columns(names, "pairs")
+    except DataError:
+        return [config.rating_column or RATING] if (config.rating_column or RATING) not in names else []
+    return []
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
