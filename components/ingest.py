@@ -73,6 +73,7 @@ def ingest(
         if earlier:
             earlier.save(Path(initial_model.path))
             initial_model.metadata["run_id"] = earlier.header.run_id
+        print(f"reading {config.ratings_csv or f'table {config.import_table}'}", flush=True)
         provenance = ingest(config, Path(ratings.path), Path(rejects.path), url=supabase_url, for_training=True)
         if not provenance.has_ratings:
             check_lists(parameters)
