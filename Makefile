@@ -11,6 +11,7 @@ BASE_IMAGE ?=
 CRON ?=
 RATINGS ?=
 IMPORT_TABLE ?=
+FRESH ?=
 SETTINGS ?= pipelines/settings.toml
 
 VENV := .venv
@@ -54,8 +55,8 @@ $(INSTALLED): requirements/all.lock requirements/pipeline-components.lock pyproj
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/installed-* && touch $@
 
-run: $(INSTALLED) ## train, evaluate and publish on this machine: RATINGS=file.csv or IMPORT_TABLE=ratings, else the sample; SUPABASE_URL=… your project
-	@$(PY) -m pipelines run $(source) $(call typed_flag,SUPABASE_URL,--supabase_url) $(params)
+run: $(INSTALLED) ## train, evaluate and publish on this machine: RATINGS=file.csv or IMPORT_TABLE=ratings, else the sample; SUPABASE_URL=… your project; FRESH=1 reads an unchanged file again
+	@$(PY) -m pipelines run $(source) $(call typed_flag,SUPABASE_URL,--supabase_url) $(if $(value FRESH),--fresh) $(params)
 
 seed-table: $(INSTALLED) ## fill the table "ratings" of the embedded Supabase from RATINGS=file.csv, else from the sample
 	@$(PY) -m pipelines seed-table $(source) $(params)

@@ -104,6 +104,7 @@ def doctor_command(parser: Parser, argv: Sequence[str]) -> None:
 def run_command(parser: Parser, argv: Sequence[str]) -> None:
     """Runs the pipeline on this machine, against an embedded Supabase or, with --supabase_url, the user's project."""
     _source_flags(parser, "table to read instead of a file, of the embedded Supabase or of the project")
+    parser.add_argument("--fresh", action="store_true", help="read the file again, also if an earlier run has read it")
     parser.add_argument("--supabase_url", default="", help="the user's own project; needs --ratings or --import_table")
     options = parser.parse_args(argv)
     if options.ratings and options.import_table:
@@ -114,7 +115,8 @@ def run_command(parser: Parser, argv: Sequence[str]) -> None:
 
     parameters = _local_parameters(options.param)
     if options.supabase_url:
-        run_own(own_source(options.supabase_url, options.ratings, options.import_table), parameters, options.home)
+        own = own_source(options.supabase_url, options.ratings, options.import_table)
+        run_own(own, parameters, options.home, options.fresh)
         return
     if options.import_table:
         source = sources.table_source(options.import_table, parameters, options.home)
@@ -122,7 +124,7 @@ def run_command(parser: Parser, argv: Sequence[str]) -> None:
         source = sources.file_source(options.ratings, parameters)
     else:
         source = sources.sample_source(options.home)
-    run(source, parameters, options.home)
+    run(source, parameters, options.home, options.fresh)
 
 
 def seed_command(parser: Parser, argv: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from kfp import local
 
 from mf.errors import MfError
 from mf.local import LocalSupabase
+from mf.reuse import FOLDER
 from mf.supabase.config import ExportConfig
 from mf.supabase.find import find_target
 from mf.supabase.schema import migration
@@ -32,10 +33,11 @@ from pipelines.training import NAME, build
 KEPT_RUNS = 3  # per source
 
 
-def run(source: LocalSource, parameters: Mapping[str, Any], home: Path) -> None:
+def run(source: LocalSource, parameters: Mapping[str, Any], home: Path, fresh: bool = False) -> None:
     """Runs all steps of the pipeline, then prints a summary.
 
     Args:
+        fresh: read a file again that an earlier run has read.
         source: the ratings and their database.
         parameters: of the pipeline, in addition to the source's.
         home: folder of the databases and of the steps' outputs.
@@ -48,7 +50,7 @@ def run(source: LocalSource, parameters: Mapping[str, Any], home: Path) -> None:
     no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY"), os.environ.get("no_proxy"), "127.0.0.1"]))
     with (
         terminating_steps(),
-        environment(NO_PROXY=no_proxy, no_proxy=no_proxy),
+        environment(NO_PROXY=no_proxy, no_proxy=no_proxy, **ingested(home, fresh)),
         LocalSupabase(home / "supabase", source.database) as supabase,
     ):
         views = {k: v for k, v in parameters.items() if k.endswith("_export_table")}
@@ -76,10 +78,19 @@ def remove_outdated(folders: Iterable[Path]) -> None:
             shutil.rmtree(folder)
 
 
-def run_own(source: OwnSource, parameters: Mapping[str, Any], home: Path) -> None:
+def ingested(home: Path, fresh: bool) -> dict[str, str]:
+    """The environment variable that says where the checked ratings of unchanged files are kept."""
+    folder = home / "ingested"
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {FOLDER: str(folder)}
+
+
+def run_own(source: OwnSource, parameters: Mapping[str, Any], home: Path, fresh: bool = False) -> None:
     """Runs all steps of the pipeline against the user's own project, then prints a summary.
 
     Args:
+        fresh: read a file again that an earlier run has read.
         source: the ratings and the project.
         parameters: of the pipeline, in addition to the source's.
         home: folder of the steps' outputs; the last report and verdict are copied there.
@@ -89,7 +100,7 @@ def run_own(source: OwnSource, parameters: Mapping[str, Any], home: Path) -> Non
     """
     folder = home / "runs" / source.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with terminating_steps(), environment(**source.project.environment()):
+    with terminating_steps(), environment(**source.project.environment(), **ingested(home, fresh)):
         views = {name: value for name, value in parameters.items() if name in ExportConfig.model_fields}
         schema = source.project.schema(views)
         with tempfile.TemporaryDirectory(dir=folder) as temporary, environment(True, TMPDIR=temporary):

@@ -17,6 +17,7 @@ ROOMS = (
     ("mf.library",),
     ("mf.parameters",),
     ("mf.recommender", "mf.publish", "mf.refit"),
+    ("mf.reuse",),
     ("mf.evaluation", "mf.ingest", "mf.train", "mf.local"),
     ("mf.warm_start",),
     ("mf.supabase",),
