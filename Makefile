@@ -11,6 +11,7 @@ BASE_IMAGE ?=
 CRON ?=
 RATINGS ?=
 IMPORT_TABLE ?=
+FRESH ?=
 SETTINGS ?= pipelines/settings.toml
 # Where to compile for and run: vertex or kubeflow (default: as the settings say).
 TARGET ?=
@@ -25,9 +26,13 @@ TORCH_VERSION := $(shell sed -n 's/.*"torch==\(.*\)".*/\1/p' pyproject.toml)
 INSTALLED := $(VENV)/installed-$(TORCH)
 
 # No recipe holds the text of these: it is in the environment as GIVEN_…, so it may have blanks, quotes and $ in it.
+# A project of the user's own counts on make's command line only: an exported variable never publishes.
 TEXTS := RATINGS IMPORT_TABLE PARAMS SETTINGS CRON TZ NAME BASE_IMAGE TORCH TORCH_INDEX ONLY ROWS TARGET JOB
 $(foreach text,$(TEXTS),$(eval export GIVEN_$(text) = $$(value $(text))))
+export GIVEN_SUPABASE_URL = $(value SUPABASE_URL)
 unexport $(filter-out TZ,$(TEXTS))
+$(foreach secret,SUPABASE_KEY SUPABASE_DB_URL,$(if $(filter command line,$(origin $(secret))),$(error $(secret) on make's \
+  command line can be read in the list of processes and stays in the shell's history: export it, or leave it out to be asked)))
 flag = $(if $(value $(1)),$(2)="$$GIVEN_$(1)")
 # Many environments have a TZ and some a NAME of their own: these two count on make's command line only.
 typed_flag = $(if $(filter command line,$(origin $(1))),$(flag))
@@ -53,8 +58,8 @@ $(INSTALLED): requirements/all.lock requirements/pipeline-components.lock pyproj
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/installed-* && touch $@
 
-run: $(INSTALLED) ## train, evaluate and publish on this machine: RATINGS=file.csv or IMPORT_TABLE=ratings, else the sample
-	@$(PY) -m pipelines run $(source) $(params)
+run: $(INSTALLED) ## train, evaluate and publish on this machine: RATINGS=file.csv or IMPORT_TABLE=ratings, else the sample; SUPABASE_URL=… your project; FRESH=1 reads an unchanged file again
+	@$(PY) -m pipelines run $(source) $(call typed_flag,SUPABASE_URL,--supabase_url) $(if $(value FRESH),--fresh) $(params)
 
 seed-table: $(INSTALLED) ## fill the table "ratings" of the embedded Supabase from RATINGS=file.csv, else from the sample
 	@$(PY) -m pipelines seed-table $(source) $(params)

@@ -49,6 +49,10 @@ def evaluate(
         train, provenance = read_ratings(Path(train_ratings.path))
         validation, _ = read_ratings(Path(validation_ratings.path))
         test, _ = read_ratings(Path(test_ratings.path))
+        print(
+            f"evaluating model {trained.run_id} on {len(test):,} test rows, beside baselines and the published run",
+            flush=True,
+        )
         judgement = judge(
             trained,
             train,

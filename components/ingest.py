@@ -34,6 +34,7 @@ def ingest(
     batch_size: int,
     lr: float,
     init_from: str,
+    refit: bool,
     relevance_threshold: str,
     max_regression: float,
     max_ndcg_regression: float,
@@ -58,8 +59,8 @@ def ingest(
     from pathlib import Path
 
     from mf.errors import reported
-    from mf.ingest import ingest
     from mf.parameters import UNUSED_WITHOUT_RATINGS, check, check_gpus, check_lists, ingest_config
+    from mf.reuse import ingest_once
     from mf.supabase.find import find_target
     from mf.warm_start import EarlierModel
 
@@ -72,7 +73,10 @@ def ingest(
         if earlier:
             earlier.save(Path(initial_model.path))
             initial_model.metadata["run_id"] = earlier.header.run_id
-        provenance = ingest(config, Path(ratings.path), Path(rejects.path), url=supabase_url, for_training=True)
+        print(f"reading {config.ratings_csv or f'table {config.import_table}'}", flush=True)
+        provenance, reused = ingest_once(config, Path(ratings.path), Path(rejects.path), url=supabase_url)
+        if reused:
+            print(f"{config.ratings_csv} is unchanged and not read again (FRESH=1 reads it)")
         if not provenance.has_ratings:
             check_lists(parameters)
     print(provenance.summary())

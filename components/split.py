@@ -17,6 +17,7 @@ def split(
     """Splits the ratings into a training, a validation and a test part."""
     parameters = dict(locals())
 
+    from dataclasses import replace
     from pathlib import Path
 
     from mf.errors import ConfigError, reported
@@ -27,7 +28,10 @@ def split(
     with reported():
         config = split_config(parameters)
         table, provenance = read_ratings(Path(ratings.path))
+        print(f"{split} split of {len(table):,} ratings", flush=True)
         parts = split_ratings(table, config)
+        if split == "hash":
+            provenance = replace(provenance, split={"seed": seed, "test_size": test_size})
         if not len(parts.test):
             raise ConfigError(f"test_size {test_size:g} of {len(table):,} ratings leaves the test part empty: raise it")
         for artifact, part in zip((train_ratings, validation_ratings, test_ratings), parts, strict=True):

@@ -43,9 +43,9 @@ def train(
         ratings, provenance = read_ratings(Path(train_ratings.path))
         validation, _ = read_ratings(Path(validation_ratings.path))
         chosen, why = chosen_solver(parameters)
-        parts = f"{len(ratings):,} training and {len(validation):,} validation ratings"
-        print(f"{where}: solver {chosen}, {factors} factors, {parts}", flush=True)
-        if why:
+        what = f"solver {chosen}, {factors} factors" if provenance.has_ratings else "lists alone, there are no ratings"
+        print(f"{where}: {what}, {len(ratings):,} training and {len(validation):,} validation rows", flush=True)
+        if why and provenance.has_ratings:
             print(why, flush=True)
         # In the run's folder, which is the same for every attempt.
         checkpoint = CheckpointFile(Path(model.path).parents[1] / "train.checkpoint", share=0.1)

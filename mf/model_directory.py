@@ -281,6 +281,8 @@ class TrainedModel:
             return f"model {self.run_id}: {size}, lists only: there are no ratings to predict"
         rmse = self.metrics.get("validation_rmse")
         kept = f", epoch {self.metrics['best_epoch']} kept with validation RMSE {rmse:.4f}" if rmse is not None else ""
+        if judged := self.metrics.get("refit_of"):
+            kept = f", fitted to all ratings as the judged model {judged}"
         start = f", started from {earlier}" if (earlier := self.metrics.get("init_from")) else ""
         return f"model {self.run_id}: {size}{start}{kept}"
 
@@ -500,6 +502,15 @@ def read_model(directory: Path) -> PublishedModel:
             movie_counts=MovieCounts.read(directory, card),
             ignore_ratings=_ignore_ratings(directory / CARD, card),
         )
+
+
+def read_run_id(directory: Path) -> str:
+    """The run id of a model directory.
+
+    Raises:
+        DataError: ``model.json`` is missing or malformed.
+    """
+    return _header(directory / CARD, _read_card(directory / CARD)).run_id
 
 
 def _content_hash(directory: Path, header: Header, ranking: dict[str, Any] | None) -> str:

@@ -52,7 +52,18 @@ class EarlierModel:
             if not run.header.has_stars:
                 print(f"the published run {run.header.run_id} has no star model: training starts from scratch")
                 return None
-            earlier = cls(run.header, *supabase.embeddings(run), run.trained_on)
+            if run.judged and run.judged.run_id:
+                # The published run has seen the test ratings, and so would a model that starts from it.
+                twin = run.judged.directory()
+                if twin is None:
+                    print(
+                        f"the published run {run.header.run_id} was trained on all ratings, and the model that was "
+                        "judged before is not here: training starts from scratch"
+                    )
+                    return None
+                earlier = cls.read(twin)
+            else:
+                earlier = cls(run.header, *supabase.embeddings(run), run.trained_on)
         print(f"starting from model {earlier.header.run_id}")
         return earlier
 

@@ -1,8 +1,10 @@
 """Threads for independent pieces of work, and sums in a fixed order."""
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -64,6 +66,12 @@ class Workers:
 
 
 def _cores() -> int:
-    """Cores that this process may use; not every system can tell which. torchrun's processes share them."""
+    """Cores that this process may use, by its affinity and its container's quota; not every system can tell. torchrun's
+    processes share them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # another system, or no quota ("max")
+        pass
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -76,9 +76,12 @@ def schedule_command(parser: Parser, argv: Sequence[str]) -> None:
     parser.add_argument("--cron", required=True, help='five fields of cron; "0 3 * * *" is every day at 03:00')
     parser.add_argument("--tz", default="UTC", help="time zone of --cron, for example Europe/Berlin (default: UTC)")
     options = parser.parse_args(argv)
-    settings = _settings(options)
+    settings, given = _settings(options), options.param
+    if "split" not in settings.parameters and not any(pair.startswith("split=") for pair in given):
+        print("split=hash, so that every run is compared with the one before on ratings that neither was trained on")
+        given = ["split=hash", *given]
     schedules = _schedules(settings)
-    schedules.schedule(settings, _file(options, settings), options.param, options.cron, options.tz, options.name)
+    schedules.schedule(settings, _file(options, settings), given, options.cron, options.tz, options.name)
 
 
 def schedules_command(parser: Parser, argv: Sequence[str]) -> None:
@@ -121,22 +124,29 @@ def doctor_command(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def run_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Runs the pipeline on this machine, against an embedded Supabase."""
-    _source_flags(parser, "table of the embedded Supabase to read instead of a file")
+    """Runs the pipeline on this machine, against an embedded Supabase or, with --supabase_url, the user's project."""
+    _source_flags(parser, "table to read instead of a file, of the embedded Supabase or of the project")
+    parser.add_argument("--fresh", action="store_true", help="read the file again, also if an earlier run has read it")
+    parser.add_argument("--supabase_url", default="", help="the user's own project; needs --ratings or --import_table")
     options = parser.parse_args(argv)
     if options.ratings and options.import_table:
         raise ConfigError("--ratings and --import_table are both given, expected one of them")
     from pipelines.laptop import sources
-    from pipelines.laptop.run import run
+    from pipelines.laptop.own import own_source
+    from pipelines.laptop.run import run, run_own
 
     parameters = _local_parameters(options.param)
+    if options.supabase_url:
+        own = own_source(options.supabase_url, options.ratings, options.import_table)
+        run_own(own, parameters, options.home, options.fresh)
+        return
     if options.import_table:
         source = sources.table_source(options.import_table, parameters, options.home)
     elif options.ratings:
         source = sources.file_source(options.ratings, parameters)
     else:
         source = sources.sample_source(options.home)
-    run(source, parameters, options.home)
+    run(source, parameters, options.home, options.fresh)
 
 
 def seed_command(parser: Parser, argv: Sequence[str]) -> None:

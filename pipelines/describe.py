@@ -35,6 +35,7 @@ OWN = {
     "init_from or an option is set that only adam has",
     "ranking": f"model that orders lists; {RANKING_HELP}",
     "init_from": INIT_FROM,
+    "refit": "fit the accepted model once more to all ratings, also the validation and the test part, and publish that",
     "seed": "seed of the split and of the random numbers of solver and ranking model, a whole number from 0",
     "relevance_threshold": "rating from which a movie counts as liked, by the ranking model and in the test part; "
     "empty: three quarters up the range of the training ratings, such as 4 of 1 to 5",

@@ -1,6 +1,6 @@
 """The training pipeline, top to bottom:
 
-ratings ─> ingest ─> split ─> train (GPU) ─> evaluate ─> good enough? ─> export
+ratings ─> ingest ─> split ─> train (GPU) ─> evaluate ─> good enough? ─> refit on all ratings (GPU) ─> export
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from pipelines.kubeflow.pods import configure_pod
 from pipelines.parameters import with_defaults, without
 from pipelines.settings import Resources, Settings
 from pipelines.vertex import machines
-from pipelines.vertex.spot import train_on_spot
+from pipelines.vertex.spot import on_spot
 
 NAME = "mf-training"
 
@@ -105,6 +105,7 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         batch_size: int = SOLVERS_OWN,
         lr: float = SOLVERS_OWN,
         init_from: str = "",
+        refit: bool = True,
         relevance_threshold: str = "",
         max_regression: float = GATE.max_regression,
         max_ndcg_regression: float = GATE.max_ndcg_regression,
@@ -121,9 +122,11 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
         """Trains user and movie embeddings on ratings and publishes them to Supabase if they are good enough."""
         parameters = dict(locals())  # every parameter goes to the step inputs of its name
-        train = components.train
+        train, fit_again = components.train, components.refit
         if settings.spot:
-            train = train_on_spot(settings, machines_of(settings)["train"], gpu)
+            train, fit_again = (
+                on_spot(one, settings, machines_of(settings)["train"], gpu) for one in (train, fit_again)
+            )
 
         def inputs(component: BaseComponent) -> dict[str, Any]:
             """The parameters of the pipeline that ``component`` takes, by name."""
@@ -148,11 +151,23 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
                 **inputs(components.evaluate),
             )
             with dsl.If(evaluated.outputs["Output"] == PUBLISH, name="good-enough"):
-                exported = components.export(model=trained.outputs["model"], **inputs(components.export))
+                refitted = fit_again(
+                    ratings=ingested.outputs["ratings"],
+                    train_ratings=parts.outputs["train_ratings"],
+                    judged_model=trained.outputs["model"],
+                    initial_model=ingested.outputs["initial_model"],
+                    **inputs(components.refit),
+                )
+                exported = components.export(
+                    model=refitted.outputs["model"],
+                    judged_model=trained.outputs["model"],
+                    evaluation=evaluated.outputs["evaluation"],
+                    **inputs(components.export),
+                )
                 if settings.model_registry:
                     tasks["register"] = components.register(
                         ratings=ingested.outputs["ratings"],
-                        model=trained.outputs["model"],
+                        model=refitted.outputs["model"],
                         evaluation=evaluated.outputs["evaluation"],
                         name=NAME,
                         run_id=exported.output,
@@ -163,10 +178,12 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         tasks |= {"ingest": ingested, "split": parts, "train": trained, "evaluate": evaluated, "export": exported}
         for name, task in tasks.items():
             configure(task, name, settings, has_gpu=gpu != NO_GPU)
+        configure(refitted, "train", settings, has_gpu=gpu != NO_GPU)  # the same machine
         if not settings.spot and gpu != NO_GPU:
-            trained.set_accelerator_type(train_accelerator_type).set_accelerator_limit(train_accelerator_count)
-            # The setters forget to pass parameters into the groups that the task stands in.
-            trained.register_pipeline_channels([train_accelerator_type, train_accelerator_count])
+            for task in (trained, refitted):
+                task.set_accelerator_type(train_accelerator_type).set_accelerator_limit(train_accelerator_count)
+                # The setters forget to pass parameters into the groups that the task stands in.
+                task.register_pipeline_channels([train_accelerator_type, train_accelerator_count])
 
     return training
 

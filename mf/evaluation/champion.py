@@ -17,7 +17,7 @@ from mf.evaluation.metrics import NDCG, RMSE
 from mf.evaluation.ranking import LISTED_USERS, PREDICTED_RATING, RANKING_MODEL, PublishedLists, find_hits, sample
 from mf.evaluation.topk import top_k_by_product
 from mf.model import MatrixFactorization
-from mf.model_directory import Embeddings, PublishedRanking, TrainedModel
+from mf.model_directory import Embeddings, PublishedModel, PublishedRanking, TrainedModel, read_model
 from mf.ranking import Interactions, RankingModel
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER, TrainedOn, has_ratings, times
 from mf.ratings.vocabulary import Vocabulary
@@ -25,6 +25,11 @@ from mf.supabase.target import PublishedRun, Target
 
 NO_COMMON_USER = "not compared: no user seen in training has a relevant rating among the compared ones"
 LEAST_USERS = 30  # with fewer users among the newer ratings the interval is too wide to be of use
+
+NOT_HERE = (
+    "not compared: the published run was trained on all ratings, the model that was judged is not here, and fewer than "
+    f"{LEAST_USERS} users have newer test ratings"
+)
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,12 @@ def compare(
 
     Runs of another source are not compared. The champion may have been trained on ratings that are test ratings now,
     which lowers its RMSE. The comparison is clean where that is ruled out: when both were trained on the same training
-    part, or on the test ratings that are newer than all of the champion's (with ``split = time`` on a growing source,
-    all of them). Ranking models are trained on the validation part too, so that for lists both parts must be the same.
+    part, when the champion held these ratings out too (``split = hash`` with the same seed), or on the test ratings
+    that are newer than all of the champion's (with ``split = time`` on a growing source, all of them). Ranking models
+    are trained on the validation part too, so that for lists both parts must be the same.
 
-    Clicks are compared by lists alone.
+    A run that was fitted to all ratings after it was accepted is represented by the model that was judged, where its
+    directory can be read, else it is compared on newer ratings alone. Clicks are compared by lists alone.
 
     Args:
         model: the challenger.
@@ -94,7 +101,9 @@ def compare(
     run = target.published_run()
     if run is None:
         return None
-    run_id, ours, theirs = run.header.run_id, model.trained_on, run.trained_on
+    run_id, ours = run.header.run_id, model.trained_on
+    champion = _judged_twin(run)
+    theirs = champion.trained_on if champion else run.trained_on
     if ours is None or theirs is None:
         note = "not compared: the training ratings of this model, or of the published run, were not recorded"
         return Comparison(run_id, run.published_at, note)
@@ -102,20 +111,37 @@ def compare(
         other = "other columns of it" if ours.source == theirs.source else theirs.source
         note = f"not compared: this model was trained on {ours.source}, the published run on {other}"
         return Comparison(run_id, run.published_at, note)
+    refitted = run.judged is not None and run.judged.run_id is not None
+    only_newer = refitted and champion is None
+    twin = ""
+    if champion:
+        twin = f"; compared with model {champion.header.run_id}, which was judged before it was fitted to all ratings"
+        stars = (champion.users, champion.movies) if champion.users and champion.movies else None
+    else:
+        stars = target.embeddings(run) if run.header.has_stars else None
     same = ours.content_hash == theirs.content_hash
-    embeddings = target.embeddings(run) if run.header.has_stars else None
     figures, paired, note = None, None, NO_COMMON_USER
     if lists:
-        ranking = target.ranking(run)
+        ranking = champion.ranking if champion else target.ranking(run)
         # Without a ranking model its lists are the star model's, which was not trained on the validation part.
         seen_same = ours.seen_hash == theirs.seen_hash != "" if ranking else same
-        part = _comparable_part(test, theirs, seen_same, "raises its NDCG")
-        paired = _paired_ndcg(lists, ranking, embeddings, part, seed)
-        note = paired.note if paired else note
-    if model.module and embeddings:
-        part = _comparable_part(test, theirs, same, "lowers its RMSE")
-        figures, note = _paired_rmse(model, run, embeddings, part, seed), part.note
+        part = _comparable_part(test, ours, theirs, seen_same, "raises its NDCG")
+        if only_newer and not part.clean:
+            return Comparison(run_id, run.published_at, NOT_HERE)
+        paired = _paired_ndcg(lists, ranking, stars, part, seed)
+        note = paired.note + twin if paired else note
+    if model.module and stars:
+        part = _comparable_part(test, ours, theirs, same, "lowers its RMSE")
+        if only_newer and not part.clean:
+            return Comparison(run_id, run.published_at, NOT_HERE)
+        figures, note = _paired_rmse(model, champion or run, stars, part, seed), part.note + twin
     return Comparison(run_id, run.published_at, note, figures, paired)
+
+
+def _judged_twin(run: PublishedRun) -> PublishedModel | None:
+    """The model that was judged before it was fitted to all ratings and published, where its directory is at hand."""
+    directory = run.judged and run.judged.directory()
+    return read_model(directory) if directory else None
 
 
 @dataclass(frozen=True)
@@ -127,11 +153,13 @@ class _Part:
     note: str  # whether the comparison is clean, as a sentence for people
 
 
-def _comparable_part(test: pa.Table, theirs: TrainedOn, same: bool, effect: str) -> _Part:
+def _comparable_part(test: pa.Table, ours: TrainedOn, theirs: TrainedOn, same: bool, effect: str) -> _Part:
     """Args:
     same: both models were trained on the same ratings.
     effect: what it does to the champion to have been trained on test ratings.
     """
+    if theirs.held_out_too(ours):
+        return _Part(test, True, "clean: the published run held these ratings out too (split=hash with the same seed)")
     if same:
         return _Part(test, True, "clean: the published run was trained on the same ratings as this model, not on these")
     newer = _newer(test, theirs)
@@ -155,7 +183,7 @@ def _newer(test: pa.Table, champion: TrainedOn) -> pa.Table:
 
 def _paired_rmse(
     model: TrainedModel,
-    run: PublishedRun,
+    run: PublishedRun | PublishedModel,
     embeddings: tuple[Embeddings, Embeddings],
     part: _Part,
     seed: int,
@@ -260,7 +288,9 @@ def _in_columns(matrix: csr_array, columns: Ints, n: int) -> csr_array:
     return csr_array((np.ones(there.sum(), np.bool_), (rows[there], moved[there])), shape=(matrix.shape[0], n))
 
 
-def predict(run: PublishedRun, users: Embeddings, movies: Embeddings, test: pa.Table) -> npt.NDArray[np.float32]:
+def predict(
+    run: PublishedRun | PublishedModel, users: Embeddings, movies: Embeddings, test: pa.Table
+) -> npt.NDArray[np.float32]:
     """Predicted ratings float32[len(test)] of a published run, clipped; an unknown id has bias 0 and a zero vector.
 
     Raises:

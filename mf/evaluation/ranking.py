@@ -29,6 +29,7 @@ FOLDED_IN = (1, 3, 10)  # training ratings per user in the cold-start curve
 FOLDED_IN_USERS = 2000  # users of the cold-start curve, at most
 # Users for whom lists are made beside the published ones, at most: NDCG's interval is then about 0.005 wide.
 LISTED_USERS = 20_000
+SCORED_USERS = 20_000  # users whose lists are scored, at most; more make the interval narrower and nothing else
 EXPOSED = ("model", "user_movie_bias", "popularity")
 RANKING_MODEL, PREDICTED_RATING = "ranking model", "predicted rating"
 
@@ -53,6 +54,7 @@ class Ranking:
     popularity: Scores | None = None  # by number of training ratings
     reason: str = ""  # why there are no scores
     ordered_by: str = PREDICTED_RATING  # order of the lists that are published; "ranking model" where there is one
+    drawn_from: int = 0  # users with a relevant test movie, of whom ``users`` are a sample
     predicted_rating: Scores | None = None  # by the star model's prediction; only where there are both models
     predicted_rating_users: int = 0  # whose lists by predicted rating are scored: at most LISTED_USERS, a sample
     recent_popularity: Scores | None = None  # by number of recent ratings; only beside a ranking model, with times
@@ -243,7 +245,8 @@ def _task(ratings: EncodedRatings, model: TrainedModel, movie_bias: Floats | Non
 def _score_group(task: _Task, everybody: npt.NDArray[np.bool_], kind: str) -> tuple[Ranking, _Group]:
     """Scores of the test users ``everybody`` bool[test users], who are "seen" or "unseen" in training."""
     own, config, ratings = task.model.ranking, task.config, task.ratings
-    users = np.flatnonzero(everybody & (task.relevant_counts > 0))
+    eligible = np.flatnonzero(everybody & (task.relevant_counts > 0))
+    users = sample(eligible, SCORED_USERS, config.seed)
     ids, rated = ratings.users.test_ids.take(pa.array(users)), task.rated[users]
     if own:
         p = torch.from_numpy(take_rows(own.vectors, own.users.rows(ids))).to(task.device)
@@ -266,7 +269,8 @@ def _score_group(task: _Task, everybody: npt.NDArray[np.bool_], kind: str) -> tu
         movies=len(task.catalogue),
         left_out="training" if ratings.validation is None else "training and validation",
         users=len(users),
-        users_without=int(everybody.sum()) - len(users),
+        users_without=int(everybody.sum()) - len(eligible),
+        drawn_from=len(eligible),
         relevant=total,
         out_of_reach=total - group.relevant.nnz,
         reason="" if len(users) else _reason(int(everybody.sum()), kind, task.threshold),

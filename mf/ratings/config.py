@@ -218,9 +218,10 @@ def plain(name: str) -> str:
 class SplitConfig(Config):
     """The split into training, validation and test part."""
 
-    split: Literal["random", "time", "leave_last"] = Field(
+    split: Literal["random", "hash", "time", "leave_last"] = Field(
         "random",
-        description="held-out rows. random: at random; time: the newest; leave_last: each user's newest rating",
+        description="held-out rows. random: at random; hash: by a hash of seed, user and movie, so that a rating keeps "
+        "its part when others are added; time: the newest; leave_last: each user's newest rating",
     )
     val_size: float = Field(
         0.1,
@@ -231,7 +232,7 @@ class SplitConfig(Config):
     test_size: float = Field(
         0.1, ge=0, lt=1, description="share of all rows held out for the test; leave_last: only whether it is 0 counts"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the random split")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the random and the hash split")
 
     @model_validator(mode="after")
     def _something_is_left(self) -> Self:

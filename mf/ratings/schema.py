@@ -47,6 +47,7 @@ class Provenance:
     values: str = ""  # range and most frequent values of the kept ratings
     rows_ignored: int = 0  # rows whose rating is one of ``ignore_ratings``
     ignore_ratings: list[float] = field(default_factory=list)  # ratings that are left out
+    split: dict[str, float] = field(default_factory=dict)  # of a part of split=hash: seed and test_size
 
     def summary(self) -> str:
         """One line for the log."""
@@ -80,6 +81,7 @@ class TrainedOn:
     until: str | None  # time of the newest rating used in training, ISO 8601; None if unknown
     # Of what a ranking model is trained on, as a rule the training and the validation part; empty in an older record.
     seen_hash: str = ""
+    split: dict[str, float] = field(default_factory=dict)  # as in ``Provenance``
 
     @classmethod
     def of(
@@ -92,14 +94,15 @@ class TrainedOn:
         of_train = content_hash(train)
         parts = [of_train, content_hash(validation)] if lists_from_validation else [of_train]
         seen = hashlib.sha256(" and ".join(parts).encode()).hexdigest()[:16]
-        return cls(provenance.source, provenance.columns, of_train, until, seen)
+        return cls(provenance.source, provenance.columns, of_train, until, seen, provenance.split)
 
     def after(self, earlier: "TrainedOn | None") -> "TrainedOn":
         """The same record for a warm start from a model trained on ``earlier`` (None: unknown)."""
         both = (self.until, earlier.until) if earlier else (None,)
         until = None if None in both else max(filter(None, both), key=datetime.fromisoformat)
         hashes = f"{self.content_hash} after {earlier.content_hash if earlier else 'what nobody knows'}"
-        return replace(self, content_hash=hashlib.sha256(hashes.encode()).hexdigest()[:16], until=until)
+        split = self.split if earlier and earlier.split == self.split else {}
+        return replace(self, content_hash=hashlib.sha256(hashes.encode()).hexdigest()[:16], until=until, split=split)
 
     @classmethod
     def read(cls, record: Any) -> "TrainedOn | None":
@@ -108,6 +111,11 @@ class TrainedOn:
             return cls(**record)
         except TypeError:
             return None
+
+    def held_out_too(self, other: "TrainedOn") -> bool:
+        """Whether a model of these ratings has seen no test rating of ``other``: both are of the same split=hash."""
+        ours, theirs = self.split, other.split
+        return bool(ours and theirs) and ours["seed"] == theirs["seed"] and ours["test_size"] >= theirs["test_size"]
 
     def is_same_source(self, other: "TrainedOn") -> bool:
         """Whether both are of the same file or table and of the same columns, whatever rows it had."""

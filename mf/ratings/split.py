@@ -1,5 +1,6 @@
 """Train, validation and test split."""
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from mf.errors import DataError
 from mf.ratings.collect import ranked
 from mf.ratings.config import SplitConfig
 from mf.ratings.schema import MOVIE, RATED_AT, USER, times
+from mf.ratings.vocabulary import Vocabulary
 
 Indices = npt.NDArray[np.int64]
 
@@ -27,18 +29,20 @@ def split(ratings: pa.Table, config: SplitConfig) -> Parts:
     """Split ``ratings`` (a ``ratings_schema`` table with each (user, movie) once, in any order).
 
     - ``random``: random rows, by ``config.seed``.
+    - ``hash``: by a hash of ``config.seed``, user and movie: a rating is in the same part whatever other ratings there
+      are, so the sizes are met on average.
     - ``time``: the newest ``test_size`` of all rows are the test part, the next newest ``val_size`` validation.
     - ``leave_last``: each user's newest rating is a test row and the next newest a validation row. Of the sizes only
       counts whether they are above 0. A user always keeps the oldest rating for training; with too few ratings the
       validation row is left out first.
 
     Ratings of the same time are ordered by user and movie; an unknown time is older than any. The result does not
-    depend on the order of the rows, and only with ``random`` on the seed. A part of size 0 is empty.
+    depend on the order of the rows, and only with ``random`` and ``hash`` on the seed. A part of size 0 is empty.
 
     Raises:
         DataError: the split needs timestamps and there are none, or a part would be empty.
     """
-    if config.split != "random" and RATED_AT not in ratings.column_names:
+    if config.split in ("time", "leave_last") and RATED_AT not in ratings.column_names:
         raise DataError(f"split {config.split}: the ratings have no times; use split random, or name a column of times")
     if not len(ratings):
         raise DataError(f"split {config.split}: there are no ratings, expected at least one row")
@@ -48,6 +52,8 @@ def split(ratings: pa.Table, config: SplitConfig) -> Parts:
     ratings, users = ratings.take(pa.array(order)), users[order]
     if config.split == "random":
         held = _random(len(ratings), config)
+    elif config.split == "hash":
+        held = _by_hash(ratings, config)
     elif config.split == "time":
         held = _newest(ratings, config)
     else:
@@ -71,6 +77,30 @@ def _random(rows: int, config: SplitConfig) -> tuple[Indices, Indices]:
         held.append(out)
     test, validation = held
     return validation, test
+
+
+def _by_hash(ratings: pa.Table, config: SplitConfig) -> tuple[Indices, Indices]:
+    digests = hash_ids(ratings[USER], config.seed) ^ mixed(hash_ids(ratings[MOVIE], config.seed + 1))
+    place = mixed(digests) / 2.0**64  # in 0 to 1
+    held_out = config.test_size + config.val_size
+    return np.flatnonzero((place >= config.test_size) & (place < held_out)), np.flatnonzero(place < config.test_size)
+
+
+def hash_ids(ids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.uint64]:
+    """uint64[len(ids)], a hash of each id and the seed, the same on every machine; 5 and "5" have the same."""
+    distinct, rows = Vocabulary.encode(ids)
+    of_distinct = [
+        int.from_bytes(hashlib.blake2b(f"{seed}:{one}".encode(), digest_size=8).digest(), "little")
+        for one in distinct.ids.to_pylist()
+    ]
+    return np.array(of_distinct, np.uint64)[rows]
+
+
+def mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """A bijection of 64 bits in which every bit of the input changes half of the output (SplitMix64's finaliser)."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    return values
 
 
 def _newest(ratings: pa.Table, config: SplitConfig) -> tuple[Indices, Indices]:

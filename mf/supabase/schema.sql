@@ -202,7 +202,8 @@ create table if not exists public.mf_runs (
 alter table public.mf_runs add column if not exists trained_on jsonb;
 -- The numbers of the ranking model: factors, users, movies, mu, sd, rho, recency, …; null for a run without one.
 alter table public.mf_runs add column if not exists ranking jsonb;
--- How the run was judged before it was published: forced, reasons; null where it was not recorded.
+-- How the run was judged before it was published: forced, reasons and, of a model fitted to all ratings after it was
+-- accepted, run_id and place of the one that was judged; null where it was not recorded.
 alter table public.mf_runs add column if not exists judged jsonb;
 alter table public.mf_runs alter column mu drop not null, alter column rating_min drop not null,
   alter column rating_max drop not null; -- earlier migrations

@@ -11,9 +11,18 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from mf.errors import SupabaseError
+from mf.errors import DataError, SupabaseError
 from mf.fold_in import prior
-from mf.model_directory import STARS, Embeddings, Header, PublishedModel, PublishedRanking, no_star_model, read_model
+from mf.model_directory import (
+    STARS,
+    Embeddings,
+    Header,
+    PublishedModel,
+    PublishedRanking,
+    no_star_model,
+    read_model,
+    read_run_id,
+)
 from mf.ratings.schema import TrainedOn, id_type
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.config import ExportConfig, SchemaConfig
@@ -64,13 +73,25 @@ class Judged:
 
     forced: bool  # published by force_publish although a check failed
     reasons: tuple[str, ...] = ()  # the failed checks
+    run_id: str | None = None  # of the model that was judged, if the published one was fitted to all ratings after it
+    model: str | None = None  # its directory or gs:// address, where it may still be
 
     @classmethod
     def read(cls, record: Any) -> "Judged | None":
         """The record from its JSON object; None where it is missing or something else."""
         if not isinstance(record, dict) or not isinstance(record.get("forced"), bool):
             return None
-        return cls(record["forced"], tuple(record.get("reasons") or ()))
+        return cls(record["forced"], tuple(record.get("reasons") or ()), record.get("run_id"), record.get("model"))
+
+    def directory(self) -> Path | None:
+        """The judged model's directory if it can be read here: a folder, or a bucket that is mounted under /gcs."""
+        if not self.run_id or not self.model:
+            return None
+        found = Path(self.model.replace("gs://", "/gcs/", 1))
+        try:
+            return found if read_run_id(found) == self.run_id else None
+        except DataError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -171,15 +192,19 @@ class Target(ABC):
         )
 
     def check(
-        self, user_ids: pa.Array | pa.ChunkedArray, movie_ids: pa.Array | pa.ChunkedArray, config: ExportConfig
-    ) -> None:
-        """Check that the migration is applied and fits these ids and views.
+        self,
+        user_ids: pa.Array | pa.ChunkedArray | None,
+        movie_ids: pa.Array | pa.ChunkedArray | None,
+        config: ExportConfig,
+    ) -> MigrationOptions:
+        """Check that the migration is applied and fits these ids, as far as they are known, and views; returns its
+        options.
 
         Raises:
             SupabaseError: it is not or does not; the message names the command that prints the right migration.
         """
         with self.session() as session:
-            _check_migration(session, user_ids, movie_ids, config)
+            return _check_migration(session, user_ids, movie_ids, config)
 
     def export(self, model_dir: Path, config: ExportConfig, judged: Judged | None = None) -> ExportResult:
         """Publish the model of ``model_dir``, judged as ``judged`` says; atomic for readers and idempotent.
@@ -225,8 +250,8 @@ class Target(ABC):
 
 def _check_migration(
     session: Session,
-    user_ids: pa.Array | pa.ChunkedArray,
-    movie_ids: pa.Array | pa.ChunkedArray,
+    user_ids: pa.Array | pa.ChunkedArray | None,
+    movie_ids: pa.Array | pa.ChunkedArray | None,
     config: ExportConfig,
 ) -> MigrationOptions:
     options: MigrationOptions = session.call("mf_schema", "read the options of the migration")
@@ -235,7 +260,8 @@ def _check_migration(
             f"the database's migration is older than this release, without {', '.join(sorted(lacking))}: apply what "
             f"`{command(options)}` prints"
         )
-    types = {"user_id_type": id_type(user_ids), "movie_id_type": id_type(movie_ids)}
+    ids = {"user_id_type": user_ids, "movie_id_type": movie_ids}
+    types = {name: id_type(known) for name, known in ids.items() if known is not None}
     # A text column holds ids of every type.
     required = options | {name: options[name] if options[name] == "text" else kind for name, kind in types.items()}
     required |= {name: getattr(config, name) for name in ("user_export_table", "movie_export_table")}

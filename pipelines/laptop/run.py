@@ -8,8 +8,9 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -19,22 +20,27 @@ from kfp.local import subprocess_task_handler
 
 from mf.errors import MfError
 from mf.local import LocalSupabase
+from mf.reuse import FOLDER
+from mf.supabase.config import ExportConfig
+from mf.supabase.find import find_target
 from mf.supabase.schema import migration
 from pipelines.laptop.interpreter import use_this_interpreter
+from pipelines.laptop.own import OwnSource
 from pipelines.laptop.signals import terminating_steps
 from pipelines.laptop.sources import LocalSource
 from pipelines.laptop.step_log import StepLog
-from pipelines.laptop.summary import print_summary
+from pipelines.laptop.summary import print_own_summary, print_summary
 from pipelines.settings import Settings
 from pipelines.training import NAME, NO_GPU, build
 
 KEPT_RUNS = 3  # per source
 
 
-def run(source: LocalSource, parameters: Mapping[str, Any], home: Path) -> None:
+def run(source: LocalSource, parameters: Mapping[str, Any], home: Path, fresh: bool = False) -> None:
     """Runs all steps of the pipeline, then prints a summary.
 
     Args:
+        fresh: read a file again that an earlier run has read.
         source: the ratings and their database.
         parameters: of the pipeline, in addition to the source's.
         home: folder of the databases and of the steps' outputs.
@@ -47,7 +53,7 @@ def run(source: LocalSource, parameters: Mapping[str, Any], home: Path) -> None:
     no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY"), os.environ.get("no_proxy"), "127.0.0.1"]))
     with (
         terminating_steps(),
-        environment(NO_PROXY=no_proxy, no_proxy=no_proxy),
+        environment(NO_PROXY=no_proxy, no_proxy=no_proxy, **ingested(home, fresh)),
         LocalSupabase(home / "supabase", source.database) as supabase,
     ):
         views = {k: v for k, v in parameters.items() if k.endswith("_export_table")}
@@ -59,11 +65,56 @@ def run(source: LocalSource, parameters: Mapping[str, Any], home: Path) -> None:
             environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=supabase.secret_key, TMPDIR=temporary),
         ):
             earlier = sorted(folder.glob(f"{NAME}-*"))
+            started = time.monotonic()
             run_steps({**parameters, **source.parameters, "supabase_url": supabase.url}, folder)
+            (outputs,) = set(folder.glob(f"{NAME}-*")).difference(earlier)
+            remove_outdated(earlier[: -KEPT_RUNS + 1])
+        print_summary(source, schema, supabase, outputs, time.monotonic() - started)
+
+
+def remove_outdated(folders: Iterable[Path]) -> None:
+    """Removes the outputs of earlier runs, but not those with which the next run is compared."""
+    published = find_target().published_run()
+    compared = published and published.judged and published.judged.directory()
+    for folder in folders:
+        if not (compared and compared.is_relative_to(folder)):
+            shutil.rmtree(folder)
+
+
+def ingested(home: Path, fresh: bool) -> dict[str, str]:
+    """The environment variable that says where the checked ratings of unchanged files are kept."""
+    folder = home / "ingested"
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {FOLDER: str(folder)}
+
+
+def run_own(source: OwnSource, parameters: Mapping[str, Any], home: Path, fresh: bool = False) -> None:
+    """Runs all steps of the pipeline against the user's own project, then prints a summary.
+
+    Args:
+        fresh: read a file again that an earlier run has read.
+        source: the ratings and the project.
+        parameters: of the pipeline, in addition to the source's.
+        home: folder of the steps' outputs; the last report and verdict are copied there.
+
+    Raises:
+        MfError: the project does not fit, or a step failed.
+    """
+    folder = home / "runs" / source.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with terminating_steps(), environment(**source.project.environment(), **ingested(home, fresh)):
+        views = {name: value for name, value in parameters.items() if name in ExportConfig.model_fields}
+        schema = source.project.schema(views)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary, environment(True, TMPDIR=temporary):
+            earlier = sorted(folder.glob(f"{NAME}-*"))
+            started = time.monotonic()
+            run_steps({**parameters, **source.parameters}, folder)
         (outputs,) = set(folder.glob(f"{NAME}-*")).difference(earlier)
-        for outdated in earlier[: -KEPT_RUNS + 1]:
-            shutil.rmtree(outdated)
-        print_summary(source, schema, supabase, outputs)
+        remove_outdated(earlier[: -KEPT_RUNS + 1])
+        shutil.copy(outputs / "evaluate" / "report.html", home / "report.html")
+        shutil.copy(outputs / "verdict.txt", home / "verdict.txt")
+        print_own_summary(source, schema, outputs, time.monotonic() - started)
 
 
 def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:
@@ -123,11 +174,12 @@ def _death(ended: list[int]) -> str:
 
 
 @contextmanager
-def environment(**values: str) -> Iterator[None]:
-    """Sets environment variables for the steps, and removes the ``SUPABASE_…`` variables of the user's own project."""
+def environment(keep_supabase: bool = False, /, **values: str) -> Iterator[None]:
+    """Sets environment variables for the steps, and removes the ``SUPABASE_…`` variables of the user's own project,
+    unless told to keep them."""
     before = dict(os.environ)
     for name in before:
-        if name.startswith("SUPABASE_"):
+        if name.startswith("SUPABASE_") and not keep_supabase:
             del os.environ[name]
     os.environ.update(values)
     try:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mf.errors import ConfigError
-from mf.ingest import ingest
 from mf.local import LocalSupabase, databases
 from mf.ratings.config import NONE, IngestConfig
 from mf.ratings.fetch import local_files
 from mf.ratings.schema import MOVIE, RATING, USER, id_type, read_ratings
 from mf.ratings.titles import titles_beside
+from mf.reuse import ingest_once
 from mf.sample import write_sample
 from mf.supabase.config import SchemaConfig
 
@@ -131,7 +131,8 @@ def _applied_schema(supabase: LocalSupabase) -> SchemaConfig | None:
 def _schema_of_file(config: IngestConfig) -> SchemaConfig:
     """The id types of a file. They depend on every row, so the file is read once before the pipeline reads it."""
     with tempfile.TemporaryDirectory() as work:
-        ingest(config, Path(work) / "ratings.parquet", Path(work) / "rejects.csv")
+        # Kept, so that the first step does not read the file a second time.
+        ingest_once(config, Path(work) / "ratings.parquet", Path(work) / "rejects.csv")
         ratings, _ = read_ratings(Path(work) / "ratings.parquet")
     return SchemaConfig(user_id_type=id_type(ratings[USER]), movie_id_type=id_type(ratings[MOVIE]))
 

@@ -1,6 +1,8 @@
 """Summary at the end of a local run: RMSE, NDCG, gate decision and recommendations from the API."""
 
 import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,16 @@ from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.recommend import Recommendation, published_run, recommend_movies, similar_movies
 from mf.terminal import printable
+from pipelines.laptop.own import OwnSource
 from pipelines.laptop.sources import LocalSource
 
 SHOWN = 5  # movies per list
 MODELS = {"global_mean": "global mean", "user_movie_bias": "user + movie biases", "model": "this model"}
 
 
-def print_summary(source: LocalSource, schema: SchemaConfig, supabase: LocalSupabase, outputs: Path) -> None:
+def print_summary(
+    source: LocalSource, schema: SchemaConfig, supabase: LocalSupabase, outputs: Path, seconds: float
+) -> None:
     """Prints the RMSE (where there are ratings) and the NDCG of a run, why it was not published if it was not, and
     recommendations of the published run.
 
@@ -33,7 +38,33 @@ def print_summary(source: LocalSource, schema: SchemaConfig, supabase: LocalSupa
         schema: the options of the database's migration.
         supabase: the embedded Supabase, running.
         outputs: the folder that the run's steps wrote to.
+        seconds: time that the steps took.
     """
+    decision = _print_run(
+        Credentials(supabase.url, SecretStr(supabase.secret_key)),
+        schema,
+        outputs,
+        source.titles(supabase),
+        source.noise_floor,
+    )
+    print(f"{_verdict(decision, seconds)}; your own: make run RATINGS=path/to/ratings.csv")
+
+
+def print_own_summary(source: OwnSource, schema: SchemaConfig, outputs: Path, seconds: float) -> None:
+    """As ``print_summary``, of a run against the user's own project; without its key no recommendations."""
+    project = source.project
+    credentials = Credentials(project.url, project.key) if project.key else None
+    print(_verdict(_print_run(credentials, schema, outputs, source.titles()), seconds))
+
+
+def _print_run(
+    credentials: Credentials | None,
+    schema: SchemaConfig,
+    outputs: Path,
+    titles: Mapping[str, str],
+    noise_floor: float | None = None,
+) -> dict[str, Any]:
+    """Prints all but the last line; returns the gate's decision."""
     ratings, provenance = read_ratings(outputs / "ingest" / "ratings.parquet")
     evaluation = json.loads((outputs / "evaluate" / "evaluation.json").read_text())
     ignored = f"{provenance.rows_ignored:,} ignored, " if provenance.ignore_ratings else ""
@@ -45,17 +76,30 @@ def print_summary(source: LocalSource, schema: SchemaConfig, supabase: LocalSupa
         print(f"\nRMSE on {evaluation['test_rows']:,} test ratings")
         for name, label in MODELS.items():
             print(f"  {label:<20} {evaluation[name]['rmse']:.4f}")
-    if source.noise_floor is not None:
-        print(f"  {'noise floor':<20} {source.noise_floor:.4f}  (nothing can do better on this sample)")
+    if noise_floor is not None:
+        print(f"  {'noise floor':<20} {noise_floor:.4f}  (nothing can do better on this sample)")
     print(f"\n{lists_line(evaluation['ranking'])}")
 
-    with connect(Credentials(supabase.url, SecretStr(supabase.secret_key))) as client:
-        published = published_run(client)
-        print_decision(evaluation["decision"], published["run_id"] if published else None)
-        if published:
-            print_recommendations(client, schema, ratings, source.titles(supabase))
+    decision: dict[str, Any] = evaluation["decision"]
+    if credentials:
+        with connect(credentials) as client:
+            published = published_run(client)
+            print_decision(decision, published["run_id"] if published else None)
+            if published:
+                print_recommendations(client, schema, ratings, titles)
     print(f"\nreport    {_relative(outputs / 'evaluate' / 'report.html')}")
-    print("your own  make run RATINGS=path/to/ratings.csv")
+    return decision
+
+
+def _verdict(decision: Mapping[str, Any], seconds: float) -> str:
+    """The gate's verdict and the time, in colour on a terminal."""
+    outcome = (
+        "not published" if not decision["publish"] else "published by force" if decision["forced"] else "published"
+    )
+    reasons = f": {'; '.join(decision['reasons'])}" if decision["reasons"] else ""
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        outcome = f"\x1b[{32 if decision['publish'] else 31}m{outcome}\x1b[0m"
+    return f"{outcome}{reasons}, in {seconds:.0f} s"
 
 
 def lists_line(ranking: Mapping[str, Any]) -> str:

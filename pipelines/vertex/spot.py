@@ -1,21 +1,22 @@
-"""The train step on a spot machine, which is cheap and may be preempted at any time."""
+"""A step that trains on a spot machine, which is cheap and may be preempted at any time."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
 
-import components
 from pipelines.settings import Resources, Settings
 from pipelines.vertex.machines import train_machine
 
 
-def train_on_spot(settings: Settings, resources: Resources, gpus: Mapping[str, Any]) -> Any:
-    """The component ``train``, with its inputs and outputs, as a Vertex custom job.
+def on_spot(component: BaseComponent, settings: Settings, resources: Resources, gpus: Mapping[str, Any]) -> Any:
+    """A component with its inputs and outputs, as a Vertex custom job.
 
     Unlike a step of a pipeline a custom job can run on a spot machine, and its machine is set at compile time.
 
     Args:
+        component: train or refit.
         settings: the account, network and labels of the job, which does not inherit them from the pipeline's run.
         resources: CPU and memory that the machine has at least.
         gpus: ``train_accelerator_type`` and ``train_accelerator_count``; no GPU for a count of 0.
@@ -28,13 +29,13 @@ def train_on_spot(settings: Settings, resources: Resources, gpus: Mapping[str, A
 
     # The wrapper reads the image from the component; set on the task it would replace the launcher's.
     with_image = dsl.component(
-        components.train.python_func,
+        component.python_func,
         base_image=settings.image("gpu" if gpus["train_accelerator_count"] else "cpu"),
         install_kfp_package=False,
     )
     return create_custom_training_job_from_component(
         with_image,
-        display_name="mf-train",
+        display_name=f"mf-{component.name}",
         machine_type=train_machine(resources, gpus, settings.cuda).name,
         accelerator_type=gpus["train_accelerator_type"],
         accelerator_count=gpus["train_accelerator_count"],

@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -138,6 +139,7 @@ def write(file: Path, rows: list[str]) -> Path:
 ROWS = rows(1800)
 NEWER = "clean: these ratings are newer than all that the published run has seen (2020-"
 PARTS = ["ingest", "split", "train", "evaluate"]
+EXPORTED = ["refit", "export"]
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +151,7 @@ def story(project: Project) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
 
     def then(name: str, file: Path, **parameters: Any) -> None:
-        outcomes[name] = project.run(name, file, **parameters)
+        outcomes[name] = project.run(name, file, **{"refit": False, **parameters})
 
     then("too few", file, **TWO_FACTORS, min_rows=5000)
     then("nothing to start from", file, **UNTRAINED, init_from="published")
@@ -165,6 +167,13 @@ def story(project: Project) -> dict[str, Outcome]:
     then("grown", copy, **TWO_FACTORS, split="time", test_size=0.15)
     then("grown and worse", copy, **ONE_FACTOR, split="time", test_size=0.15, direct=True)
     then("warm", copy, **UNTRAINED, split="time", test_size=0.15, init_from="published")
+    by_hash: dict[str, Any] = {"split": "hash", "refit": True}
+    then("refitted", copy, **TWO_FACTORS, **by_hash)
+    write(copy, rows(2000))
+    then("refitted and grown", copy, **TWO_FACTORS, **by_hash)
+    then("refitted and worse", copy, **ONE_FACTOR, **by_hash)
+    shutil.rmtree(next((folder / "refitted and grown").glob("mf-training-*/train")))
+    then("refitted without the judged", copy, **UNTRAINED, **by_hash, init_from="published")
     return outcomes
 
 
@@ -181,7 +190,7 @@ def test_the_first_run_is_compared_with_the_baselines_alone_and_published(story:
     assert found.evaluation["champion"] is None
     assert found.check("champion")["text"] == "there is no published run to compare with"
     assert found.check("baselines")["figure"] < found.check("baselines")["limit"] - 0.1
-    assert sorted(found.steps) == sorted([*PARTS, "export"])
+    assert sorted(found.steps) == sorted([*PARTS, *EXPORTED])
     assert found.runs == {found.run_id: "published"}
     assert len(found.recommended) == 10
 
@@ -223,7 +232,7 @@ def test_a_worse_run_is_refused_without_failing_and_the_api_is_unchanged(story: 
 def test_force_publish_publishes_and_the_log_says_so(story: dict[str, Outcome]) -> None:
     worse, found = story["worse"], story["forced"]
     assert found.published == found.run_id != worse.run_id
-    assert sorted(found.steps) == sorted([*PARTS, "export", "notify"])
+    assert sorted(found.steps) == sorted([*PARTS, *EXPORTED, "notify"])
     decision = found.evaluation["decision"]
     assert (decision["publish"], decision["forced"], len(found.reasons)) == (True, True, 1)
     assert " has succeeded: accepted by force_publish although RMSE" in found.printed
@@ -272,6 +281,36 @@ def test_a_warm_start_without_training_is_as_good_as_the_published_run(
     assert found.evaluation["model"]["rmse"] == pytest.approx(before.evaluation["model"]["rmse"], abs=0.01)
     # It has seen more than the published run's training part, but none of these ratings.
     assert found.evaluation["champion"]["note"].startswith(NEWER)
+
+
+def test_what_is_published_was_fitted_to_all_ratings_once_more(story: dict[str, Outcome]) -> None:
+    found = story["refitted"]
+    assert sorted(found.steps) == sorted([*PARTS, *EXPORTED])
+    assert found.published != found.run_id  # of the model that was judged
+    assert f"refit     model {found.published} is fitted to all 1,800 ratings: RMSE 0." in found.printed
+    assert f"of the judged model {found.run_id}\n" in found.printed
+
+
+def test_after_a_refit_the_next_model_is_compared_with_the_one_that_was_judged(story: dict[str, Outcome]) -> None:
+    before, found, worse = story["refitted"], story["refitted and grown"], story["refitted and worse"]
+    champion = found.evaluation["champion"]
+    assert champion["run_id"] == before.published
+    assert champion["note"] == (
+        "clean: the published run held these ratings out too (split=hash with the same seed); compared with model "
+        f"{before.run_id}, which was judged before it was fitted to all ratings"
+    )
+    assert (champion["figures"]["clean"], champion["figures"]["rows"]) == (True, found.evaluation["test_rows"])
+    assert found.published not in (before.published, found.run_id)
+    assert worse.published == found.published
+    assert [reason.endswith("max_regression is 0.01") for reason in worse.reasons] == [True]
+
+
+def test_where_the_judged_model_is_gone_its_run_is_not_compared(story: dict[str, Outcome]) -> None:
+    found = story["refitted without the judged"]
+    note = found.evaluation["champion"]["note"]
+    assert note.startswith("not compared: the published run was trained on all ratings, the model that was judged is ")
+    assert found.evaluation["champion"]["figures"] is None
+    assert f"the published run {story['refitted and grown'].published} was trained on all ratings" in found.printed
 
 
 def test_a_supabase_that_does_not_answer_fails_the_step_and_does_not_count_as_having_no_run(

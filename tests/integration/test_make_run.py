@@ -157,7 +157,7 @@ def test_it_ends_with_rmse_beside_the_baselines_and_recommendations(
 
     report, own_data = where.splitlines()
     assert (ROOT / report.removeprefix("report    ")).read_text().startswith("<!DOCTYPE html>")
-    assert own_data.endswith(" make run RATINGS=path/to/ratings.csv")
+    assert re.fullmatch(r"published, in \d+ s; your own: make run RATINGS=path/to/ratings.csv", own_data)
 
 
 def test_no_process_and_no_temporary_file_is_left(finished: subprocess.CompletedProcess[str], home: Path) -> None:
@@ -183,6 +183,7 @@ def test_a_refused_run_exits_with_0_and_shows_the_reasons_and_the_published_reco
     assert hint == 'publish it anyway: PARAMS="force_publish=true"'
     assert recommended == finished.stdout.split("\n\n")[4:6]  # still those of the published run
     assert where.startswith("report    ")
+    assert re.match(r"not published: RMSE 0\.\d{4} is not below .*, in \d+ s; your own: ", where.splitlines()[-1])
 
 
 def test_ctrl_c_and_sigterm_end_all_processes_cleanly(home: Path, other_home: Path) -> None:
@@ -228,11 +229,29 @@ def test_a_missing_file_is_one_line_before_the_line_of_make() -> None:
             "error: the embedded Supabase has no table none: create it with `make seed-table`",
         ),
         (["--rating", "a.csv"], "error: unknown flag --rating"),
+        (
+            ["--supabase_url", "https://abc.supabase.co"],
+            "error: SUPABASE_URL needs RATINGS=file.csv or IMPORT_TABLE=ratings: the sample is never published to your",
+        ),
+        (
+            ["--supabase_url", "abc", "--import_table", "r"],
+            "error: SUPABASE_URL: expected an address of the form https",
+        ),
+        (
+            ["--supabase_url", "https://abc.supabase.co", "--import_table", "r"],
+            "error: no key for https://abc.supabase.co: set SUPABASE_KEY in the environment to the project",
+        ),
     ],
 )
 def test_a_users_mistake_is_one_line_and_no_file_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    said: str,
 ) -> None:
+    for name in [name for name in os.environ if name.startswith("SUPABASE_")]:
+        monkeypatch.delenv(name)
     with pytest.raises(SystemExit) as end:
         main(["run", "--home", str(tmp_path / "home"), *flags])
     printed = capsys.readouterr()

@@ -104,7 +104,7 @@ def run(supabase: LocalSupabase, key: str, folder: Path, **parameters: Any) -> P
     """The folder of the steps' outputs."""
     folder.mkdir(exist_ok=True)
     with environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=key):
-        run_steps({**parameters, "supabase_url": supabase.url}, folder)
+        run_steps({"refit": False, **parameters, "supabase_url": supabase.url}, folder)
     (outputs,) = folder.glob("mf-training-*")
     return outputs
 

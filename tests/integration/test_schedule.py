@@ -83,7 +83,7 @@ def test_a_schedule_holds_the_whole_pipeline_and_starts_one_run_at_a_time(vertex
     assert schedule["maxConcurrentRunCount"] == "1"
     job = schedule["createPipelineJobRequest"]["pipelineJob"]
     assert job["serviceAccount"] == SETTINGS["service_account"]
-    assert job["runtimeConfig"]["parameterValues"] == {"epochs": 3}
+    assert job["runtimeConfig"]["parameterValues"] == {"epochs": 3, "split": "hash"}
     assert job["runtimeConfig"]["gcsOutputDirectory"] == SETTINGS["pipeline_root"]
     assert {*job["labels"]} == {"git_sha", "version", "content"}
     executors = job["pipelineSpec"]["deploymentSpec"]["executors"]

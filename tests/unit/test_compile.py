@@ -87,7 +87,7 @@ def test_only_a_model_that_is_good_enough_is_exported(pipeline: dict[str, Any]) 
         "taskOutputParameter": {"outputParameterKey": "Output", "producerTask": "evaluate"}
     }
     assert group["taskInfo"]["name"] == "good-enough"
-    assert [*pipeline["components"]["comp-condition-1"]["dag"]["tasks"]] == ["export"]
+    assert [*pipeline["components"]["comp-condition-1"]["dag"]["tasks"]] == ["export", "refit"]
 
 
 def test_what_lies_outside_of_the_caches_key_is_never_served_from_it(pipeline: dict[str, Any]) -> None:
@@ -250,7 +250,7 @@ def test_a_parameter_goes_to_the_input_that_bears_its_name(pipeline: dict[str, A
     parameters = pipeline["root"]["inputDefinitions"]["parameters"]
     for step, task in tasks(pipeline).items():
         inputs = task["inputs"]["parameters"]
-        group = "pipelinechannel--" if step == "export" else ""
+        group = "pipelinechannel--" if step in ("refit", "export") else ""
         for name in inputs.keys() & parameters.keys():
             assert inputs[name] == {"componentInputParameter": f"{group}{name}"}
 

@@ -127,6 +127,16 @@ def test_of_many_users_a_sample_has_lists_by_predicted_rating(monkeypatch: pytes
     assert ndcg(found.predicted_rating) in [pytest.approx((sum(each) - left_out) / 3) for left_out in each]
 
 
+def test_of_very_many_users_a_sample_is_scored_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = evaluated().ranking
+    monkeypatch.setattr("mf.evaluation.ranking.SCORED_USERS", 3)
+    found = evaluated().ranking
+    assert (before.users, before.drawn_from, found.users, found.drawn_from) == (4, 4, 3, 4)
+    assert found.users_without == before.users_without
+    each = [1 / BOTH, SECOND, 1 / BOTH, 0]
+    assert ndcg(found.predicted_rating) in [pytest.approx((sum(each) - left_out) / 3) for left_out in each]
+
+
 @pytest.mark.parametrize("times", ["no column", "all unknown"])
 def test_without_times_there_is_no_recent_popularity(times: str) -> None:
     train, validation = TRAIN.drop_columns(RATED_AT), VALIDATION.drop_columns(RATED_AT)

@@ -81,3 +81,29 @@ def test_a_value_arrives_as_it_was_typed_whatever_is_in_it(python: Path, target:
 def test_the_zone_and_the_name_of_the_environment_do_not_count(python: Path) -> None:
     expected = ["pipelines", "schedule", SETTINGS, "--cron=0 3 * * *"]
     assert command(python, "schedule", "CRON=0 3 * * *", TZ="Asia/Tokyo", NAME="laptop") == expected
+
+
+EXPORTED = {
+    "SUPABASE_URL": "https://abc.supabase.co",
+    "SUPABASE_KEY": "sb_secret_hunter2hunter2",
+    "SUPABASE_DB_URL": "postgresql://postgres:hunter2hunter2@db.abc.supabase.co:5432/postgres",
+}
+
+
+def test_a_project_counts_on_makes_command_line_only(python: Path) -> None:
+    url = EXPORTED["SUPABASE_URL"]
+    for more in ([], ["-e"], ["RATINGS=r.csv"]):
+        assert not any(word.startswith("--supabase") for word in command(python, "run", *more, **EXPORTED))
+    given = command(python, "run", f"SUPABASE_URL={url}", "IMPORT_TABLE=ratings", **EXPORTED)
+    assert given == ["pipelines", "run", "--import_table=ratings", f"--supabase_url={url}"]
+    for target in ("demo", "seed-table", "submit"):
+        assert not any(word.startswith("--supabase") for word in command(python, target, **EXPORTED))
+
+
+@pytest.mark.parametrize("name", ["SUPABASE_KEY", "SUPABASE_DB_URL"])
+def test_a_key_on_makes_command_line_is_refused_and_not_shown(python: Path, name: str) -> None:
+    words = ["make", "run", f"PY={python}", "INSTALLED=", f"{name}={EXPORTED[name]}", "RATINGS=r.csv"]
+    done = subprocess.run(words, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"*** {name} on make's command line can be read" in done.stderr
+    assert "hunter2" not in done.stderr

@@ -87,7 +87,7 @@ def test_nothing_given_is_nothing() -> None:
         ("lr=-inf", "parameter lr: expected a finite number, found '-inf'"),
         ("epochs=-3", "epochs: Input should be greater than or equal to 1 (given: -3)"),
         ("hnsw_index=yes", "parameter hnsw_index: expected true or false, found 'yes'"),
-        ("split=sideways", "split: Input should be 'random', 'time' or 'leave_last' (given: 'sideways')"),
+        ("split=sideways", "split: Input should be 'random', 'hash', 'time' or 'leave_last' (given: 'sideways')"),
         ("val_size=0.95", "val_size 0.95 and test_size 0.1 leave nothing to train on; their sum must be below 1"),
         ("solver_options.clip_grad=0", "solver_options.clip_grad: Input should be greater than 0 (given: 0)"),
         ("solver_options.lr=0.2", "solver_options.lr: lr is set to 0.1 as a parameter"),

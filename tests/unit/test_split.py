@@ -10,7 +10,7 @@ from mf.ratings.config import SplitConfig
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER
 from mf.ratings.split import split
 
-SPLITS = ["random", "time", "leave_last"]
+SPLITS = ["random", "hash", "time", "leave_last"]
 
 
 def table(rows: list[tuple[object, object, int]]) -> pa.Table:
@@ -133,3 +133,27 @@ def test_a_rating_of_unknown_time_is_older_than_any() -> None:
         parts = split(ratings, SplitConfig(split=kind, val_size=0.1, test_size=0.1))
         assert (parts.test["movie_id"].to_pylist(), parts.validation["movie_id"].to_pylist()) == ([9], [8])
         assert 5 in parts.train["movie_id"].to_pylist()
+
+
+@pytest.mark.parametrize("text_ids", [False, True])
+def test_a_hash_split_keeps_a_rating_on_its_side_when_the_source_grows(text_ids: bool) -> None:
+    everything = planted(text_ids)
+    config = SplitConfig.of(split="hash", val_size=0.1, test_size=0.2, seed=3)
+    some = everything.filter(pa.array(np.random.default_rng(2).random(len(everything)) < 0.5))
+    small, large = split(some, config), split(everything, config)
+    for before, after in zip(small, large, strict=True):
+        assert set(keys(before)) == set(keys(after)) & set(keys(some))
+    assert [len(part) / len(everything) for part in large] == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
+    other = split(everything, config.model_copy(update={"seed": 4}))
+    assert set(keys(other.test)) != set(keys(large.test))
+    # The larger test part holds the smaller one.
+    less = split(everything, config.model_copy(update={"test_size": 0.1}))
+    assert set(keys(less.test)) < set(keys(large.test))
+
+
+def test_text_ids_that_are_numbers_are_split_as_the_numbers() -> None:
+    numbers = planted()
+    texts = numbers.set_column(0, USER, numbers[USER].cast(pa.string()))
+    config = SplitConfig.of(split="hash")
+    test = split(texts, config).test
+    assert {(int(str(u)), m) for u, m in keys(test)} == set(keys(split(numbers, config).test))

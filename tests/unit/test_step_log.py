@@ -115,3 +115,48 @@ def test_the_status_of_a_steps_process_is_kept(capsys: pytest.CaptureFixture[str
     with run.statuses() as ended:
         subprocess_task_handler.run_local_subprocess(["bash", "-c", "kill -9 $$"])
     assert ended == [-9]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_silent_step_gets_a_line_every_ten_seconds(tmp_path: Path) -> None:
+    now, pipe = [0.0], io.StringIO()
+    with closing(StepLog(tmp_path / "log.txt", pipe, clock=lambda: now[0])) as log:
+        log.write(STARTED)
+        for now[0] in range(1, 36):
+            log.tick()
+            if now[0] == 12:
+                log.write("    ratings.csv: 14,000 rows read\n")
+        log.write("08:01:36.035 - INFO - Task 'ingest' finished with status SUCCESS\n")
+        now[0] = 100
+        log.tick()
+    assert pipe.getvalue().splitlines() == [
+        "ingest    still running, 10 s",
+        "ingest    ratings.csv: 14,000 rows read",
+        "ingest    still running, 22 s",
+        "ingest    still running, 32 s",
+    ]
+
+
+def test_a_terminal_shows_a_bar_that_moves_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    now, terminal = [0.0], Terminal()
+    with closing(StepLog(tmp_path / "log.txt", terminal, clock=lambda: now[0])) as log:
+        log.write(STARTED)
+        now[0] = 1.0
+        log.tick()
+        assert terminal.getvalue().endswith("\r\x1b[Kingest    [  =                 ]      1 s")
+        log.write("    epoch 3/12  validation RMSE 0.9\n")
+        log.tick()
+        assert terminal.getvalue().endswith("\r\x1b[Kingest    [=====               ]  25% 1 s")
+        log.write("    export users: 1,000 of 4,000 rows, 9 per second\n")
+        log.tick()
+    assert terminal.getvalue().endswith("25% 1 s\r\x1b[K")
+    lines = [line.rpartition("\r\x1b[K")[2] for line in terminal.getvalue().split("\n")]
+    assert lines == [
+        "ingest    epoch 3/12  validation RMSE 0.9",
+        "ingest    export users: 1,000 of 4,000 rows, 9 per second",
+        "",
+    ]
