@@ -101,7 +101,7 @@ def _launch(folder: Path, config: Config, processes: int, cuda: bool, checkpoint
         max_restarts=0,
     )
     try:
-        with _own_signals(), _quiet("torch.distributed"):
+        with _own_signals(), _quiet("torch.distributed"), _quiet("torch.multiprocessing"):
             elastic_launch(launch, _fit_share)(folder, config, cuda, checkpoint)
     except SignalException as stopped:
         if stopped.sigval == signal.SIGINT:

@@ -40,7 +40,7 @@ OWN = {
     "relevance_threshold": "rating from which a movie counts as liked, by the ranking model and in the test part; "
     "empty: three quarters up the range of the training ratings, such as 4 of 1 to 5",
     "train_accelerator_type": f"GPU of the train step: {', '.join(gpus_in(''))}; on Kubeflow nvidia.com/gpu",
-    "train_accelerator_count": "number of GPUs of the train step, from 1; training uses one of them",
+    "train_accelerator_count": "number of GPUs of the train step, from 1; each trains a share of the users",
 }
 
 

@@ -248,16 +248,22 @@ def update(
         torch.linalg.LinAlgError: a precision is not positive definite.
     """
 
+    failures: list[Tensor] = []  # read once, after all blocks: a GPU is not waited for at each
+
     def work(block: Block, equations: Equations) -> Tensor:
         gram, linear = equations.gram, equations.linear
         precision = alpha[block.rows] if alpha.dim() else alpha.expand(len(gram))
-        factor = torch.linalg.cholesky(torch.add(prior.precision, gram * precision.view(-1, 1, 1)))
+        factor, info = torch.linalg.cholesky_ex(torch.add(prior.precision, gram * precision.view(-1, 1, 1)))
+        failures.append(info.any())
         z, covariance = mean_or_sample(factor, precision.unsqueeze(1) * linear + prior.linear(block.rows), block.rows)
         second = own.set_rows(block.rows, z, covariance)
         # Σ (y - b)² - 2 z·Σ (y - b) x + zᵀ (Σ x xᵀ) z
         return equations.offset - 2 * (z * linear).sum(1) + (second * gram).sum((1, 2))
 
-    return torch.cat(each_block(work, ratings, other, workers, weights))
+    errors = torch.cat(each_block(work, ratings, other, workers, weights))
+    if torch.stack(failures).any():
+        raise torch.linalg.LinAlgError("a precision is not positive definite")  # type: ignore[attr-defined]
+    return errors
 
 
 def each_block(
