@@ -1,16 +1,17 @@
 """Options of ingest and split."""
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
-import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 from mf.config import Config
 from mf.errors import DataError
 from mf.ratings.names import COUNT, MOVIE, RATED_AT, RATING, USER
 
+FLOAT32_MAX = 3.4028234663852886e38  # without NumPy, which help must not wait for
 # Recognised column names, compared in lower case and without "_", "-" and spaces.
 RECOGNISED = {
     USER: ("userid", "user"),
@@ -55,8 +56,8 @@ def _checked_numbers(text: str) -> str:
     try:
         numbers = [float(number) for number in text.split(",") if text]
     except ValueError:
-        numbers = [np.nan]
-    if not all(abs(number) <= float(np.finfo(np.float32).max) for number in numbers):
+        numbers = [math.nan]
+    if not all(abs(number) <= FLOAT32_MAX for number in numbers):
         raise ValueError("expected numbers separated by commas, such as -1 or 0,-1")
     return text
 
