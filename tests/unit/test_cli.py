@@ -31,7 +31,7 @@ KEY = "sb_secret_0123456789"
 HEADER = "userId,movieId,rating\n"
 MODEL_FILES = {
     "model.pt", "model.json", "rejects.csv",
-    "user_embeddings.parquet", "movie_embeddings.parquet", "movie_counts.parquet",
+    "user_embeddings.parquet", "movie_embeddings.parquet",
 }  # fmt: skip
 RANKING_FILES = {"user_ranking.parquet", "movie_ranking.parquet"}
 Run = Callable[..., tuple[int, str, str]]
@@ -43,7 +43,7 @@ DEFAULTS = {
     "supabase_url": "SUPABASE_URL", "supabase_key": "SUPABASE_KEY", "import_table": "ratings", "publish": "off",
     "movie_export_table": "movie_embeddings", "user_export_table": "user_embeddings", "test_csv": "none",
     "output_dir": "output", "checkpoint": "none", "init_from": "none", "ranking": "ease",
-    "ranking_options": "none", "seed": "0", "l2": "0.0", "bias_damping": "3.0",
+    "ranking_options": "none", "seed": "0", "processes": "1", "l2": "0.0", "bias_damping": "3.0",
     "schedule": "constant", "patience": "0", "init_std": "0.01", "block_users": "0", "columns": "none",
     "user_column": "none", "movie_column": "none", "rating_column": "none", "timestamp_column": "none",
     "max_reject_fraction": "0.01", "key_columns": "none", "rated_since": "none",

@@ -282,7 +282,8 @@ def test_additional_gpus_are_reported_idle_and_too_few_are_an_error(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
     said = "training on the GPU: NVIDIA L4; 1 more is idle: training uses one"
-    assert pick_device(use_cuda=True, gpus=2) == (torch.device("cuda"), said)
+    assert pick_device(use_cuda=True, gpus=1) == (torch.device("cuda"), said)
+    assert pick_device(use_cuda=True, gpus=2) == (torch.device("cuda"), "training on 2 GPUs: NVIDIA L4")
     with pytest.raises(ConfigError, match=r"^expected 4 GPUs, but the machine has 2$"):
         pick_device(use_cuda=True, gpus=4)
 
