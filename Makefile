@@ -94,5 +94,5 @@ lint: $(INSTALLED) ## check style and types
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 
 clean: ## remove all that make created, with the virtual environment and the local databases
-	@test ! -d .mf/supabase || test ! -x $(PY) || $(PY) -c 'from pathlib import Path; from mf.local import delete_home; delete_home(Path(".mf/supabase"))'
+	@test ! -d .mf/supabase || test ! -x $(PY) || $(PY) -c 'from pathlib import Path; from mf.errors import reported; from mf.local import delete_home; reported()(delete_home)(Path(".mf/supabase"))'
 	@rm -rf $(VENV) .mf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,6 +16,7 @@ def ingest(
     movie_column: str,
     rating_column: str,
     timestamp_column: str,
+    ignore_ratings: str,
     key_columns: str,
     rated_since: str,
     rated_before: str,

@@ -48,7 +48,9 @@ class TrainerConfig(Config):
     """Input and output of ``python -m mf``."""
 
     ratings_csv: str = Field(
-        "data/ratings.csv", description="CSV file of ratings, plain or gzip: a path or gs://bucket/object"
+        "data/ratings.csv",
+        description="ratings, CSV, JSON lines or Parquet, also compressed: a file, a folder or a glob (ratings-*.csv), "
+        "local or gs://bucket/…",
     )
     val_size: float = Field(
         0.1,
@@ -56,7 +58,7 @@ class TrainerConfig(Config):
         lt=1,
         description="share of the ratings for validation (early stopping, best epoch); 0: train on all ratings",
     )
-    test_csv: str = Field("", description="CSV file of test ratings, scored once after training")
+    test_csv: str = Field("", description="file of test ratings, scored once after training")
     output_dir: Path = Field(Path("output"), description="model directory to write")
     checkpoint: Path | None = Field(
         None,
@@ -325,9 +327,10 @@ def _test_part(file: str, source: IngestConfig, work: Path, train_part: "pa.Tabl
     from mf.ratings.schema import has_ratings, read_ratings
 
     # A table's column names do not apply to a file.
-    same_options = {} if source.import_table else source.model_dump()
-    config = IngestConfig.of(**{**same_options, "ratings_csv": file})
-    print(ingest(config, work / "test.parquet", work / "test_rejects.csv").summary())
+    same = {"max_reject_fraction", "ignore_ratings"} if source.import_table else None
+    config = IngestConfig.of(**{**source.model_dump(include=same), "ratings_csv": file})
+    text_ids = [name for name in (USER, MOVIE) if not pa.types.is_integer(train_part.schema.field(name).type)]
+    print(ingest(config, work / "test.parquet", work / "test_rejects.csv", text_ids=text_ids).summary())
     test, _ = read_ratings(work / "test.parquet")
     if has_ratings(train_part) and not has_ratings(test):
         raise DataError(f"{file}: found no ratings, expected some as in the training ratings")

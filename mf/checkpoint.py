@@ -12,6 +12,7 @@ from mf.errors import DataError
 from mf.files import written_aside
 from mf.solvers import EpochReport
 from mf.solvers.base import Callback
+from mf.tensors import load_tensors
 
 
 class CheckpointFile:
@@ -42,7 +43,7 @@ class CheckpointFile:
         if not self.path.exists():
             return None
         try:
-            state = torch.load(self.path, weights_only=True, map_location="cpu")
+            state = load_tensors(self.path)
             if missing := {"settings", "solver_state", "reports"} - set(state):
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         except Exception as error:  # torch.load raises many types on garbage

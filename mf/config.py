@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from mf.errors import ConfigError
+from mf.leaks import hidden
 
 # Error types whose input is not shown, since it may be a secret key: a misspelled name, an address, a field with a
 # pattern.
@@ -59,6 +60,6 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
 def _sentence(error: ErrorDetails) -> str:
     name = ".".join(str(part) for part in error["loc"])
     shown = name and error["type"] not in NOT_SHOWN
-    given = f" (given: {error['input']!r})" if shown else ""
+    given = f" (given: {hidden(repr(error['input']))})" if shown else ""
     message = error["msg"].removeprefix("Value error, ")
     return f"{name}: {message}{given}" if name else message

@@ -1,8 +1,12 @@
 """Errors that the user can fix."""
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from mf.leaks import hidden
+from mf.terminal import printable
 
 
 class MfError(Exception):
@@ -57,15 +61,34 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Prints an ``MfError`` or ``OSError`` (no permission, no space) of the block as ``error: …`` on stderr, one line,
-    and exits with status 2."""
+    """Prints an ``MfError`` or ``OSError`` (no permission, no space) of the block as ``error: …`` on stderr, one line
+    without secrets, and exits with status 2."""
     try:
         yield
-    except (MfError, OSError) as error:
-        print("error:", one_line(str(error)), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        sys.exit(1)  # the reader of the output, such as head, has enough
+    except Exception as error:
+        # psycopg is not imported by every command.
+        if not isinstance(error, MfError | OSError) and not type(error).__module__.startswith("psycopg"):
+            raise
+        print("error:", one_line(error), file=sys.stderr, flush=True)
         sys.exit(2)
 
 
-def one_line(text: str) -> str:
-    """A text without its line breaks, which file names and responses may hold; blanks within a line stay."""
-    return " ".join(filter(None, map(str.strip, text.splitlines())))
+# Advice by the error number of an ``OSError``.
+ADVICE = {
+    errno.ENOSPC: "the disk is full: free some room, or set TMPDIR (temporary files) or the output to another disk",
+    errno.EDQUOT: "the quota of the disk is used up: free some room",
+    errno.EFBIG: "the file is larger than a limit allows: raise it (ulimit -f)",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+    errno.EROFS: "the disk is read-only: name another place",
+}
+
+
+def one_line(error: BaseException | str) -> str:
+    """An error or a text on one line, without secrets and control characters; blanks within a line stay."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in ADVICE:
+        text = f"{error.filename or error.strerror}: {ADVICE[error.errno]}"
+    # File names and server responses may contain line breaks.
+    return printable(hidden(" ".join(filter(None, map(str.strip, text.splitlines())))))

@@ -1,10 +1,29 @@
 """Atomic file and directory writes: write aside, then rename."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# Numbers of errors of a full disk, a used up quota and a limit of a file's size.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of a full disk in the block the name of the file, and PyTorch's, which has no reason, a number."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+        raise
+    except RuntimeError as error:
+        if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
 
 
 @contextmanager
@@ -18,7 +37,8 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     _remove(aside)
     try:
-        yield aside
+        with naming(path):
+            yield aside
         if path.is_dir():
             _remove(path)
         os.replace(aside, path)
@@ -41,7 +61,8 @@ def directory_written_aside(path: Path, seal: str) -> Iterator[Path]:
     _remove(aside)
     aside.mkdir()
     try:
-        yield aside
+        with naming(path):
+            yield aside
         (path / seal).unlink(missing_ok=True)
         for file in sorted(aside.iterdir(), key=lambda file: file.name == seal):
             os.replace(file, path / file.name)

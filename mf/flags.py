@@ -29,6 +29,10 @@ class Parser(argparse.ArgumentParser):
             known.get(re.sub("[-_]", "", match[1]), match[1]) + (match[2] or "") if match else word
             for match, word in zip(spelled, argv, strict=True)
         ]
+        # argparse takes -1,0 for a flag.
+        for i in reversed(range(1, len(words))):
+            if re.fullmatch(r"-[0-9.][^=]*,.*", words[i], re.DOTALL) and words[i - 1].startswith("--"):
+                words[i - 1 : i + 1] = [f"{words[i - 1]}={words[i]}"]
         namespace, unknown = self.parse_known_args(words)
         if unknown:
             # Names only: the value after a misspelled flag may be a secret key.

@@ -1,6 +1,6 @@
 """Ingest: ratings from a file or a Supabase table to one Parquet file of checked rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ def ingest(
     *,
     url: str = "",
     key: SecretStr | None = None,
+    text_ids: Collection[str] = (),
     for_training: bool = False,
 ) -> Provenance:
     """Read ratings from a file or a table; write the good rows to ``output`` (Parquet, see ``Collector.finish``) and
@@ -38,6 +39,7 @@ def ingest(
     Args:
         url, key: of the Supabase project of ``config.import_table``; by default those of the environment. With
             ``SUPABASE_DB_URL`` the table is read over the direct connection, and no key is needed.
+        text_ids: the roles (user_id, movie_id) whose ids in a file are text, though all may look like integers.
         for_training: refuse ratings that are all the same, from which no star model can be trained.
 
     Raises:
@@ -48,7 +50,7 @@ def ingest(
             is written after any error.
     """
     with _source(config, url, key) as (name, read):
-        sink = Collector(name, config.max_reject_fraction)
+        sink = Collector(name, config.max_reject_fraction, config.ignored, text_ids)
         columns = read(config, sink)
         return sink.finish(output, rejects, columns, for_training=for_training)
 
@@ -62,7 +64,7 @@ def ingest_frame(
         DataError: it is not a data frame; or as ``ingest``.
     """
     table = frame.to_arrow(ratings)
-    sink = Collector(frame.frame_name(ratings), config.max_reject_fraction)
+    sink = Collector(frame.frame_name(ratings), config.max_reject_fraction, config.ignored)
     columns = frame.read(table, config, sink)
     return sink.finish(output, rejects, columns, for_training=for_training)
 

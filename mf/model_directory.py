@@ -29,10 +29,13 @@ from mf.model import MatrixFactorization
 from mf.ranking import RankingModel
 from mf.ratings.schema import MOVIE, USER, IdType, TrainedOn, id_type
 from mf.ratings.vocabulary import Vocabulary
+from mf.tensors import load_tensors
 
 FORMAT = 1
 WEIGHTS = "model.pt"
 CARD = "model.json"
+# A file of vectors is refused when it unpacks to more bytes than this and to so many times its size.
+MOST_UNPACKED, MOST_RATIO = 1 << 28, 100
 PARQUET = {USER: "user_embeddings.parquet", MOVIE: "movie_embeddings.parquet"}
 RANKING_PARQUET = {USER: "user_ranking.parquet", MOVIE: "movie_ranking.parquet"}
 # Fields of the ranking model that are numbers; the arrays are columns of movie_ranking.parquet.
@@ -170,6 +173,7 @@ class PublishedModel:
     trained_on: TrainedOn | None  # None: not recorded
     ranking: PublishedRanking | None = None  # None: lists are ordered by predicted rating
     movie_counts: MovieCounts | None = None  # None: not recorded
+    ignore_ratings: tuple[float, ...] = ()  # ratings that mean "not rated"
 
     @property
     def user_ids(self) -> pa.Array:
@@ -268,6 +272,7 @@ class TrainedModel:
     trained_on: TrainedOn | None = None  # None: not recorded
     ranking: TrainedRanking | None = None  # None: lists are ordered by predicted rating
     movie_counts: MovieCounts | None = None  # None: not recorded
+    ignore_ratings: Sequence[float] = ()  # ratings that mean "not rated"
 
     def summary(self) -> str:
         """One line for a person: size, initial model, validation RMSE."""
@@ -357,6 +362,7 @@ class TrainedModel:
             "movies": len(self.movies),
             "git_sha": self.git_sha,
             "trained_on": asdict(self.trained_on) if self.trained_on else None,
+            "ignore_ratings": list(self.ignore_ratings),
             "metrics": self.metrics,
             "ranking": self.ranking.card() if self.ranking else None,
         }
@@ -386,20 +392,37 @@ class TrainedModel:
             raise
         except Exception as error:  # on a corrupt file torch.load raises whatever its parser runs into
             raise DataError(f"{directory} is not a model directory: {' '.join(str(error).split())[:300]}") from None
-        trained_on = TrainedOn.read(card.get("trained_on"))
-        return cls(module, users, movies, **record, trained_on=trained_on, ranking=ranking, movie_counts=counts)
+        return cls(
+            module,
+            users,
+            movies,
+            **record,
+            trained_on=TrainedOn.read(card.get("trained_on")),
+            ranking=ranking,
+            movie_counts=counts,
+            ignore_ratings=_ignore_ratings(directory / CARD, card),
+        )
 
 
 def _read_star_model(directory: Path, card: Mapping[str, Any]) -> tuple[MatrixFactorization, Vocabulary, Vocabulary]:
-    """The module, the users and the movies."""
+    """The module, the users and the movies; sizes and values are checked before they are read."""
+    header = _header(directory / CARD, card)
+    if header.rating_min is None or header.rating_max is None or header.factors is None:
+        raise ValueError(f"{CARD} has neither a star model nor a ranking model")
+    for file in PARQUET.values():
+        if _check_size(directory / file) != header.factors:
+            raise ValueError(f"{file}: its vectors do not have {header.factors} values, as {CARD} says")
     users, movies = (
         Vocabulary(pq.read_table(directory / file, columns=[key])[key].combine_chunks())
         for key, file in PARQUET.items()
     )
     module = MatrixFactorization(
-        len(users), len(movies), card["factors"], rating_min=card["rating_min"], rating_max=card["rating_max"]
+        len(users), len(movies), header.factors, rating_min=header.rating_min, rating_max=header.rating_max
     )
-    module.load_state_dict(torch.load(directory / WEIGHTS, weights_only=True))
+    state = load_tensors(directory / WEIGHTS)
+    module.load_state_dict(state)
+    if wrong := [name for name, values in state.items() if not values.isfinite().all()]:
+        raise ValueError(f"{WEIGHTS}: {wrong[0]} holds a value that is not finite")
     return module, users, movies
 
 
@@ -475,6 +498,7 @@ def read_model(directory: Path) -> PublishedModel:
             noise_variance=_header_noise(card.get("metrics"), header) if header.has_stars else None,
             trained_on=TrainedOn.read(card.get("trained_on")),
             movie_counts=MovieCounts.read(directory, card),
+            ignore_ratings=_ignore_ratings(directory / CARD, card),
         )
 
 
@@ -520,6 +544,14 @@ def _checked_number(path: Path, name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise DataError(f"{path}: {name} is {value!r}, expected a finite number")
     return float(value)
+
+
+def _ignore_ratings(path: Path, card: Mapping[str, Any]) -> tuple[float, ...]:
+    """The entry ``ignore_ratings`` of a ``model.json``; empty in one of an earlier release."""
+    numbers = card.get("ignore_ratings", [])
+    if not isinstance(numbers, list):
+        raise DataError(f"{path}: ignore_ratings is {numbers!r}, expected a list of numbers")
+    return tuple(_checked_number(path, "ignore_ratings", number) for number in numbers)
 
 
 def _mu_problem(mu: float, rating_min: float, rating_max: float) -> str:
@@ -584,9 +616,24 @@ def _read_ranking(directory: Path, numbers: dict[str, Any]) -> PublishedRanking:
     )
 
 
+def _check_size(path: Path) -> float:
+    """Check, before it is read, that a file of vectors does not unpack to far more than its size; returns the values
+    per vector."""
+    about = pq.read_metadata(path)
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    columns = [group.column(j) for group in groups for j in range(group.num_columns)]
+    values = sum(column.num_values for column in columns)
+    size = max(4 * values, sum(group.total_byte_size for group in groups))
+    if size > MOST_UNPACKED and size > MOST_RATIO * path.stat().st_size:
+        raise DataError(f"{path}: {path.stat().st_size:,} bytes that unpack to {size:,}: this is no file of a model")
+    vectors = sum(column.num_values for column in columns if column.path_in_schema.startswith("embedding."))
+    return float(vectors / max(1, about.num_rows))
+
+
 def _read_columns(path: Path, *names: str, optional: str = "") -> list[pa.Array]:
     """The named columns of a Parquet file; last the optional one, ``None`` where it is absent."""
     try:
+        _check_size(path)
         there = {*pq.read_schema(path).names}
         table = pq.read_table(path, columns=[name for name in (*names, optional) if name in there])
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -14,7 +14,7 @@ from mf.errors import ConfigError
 from mf.evaluation.config import EvaluateConfig, GateConfig
 from mf.ratings.config import CLICKS_WITHOUT_RANKING, NONE, IngestConfig, SplitConfig
 from mf.supabase.config import ExportConfig
-from mf.supabase.credentials import is_address
+from mf.supabase.credentials import address_problem, project_url
 
 if TYPE_CHECKING:
     from mf.ranking import RankingConfig
@@ -189,8 +189,8 @@ def check_gpus(parameters: Parameters, gpus: Mapping[str, Collection[int]]) -> N
 
 def _check_supabase_url(parameters: Parameters) -> None:
     # Empty on a machine of one's own: the environment has it.
-    if parameters["supabase_url"] and not is_address(parameters["supabase_url"]):
-        raise ConfigError("supabase_url: expected an address of the form https://PROJECT.supabase.co")
+    if parameters["supabase_url"] and (problem := address_problem(project_url(parameters["supabase_url"]))):
+        raise ConfigError(f"supabase_url: the address {problem}")
 
 
 def check_lists(parameters: Parameters) -> None:

@@ -6,6 +6,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from mf.terminal import printable
+
 LOG_EVERY_S = 10.0
 
 
@@ -22,6 +24,7 @@ class Progress:
     """
 
     def __init__(self, what: str, total: int | None = None, unit: str = "rows") -> None:
+        what = printable(what)
         self.what, self.total, self.unit, self.done = what, total, unit, 0
         self._start = self._last = time.monotonic()
         self._bar = tqdm(total=total, desc=what, unit=f" {unit}", unit_scale=True, leave=False, disable=None)

@@ -116,6 +116,7 @@ def train(
         trained_on=_trained_on(provenance, ratings, validation, lists_from_validation, earlier) if provenance else None,
         ranking=train_ranking(listed, ranking, device=device, progress=progress) if ranking else None,
         movie_counts=MovieCounts.of(both[MOVIE]),
+        ignore_ratings=provenance.ignore_ratings if provenance else (),
     )
 
 

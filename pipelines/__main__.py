@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,9 @@ def doctor_command(parser: Parser, argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     from pipelines.vertex import doctor
 
+    with suppress(ConfigError):  # the doctor itself says what is wrong with the settings
+        if options.target == "kubeflow" or Settings.load(options.settings).target == "kubeflow":
+            sys.exit("make doctor checks a project on Vertex AI; docs/kubeflow.md says what Kubeflow needs")
     if not doctor.examine(options.settings, os.environ):
         sys.exit(1)
 

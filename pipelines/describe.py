@@ -26,7 +26,8 @@ RANKING_SHARED = ("relevance_threshold", "seed")  # options of the ranking model
 CONFIGS: tuple[type[Config], ...] = (IngestConfig, SplitConfig, GateConfig, ExportConfig)
 # Descriptions that the pipeline has in place of the fields' own.
 OWN = {
-    "ratings_csv": "file of ratings, plain or gzip: gs://bucket/object, s3://…; empty: import_table is read",
+    "ratings_csv": "CSV, JSON lines or Parquet, also compressed: gs://bucket/object, gs://bucket/folder/ or a glob, "
+    "s3://bucket/object; empty: import_table is read",
     "import_table": "Supabase table of ratings, read if ratings_csv is empty",
     "supabase_url": "Supabase project to import from and publish to, https://PROJECT.supabase.co",
     "test_size": "share of the ratings, above 0 and below 1, held out to be scored once; leave_last: one per user",

@@ -114,7 +114,10 @@ def _parsed(pair: str, definitions: Definitions, before: Mapping[str, Any]) -> t
     """The name and the value of one parameter; an entry of a table is added to what the table has ``before``."""
     name, equals, text = pair.partition("=")
     if not equals:
-        raise ConfigError(f"parameter {name!r}: expected name=value")
+        raise ConfigError(
+            f"parameter {name!r}: expected name=value; put quotes around a value with a blank: "
+            "PARAMS='movie_column=\"Book Title\"'"
+        )
     table, dot, key = name.partition(".")
     if dot and definitions.get(table, {}).get("parameterType") == "STRUCT":
         return table, {**complete(before, definitions)[table], key: _entry(text)}

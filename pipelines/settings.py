@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from mf.config import Config
 from mf.errors import ConfigError
 from mf.files import written_aside
-from mf.supabase.credentials import NAME_FORM, SECRET_NAME, is_address
+from mf.supabase.credentials import NAME_FORM, SECRET_NAME, address_problem, project_url
 from mf.version import git_sha
 from pipelines import leaks
 from pipelines.vertex import machines
@@ -89,8 +89,9 @@ Root = Annotated[
 
 
 def _address(url: str) -> str:
-    if url and not is_address(url):
-        raise PydanticCustomError("address", "an address of the form https://PROJECT.supabase.co is expected")
+    if url and (problem := address_problem(project_url(url))):
+        # Braces would be a template's.
+        raise PydanticCustomError("address", "the address {problem}", {"problem": problem})
     return url
 
 

@@ -87,6 +87,7 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         movie_column: str = INGEST.movie_column,
         rating_column: str = INGEST.rating_column,
         timestamp_column: str = INGEST.timestamp_column,
+        ignore_ratings: str = INGEST.ignore_ratings,
         key_columns: str = INGEST.key_columns,
         rated_since: str = INGEST.rated_since,
         rated_before: str = INGEST.rated_before,

@@ -22,7 +22,9 @@ PORT = 54321  # of the Supabase CLI
 def main(argv: Sequence[str], prog: str = "python -m mf.local") -> int:
     parser = Parser(prog, "Run an embedded Supabase until Ctrl-C, with PostgreSQL, the API and sign-in.")
     parser.add_argument("--home", type=Path, default=HOME, help=f"folder for its data (default: {HOME})")
-    parser.add_argument("--database", default="sample", help="name of the database (default: sample)")
+    parser.add_argument(
+        "--database", help="name of the database (default: app with --ratings_csv, else sample, which make run fills)"
+    )
     parser.add_argument("--port", type=int, help=f"port of the API (default: {PORT}, or a free one if it is taken)")
     parser.add_argument("--ratings_csv", type=Path, help="file of ratings to fill the database with, once")
     parser.add_argument(
@@ -36,7 +38,7 @@ def main(argv: Sequence[str], prog: str = "python -m mf.local") -> int:
         # Ctrl-C is the normal way to stop it.
         with (
             contextlib.suppress(KeyboardInterrupt),
-            _project(flags.home, flags.database, port) as supabase,
+            _project(flags.home, flags.database or ("app" if flags.ratings_csv else "sample"), port) as supabase,
         ):
             if flags.ratings_csv:
                 print(seed(supabase, flags.ratings_csv), file=sys.stderr)

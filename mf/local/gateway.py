@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import threading
 from collections.abc import Callable
 from email.message import Message
@@ -14,6 +15,7 @@ PREFIX = "/rest/v1"
 AUTH_PREFIX = "/auth/v1"
 UPSTREAM_TIMEOUT_S = 180
 KEPT_REQUESTS = 10_000
+MOST_BYTES = 1 << 28  # per request
 # Headers of one connection only (RFC 9110, 7.6.1), those that the gateway writes itself, and its key.
 NOT_FORWARDED = frozenset({"host", "connection", "keep-alive", "transfer-encoding", "content-length", "apikey"})
 NOT_RETURNED = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"})
@@ -171,9 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Print nothing: the log is ``Gateway.requests``."""
 
     def _handle(self) -> None:
-        if "Transfer-Encoding" in self.headers:
+        if refusal := self._refused():
             self.close_connection = True
-            self._send(Request(self.command, self.path, self.headers, b""), _refusal(411, "Length Required"))
+            self._send(Request(self.command, self.path, self.headers, b""), refusal)
             return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         request = Request(self.command, self.path, self.headers, body)
@@ -184,6 +186,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.gateway.log(request, None)
         else:
             self._send(request, response)
+
+    def _refused(self) -> Response | None:
+        """The response to a request that is not to be read."""
+        # Another name for 127.0.0.1 is a page of the web that reads this one (DNS rebinding).
+        own = {f"127.0.0.1:{self.gateway.port}", f"localhost:{self.gateway.port}"}
+        if (self.headers.get_all("Host") or [""]) not in [[host] for host in own]:
+            return _refusal(403, "this server answers on 127.0.0.1 only")
+        if "Transfer-Encoding" in self.headers:
+            return _refusal(411, "Length Required")
+        lengths = self.headers.get_all("Content-Length") or ["0"]
+        if len(lengths) > 1 or not re.fullmatch("[0-9]{1,12}", lengths[0]):
+            return _refusal(400, "malformed Content-Length")
+        if int(lengths[0]) > MOST_BYTES:
+            return _refusal(413, f"a request of more than {MOST_BYTES:,} bytes")
+        return None
 
     do_GET = do_HEAD = do_POST = do_PATCH = do_PUT = do_DELETE = do_OPTIONS = _handle  # noqa: N815
 

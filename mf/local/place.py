@@ -5,6 +5,7 @@ enter are moved to a private folder under /var/tmp.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -66,6 +67,13 @@ def place(home: Path) -> Place:
     """
     programs, data = find_programs(), home / "pgdata"
     if os.geteuid() != 0:
+        try:
+            pwd.getpwuid(os.geteuid())
+        except KeyError:
+            raise SupabaseError(
+                f"the user with id {os.geteuid()} has no entry in /etc/passwd, which PostgreSQL needs: add one (a "
+                "container's --user takes an id that its image knows)"
+            ) from None
         data.mkdir(mode=0o700, exist_ok=True)
         return Place(programs, data, {})
     nobody = pwd.getpwnam(USER)
@@ -78,7 +86,25 @@ def place(home: Path) -> Place:
 
 
 def delete_home(home: Path) -> None:
-    """Delete ``home`` and its private folder under /var/tmp. It must not be in use."""
+    """Delete ``home`` and its private folder under /var/tmp.
+
+    Raises:
+        SupabaseError: a program uses it.
+    """
+    # Postgres holds this lock, and it would create the folder.
+    lock = home / "lock"
+    if lock.exists():
+        with lock.open("r+") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SupabaseError(f"{home} is in use by process {held.read().strip()}: end it first") from None
+            _delete(home)
+    else:
+        _delete(home)
+
+
+def _delete(home: Path) -> None:
     if private_path(home).exists():
         shutil.rmtree(private_folder(home))
     shutil.rmtree(home, ignore_errors=True)

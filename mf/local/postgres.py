@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import random
 import re
 import secrets
 import shutil
@@ -24,6 +25,7 @@ from mf.local.place import Place, place
 from mf.local.watchdog import Watchdog, end, end_all
 
 START_TIMEOUT_S = 30.0
+PORTS = range(20_000, 30_000)
 _given_ports: set[int] = set()  # not to be given twice: a server takes a moment to bind its port
 # fsync off: the page cache survives any kill of processes, also kill -9, and these data need not survive a power
 # failure. The other safeguards stay on: a killed server recovers from its log, and no committed row is lost.
@@ -151,14 +153,18 @@ def checked_name(database: str) -> str:
 
 
 def free_port() -> int:
-    """A free port of 127.0.0.1, below the range of outgoing connections, which could otherwise take it first."""
-    while True:
-        port = 20_000 + secrets.randbelow(10_000)
+    """A free port of 127.0.0.1, below the range of outgoing connections, which could otherwise take it first.
+
+    Raises:
+        SupabaseError: there is none.
+    """
+    for port in random.sample(PORTS, len(PORTS)):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             if port not in _given_ports:
                 _given_ports.add(port)
                 return port
+    raise SupabaseError(f"all ports of 127.0.0.1 from {PORTS[0]} to {PORTS[-1]} are taken: end programs that hold them")
 
 
 def wait_until(ready: Callable[[], bool], what: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -228,4 +234,6 @@ def _initdb(where: Place, password_file: Path, watchdog: Watchdog) -> None:
     )  # fmt: skip
     errors = process.communicate()[1].decode(errors="replace").splitlines()
     if process.returncode:
-        raise SupabaseError(f"{where.data}: initdb failed: {(errors or ['no message'])[-1]}")
+        why = next((line for line in errors if "No space left" in line or "Disk quota" in line), "")
+        advice = ": free some room on this disk" if why else ""
+        raise SupabaseError(f"{where.data}: initdb failed: {why or (errors or ['no message'])[-1]}{advice}")

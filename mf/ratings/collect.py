@@ -1,7 +1,7 @@
 """Collect rows of any source: deduplicate, sort, count, write Parquet and rejects."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -48,13 +48,23 @@ class Collector:
     Args:
         source: the source as the user knows it; begins every error.
         max_reject_fraction: the share of bad rows, 0 to 1, above which ``finish`` refuses.
+        ignore_ratings: the ratings that the source leaves out.
+        text_ids: the roles whose ids are text, though all may look like integers.
 
     Attributes:
         untyped: the roles whose ids are read from text, with a type that ``finish`` decides. Set by the source before
             its first row; a role is taken out when its ids are text beyond doubt.
     """
 
-    def __init__(self, source: str, max_reject_fraction: float) -> None:
+    def __init__(
+        self,
+        source: str,
+        max_reject_fraction: float,
+        ignore_ratings: Sequence[float] = (),
+        text_ids: Collection[str] = (),
+    ) -> None:
+        self.text_ids = text_ids
+        self._ignore_ratings, self._ignored = ignore_ratings, 0
         self._batches: list[pa.Table] = []
         self._has_ratings = True
         self._waiting = self._good = 0
@@ -73,21 +83,23 @@ class Collector:
 
     @property
     def rows_read(self) -> int:
-        """Good and bad rows so far."""
-        return self._good + self._rejects.count
+        """Good, ignored and bad rows so far."""
+        return self._good + self._ignored + self._rejects.count
 
-    def add(self, ratings: pa.Table, time_forms: Mapping[str, str] | None = None) -> None:
+    def add(self, ratings: pa.Table, time_forms: Mapping[str, str] | None = None, ignored: int = 0) -> None:
         """Add good rows, in source order.
 
         Args:
             ratings: user_id and movie_id (int64 or string, plain or dictionary-encoded) and, in all calls or in none,
                 rating (float32) and rated_at (timestamp us, UTC); nulls in rated_at only.
             time_forms: ``Checked.time_forms`` of these rows: where each form first occurs, ``line 7: 20150102``.
+            ignored: number of rows left out for their rating.
 
         Raises:
             DataError: the source has times of two forms that exclude each other.
         """
         self._check_time_forms(time_forms or {})
+        self._ignored += ignored
         if not len(ratings):
             return
         if not self._good:
@@ -119,7 +131,7 @@ class Collector:
         else:
             is_over = bad > self._max_reject_fraction * (read + rows_left)
         if is_over:
-            self._rejects.check(self._good)
+            self._rejects.check(self._good + self._ignored)
 
     def odd(self, where: str, row: str, ids: Mapping[str, str]) -> None:
         """Report a row given to ``add`` that has ids, by role of ``untyped``, that are not integers. It is a bad row if
@@ -152,14 +164,25 @@ class Collector:
         """
         self._flush()
         text_ids = self._settle_ids()
-        self._rejects.check(self._good)
+        self._rejects.check(self._good + self._ignored)
+        if not self._good:
+            ignored = ", ".join(f"{one:g}" for one in self._ignore_ratings)
+            raise DataError(f"{self.source}: each rating is one of --ignore_ratings {ignored}: nothing is left")
 
         def provenance_of(kept: int) -> Provenance:
             bad = self._rejects
             if for_training and kept > 1 and (only := values.only()) is not None:
                 raise same_ratings(bad.source, only, kept)
-            counts = self._good + bad.count, bad.count, self._good - kept, kept
-            return Provenance(bad.source, *counts, columns=columns, text_ids=text_ids, values=values.text())
+            counts = self.rows_read, bad.count, self._good - kept, kept
+            return Provenance(
+                bad.source,
+                *counts,
+                columns=columns,
+                text_ids=text_ids,
+                values=values.text(),
+                rows_ignored=self._ignored,
+                ignore_ratings=list(self._ignore_ratings),
+            )
 
         values = _Values()
         with written_aside(rejects) as aside, Progress(f"write {output}", self._good) as progress:
@@ -245,11 +268,18 @@ class _Values:
     def text(self) -> str:
         if self._low > self._high:
             return ""
-        text = f"ratings {np.float32(self._low):g} to {np.float32(self._high):g}"
         if not self._counts:
-            return text
-        most = [f"{value:g} ({count / self._counts.total():.0%})" for value, count in self._counts.most_common(3)]
-        return f"{text}, most often {', '.join(most)}"
+            return f"ratings {np.float32(self._low):g} to {np.float32(self._high):g}"
+        total = self._counts.total()
+
+        def share(value: float) -> str:
+            return f"{value:g} ({self._counts[value] / total:.0%})"  # type: ignore[index]
+
+        most = ", ".join(share(value) for value, _ in self._counts.most_common(3))
+        text = f"ratings {share(self._low)} to {share(self._high)}, most often {most}"
+        if self._low in (0, -1) and len(self._counts) > 2:
+            text += f" (if {self._low:g} means not rated, leave it out with ignore_ratings)"
+        return text
 
 
 def _counted(parts: Iterable[pa.Table], progress: Progress, values: _Values) -> Iterator[pa.Table]:

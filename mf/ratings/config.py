@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 from mf.config import Config
@@ -50,10 +51,27 @@ def _checked_moment(text: str) -> str:
 Moment = Annotated[str, AfterValidator(_checked_moment)]
 
 
+def _checked_numbers(text: str) -> str:
+    try:
+        numbers = [float(number) for number in text.split(",") if text]
+    except ValueError:
+        numbers = [np.nan]
+    if not all(abs(number) <= float(np.finfo(np.float32).max) for number in numbers):
+        raise ValueError("expected numbers separated by commas, such as -1 or 0,-1")
+    return text
+
+
+Numbers = Annotated[str, AfterValidator(_checked_numbers)]
+
+
 class IngestConfig(Config):
     """The source of the ratings and its columns."""
 
-    ratings_csv: str = Field("", description="file of ratings, plain or gzip: a path or gs://bucket/object")
+    ratings_csv: str = Field(
+        "",
+        description="ratings, CSV, JSON lines or Parquet, also compressed: a file, a folder or a glob (ratings-*.csv), "
+        "local or gs://bucket/…",
+    )
     import_table: str = Field("", description="Supabase table of ratings, read instead of a file")
     columns: str = Field(
         "",
@@ -79,6 +97,11 @@ class IngestConfig(Config):
     max_reject_fraction: float = Field(
         0.01, ge=0, le=1, description="largest share of bad rows, 0 to 1; with more the import fails"
     )
+    ignore_ratings: Numbers = Field(
+        "",
+        description='ratings that mean "not rated", separated by commas, for example -1 or 0: they are counted and '
+        "left out",
+    )
     key_columns: str = Field(
         "",
         description="columns of a unique key of the Supabase table, separated by commas; when empty, its primary key",
@@ -96,6 +119,11 @@ class IngestConfig(Config):
         if self.ratings_csv and (since or before):
             raise ValueError("rated_since and rated_before select rows of a table; a file is read whole")
         return self
+
+    @property
+    def ignored(self) -> tuple[float, ...]:
+        """The values of ``ignore_ratings``."""
+        return tuple(float(number) for number in self.ignore_ratings.split(",") if number)
 
     @property
     def may_have_ratings(self) -> bool:
@@ -141,8 +169,8 @@ class IngestConfig(Config):
             if role in (RATING, RATED_AT) and name == NONE:
                 continue
             fits = [column for column in names if (column == name if name else _is(role, column))]
-            if role == RATED_AT and not name and len({_plain(column) for column in fits}) > 1:
-                fits = [min(fits, key=lambda column: RECOGNISED[RATED_AT].index(_plain(column)))]
+            if role == RATED_AT and not name and len({plain(column) for column in fits}) > 1:
+                fits = [min(fits, key=lambda column: RECOGNISED[RATED_AT].index(plain(column)))]
             if len(fits) > 1:
                 several = shown(", ".join(fits), 200)
                 raise DataError(
@@ -179,10 +207,11 @@ def shown(text: str, length: int = 60) -> str:
 
 
 def _is(role: str, column: str) -> bool:
-    return _plain(column) in RECOGNISED[role]
+    return plain(column) in RECOGNISED[role]
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A column's name in lower case, without blanks, ``_`` and ``-``."""
     return name.strip().lower().replace("_", "").replace("-", "").replace(" ", "")
 
 

@@ -1,7 +1,7 @@
-"""CSV reader: delimiter, header and compression are detected, every line becomes a rating or a rejected row."""
+"""Reader of files: layout, header and compression are detected, every line becomes a rating or a rejected row."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
@@ -18,10 +19,12 @@ import pyarrow.csv as pacsv
 from mf.errors import DataError
 from mf.parallel import in_order
 from mf.progress import Progress
+from mf.ratings import parquet
 from mf.ratings.collect import MOST_ODD, Collector
 from mf.ratings.config import IngestConfig, shown
-from mf.ratings.fetch import local_copy
+from mf.ratings.fetch import SourceFile, local_files
 from mf.ratings.quotes import (
+    JSON_LINES,
     BadLineError,
     Stray,
     fields,
@@ -44,6 +47,7 @@ BOM = b"\xef\xbb\xbf"
 DELIMITERS = ("::", "\t", ";", "|", ",")
 SHORTEST = 4  # bytes of the shortest row without a rating, 1,2 and its line end; with one there are 2 more
 BLANKS = " "  # runs of blanks, where no other delimiter fits
+JSON_START = re.compile(rb"""\s*\{\s*["}]""")
 SEP_LINE = re.compile(rb'"?sep=(.)"?\r?\n', re.IGNORECASE)  # first line of Excel's CSV
 # pyarrow separates at one byte only; "::" is replaced by this one, which text does not hold.
 UNIT_SEPARATOR = b"\x1f"
@@ -60,6 +64,7 @@ class Layout:
     delimiter: str
     width: int
     positions: dict[str, int]
+    names: tuple[str, ...] = ()  # of the fields of JSON lines
 
 
 # Offset, ids by role, line of each row; and, by role, the offset and the id that make all ids text.
@@ -71,6 +76,7 @@ class Piece(NamedTuple):
 
     ratings: pa.Table  # as ``Collector.add`` takes it
     bad: list[tuple[int, str, str]]  # offset, reason, line
+    ignored: int  # rows left out for their rating
     time_forms: dict[str, tuple[int, str]]  # as in ``Checked``, by offset
     lines: int
     size: int  # in bytes
@@ -78,61 +84,110 @@ class Piece(NamedTuple):
 
 
 def read(config: IngestConfig, sink: Collector) -> dict[str, str]:
-    """Read the file ``config.ratings_csv`` into ``sink``; bad rows with their line number (from 1, blank lines counted)
-    and reason.
+    """Read the files of ``config.ratings_csv`` (see ``local_files``) into ``sink``; bad rows with their line number
+    (from 1, blank lines counted) and reason.
 
     A record is a row. Quoted values may hold delimiters and line breaks (RFC 4180); in files separated by ``::`` quotes
     are ordinary characters. White space around a value is not part of it; for the values see
-    ``mf.ratings.values.check``.
+    ``mf.ratings.values.check``. JSON lines and Parquet are read as well.
 
     Returns:
         Which column was read as what, ``{"user_id": "userId", …}``.
 
     Raises:
-        DataError: the file cannot be read, is empty, its columns are not understood, or a quote is not closed; or as
+        DataError: a file cannot be read, is empty, its columns are not understood, or a quote is not closed; or as
             ``sink.add`` raises.
             (A file with only a header is an error when the sink finishes.)
     """
-    with local_copy(config.ratings_csv) as path, Progress(f"read {sink.source}") as progress:
-        blocks = _blocks(path, sink.source)
-        first, line = _first_block(blocks, sink.source)
-        separator = ""
-        if match := SEP_LINE.match(first):
-            separator, first, line = match[1].decode(errors="replace"), first[match.end() :], line + 1
-        header, body = _first_record(first)
-        try:
-            layout, columns = _layout(text_of(header), f"{sink.source} line {line}", config, separator)
-        except BadLineError as error:
-            raise DataError(f"{sink.source} line {line}: {error}, expected a CSV file in UTF-8") from None
-        if not config.columns:
-            line += first.count(b"\n", 0, len(first) - len(body))
-            first = body
-        sink.untyped = {USER, MOVIE}
-        size, shortest = plain_size(path), SHORTEST + 2 * (RATING in columns)
-        left: list[bytes] = []
-        whole = whole_records(chain([first], blocks), layout.delimiter, BLOCK, left)
-        for parsed in in_order(partial(_parse, layout), whole):
-            for piece in parsed:
-                odd_rows, texts = piece.odd(sink.untyped)
-                for role, (offset, text) in texts.items():
-                    sink.text(role, f"line {line + offset}", text)
-                odd = [(offset, partial(sink.odd, ids=ids), row) for offset, ids, row in odd_rows]
-                bad = [(offset, partial(sink.reject, reason=why), row) for offset, why, row in piece.bad]
-                for offset, tell, row in sorted([*odd, *bad], key=itemgetter(0)):
-                    tell(f"line {line + offset}", row=row)
-                forms = piece.time_forms.items()
-                sink.add(piece.ratings, {form: f"line {line + offset}: {text}" for form, (offset, text) in forms})
-                if size is not None:
-                    size -= piece.size
-                sink.check(None if size is None else max(0, size) // shortest)
-                line += piece.lines
-                progress.advance(piece.lines)
-        if left:
-            line += lines_before_open(left[0], layout.delimiter)
-            raise DataError(
-                f"{sink.source} line {line}: a quoted value begins here and does not end properly, so that the rows "
-                "after it cannot be told from its text: close the quote, and double each quote within the value"
-            )
+    columns: dict[str, str] = {}
+    with local_files(config.ratings_csv) as files, Progress(f"read {sink.source}") as progress:
+        sink.untyped = {USER, MOVIE}.difference(sink.text_ids)
+        most = [_most_rows(file) for file in files]
+        for number, file in enumerate(files):
+            following = None if None in most[number + 1 :] else sum(filter(None, most[number + 1 :]))
+            name, place = (file.name, f"{file.name} ") if len(files) > 1 else (sink.source, "")
+            if most[number] is not None and parquet.is_parquet(file.path):
+                found = parquet.read(file.path, name, place, config, sink, progress, following)
+            else:
+                found = _read_text(file.path, name, place, config, sink, progress, following)
+            columns = columns or found
+            if found.keys() != columns.keys():
+                raise DataError(
+                    f"{name}: found the columns {', '.join(found.values())}, expected {', '.join(columns.values())} as "
+                    f"in {files[0].name}"
+                )
+    return columns
+
+
+def _most_rows(file: SourceFile) -> int | None:
+    """The most rows that a file may have; None where it is compressed."""
+    if not file.path.is_file():
+        return None
+    if parquet.is_parquet(file.path):
+        return parquet.rows_in(file.path, file.name)
+    size = plain_size(file.path)
+    return None if size is None else size // SHORTEST
+
+
+def _read_text(
+    path: Path,
+    name: str,
+    place: str,
+    config: IngestConfig,
+    sink: Collector,
+    progress: Progress,
+    following: int | None,
+) -> dict[str, str]:
+    """Read one file of text.
+
+    Args:
+        name: the file as errors show it.
+        place: begins a row's place, ``line 7``.
+        following: the most rows of the files after it; None if unknown.
+    """
+    blocks = _blocks(path, name)
+    first, line = _first_block(blocks, name)
+    separator = ""
+    if match := SEP_LINE.match(first):
+        separator, first, line = match[1].decode(errors="replace"), first[match.end() :], line + 1
+    header, body = _first_record(first)
+    try:
+        if JSON_START.match(first):
+            layout, columns = _json_layout(first.partition(b"\n")[0], f"{name} line {line}", config)
+            body = first
+        else:
+            layout, columns = _layout(text_of(header), f"{name} line {line}", config, separator)
+    except BadLineError as error:
+        raise DataError(f"{name} line {line}: {error}, expected a CSV file in UTF-8") from None
+    if not config.columns:
+        line += first.count(b"\n", 0, len(first) - len(body))
+        first = body
+    size, shortest = plain_size(path), SHORTEST + 2 * (RATING in columns)
+    left: list[bytes] = []
+    whole = whole_records(chain([first], blocks), layout.delimiter, BLOCK, left)
+    for parsed in in_order(partial(_parse, layout, config.ignored), whole):
+        for piece in parsed:
+            odd_rows, texts = piece.odd(sink.untyped)
+            for role, (offset, text) in texts.items():
+                sink.text(role, f"{place}line {line + offset}", text)
+            odd = [(offset, partial(sink.odd, ids=ids), row) for offset, ids, row in odd_rows]
+            bad = [(offset, partial(sink.reject, reason=why), row) for offset, why, row in piece.bad]
+            for offset, tell, row in sorted([*odd, *bad], key=itemgetter(0)):
+                tell(f"{place}line {line + offset}", row=row)
+            forms = piece.time_forms.items()
+            places = {form: f"{place}line {line + offset}: {text}" for form, (offset, text) in forms}
+            sink.add(piece.ratings, places, piece.ignored)
+            if size is not None:
+                size -= piece.size
+            sink.check(None if size is None or following is None else max(0, size) // shortest + following)
+            line += piece.lines
+            progress.advance(piece.lines)
+    if left:
+        line += lines_before_open(left[0], layout.delimiter)
+        raise DataError(
+            f"{name} line {line}: a quoted value begins here and does not end properly, so that the rows "
+            "after it cannot be told from its text: close the quote, and double each quote within the value"
+        )
     return columns
 
 
@@ -225,18 +280,20 @@ def _header_columns(names: list[str], where: str, config: IngestConfig) -> dict[
         raise
 
 
-def _parse(layout: Layout, block: tuple[bytes, bool]) -> list[Piece]:
+def _parse(layout: Layout, ignore: Sequence[float], block: tuple[bytes, bool]) -> list[Piece]:
     """The rows of a block of ``whole_records``. A block that the fast parser refuses is given to it again in small
     pieces, so that the careful parser reads only those with an irregular line."""
     data, regular = block
+    if layout.delimiter == JSON_LINES:
+        return [_piece(data, layout, ignore, None)]
     texts = _split_fast(data, layout, regular) if regular else None
     if texts is None and len(data) > PIECE:
         parts = pieces(data, layout.delimiter, PIECE)
-        return [_piece(part, layout, _split_fast(part, layout)) for part in parts]
-    return [_piece(data, layout, texts)]
+        return [_piece(part, layout, ignore, _split_fast(part, layout)) for part in parts]
+    return [_piece(data, layout, ignore, texts)]
 
 
-def _piece(block: bytes, layout: Layout, texts: pa.Table | None) -> Piece:
+def _piece(block: bytes, layout: Layout, ignore: Sequence[float], texts: pa.Table | None) -> Piece:
     """The rows of ``block``, from its fields ``texts`` when the fast parser read them."""
     bad: dict[int, str] = {}
     if texts is not None:
@@ -249,14 +306,15 @@ def _piece(block: bytes, layout: Layout, texts: pa.Table | None) -> Piece:
             if role in texts.column_names:
                 points = pc.replace_substring_regex(texts[role], r"^([+-]?[0-9]+),([0-9]+)$", r"\1.\2")
                 texts = texts.set_column(texts.column_names.index(role), role, points)
-    ratings, usable, forms = check(texts, is_file=True)
-    refused = zip(lines[~usable].tolist(), texts.filter(pa.array(~usable)).to_pylist(), strict=True)
+    ratings, usable, ignored, forms = check(texts, is_file=True, ignore=ignore)
+    is_bad = ~(usable | ignored)
+    refused = zip(lines[is_bad].tolist(), texts.filter(pa.array(is_bad)).to_pylist(), strict=True)
     bad |= {number: reason(row) for number, row in refused}
     raw = dict(records(block, layout.delimiter)) if bad else {}
     rows = [(i, bad[i], raw[i].decode(errors="backslashreplace")) for i in sorted(bad)]
     places = {form: (int(lines[row]), text) for form, (row, text) in forms.items()}
     odd = partial(_odd_rows, block, layout.delimiter, ratings, lines[usable])
-    return Piece(ratings, rows, places, count, len(block), odd)
+    return Piece(ratings, rows, int(ignored.sum()), places, count, len(block), odd)
 
 
 def _odd_rows(
@@ -343,6 +401,10 @@ def _split_careful(block: bytes, layout: Layout) -> tuple[pa.Table, npt.NDArray[
         if not raw.strip(b" "):
             continue
         try:
+            if layout.delimiter == JSON_LINES:
+                rows.append(_json_fields(raw, layout))
+                lines.append(number)
+                continue
             row = fields(text_of(raw), layout.delimiter)
             if len(row) != layout.width:
                 raise BadLineError(f"expected {layout.width} fields, found {len(row)}")
@@ -358,6 +420,34 @@ def _split_careful(block: bytes, layout: Layout) -> tuple[pa.Table, npt.NDArray[
         for role, position in layout.positions.items()
     }
     return pa.table(texts), np.array(lines, np.int64), bad
+
+
+def _json_layout(record: bytes, where: str, config: IngestConfig) -> tuple[Layout, dict[str, str]]:
+    """The layout of JSON lines, from the first one, and which field was read as what."""
+    try:
+        first = orjson.loads(record)
+    except ValueError as error:
+        raise DataError(
+            f"{where}: JSON that is not one object per line ({error}): write it as JSON lines or CSV, for example with "
+            "pandas.read_json(…).to_csv(…, index=False)"
+        ) from None
+    columns = config.find_columns(list(first), where)
+    names = tuple(columns.values())
+    return Layout(JSON_LINES, len(names), {role: names.index(name) for role, name in columns.items()}, names), columns
+
+
+def _json_fields(raw: bytes, layout: Layout) -> list[str]:
+    """The fields of one JSON object, as texts."""
+    try:
+        record = orjson.loads(raw)
+    except ValueError:
+        raise BadLineError("not a JSON object") from None
+    if not isinstance(record, dict):
+        raise BadLineError("not a JSON object")
+    cells = [record.get(name) for name in layout.names]
+    if any(isinstance(cell, dict | list | bool) for cell in cells):
+        raise BadLineError("an object, list or boolean in place of an id, a rating or a time")
+    return ["" if cell is None else str(cell) for cell in cells]
 
 
 def _fields_or_none(text: str, delimiter: str) -> list[str]:

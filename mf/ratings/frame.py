@@ -79,32 +79,32 @@ def read(table: pa.Table, config: IngestConfig, sink: Collector) -> dict[str, st
         DataError: a column is missing or has a type that cannot be used; or as ``sink.add`` raises.
     """
     columns = config.find_columns(table.column_names, sink.source)
-    cells = pa.table(
-        {role: _cells(table[name], role, f"{sink.source}: column {name}") for role, name in columns.items()}
-    )
-    with Progress(f"read {sink.source}", len(cells)) as progress:
-        for start in range(0, len(cells), BATCH):
-            batch = cells.slice(start, BATCH)
-            checked = check(batch, is_file=False)
-            bad = np.flatnonzero(~checked.usable)
+    rows = pa.table({role: cells(table[name], role, f"{sink.source}: column {name}") for role, name in columns.items()})
+    with Progress(f"read {sink.source}", len(rows)) as progress:
+        for start in range(0, len(rows), BATCH):
+            batch = rows.slice(start, BATCH)
+            checked = check(batch, is_file=False, ignore=config.ignored)
+            bad = np.flatnonzero(~(checked.usable | checked.ignored))
             for number, row in zip(bad.tolist(), batch.take(pa.array(bad)).to_pylist(), strict=True):
                 text = json.dumps(
                     {columns[role]: value for role, value in row.items()}, ensure_ascii=False, default=str
                 )
                 sink.reject(f"row {start + number}", reason(row), text)
             forms = checked.time_forms.items()
-            sink.add(checked.ratings, {form: f"row {start + row}: {text}" for form, (row, text) in forms})
-            sink.check(len(cells) - start - len(batch))
+            places = {form: f"row {start + row}: {text}" for form, (row, text) in forms}
+            sink.add(checked.ratings, places, int(checked.ignored.sum()))
+            sink.check(len(rows) - start - len(batch))
             progress.advance(len(batch))
     return columns
 
 
-def _cells(column: pa.ChunkedArray, role: str, where: str) -> pa.ChunkedArray:
+def cells(column: pa.ChunkedArray, role: str, where: str) -> pa.ChunkedArray:
     """A column with one of the types that ``mf.ratings.values.check`` takes for ``role``."""
     try:
         column = _plain(column)
         if role in (USER, MOVIE):
-            return _integers(column) if pa.types.is_floating(column.type) else _id_cells(column)
+            is_number = pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)
+            return _integers(column) if is_number else _id_cells(column)
         return _time_cells(column) if role == RATED_AT else _rating_cells(column)
     except (pa.ArrowException, ValueError) as error:
         text = " ".join(str(error).split())[:200]
@@ -122,7 +122,11 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_dictionary(kind):
         parts = [_plain(pa.chunked_array([chunk.dictionary])).take(chunk.indices) for chunk in column.chunks]
         return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
+    if kind == pa.binary(16):
+        texts = [value and str(UUID(bytes=value)) for value in column.to_pylist()]
+        return pa.chunked_array([pa.array(texts, pa.string())])
+    is_text = pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_binary(kind)
+    if is_text or pa.types.is_null(kind):
         return column.cast(pa.string())
     return column
 

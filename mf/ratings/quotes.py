@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import NamedTuple
 
-UNQUOTED = ("::", " ")  # delimiters of files in which quotes are ordinary characters
+JSON_LINES = "JSON lines"  # stands for a delimiter
+UNQUOTED = ("::", " ", JSON_LINES)  # delimiters of files in which quotes are ordinary characters
 
 
 class BadLineError(Exception):

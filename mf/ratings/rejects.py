@@ -45,11 +45,11 @@ class Rejects:
         self.count += 1
         if len(self._first) < 3:
             self._first.append(f"{where}: {reason}")
-        self._writer.writerow((where, reason, row))
+        self._writer.writerow(map(_cell, (where, reason, row)))
 
     def add_odd(self, where: str, row: str, ids: Mapping[str, str]) -> None:
         """Add one row whose ``ids`` (by role) are not integers; ``settle`` decides whether it is bad."""
-        self._writer.writerow((where, "", row, *chain.from_iterable(ids.items())))
+        self._writer.writerow((_cell(where), "", _cell(row), *chain.from_iterable(ids.items())))
         self._odd[tuple(ids)] += 1
 
     def settle(self, integers: Iterable[str]) -> None:
@@ -103,3 +103,8 @@ class Rejects:
             else:
                 shutil.copyfileobj(self._file, file)
         self._file.close()
+
+
+def _cell(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

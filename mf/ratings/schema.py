@@ -22,6 +22,7 @@ from mf.ratings.names import RATED_AT as RATED_AT
 from mf.ratings.names import RATING as RATING
 from mf.ratings.names import USER as USER
 from mf.ratings.names import IdType as IdType
+from mf.terminal import printable
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 METADATA_KEY = b"mf"
@@ -39,12 +40,13 @@ class Provenance:
     rows_read: int  # data rows of the source, good or bad
     rows_rejected: int  # bad rows; each is listed in rejects.csv
     rows_replaced: int  # ratings replaced by a later one of the same (user, movie) pair
-    rows_kept: int  # rows_read - rows_rejected - rows_replaced
+    rows_kept: int  # rows_read - rows_rejected - rows_replaced - rows_ignored
     content_hash: str = ""  # of the kept rows in the order of the file; filled in by write_ratings
     columns: dict[str, str] = field(default_factory=dict)  # which source column was read as what
     text_ids: dict[str, str] = field(default_factory=dict)  # of text ids of a file, the first
-
     values: str = ""  # range and most frequent values of the kept ratings
+    rows_ignored: int = 0  # rows whose rating is one of ``ignore_ratings``
+    ignore_ratings: list[float] = field(default_factory=list)  # ratings that are left out
 
     def summary(self) -> str:
         """One line for the log."""
@@ -54,9 +56,12 @@ class Provenance:
         if self.columns and not self.has_ratings:
             count = f" ({self.columns[COUNT]} as at least once)" if COUNT in self.columns else ""
             values = f"; without ratings: only the columns {', '.join(self.columns.values())} are read{count}"
-        return (
+        ignored = ""
+        if self.ignore_ratings:
+            ignored = f"{self.rows_ignored:,} ignored (rating {', '.join(f'{one:g}' for one in self.ignore_ratings)}), "
+        return printable(
             f"{self.source}: {self.rows_read:,} rows read, {self.rows_rejected:,} rejected, "
-            f"{self.rows_replaced:,} {repeats}, {self.rows_kept:,} kept{values}{texts}"
+            f"{ignored}{self.rows_replaced:,} {repeats}, {self.rows_kept:,} kept{values}{texts}"
         )
 
     @property

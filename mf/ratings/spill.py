@@ -4,10 +4,12 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from mf.files import naming
 from mf.parallel import in_order
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER
 
@@ -41,7 +43,8 @@ class Spill:
         counts[: len(self._of_user)] += self._of_user
         self._of_user = counts
         self.count += len(rows)
-        self._file.write(rows.view(np.uint8).data)
+        with naming(Path(tempfile.gettempdir())):
+            self._file.write(rows.view(np.uint8).data)
 
     def count_of(self, column: str, chosen: npt.NDArray[np.bool_]) -> int:
         """The number of rows whose code in ``column`` is among those ``chosen``."""
@@ -73,7 +76,8 @@ class Spill:
                 end = counts.cumsum()
                 for part in np.flatnonzero(counts):
                     file.seek(int(place[part]) * self.dtype.itemsize)
-                    file.write(rows[end[part] - counts[part] : end[part]].view(np.uint8).data)
+                    with naming(Path(tempfile.gettempdir())):
+                        file.write(rows[end[part] - counts[part] : end[part]].view(np.uint8).data)
                 place += counts
             self._file.close()
             file.seek(0)

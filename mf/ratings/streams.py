@@ -15,17 +15,17 @@ from typing import IO, Any, Protocol
 import pyarrow as pa
 
 from mf.errors import DataError
+from mf.ratings.fetch import ratings_among
 
 HEAD = 512  # bytes to recognise a file by
 # What a file that is no text begins with, and what to do about it.
 KINDS = (
-    (rb"PAR1", "a Parquet file", "write it as CSV, for example with pandas.read_parquet(…).to_csv(…, index=False)"),
+    (rb"PAR1", "a compressed Parquet file", "unpack it"),
     (rb"\xd0\xcf\x11\xe0", "an Excel workbook (xls)", "save it as CSV"),
     (rb"version https://git-lfs", "a git-lfs pointer, not the file itself", "fetch the file with git lfs pull"),
     (rb"\s*(?i:<!doctype html|<html|<head)", "an HTML page", "download the file itself, perhaps after logging in"),
     (rb"\s*<\?xml", "an XML document", "write it as CSV"),
-    (rb"\s*\[\s*[\[{\]]", "a JSON array", "write it as CSV"),
-    (rb'\s*\{\s*"', "JSON", "write it as CSV, for example with pandas.read_json(…, lines=True).to_csv(…, index=False)"),
+    (rb"\s*\[\s*[\[{\]]", "a JSON array", "write it as JSON lines, one object per line, or as CSV"),
     (rb"%PDF", "a PDF document", "write its table as CSV"),
     (rb"SQLite format 3", "a SQLite database", "write its table as CSV with sqlite3 -header -csv"),
     (rb"ARROW1|FEA1", "an Arrow file", "write it as CSV"),
@@ -98,10 +98,7 @@ def _of_zip(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
     if "[Content_Types].xml" in names or "mimetype" in names:
         raise DataError(f"{name}: a spreadsheet or document (xlsx, ods), expected a CSV file: save it as CSV")
-    tables = [entry for entry in names if re.search(r"(?i)\.(csv|tsv|dat|txt|data)(\.gz)?$", entry)]
-    tables = [entry for entry in tables if not re.search(r"(?i)(^|/)(__MACOSX/|\.|readme|license)", entry)] or names
-    ratings = [entry for entry in tables if re.search(r"(?i)(^|/)ratings\.[^/]*$", entry)]
-    found = ratings if len(ratings) == 1 else tables
+    found = ratings_among(names) or names
     if len(found) != 1:
         listed = ", ".join(names[:10]) or "no file"
         raise DataError(f"{name}: a zip archive of {listed}; expected one file of ratings: unpack it and name one")

@@ -11,6 +11,7 @@ from mf.ratings.config import RECOGNISED, shown
 from mf.ratings.fetch import local_copy
 from mf.ratings.schema import MOVIE
 from mf.ratings.streams import text_stream
+from mf.terminal import printable
 
 # Column names of a title, compared as those of ratings are; of several columns the first of these.
 TITLES = ("title", "movietitle", "itemtitle", "name", "moviename", "itemname", "label")
@@ -30,7 +31,9 @@ def titles_beside(ratings: str, movie_column: str = "", say: Callable[[str], Non
         say: is told why there are no titles.
     """
     if not ratings.startswith("gs://") and not Path(ratings).exists():
-        return {}  # a table or a data frame
+        return {}  # a table, a data frame or a glob
+    if ratings.endswith("/") or Path(ratings).is_dir():
+        ratings = f"{ratings.rstrip('/')}/ratings.csv"
     folder, slash, name = ratings.rpartition("/")
     same = re.sub("(?i)ratings?", "movies", name)
     reasons = []
@@ -106,5 +109,5 @@ def _titles(rows: Iterator[list[str]], movie: int, title: int, skip: int) -> dic
     for number, row in enumerate(rows):
         if number >= skip and len(row) > max(movie, title) and row[movie].strip() and row[title].strip():
             # As ids are read: pandas writes integers beside gaps as 7.0.
-            titles[re.sub(r"^(-?\d+)\.0+$", r"\1", row[movie].strip())] = row[title].strip()
+            titles[re.sub(r"^(-?\d+)\.0+$", r"\1", row[movie].strip())] = printable(row[title].strip())
     return titles

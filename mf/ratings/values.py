@@ -5,7 +5,7 @@ Every source calls ``check`` on its columns, so that a file and a table with the
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -53,15 +53,17 @@ class Checked(NamedTuple):
     Attributes:
         ratings: the usable rows, with the types of ``ratings_schema``; ids may be dictionary-encoded.
         usable: which rows of the input they are, bool [rows].
+        ignored: which rows are left out for their rating, bool [rows]; the others are bad.
         time_forms: for ``DATES`` and ``EPOCHS``, the first usable row with such a time, and the time as text.
     """
 
     ratings: pa.Table
     usable: Bools
+    ignored: Bools
     time_forms: dict[str, tuple[int, str]]
 
 
-def check(raw: pa.Table, *, is_file: bool) -> Checked:
+def check(raw: pa.Table, *, is_file: bool, ignore: Sequence[float] = ()) -> Checked:
     """Parse and validate the cells of some rows.
 
     - An id is an integer or a text that is not empty, without white space at either end.
@@ -76,6 +78,7 @@ def check(raw: pa.Table, *, is_file: bool) -> Checked:
         is_file: cells are texts without nulls, trimmed by ``trim``; ids become int64 when all are integers in
             canonical form (7, not 007 or 7.0), else dictionary-encoded texts, which ``Collector.finish`` decides about.
             The ids of a table keep their type.
+        ignore: ratings, rounded to float32, whose rows are left out.
     """
     columns = {name: raw[name].combine_chunks() for name in raw.column_names}
     usable = np.ones(len(raw), np.bool_)
@@ -100,6 +103,10 @@ def check(raw: pa.Table, *, is_file: bool) -> Checked:
         micros, forms = _times(columns[RATED_AT], is_file)
         usable &= micros != UNREADABLE
         values[RATED_AT] = instants(micros)
+    ignored = np.zeros(len(raw), np.bool_)
+    if ignore and RATING in columns:
+        ignored = usable & np.isin(ratings, np.array(ignore, np.float32))
+    usable &= ~ignored
     table = pa.table(values)
     if not usable.all():
         # Encoded again by whoever needs it: the dictionary holds the bad ids too.
@@ -107,7 +114,7 @@ def check(raw: pa.Table, *, is_file: bool) -> Checked:
     if is_file:
         for place, role in enumerate((USER, MOVIE)):
             table = table.set_column(place, role, _integers_or_texts(table[role].combine_chunks()))
-    return Checked(table, usable, _first_of_each(forms, usable, columns))
+    return Checked(table, usable, ignored, _first_of_each(forms, usable, columns))
 
 
 def reason(cells: Mapping[str, Any]) -> str:

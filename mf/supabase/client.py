@@ -29,14 +29,19 @@ TRANSIENT = {
     "57014", "40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03", "08000", "08003", "08006",
     "PGRST000", "PGRST001", "PGRST002", "PGRST003",
 }  # fmt: skip
-# A proxy's 5xx is transient too, except for features it lacks and for a paused project (540).
-PERMANENT_STATUS = (501, 505, 511, 540)
+# A proxy's 5xx is transient too, except for features it lacks.
+PERMANENT_STATUS = (501, 505, 511)
+PAUSED = 540  # Supabase's status of a paused project
 T = TypeVar("T")
 _server = threading.local()  # .retry_after_s: seconds, from this thread's last response
 
 
 class _NotJSONError(Exception):
     """Status 200 with a body that is not JSON: a proxy's page, or a truncated or empty response."""
+
+
+class _PausedError(Exception):
+    """The project is paused."""
 
 
 class _TransientStatusError(Exception):
@@ -77,6 +82,8 @@ def _check_response(response: httpx.Response) -> None:
     if response.request.method == "GET" and response.is_success and not response.read():
         raise _NotJSONError("")
     status = response.status_code
+    if status == PAUSED:
+        raise _PausedError
     if status in (408, 425, 429) or (
         status >= 500 and status not in PERMANENT_STATUS and not _has_error_code(response.read())
     ):
@@ -150,7 +157,7 @@ def _retried(execute: Callable[[Any], T], request: Any, doing: str, hints: Mappi
     )
     try:
         return retrying(execute, request)
-    except (APIError, httpx.HTTPError, _NotJSONError, _TransientStatusError) as error:
+    except (APIError, httpx.HTTPError, _NotJSONError, _PausedError, _TransientStatusError) as error:
         message, code = explain(error, doing, hints), str(getattr(error, "code", None) or "")
     # Raised outside of the handler: the exception's frames hold the request, which carries the key.
     raise SupabaseError(message, code)
@@ -175,7 +182,9 @@ def _read(read: Callable[[bytes], T], request: Any) -> T:
 
 def _is_transient(error: BaseException) -> bool:
     if isinstance(error, APIError):
-        return str(error.code) in TRANSIENT
+        # The clocks of the server that signs and the one that checks differ by a moment.
+        is_early = str(error.code) in ("PGRST301", "PGRST303") and "future" in str(error.message)
+        return is_early or str(error.code) in TRANSIENT
     return isinstance(error, httpx.TransportError | _NotJSONError | _TransientStatusError) and not isinstance(
         error, httpx.UnsupportedProtocol | httpx.LocalProtocolError
     )
@@ -185,6 +194,8 @@ def explain(error: Exception, doing: str, hints: Mapping[str, str] | None = None
     """One sentence: what failed, why, and what to do; ``hints`` take precedence over the built-in advice."""
     if isinstance(error, _NotJSONError):
         return f"cannot {doing}: the response is not JSON ({str(error)!r}): is this the URL of a Supabase project?"
+    if isinstance(error, _PausedError):
+        return f"cannot {doing}: the project is paused: restore it in the dashboard, and run this again"
     if isinstance(error, _TransientStatusError):
         return f"cannot {doing}: the server still responds {error}: try again later"
     if isinstance(error, httpx.LocalProtocolError):
@@ -195,6 +206,10 @@ def explain(error: Exception, doing: str, hints: Mapping[str, str] | None = None
         return f"cannot {doing}: no response from Supabase ({reason}): check the URL and the network"
     message = " ".join(str(error.message or error.details or "no message").split())
     hint = (_HINTS | dict(hints or {})).get(str(error.code))
+    if "expired" in message and str(error.code) in ("PGRST301", "PGRST303"):
+        hint = "the key has expired: copy the project's secret key again"
+    elif "future" in message and str(error.code) in ("PGRST301", "PGRST303"):
+        hint = "the clocks of the servers differ: try again later"
     if hint is None and "api key" in message.lower():
         hint = "check SUPABASE_KEY: it must be the secret key of this project (sb_secret_… or the service_role JWT)"
     code = f" ({error.code})" if error.code else ""
@@ -214,6 +229,9 @@ _HINTS = {
     "42703": "the table has no such column: check the name",
     "PGRST204": "the table has no such column: check the name",
     "PGRST301": "check SUPABASE_KEY: it is not a key of this project",
+    "PGRST303": "check SUPABASE_KEY: the API does not accept what the key says",
+    "PGRST302": "the API was given no key that it accepts: check SUPABASE_KEY, and that no proxy takes the header off",
+    "PGRST106": "add the schema public to the exposed schemas (Project Settings → Data API)",
     "401": "check SUPABASE_KEY: it is not a key of this project",
     "57014": "the statement took longer than the server allows",
 }

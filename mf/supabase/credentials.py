@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import ipaddress
 import json
 import os
 import re
@@ -37,13 +38,13 @@ class Credentials:
             ConfigError: the URL or the key is missing or malformed.
             SupabaseError: Secret Manager does not return the secret.
         """
-        url = (url or variable("SUPABASE_URL", environ)).rstrip("/")
+        url = project_url(url or variable("SUPABASE_URL", environ))
         if not url:
             raise ConfigError("no Supabase project: give --supabase_url or set SUPABASE_URL")
-        if not is_address(url):
+        if problem := address_problem(url, environ):
             # Neither shown nor left for a traceback to show: it may hold a password, or be the key.
             del url
-            raise ConfigError("the Supabase URL is not of the form https://PROJECT.supabase.co")
+            raise ConfigError(f"the Supabase URL {problem}")
         if key is None:
             key = SecretStr(variable("SUPABASE_KEY", environ)) or None
         if key is None and (name := secret_name("SUPABASE_KEY_SECRET", environ)):
@@ -88,20 +89,50 @@ def secret_name(name: str, environ: Mapping[str, str] | None) -> str:
     return match[0] if match else ""
 
 
-def is_address(url: str) -> bool:
-    """Whether ``url`` is exactly http(s)://host[:port][/path]."""
+def project_url(url: str) -> str:
+    """A project's URL without white space at its ends and without the path of one of its services."""
+    return re.sub(r"/(rest|auth|storage|functions|graphql)/v1/?$", "", url.strip().rstrip("/")).rstrip("/")
+
+
+def address_problem(url: str, environ: Mapping[str, str] | None = None) -> str:
+    """What is wrong with a project's URL, "" if nothing is; the text does not show the URL.
+
+    It must be exactly http(s)://host[:port][/path]. The key is sent to it: http is for this machine only, or for a
+    server inside a network with ``SUPABASE_INSECURE=1`` in ``environ`` (default: the process's environment).
+    """
+    form = "is not of the form https://PROJECT.supabase.co"
     try:
         parts = urlsplit(url)
-        (parts.hostname or "").encode("idna")
-        return (
-            parts.scheme in ("http", "https")
-            and bool(parts.hostname)
-            and parts.port != 0
-            and not (parts.username or parts.password or parts.query or parts.fragment)
-            and not any(c.isspace() for c in url)
-        )
+        host = (parts.hostname or "").encode("idna").decode()
+        port = parts.port
     except ValueError:
-        return False
+        return form
+    if parts.scheme in ("postgres", "postgresql"):
+        return f"{form}: it is the address of a database, which belongs in SUPABASE_DB_URL"
+    if parts.scheme not in ("http", "https"):
+        is_host = re.fullmatch(r"[\w-]+\.supabase\.(co|in)/?", url)
+        return f"{form}: put https:// before it" if is_host else form
+    if not host or port == 0 or parts.username or parts.password or parts.query or parts.fragment:
+        return form
+    if any(c.isspace() for c in url):
+        return form
+    if host in ("supabase.com", "www.supabase.com", "app.supabase.com", "app.supabase.io", "api.supabase.com"):
+        return f"{form}: it is the dashboard's; the project's is in the Connect dialog"
+    if (host.startswith("db.") and host.endswith((".supabase.co", ".supabase.com"))) or ".pooler.supabase." in host:
+        return f"{form}: it is the database's host; the project's address has no db. or pooler in it"
+    if parts.scheme == "http" and not _is_loopback(host) and variable("SUPABASE_INSECURE", environ) != "1":
+        return (
+            "begins with http://, over which the key would go unencrypted: use https://, or set SUPABASE_INSECURE=1 "
+            "for a server of your own inside a network"
+        )
+    return ""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def from_secret_manager(name: str, variable: str, what: str) -> SecretStr:

@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import SecretStr
 
 from mf.errors import ConfigError
-from mf.supabase.credentials import from_secret_manager, secret_name, variable
+from mf.supabase.credentials import from_secret_manager, project_url, secret_name, variable
 
 FORM = "postgresql://USER:PASSWORD@HOST:5432/postgres"
 SESSION_POOLER = "use the session pooler's address, port 5432, from the project's Connect dialog"
@@ -74,7 +74,7 @@ class Database:
         Raises:
             ConfigError: the two are different projects.
         """
-        project = re.fullmatch(r"https://(\w+)\.supabase\.co/?", url)
+        project = re.fullmatch(r"https://(\w+)\.supabase\.co", project_url(url))
         if project and self.project and project[1] != self.project:
             raise ConfigError(
                 f"--supabase_url is project {project[1]}, but SUPABASE_DB_URL is project {self.project}: unset "
@@ -120,6 +120,16 @@ def _problem(url: SecretStr) -> str:
     if "[YOUR-PASSWORD]" in url.get_secret_value():
         return "SUPABASE_DB_URL still holds [YOUR-PASSWORD]: replace it with the database's password"
     parts = _parts(url)
+    # The name of an option is shown only where it cannot be a part of a password.
+    options = re.fullmatch(r"postgres(?:ql)?://[^\s/@?]+@[^\s/@?]+/[^\s@?]+\?([^\s@?]+)", url.get_secret_value())
+    named = [option.partition("=")[0] for option in options[1].split("&")] if options else []
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
+    if unknown := [name for name in named if re.fullmatch("[a-z_]{1,30}", name) and name not in known]:
+        pooler = f"; {SESSION_POOLER}" if ":6543/" in url.get_secret_value() else ""
+        return (
+            f"SUPABASE_DB_URL has the option {', '.join(unknown)}, which is for other clients (Prisma): remove it from "
+            f"the end of the address{pooler}"
+        )
     # Only one "@": the text after the first one would be taken for the host, and shown, but may be part of a password.
     shape = re.fullmatch(r"postgres(ql)?://[^\s/@]+@[^\s/@]+/[^\s@]+", url.get_secret_value())
     host = re.fullmatch(r"[\w.:-]+", str(parts.get("host")))
@@ -166,7 +176,10 @@ _UNREACHABLE = f"a project's direct host db.….supabase.co has IPv6 only; from 
 # By message: libpq gives no code for errors before a session begins.
 _ADVICE = (
     (r"password authentication failed|wrong password", _REFUSED),
-    (r"tenant or user not found|tenant/user .* not found|ENOTFOUND", f"user and host do not match: {SESSION_POOLER}"),
+    (
+        r"tenant or user not found|tenant/user .* not found|ENOTFOUND",
+        f"user and host do not match, or the project is paused (restore it in the dashboard): {SESSION_POOLER}",
+    ),
     (r"could not translate host name|failed to resolve host|Network is unreachable|No route to host", _UNREACHABLE),
     (r"timeout expired|Connection timed out", f"the host does not respond: {_UNREACHABLE}"),
     (r"Connection refused", "nothing listens there: check host and port in SUPABASE_DB_URL, and that the project runs"),

@@ -259,6 +259,7 @@ def _registration(model: PublishedModel, judged: Judged | None, options: Migrati
         "n_movies": len(model.movie_ids),
         "content_hash": model.content_hash,
         "trained_on": model.trained_on and asdict(model.trained_on),
+        "ignore_ratings": model.ignore_ratings,
         "prior": covariance,
         "ranking": model.ranking and _ranking_numbers(model.ranking, options),
         "judged": judged and asdict(judged),

@@ -5,6 +5,7 @@
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import warnings
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kfp import local
+from kfp.local import subprocess_task_handler
 
 from mf.errors import MfError
 from mf.local import LocalSupabase
@@ -74,7 +76,12 @@ def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:
     """
     use_this_interpreter()
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
-    with closing(StepLog(folder / "log.txt", sys.stdout)) as log, redirect_stdout(log), warnings.catch_warnings():
+    with (
+        closing(StepLog(folder / "log.txt", sys.stdout)) as log,
+        redirect_stdout(log),
+        warnings.catch_warnings(),
+        statuses() as ended,
+    ):
         # These warnings are about machine types and images, which a local run does not use.
         warnings.filterwarnings(
             "ignore", message=".*(have no effect in the current local runner|non-Python base image)"
@@ -85,8 +92,34 @@ def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:
             pipeline = build(Settings(retries=0), {"train_accelerator_count": gpus})
             pipeline(**{name: value for name, value in parameters.items() if gpus or name not in NO_GPU})
         except RuntimeError:
-            reason = f": {log.error}" if log.error else f"; see {folder / 'log.txt'}"
+            reason = f": {log.error}" if log.error else f"{_death(ended)}; see {folder / 'log.txt'}"
             raise MfError(f"the step {log.step} failed{reason}") from None
+
+
+@contextmanager
+def statuses() -> Iterator[list[int]]:
+    """The exit statuses of the steps' processes, which kfp.local does not tell; negative: the signal that ended it."""
+    ended: list[int] = []
+    wait_for = subprocess_task_handler.run_local_subprocess
+
+    def run_local_subprocess(*arguments: Any, **options: Any) -> int:
+        ended.append(wait_for(*arguments, **options))
+        return ended[-1]
+
+    subprocess_task_handler.run_local_subprocess = run_local_subprocess
+    try:
+        yield ended
+    finally:
+        subprocess_task_handler.run_local_subprocess = wait_for
+
+
+def _death(ended: list[int]) -> str:
+    """The signal that ended the last process; a shell gives it as 128 + number."""
+    number = -ended[-1] if ended and ended[-1] < 0 else ended[-1] - 128 if ended else 0
+    if number not in set(signal.Signals):
+        return ""
+    memory = ", probably for lack of memory" if number == signal.SIGKILL else ""
+    return f": its process was ended by {signal.Signals(number).name}{memory}"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from mf.errors import ConfigError
 from mf.ingest import ingest
 from mf.local import LocalSupabase, databases
 from mf.ratings.config import NONE, IngestConfig
+from mf.ratings.fetch import local_files
 from mf.ratings.schema import MOVIE, RATING, USER, id_type, read_ratings
 from mf.ratings.titles import titles_beside
 from mf.sample import write_sample
@@ -56,18 +57,22 @@ def sample_source(home: Path) -> LocalSource:
 
 
 def file_source(path: Path, parameters: Mapping[str, Any]) -> LocalSource:
-    """A file of ratings. Its database depends on its content and on how it is read, not on its name.
+    """A file of ratings, or the files of a folder or a glob. The database depends on their content and on how they are
+    read, not on their names.
 
     Raises:
         ConfigError: there is no such file.
     """
     if str(path).startswith("gs:/"):
         raise ConfigError(f"{path}: a local run reads a local file; download it first: gcloud storage cp")
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file, expected a file of ratings")
     reading = ingest_parameters(parameters)
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
+    digest = hashlib.sha256()
+    with local_files(str(path)) as files:
+        for file in files:
+            if not file.path.is_file():
+                raise ConfigError(f"{path}: no such file, expected a file of ratings")
+            with file.path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
     digest.update(repr(sorted(reading.items())).encode())
     config = IngestConfig.of(**reading, ratings_csv=str(path))
     return LocalSource(

@@ -17,6 +17,7 @@ from mf.supabase.client import connect
 from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.recommend import Recommendation, published_run, recommend_movies, similar_movies
+from mf.terminal import printable
 from pipelines.laptop.sources import LocalSource
 
 SHOWN = 5  # movies per list
@@ -35,9 +36,10 @@ def print_summary(source: LocalSource, schema: SchemaConfig, supabase: LocalSupa
     """
     ratings, provenance = read_ratings(outputs / "ingest" / "ratings.parquet")
     evaluation = json.loads((outputs / "evaluate" / "evaluation.json").read_text())
+    ignored = f"{provenance.rows_ignored:,} ignored, " if provenance.ignore_ratings else ""
     print(
         f"\n{'ratings' if provenance.has_ratings else 'clicks ':<10}{provenance.rows_read:,} rows read, "
-        f"{provenance.rows_rejected:,} rejected, {provenance.rows_kept:,} kept"
+        f"{provenance.rows_rejected:,} rejected, {ignored}{provenance.rows_kept:,} kept"
     )
     if provenance.has_ratings:
         print(f"\nRMSE on {evaluation['test_rows']:,} test ratings")
@@ -84,13 +86,13 @@ def print_decision(decision: Mapping[str, Any], published: str | None) -> None:
 def print_recommendations(client: Client, schema: SchemaConfig, ratings: pa.Table, titles: Mapping[str, str]) -> None:
     """Prints the published run's recommendations for one user, and movies similar to one that the user likes."""
     user, liked = example_user(ratings)
-    print(f"\nrecommended to user {user}")
+    print(f"\nrecommended to user {printable(str(user))}")
     for best in recommend_unrated(client, schema, ratings, user):
         predicted = "" if best.predicted_rating is None else f"{best.predicted_rating:.2f}  "
-        print(f"  {predicted}{titles.get(str(best.movie_id), best.movie_id)}")
-    print(f"\nsimilar to {titles.get(str(liked), liked)}")
+        print(f"  {predicted}{_title(titles, best.movie_id)}")
+    print(f"\nsimilar to {_title(titles, liked)}")
     for near in similar_movies(client, liked, SHOWN):
-        print(f"  {near.similarity:.2f}  {titles.get(str(near.movie_id), near.movie_id)}")
+        print(f"  {near.similarity:.2f}  {_title(titles, near.movie_id)}")
 
 
 def example_user(ratings: pa.Table) -> tuple[Any, Any]:
@@ -119,6 +121,10 @@ def recommend_unrated(client: Client, schema: SchemaConfig, ratings: pa.Table, u
         return recommend_movies(client, user, SHOWN)
     rated = ratings.filter(pc.equal(ratings[USER], pa.scalar(user)))[MOVIE].to_pylist()
     return recommend_movies(client, user, SHOWN, without_ids=rated)
+
+
+def _title(titles: Mapping[str, str], movie: Any) -> str:
+    return printable(titles.get(str(movie), str(movie)))
 
 
 def _relative(path: Path) -> Path:

@@ -346,17 +346,19 @@ begin
           'cross join lateral (select m.movie_id, m.%I from %s m where m.run_id = %L and m.movie_id = given.id limit 1) e '
           'where e.movie_id <> all ($2) and %s order by distance, movie_id  limit $3',
           by_all, col, tab, mf_nearest.of_run, format(allowed, 'e'))
+        -- In a scan of all vectors `is not distinct from`, which no index serves: where the statistics do not know the run
+        -- yet, the planner would fetch its rows one by one.
         -- Some more, since the index orders by distances with other rounding. PostgreSQL before 17 takes it for no
         -- other order than its own.
         when 'index' then format('select e.movie_id, %1$s as distance from %2$s e where e.run_id = %3$L%4$s '
           'order by %1$s limit %5$s', by_index, tab, mf_nearest.of_run,
           case when iterative then ' and e.movie_id <> all ($2) and ' || format(allowed, 'e') else '' end,
           case when iterative then mf_nearest.k + 10 else greatest(wanted, 400) end)
-        when 'scan' then format('select e.movie_id, %1$s as distance from %2$s e where e.run_id = %3$L '
+        when 'scan' then format('select e.movie_id, %1$s as distance from %2$s e where e.run_id is not distinct from %3$L '
           'order by %1$s, e.movie_id  limit %4$s', by_all, tab, mf_nearest.of_run,
           cardinality(left_out) + mf_nearest.k)
-        else format('select e.movie_id, %1$s as distance from %2$s e where e.run_id = %3$L and e.movie_id <> all ($2) '
-          'and %4$s order by %1$s, e.movie_id  limit $3', by_all, tab, mf_nearest.of_run, allowed_all)
+        else format('select e.movie_id, %1$s as distance from %2$s e where e.run_id is not distinct from %3$L '
+          'and e.movie_id <> all ($2) and %4$s order by %1$s, e.movie_id  limit $3', by_all, tab, mf_nearest.of_run, allowed_all)
       end || ') near where near.movie_id <> all ($2) and ' || case when way in ('scan', 'index') and not (
         way = 'index' and iterative) then format(allowed, 'near') else 'true' end
     into ids, distances using mf_nearest.target, left_out, mf_nearest.k, candidates;

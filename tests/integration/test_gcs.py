@@ -46,6 +46,25 @@ def test_ratings_are_read_from_cloud_storage(bucket: storage.Bucket, tmp_path: P
     assert read_ratings(tmp_path / "out.parquet")[0][USER].to_pylist() == [1, 2]
 
 
+@pytest.mark.parametrize("address", ["set/", "set/*/*.csv", "set/**.csv", "set/part-?/[rs]*.csv"])
+def test_the_objects_of_a_folder_or_a_glob_are_one_source(bucket: storage.Bucket, tmp_path: Path, address: str) -> None:
+    for name, content in {
+        "part-1/r.csv": CONTENT,
+        "part-2/s.csv": CONTENT.replace(b"10", b"20"),
+        "_SUCCESS": b"",
+    }.items():
+        bucket.blob(f"set/{name}").upload_from_string(content)
+    bucket.blob("settings/r.csv").upload_from_string(b"nothing")
+    config = IngestConfig.of(ratings_csv=f"gs://{bucket.name}/{address}")
+    assert ingest(config, tmp_path / "out.parquet", tmp_path / "rejects.csv").rows_kept == 4
+
+
+def test_a_folder_and_a_glob_without_objects_are_named(bucket: storage.Bucket) -> None:
+    for address, message in (("none/", "no such folder"), ("*.csv", "no object matches")):
+        with pytest.raises(DataError, match=message), local_copy(f"gs://{bucket.name}/{address}"):
+            pass
+
+
 def test_titles_are_found_beside_ratings_in_cloud_storage(bucket: storage.Bucket) -> None:
     address = f"gs://{bucket.name}/folder/ratings.csv"
     assert titles_beside(address) == {}

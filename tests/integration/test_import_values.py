@@ -108,7 +108,7 @@ def table(database):
 def read(database, tmp_path, monkeypatch):
     """Reads the table by one of ``SOURCES``; gives what became of each row, and the content hash."""
 
-    def read(source):
+    def read(source, **more):
         config = {"import_table": "t", "max_reject_fraction": 1}
         monkeypatch.delenv("SUPABASE_DB_URL", raising=False)
         monkeypatch.setenv("SUPABASE_URL", database.url)
@@ -120,7 +120,7 @@ def read(database, tmp_path, monkeypatch):
             query = "copy (select * from t order by movie_id) to stdout (format csv, header)"
             with database.connect() as connection, connection.cursor().copy(query) as copy:
                 (tmp_path / "t.csv").write_bytes(b"".join(copy))
-        provenance = ingest(IngestConfig.of(**config), tmp_path / "r.parquet", tmp_path / "bad.csv")
+        provenance = ingest(IngestConfig.of(**config, **more), tmp_path / "r.parquet", tmp_path / "bad.csv")
         outcome = {row.pop("movie_id"): row for row in read_ratings(tmp_path / "r.parquet")[0].to_pylist()}
         with (tmp_path / "bad.csv").open(newline="") as file:
             for where, reason, _ in list(csv.reader(file))[1:]:
@@ -207,6 +207,31 @@ def test_dates_beside_epoch_times_are_refused_with_both_places(table, read, tmp_
         str(caught.value),
     )
     assert not (tmp_path / "r.parquet").exists()
+
+
+def test_ids_of_every_type_have_one_text_form(table, read, database):
+    cells = {
+        "inet": "10.0.0.1", "cidr": "10.0.0.0/8", "date": "2020-01-02", "timestamp": "2020-01-02 12:30",
+        "timestamptz": "2020-01-02 12:30+02", "time": "12:30", "interval": "1 day", "bytea": r"\xff00", "bit(3)": "101",
+        '"char"': "x", "name": "n", "char(7)": "c", "varchar(7)": "v", "macaddr": "08:00:2b:01:02:03", "oid": "7",
+        "mood": "happy", "padded": "p", "int4range": "[1,3)", "money": "$7.00",
+    }  # fmt: skip
+    database.migrate("create type mood as enum ('happy'); create domain padded as char(5)")
+    for kind, cell in cells.items():
+        table("user_id", [cell], user=kind)
+        over_api, direct = read("API"), read("direct")
+        assert over_api == direct, kind
+
+
+def test_ratings_that_are_ignored_are_so_from_every_source(table, read):
+    cells = ["3", "-1", "0", "-1.0", "5", "-10"]
+    table("rating", cells)
+    hashes = set()
+    for source in SOURCES:
+        outcome, content = read(source, ignore_ratings="-1,0")
+        assert {number: row["rating"] for number, row in outcome.items()} == {1: 3, 5: 5, 6: -10}, source
+        hashes.add(content)
+    assert len(hashes) == 1
 
 
 def test_the_content_hash_is_that_of_the_rows_whatever_the_source(table, read, database):

@@ -1,6 +1,7 @@
 """The embedded Supabase behaves like Supabase towards clients."""
 
 import os
+import socket
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -211,3 +212,27 @@ def test_a_users_token_expires_after_valid_s(sb):
     assert ask(sb, "rpc/who", sb.publishable_key, sb.user_token(user, valid_s=60)).json()["uid"] == user
     answer = ask(sb, "rpc/who", sb.publishable_key, sb.user_token(user, valid_s=-60))
     assert (answer.status_code, answer.json()["message"]) == (401, "JWT expired")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (["Host: 127.0.0.1:{port}"], 401),
+        (["Host: localhost:{port}"], 401),
+        (["Host: evil.example:{port}"], 403),
+        (["Host: 127.0.0.1"], 403),
+        (["Host: 127.0.0.1:{port}", "Host: evil.example"], 403),
+        ([], 403),
+        (["Host: 127.0.0.1:{port}", "Content-Length: x"], 400),
+        (["Host: 127.0.0.1:{port}", "Content-Length: -1"], 400),
+        (["Host: 127.0.0.1:{port}", "Content-Length: 1_0"], 400),
+        (["Host: 127.0.0.1:{port}", "Content-Length: 3", "Content-Length: 4"], 400),
+        (["Host: 127.0.0.1:{port}", "Content-Length: 99999999999"], 413),
+        (["Host: 127.0.0.1:{port}", "Transfer-Encoding: chunked"], 411),
+    ],
+)
+def test_a_request_for_another_host_or_of_no_length_is_answered(sb, headers, status):
+    lines = ["GET /rest/v1/movies HTTP/1.1", *headers, "Connection: close", "", ""]
+    with socket.create_connection(("127.0.0.1", sb.gateway.port), timeout=20) as connection:
+        connection.sendall("\r\n".join(lines).format(port=sb.gateway.port).encode())
+        assert connection.makefile("rb").readline().split()[1] == str(status).encode()

@@ -21,7 +21,7 @@ import mf
 from mf.__main__ import main
 from mf.checkpoint import CheckpointFile
 from mf.flags import choices, default_text, plain_type, shared_fields
-from mf.model_directory import TrainedModel
+from mf.model_directory import TrainedModel, read_model
 from mf.solvers import SOLVERS
 from mf.solvers.config import ORIGINAL, AdamConfig
 from mf.supabase.config import SchemaConfig
@@ -42,11 +42,11 @@ DEFAULTS = {
     "factors": "64", "lr": "0.001", "weight_decay": "1e-06", "dropout": "0.0", "clip_grad": "none", "use_cuda": "off",
     "supabase_url": "SUPABASE_URL", "supabase_key": "SUPABASE_KEY", "import_table": "ratings", "publish": "off",
     "movie_export_table": "movie_embeddings", "user_export_table": "user_embeddings", "test_csv": "none",
-    "output_dir": "output", "checkpoint": "none", "init_from": "none", "ranking": "ease",
-    "ranking_options": "none", "seed": "0", "processes": "1", "l2": "0.0", "bias_damping": "3.0",
+    "output_dir": "output", "processes": "1", "checkpoint": "none", "init_from": "none", "ranking": "ease",
+    "ranking_options": "none", "seed": "0", "l2": "0.0", "bias_damping": "3.0",
     "schedule": "constant", "patience": "0", "init_std": "0.01", "block_users": "0", "columns": "none",
     "user_column": "none", "movie_column": "none", "rating_column": "none", "timestamp_column": "none",
-    "max_reject_fraction": "0.01", "key_columns": "none", "rated_since": "none",
+    "max_reject_fraction": "0.01", "ignore_ratings": "none", "key_columns": "none", "rated_since": "none",
     "rated_before": "none", "hnsw_index": "off", "max_regression": "0.01", "max_ndcg_regression": "0.01",
     "max_rmse": "0", "min_rows": "1000", "min_users": "20", "min_movies": "20", "force_publish": "off",
 }  # fmt: skip
@@ -389,6 +389,24 @@ def test_test_ids_that_only_look_like_integers_are_the_text_ids_of_the_training(
     _, is_text = trained(run, *options, "--test_csv", "same.csv")
     nobody = 3 * is_text["metrics"]["test_rmse"] ** 2 - 2 * looks["metrics"]["test_rmse"] ** 2
     assert nobody == pytest.approx((is_text["mu"] - 3) ** 2, abs=1e-5)
+
+
+def test_a_text_id_among_integers_of_a_test_file_is_none_where_the_training_has_text(run: Run) -> None:
+    Path("r.csv").write_text(ratings() + ratings(text).removeprefix(HEADER) + "007,m é001,3\n")
+    Path("test.csv").write_text(ratings() + "u é001,m é001,4\n007,m é001,4\n")
+    lines, _ = trained(run, "--ratings_csv", "r.csv", "--test_csv", "test.csv")
+    assert any(line.startswith("test.csv: 302 rows read, 0 rejected, ") for line in lines)
+
+
+def test_ratings_that_mean_not_rated_are_left_out_of_training_and_test_and_kept_in_the_model(run: Run) -> None:
+    Path("r.csv").write_text(ratings() + "1,98,-1\n1,99,0\n")
+    Path("test.csv").write_text(HEADER + "1,2,-1\n1,2,3\n")
+    options = ["--ratings_csv", "r.csv", "--test_csv", "test.csv", "--ignore_ratings", "-1,0"]
+    lines, card = trained(run, *options)
+    assert lines[0].startswith("r.csv: 302 rows read, 0 rejected, 2 ignored (rating -1, 0), ")
+    assert lines[1].startswith("test.csv: 2 rows read, 0 rejected, 1 ignored ")
+    assert (card["ignore_ratings"], card["rating_min"], card["movies"]) == ([-1, 0], 1, 10)
+    assert read_model(Path("output")).ignore_ratings == (-1, 0)
 
 
 def test_a_gzip_file_without_a_header_is_read_with_its_columns_named(run: Run) -> None:

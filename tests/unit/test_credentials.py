@@ -69,7 +69,7 @@ def test_missing_and_malformed_credentials_are_errors_in_one_line(environ: dict[
 @pytest.mark.parametrize(
     "url",
     [
-        "abc.supabase.co", "ftp://abc.supabase.co", "https://", "http://[::1", "https://abc.supabase.co:port",
+        "abc.example.co", "ftp://abc.supabase.co", "https://", "http://[::1", "https://abc.supabase.co:port",
         "https://abc.supabase.co:0", "https://abc.supabase.co:99999", "https://me:sb_secret_x@abc.supabase.co",
         "https://abc.supabase.co?apikey=sb_secret_x", "https://abc.supabase.co#sb_secret_x", "https://a b.co",
         "https://.supabase.co", "https://abc..co", "sb_secret_x",
@@ -114,3 +114,45 @@ def test_the_key_shows_in_no_text_and_in_no_traceback_with_locals() -> None:
         shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
     assert "key" in shown
     assert KEY not in shown
+
+
+@pytest.mark.parametrize("path", ["", "/", "/rest/v1", "/rest/v1/", "/auth/v1", " ", "/\n", "//"])
+def test_white_space_and_the_path_of_a_service_are_taken_off_the_url(path: str) -> None:
+    assert found(SUPABASE_URL=f" {URL}{path}", SUPABASE_KEY=KEY) == (URL, KEY)
+
+
+FORM = "the Supabase URL is not of the form https://PROJECT.supabase.co"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://supabase.com/dashboard/project/abcdefghijklmnop", f"{FORM}: it is the dashboard's"),
+        ("https://app.supabase.com/project/abcdefghijklmnop/settings/api", f"{FORM}: it is the dashboard's"),
+        ("abc.supabase.co", f"{FORM}: put https:// before it"),
+        ("db.abc.supabase.co", FORM),
+        ("https://db.abc.supabase.co", f"{FORM}: it is the database's host"),
+        ("https://aws-0-eu-west-1.pooler.supabase.com", f"{FORM}: it is the database's host"),
+        ("postgresql://postgres:hunter2@db.abc.supabase.co:5432/postgres", f"{FORM}: it is the address of a database"),
+        ("https://abc.supabase.co?apikey=hunter2", FORM),
+        ("'https://abc.supabase.co'", FORM),
+        ("http://abc.supabase.co", "the Supabase URL begins with http://, over which the key would go unencrypted"),
+        ("http://10.0.0.7:8000", "the Supabase URL begins with http://"),
+        ("http://127.0.0.1.nip.io", "the Supabase URL begins with http://"),
+        ("http://localhost.evil.com", "the Supabase URL begins with http://"),
+        ("http://kong:8000/rest/v1", "the Supabase URL begins with http://"),
+    ],
+)
+def test_another_address_is_refused_with_the_way_out(url: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Credentials.find(environ={"SUPABASE_URL": url, "SUPABASE_KEY": KEY})
+    assert str(error.value).startswith(said)
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:54321", "http://localhost:54321", "http://[::1]:1", "http://a.localhost"]
+)
+def test_http_is_for_this_machine_or_by_consent(url: str) -> None:
+    assert found(SUPABASE_URL=url, SUPABASE_KEY=KEY)[0] == url
+    assert found(SUPABASE_URL="http://kong:8000", SUPABASE_KEY=KEY, SUPABASE_INSECURE="1")[0] == "http://kong:8000"

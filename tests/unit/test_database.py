@@ -52,13 +52,21 @@ def test_a_connection_to_supabase_is_encrypted_and_detects_a_dead_host() -> None
         "hunter2", "https://abc.supabase.co", "postgresql://", "postgresql://h/d", "postgresql://me:hunter2@/d",
         "postgresql://me:hunter2@h", "postgresql://me:a@hunter2@h/d", "postgresql://me:hunter2/x@h/d",
         "postgresql://me:hunter2%x@h/d", "postgresql://me:hunter2 x@h/d", "postgresql://me:hunter2@h:port/d",
-        "postgresql://me:hunter2@h/d?option=1", "host=h user=me password=hunter2", "mysql://me:hunter2@h/d",
+        "postgresql://me:hun?ter2@h/d?option=1", "host=h user=me password=hunter2", "mysql://me:hunter2@h/d",
     ],
 )  # fmt: skip
 def test_a_malformed_url_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^SUPABASE_DB_URL is not of the form postgresql://.* %40") as error:
         find(url)
     assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["pgbouncer", "connection_limit", "schema", "pool_timeout"])
+def test_an_option_of_another_client_is_named(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"^SUPABASE_DB_URL has the option {option}, which is for other clients"):
+        find(f"{DIRECT}?sslmode=require&{option}=1")
+    with pytest.raises(ConfigError, match=r"session pooler's address, port 5432"):
+        find(f"{POOLED.replace('5432', '6543')}?{option}=true")
 
 
 def test_the_transaction_pooler_and_a_placeholder_are_refused_with_advice() -> None:
@@ -83,7 +91,7 @@ def test_the_transaction_pooler_and_a_placeholder_are_refused_with_advice() -> N
             'connection to server at "::1", port 5432 failed: Network is unreachable\n\tIs it',
             "session pooler's address",
         ),
-        ("FATAL:  Tenant or user not found", "user and host do not match: use the session pooler's address"),
+        ("FATAL:  Tenant or user not found", "user and host do not match, or the project is paused"),
         ("FATAL:  MaxClientsInSessionMode: max clients reached", "all connections are in use"),
         ("something else", "cannot read: something else: check SUPABASE_DB_URL and the network (the database db.abc"),
     ],

@@ -1,9 +1,12 @@
 """Checks of the embedded Supabase's names and folders."""
 
+import fcntl
+import os
+
 import pytest
 
 from mf.errors import ConfigError, SupabaseError
-from mf.local import place
+from mf.local import place, postgres
 from mf.local.keys import Keys
 from mf.local.postgres import checked_name
 
@@ -79,6 +82,33 @@ def test_keys_are_new_each_time_and_their_repr_hides_them():
     assert one.secret_key != two.secret_key
     assert one.jwt_secret != two.jwt_secret
     assert not any(secret in repr(one) for secret in [one.jwt_secret, *one.tokens()])
+
+
+def test_a_home_in_use_is_not_deleted(home):
+    home.mkdir()
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("4711")
+        lock.flush()
+        with pytest.raises(SupabaseError, match="in use by process 4711: end it first"):
+            place.delete_home(home)
+    assert home.exists()
+    place.delete_home(home)
+    assert not home.exists()
+
+
+def test_without_a_free_port_the_search_ends(monkeypatch):
+    monkeypatch.setattr(postgres, "PORTS", range(20_000, 20_001))
+    monkeypatch.setattr(postgres, "_given_ports", {20_000})
+    with pytest.raises(SupabaseError, match=r"all ports of 127\.0\.0\.1 from 20000 to 20000 are taken"):
+        postgres.free_port()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_user_without_an_entry_in_passwd_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 54_321)
+    with pytest.raises(SupabaseError, match="the user with id 54321 has no entry in /etc/passwd"):
+        place.place(tmp_path)
 
 
 def test_a_postgres_of_ones_own_needs_its_server_program(monkeypatch, tmp_path):

@@ -74,7 +74,11 @@ def test_nothing_given_is_nothing() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("epochs", "parameter 'epochs': expected name=value"),
+        (
+            "epochs",
+            "parameter 'epochs': expected name=value; put quotes around a value with a blank: "
+            "PARAMS='movie_column=\"Book Title\"'",
+        ),
         ("epoch=20", f"the pipeline has no parameter 'epoch'; it has {', '.join(sorted(DEFINITIONS))}"),
         ("epochs=1.5", "parameter epochs: expected a whole number, found '1.5'"),
         ("epochs=", "parameter epochs: expected a whole number, found ''"),
@@ -103,7 +107,7 @@ def test_nothing_given_is_nothing() -> None:
         ),
         ("test_size=0", "test_size: found 0, expected more than 0: a model without a test RMSE cannot be published"),
         ("import_table=", "ratings_csv and import_table are both empty: set one of them"),
-        ("supabase_url=h.co", "supabase_url: expected an address of the form https://PROJECT.supabase.co"),
+        ("supabase_url=h.co", "supabase_url: the address is not of the form https://PROJECT.supabase.co"),
         ("min_users=-1", "min_users: Input should be greater than or equal to 0 (given: -1)"),
         ("factors=-1", "factors: Input should be greater than or equal to 1 (given: -1)"),
         ("solver=magic", "solver: found 'magic', expected one of adam, sgd, vb, gibbs"),
@@ -262,3 +266,13 @@ def test_params_are_split_as_a_shell_splits_words() -> None:
     }
     with pytest.raises(ConfigError, match=r"^--params: no closing quotation, expected words as in a shell$"):
         parser.parse_args(["--params=columns='a"])
+
+
+def test_the_first_step_refuses_what_the_pipeline_is_not_compiled_for() -> None:
+    none, one = ({"train_accelerator_type": "NVIDIA_L4", "train_accelerator_count": count} for count in (0, 1))
+    check_gpus(none, {})
+    check_gpus(one, {"NVIDIA_L4": [1]})
+    with pytest.raises(ConfigError, match=r"^train_accelerator_count: found 1, and the pipeline was compiled"):
+        check_gpus(one, {})
+    with pytest.raises(ConfigError, match=r"^train_accelerator_count: found 0 in a run of a pipeline that was"):
+        check_gpus(none, {"NVIDIA_L4": [1]})

@@ -6,15 +6,17 @@ import re
 import zipfile
 from csv import reader
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mf.errors import DataError
+from mf.errors import ConfigError, DataError
 from mf.ratings import collect, csv
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig, shown
@@ -35,7 +37,11 @@ class Read:
     def __init__(self, folder: Path, content: bytes, **config: object) -> None:
         path = folder / "ratings.csv"
         path.write_bytes(content)
-        collector = Collector("ratings.csv", float(config.get("max_reject_fraction", 0.5)))  # type: ignore[arg-type]
+        collector = Collector(
+            "ratings.csv",
+            float(config.get("max_reject_fraction", 0.5)),  # type: ignore[arg-type]
+            IngestConfig.of(**config).ignored,
+        )
         self.rejects: list[tuple[str, str, str]] = []
         reject = collector.reject
         collector.reject = lambda *a, **b: (self.rejects.append(bad_row(*a, **b)), reject(*a, **b))[1]  # type: ignore[method-assign]
@@ -75,6 +81,29 @@ def test_headers_delimiters_line_ends_quotes_and_gzip_are_recognised(tmp_path: P
     assert read.rows == GOOD
     assert read.provenance.rows_rejected == 0
     assert read.table.schema.types == [pa.int64(), pa.int64(), pa.float32(), pa.timestamp("us", "UTC")]
+
+
+def test_ratings_that_mean_not_rated_are_left_out_and_counted(tmp_path: Path) -> None:
+    content = b"userId,movieId,rating\n1,1,-1\n1,2,0\n1,3,4\n2,3,-1.0\n,3,-1\n1,3,0.0\nx,4,-1\n" + b"3,1,5\n" * 3
+    read = Read(tmp_path, content, ignore_ratings="-1, 0")
+    assert read.rows == [(1, 3, 4.0), (3, 1, 5.0)]
+    assert [where for where, _, _ in read.rejects] == ["line 6"]
+    counted = read.provenance
+    assert (counted.rows_read, counted.rows_rejected, counted.rows_ignored, counted.rows_replaced) == (10, 1, 5, 2)
+    assert counted.ignore_ratings == [-1, 0]
+    assert "5 ignored (rating -1, 0)" in counted.summary()
+
+
+def test_a_source_of_ignored_ratings_alone_is_an_error(tmp_path: Path) -> None:
+    assert error_of(tmp_path, b"userId,movieId,rating\n1,1,0\n1,2,0\n", ignore_ratings="0") == (
+        "ratings.csv: each rating is one of --ignore_ratings 0: nothing is left"
+    )
+
+
+@pytest.mark.parametrize("text", ["x", "1,,2", "nan", "inf", "1e39", "1;2", ","])
+def test_ignored_ratings_are_numbers_with_commas(text: str) -> None:
+    with pytest.raises(ConfigError, match="ignore_ratings: expected numbers separated by commas"):
+        IngestConfig.of(ignore_ratings=text)
 
 
 @pytest.mark.parametrize("delimiter", [b"::", b"\t"])
@@ -378,7 +407,10 @@ def test_bad_rows_at_the_beginning_do_not_refuse_a_file_that_is_good_as_a_whole(
 def test_the_summary_shows_the_range_and_the_most_frequent_values(tmp_path: Path) -> None:
     rows = "".join(f"1,{i},{(-1, 10, 7.5, -1)[i % 4]}\n" for i in range(40))
     read = Read(tmp_path, b"userId,movieId,rating\n" + rows.encode())
-    assert read.provenance.values == "ratings -1 to 10, most often -1 (50%), 10 (25%), 7.5 (25%)"
+    assert read.provenance.values == (
+        "ratings -1 (50%) to 10 (25%), most often -1 (50%), 10 (25%), 7.5 (25%) "
+        "(if -1 means not rated, leave it out with ignore_ratings)"
+    )
     assert read.provenance.summary().endswith(f"40 kept; {read.provenance.values}")
 
 
@@ -419,11 +451,123 @@ CLEAN = b"userId,movieId,rating\n1,10,4.5\n2,10,3\n"
         b"userId,x,movieId,rating,genres|or|none|or|so\n1,x,10,4.5,a\n2,y,10,3,b|c\n",
         CLEAN.replace(b",", b" "),
         b"  userId   movieId rating \n 1  10 4.5\r\n\n2 10   3",
+        b'{"userId": 1, "movieId": 10, "rating": 4.5, "x": [1]}\r\n\n{"rating": "3", "movieId": "10", "userId": 2.0}',
+        bz2.compress(b'{"userId":"1","movieId":"10","rating":4.5}\n{"userId":"2","movieId":"10","rating":3}\n'),
     ],
 )
 def test_other_kinds_of_files_are_read(tmp_path: Path, content: bytes) -> None:
     read = Read(tmp_path, content)
     assert (read.rows, read.rejects) == ([(1, 10, 4.5), (2, 10, 3.0)], [])
+
+
+def parquet_of(**columns: object) -> bytes:
+    """A Parquet file in memory; a column is an array or a list."""
+    content = io.BytesIO()
+    pq.write_table(pa.table(columns), content)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        [1, 2],
+        pa.array([1, 2], pa.uint8()),
+        [1.0, 2.0],
+        pa.array([1, 2]).dictionary_encode(),
+        pa.array([Decimal(1), Decimal(2)]),
+        pa.array(["1", "2"]),
+        pa.array(["1", "2"], pa.large_string()).dictionary_encode(),
+        pa.array([b"1", b"2"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "ratings", [[4.5, 3], pa.array([4.5, 3], pa.float32()), ["4.5", "3"], [Decimal("4.5"), Decimal(3)]]
+)
+def test_parquet_is_read_and_its_text_ids_stay_text(tmp_path: Path, users: pa.Array, ratings: pa.Array) -> None:
+    times = pa.array([datetime(2020, 1, 2), None], pa.timestamp("ns"))
+    read = Read(tmp_path, parquet_of(user_id=users, x=[0, 0], movie_id=[10, 10], rating=ratings, timestamp=times))
+    is_text = "string" in str(pa.array(users).type) or "binary" in str(pa.array(users).type)
+    one, two = ("1", "2") if is_text else (1, 2)
+    assert read.rows == [(one, 10, 4.5, datetime(2020, 1, 2, tzinfo=UTC)), (two, 10, 3.0, None)]
+
+
+def test_bad_rows_of_parquet_and_json_lines_are_listed_with_their_place(tmp_path: Path) -> None:
+    columns = {"user_id": ["a", None, "b ", "c"], "movie_id": [1, 1, 1, 1], "rating": [1.0, 2, 3, None]}
+    read = Read(tmp_path, parquet_of(**columns), max_reject_fraction=1)
+    assert [row[:2] for row in read.rejects] == [
+        ("row 2", "empty user id"),
+        ("row 3", 'user id "b " has white space at its start or end'),
+        ("row 4", "empty rating"),
+    ]
+    lines = ['{"user": 1, "item": 1, "rating": 1}', "{", "[1]", '{"user": 1, "rating": 2}']
+    lines += [
+        f'{{"user": {user}, "item": 1, "rating": {rating}}}' for user, rating in (("{}", 2), (2, "true"), (2, '"x"'))
+    ]
+    read = Read(tmp_path, "\n".join(lines).encode(), max_reject_fraction=1)
+    assert [row[:2] for row in read.rejects] == [
+        ("line 2", "not a JSON object"),
+        ("line 3", "not a JSON object"),
+        ("line 4", "empty movie id"),
+        ("line 5", "an object, list or boolean in place of an id, a rating or a time"),
+        ("line 6", "an object, list or boolean in place of an id, a rating or a time"),
+        ("line 7", 'rating "x" is not a number'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"user_id": [1.5], "movie_id": [1], "rating": [1]}, "column user_id of type double cannot be read as user_id"),
+        ({"user_id": [[1]], "movie_id": [1], "rating": [1]}, "column user_id of type list<"),
+        (
+            {"user_id": [1], "movie_id": [True], "rating": [1]},
+            "column movie_id of type bool cannot be read as movie_id",
+        ),
+        ({"user_id": [1], "movie_id": [1], "rating": [[1]]}, "column rating of type list<"),
+        ({"user_id": [1], "film": [1], "rating": [1]}, "ratings.csv: no column recognised as movie_id"),
+    ],
+)
+def test_columns_of_parquet_that_cannot_be_used_are_named(
+    tmp_path: Path, columns: dict[str, object], message: str
+) -> None:
+    assert message in error_of(tmp_path, parquet_of(**columns))
+
+
+def test_the_files_of_a_folder_or_a_glob_are_one_source(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "b").mkdir(parents=True)
+    (folder / "a.csv").write_bytes(CLEAN + b"1,x,5\n")
+    (folder / "b" / "part-00001.csv.gz").write_bytes(gzip.compress(b"movieId;rating;userId\n10;1;2\n,,\n"))
+    (folder / "b" / "part-00002.parquet").write_bytes(parquet_of(userId=[3], movieId=[10], rating=[2.0]))
+    for name in ("_SUCCESS", ".a.csv.crc", "README.txt", "movies.png"):
+        (folder / name).write_bytes(b"nothing")
+    for address in (folder, f"{folder}/**/*[0-9a].*[!t]"):
+        collector = Collector("set", 0.5)
+        columns = csv.read(IngestConfig.of(ratings_csv=str(address)), collector)
+        provenance = collector.finish(tmp_path / "out.parquet", tmp_path / "rejects.csv", columns)
+        rows = [tuple(row.values()) for row in read_ratings(tmp_path / "out.parquet")[0].to_pylist()]
+        assert rows == [(1, 10, 4.5), (2, 10, 1.0)] + ([(3, 10, 2.0)] if address == folder else [])
+        assert provenance.rows_replaced == 1
+        bad = (tmp_path / "rejects.csv").read_text().splitlines()[1:]
+        assert [row.split(",")[0] for row in bad] == [
+            f"{folder}/a.csv line 4",
+            f"{folder}/b/part-00001.csv.gz line 3",
+        ]
+
+
+def test_of_a_folder_with_other_tables_the_ratings_are_read(tmp_path: Path) -> None:
+    for name, content in {"ratings.csv": CLEAN, "movies.csv": b"movieId,title\n", "README.txt": b"Hello"}.items():
+        (tmp_path / name).write_bytes(content)
+    collector = Collector("ml", 0)
+    columns = csv.read(IngestConfig.of(ratings_csv=str(tmp_path)), collector)
+    assert collector.finish(tmp_path / "out.parquet", tmp_path / "rejects.csv", columns).rows_kept == 2
+
+
+def test_files_with_different_columns_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(CLEAN)
+    (tmp_path / "b.csv").write_bytes(b"userId,movieId,rating,timestamp\n1,1,1,1\n")
+    with pytest.raises(DataError, match=r"b\.csv: found the columns userId, .*timestamp, expected .* as in .*a\.csv"):
+        csv.read(IngestConfig.of(ratings_csv=str(tmp_path)), Collector("two", 0))
 
 
 def test_blanks_separate_when_the_columns_are_named(tmp_path: Path) -> None:
@@ -433,7 +577,7 @@ def test_blanks_separate_when_the_columns_are_named(tmp_path: Path) -> None:
 
 
 def test_a_web_address_is_refused_with_the_way_out() -> None:
-    with pytest.raises(DataError, match=r"^https://host/r\.csv: a web address.*: download the file first"):
+    with pytest.raises(DataError, match=r"^found an address of https://, expected a path, .*: download the file first"):
         csv.read(IngestConfig.of(ratings_csv="https://host/r.csv?token=1"), Collector("r.csv", 0))
 
 
@@ -468,8 +612,15 @@ def test_a_web_address_is_refused_with_the_way_out() -> None:
         ("userId,movieId,rating\n1,2,3\n".encode("utf-16")[:-1], {}, "damaged UTF-16 text"),
         ("userId,movieId,rating\n1,2,3\n".encode("utf-32"), {}, "text in UTF-32, expected a CSV file in UTF-8"),
         (b"userId~movieId~rating\n1~2~3\n", {}, 'found "userId~movieId~rating"; columns are separated by one of , ; |'),
-        (b"PAR1", {}, "a Parquet file, expected a CSV file: write it as CSV"),
-        (b'{"user_id": 1, "movie_id": 2, "rating": 3}\n', {}, "JSON, expected a CSV file: write it as CSV"),
+        (b"PAR1", {}, "ratings.csv: the Parquet file is damaged or cut short"),
+        (gzip.compress(b"PAR1", mtime=0), {}, "a compressed Parquet file, expected a CSV file: unpack it"),
+        (b'{\n"user_id": 1, "movie_id": 2, "rating": 3\n}\n', {}, "line 1: JSON that is not one object per line"),
+        (b'[{"user_id": 1, "movie_id": 2, "rating": 3}]\n', {}, "a JSON array, expected a CSV file: write it as JSON"),
+        (
+            b'{"user_id": 1, "film": 2, "rating": 3}\n',
+            {},
+            'no column recognised as movie_id, found "user_id, film, rat',
+        ),
         (b"\n<!DOCTYPE html>\n<html>", {}, "an HTML page, expected a CSV file: download the file itself"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "a git-lfs pointer, not the file itself"),
         (zipped({"xl/workbook.xml": b"", "[Content_Types].xml": b""}), {}, "a spreadsheet or document (xlsx, ods)"),
@@ -499,8 +650,12 @@ def test_a_file_that_cannot_be_used_is_one_line_that_says_why(
 
 
 def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "none.csv", "no such file"), (tmp_path, "a directory, expected a file")):
-        with pytest.raises(DataError, match=f"r.csv: {message}"):
+    for path, message in (
+        (tmp_path / "none.csv", "r.csv: no such file"),
+        (tmp_path, "a folder, expected files of ratings"),
+        (tmp_path / "*.csv", "no file matches, expected files of ratings"),
+    ):
+        with pytest.raises(DataError, match=message):
             csv.read(IngestConfig.of(ratings_csv=str(path)), Collector("r.csv", 0))
 
 
@@ -515,7 +670,7 @@ def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(
 def rows_of(split: tuple[pa.Table, np.ndarray, dict[int, str]]) -> object:
     """Everything that the collector would be given."""
     texts, lines, bad = split
-    ratings, usable, _ = check(texts, is_file=True)
+    ratings, usable, _, _ = check(texts, is_file=True)
     rejected = texts.filter(pa.array(~usable)).to_pylist()
     reasons = bad | dict(zip(lines[~usable].tolist(), map(reason, rejected), strict=True))
     return ratings.schema, ratings.to_pydict(), lines[usable].tolist(), reasons

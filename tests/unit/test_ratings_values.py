@@ -13,7 +13,7 @@ MOMENT = datetime(2024, 2, 29, 12, 30, 0, 250_000, UTC)
 def times(values):
     """The times of ``values``, and which rows are usable."""
     raw = {"user_id": [1] * len(values), "movie_id": [1] * len(values), "rating": [3.0] * len(values)}
-    table, good, _ = check(pa.table(raw | {"rated_at": values}), is_file=False)
+    table, good, _, _ = check(pa.table(raw | {"rated_at": values}), is_file=False)
     return table["rated_at"].to_pylist(), good.tolist()
 
 

@@ -74,7 +74,7 @@ def test_the_parameters_that_it_shows_are_the_pipelines_own_defaults() -> None:
             "supabase_key_secret: a name of the form projects/PROJECT/secrets/NAME/",
         ),
         ('supabase_key_secret = "sb_secret_a"', "supabase_key_secret looks like a Supabase secret key, and shows in"),
-        ('supabase_url = "h.co"', "supabase_url: an address of the form https://PROJECT.supabase.co"),
+        ('supabase_url = "h.co"', "supabase_url: the address is not of the form https://PROJECT.supabase.co"),
         ('notify_emails = ["me"]', "notify_emails.0: expected an e-mail address such as me@example.com"),
         ('spot = "maybe"', "spot: Input should be a valid boolean"),
         ('[labels]\nTeam = "a"', "labels.Team.[key]: expected a lower-case letter, then"),

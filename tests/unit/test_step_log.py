@@ -3,7 +3,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from kfp.local import subprocess_task_handler
 
+from pipelines.laptop import run
 from pipelines.laptop.step_log import StepLog
 
 # Output of kfp.local for a run, shortened, with its colours.
@@ -92,3 +94,24 @@ def test_the_traceback_of_a_crashed_step_is_shown(tmp_path: Path) -> None:
         "ingest    ZeroDivisionError: division by zero",
     ]
     assert (log.step, log.error) == ("ingest", "")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "said"),
+    [
+        ([0, -9], ": its process was ended by SIGKILL, probably for lack of memory"),
+        ([137], ": its process was ended by SIGKILL, probably for lack of memory"),
+        ([-15], ": its process was ended by SIGTERM"),
+        ([139], ": its process was ended by SIGSEGV"),
+        ([1], ""),
+        ([], ""),
+    ],
+)
+def test_a_step_that_the_system_killed_is_told_by_its_signal(statuses: list[int], said: str) -> None:
+    assert run._death(statuses) == said
+
+
+def test_the_status_of_a_steps_process_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    with run.statuses() as ended:
+        subprocess_task_handler.run_local_subprocess(["bash", "-c", "kill -9 $$"])
+    assert ended == [-9]

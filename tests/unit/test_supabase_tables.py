@@ -3,13 +3,16 @@ import json
 from datetime import UTC, datetime
 from itertools import pairwise
 
+import httpx
 import numpy as np
 import pytest
+from postgrest.exceptions import APIError
 
-from mf.errors import DataError, SupabaseError
+from mf.errors import ConfigError, DataError, SupabaseError
 from mf.ratings.collect import Collector
 from mf.ratings.schema import read_ratings
-from mf.supabase.tables.description import Table
+from mf.supabase.client import _check_response, _is_transient, _PausedError, explain
+from mf.supabase.tables.description import Table, source_name, table_name
 from mf.supabase.tables.page import read_page
 from mf.supabase.tables.pages import _ascend, bound, check_keys
 from mf.supabase.tables.rest import _check
@@ -27,7 +30,7 @@ def page_of(rows, table):
 
 
 def collect(rows, table, columns, key, collector):
-    batch = _check(page_of(rows, table), table, columns, key)
+    batch = _check(page_of(rows, table), table, columns, key, ())
     for row in batch.bad:
         collector.reject(*row)
     collector.add(batch.ratings)
@@ -153,3 +156,51 @@ def test_the_primary_key_serves_unless_columns_are_named():
     assert table.key("movie, user") == ["movie", "user"]
     with pytest.raises(DataError, match="no column 'title' for --key_columns, found id, user, movie"):
         table.key("title")
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("ratings", "ratings"), ("Ratings", "Ratings"), ("public.ratings", "ratings"), ('public."Ratings"', "Ratings"),
+        ('"public"."Ratings"', "Ratings"), ('"a.b"', "a.b"), ('public."a ""b"""', 'a "b"'), ("a b", "a b"),
+    ],
+)  # fmt: skip
+def test_a_table_may_be_named_as_in_sql(name, table):
+    assert table_name(name) == table
+    assert source_name(name) == f"table public.{table}"
+
+
+@pytest.mark.parametrize(
+    "name", ["other.ratings", '"Public".ratings', "a.b.c", '"ratings', 'public."', "public.", ".x", ""]
+)
+def test_a_name_of_another_schema_or_none_is_refused(name):
+    with pytest.raises(ConfigError, match=r"^--import_table .*: expected a "):
+        table_name(name)
+
+
+def api_error(code, message):
+    return APIError({"code": code, "message": message, "hint": None, "details": None})
+
+
+@pytest.mark.parametrize(
+    ("error", "is_retried", "said"),
+    [
+        (api_error("PGRST303", "JWT issued at future"), True, "the clocks of the servers differ"),
+        (api_error("PGRST301", "JWT issued at future"), True, "the clocks of the servers differ"),
+        (api_error("PGRST303", "JWT expired"), False, "the key has expired: copy the project's secret key again"),
+        (api_error("PGRST301", "JWSError JWSInvalidSignature"), False, "it is not a key of this project"),
+        (api_error("PGRST303", "JWT not in audience"), False, "the API does not accept what the key says"),
+        (api_error("PGRST302", "Anonymous access is disabled"), False, "the API was given no key that it accepts"),
+        (api_error("PGRST106", "The schema must be one of the following: api"), False, "add the schema public"),
+        (_PausedError(), False, "cannot read: the project is paused: restore it in the dashboard"),
+    ],
+)
+def test_each_refusal_of_the_api_has_its_own_sentence(error, is_retried, said):
+    assert _is_transient(error) is is_retried
+    assert said in explain(error, "read")
+
+
+def test_the_status_of_a_paused_project_is_recognised():
+    request = httpx.Request("GET", "https://abc.supabase.co/rest/v1/")
+    with pytest.raises(_PausedError):
+        _check_response(httpx.Response(540, json={"message": "Project paused"}, request=request))

@@ -69,3 +69,8 @@ def test_a_line_says_why_there_are_no_titles(tmp_path: Path) -> None:
     (tmp_path / "movies.csv").write_text("a,b\n1,2\n")
     assert titles_beside(str(tmp_path / "ratings.csv"), say=said.append) == {}
     assert said[0].startswith(f"titles    none, ids are shown: {tmp_path}/movies.csv: expected a column of movie ids")
+
+
+def test_the_titles_of_a_folder_are_in_it_and_act_on_no_terminal(tmp_path: Path) -> None:
+    (tmp_path / "movies.csv").write_text("movieId,title\n1,\x1b[31mRed\u202e\n")
+    assert titles_beside(str(tmp_path)) == {"1": r"\x1b[31mRed\u202e"}

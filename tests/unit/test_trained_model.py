@@ -2,6 +2,7 @@
 
 import json
 import uuid
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from mf import model_directory
 from mf.errors import DataError, TrainingError
 from mf.model import MatrixFactorization
 from mf.model_directory import TrainedModel, TrainedRanking
@@ -135,7 +137,7 @@ def test_the_state_dict_loads_without_pickle_and_the_card_is_complete(tmp_path: 
     assert json.loads((tmp_path / "model.json").read_text()) == {
         "format": 1, "run_id": "run-1", "solver": "adam", "config": {"factors": 4}, "mu": 3.25, "factors": 4,
         "rating_min": 0.5, "rating_max": 5.0, "rows": {"train": 9}, "users": 3, "movies": 3, "git_sha": "abc",
-        "trained_on": asdict(TRAINED_ON),
+        "trained_on": asdict(TRAINED_ON), "ignore_ratings": [],
         "metrics": {"test_rmse": 0.9}, "ranking": None,
     }  # fmt: skip
 
@@ -222,7 +224,7 @@ def spoilt(directory: Path, how: str) -> None:
         ("model.json is a list", "list"),
         ("a user is missing", r"user_factors.weight: copying a param with shape torch.Size\(\[3, 4\]\)"),
         ("format of tomorrow", "model.json has format 2, expected 1"),
-        ("factors are text", "is not a model directory: "),
+        ("factors are text", "factors is '4', expected an integer of 1 or more"),
         ("no run_id", "'run_id' is missing"),
     ],
 )
@@ -233,3 +235,48 @@ def test_an_invalid_model_directory_is_an_error_in_one_line(tmp_path: Path, how:
         TrainedModel.load(tmp_path)
     assert str(error.value).startswith(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values", [{"mu": float("nan")}, {"rating_max": None}, {"rating_min": "1"}, {"factors": 10**9}]
+)
+def test_a_hostile_header_does_not_load(tmp_path: Path, values: dict[str, object]) -> None:
+    trained().save(tmp_path)
+    card = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(card | values))
+    with pytest.raises(DataError, match="do not have" if "factors" in values else next(iter(values))):
+        TrainedModel.load(tmp_path)
+
+
+def test_hostile_weights_do_not_load_and_pytorchs_unsafe_advice_is_not_passed_on(tmp_path: Path) -> None:
+    trained().save(tmp_path)
+    weights = tmp_path / "model.pt"
+    good = weights.read_bytes()
+    with zipfile.ZipFile(weights) as archive, zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for entry in archive.infolist():
+            bomb.writestr(entry.filename, archive.read(entry))
+    (tmp_path / "x").replace(weights)
+    with pytest.raises(DataError, match="its entries are compressed"):
+        TrainedModel.load(tmp_path)
+    torch.save({"a": Path("x")}, weights)
+    with pytest.raises(DataError, match="objects other than tensors, numbers and texts") as caught:
+        TrainedModel.load(tmp_path)
+    assert "weights_only" not in str(caught.value)
+    weights.write_bytes(good)
+    state = torch.load(weights, weights_only=True)
+    state["mu"] = torch.tensor(float("nan"))
+    torch.save(state, weights)
+    with pytest.raises(DataError, match="mu holds a value that is not finite"):
+        TrainedModel.load(tmp_path)
+
+
+def test_a_file_of_vectors_that_unpacks_to_far_more_than_its_size_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_directory, "MOST_UNPACKED", 1 << 20)
+    trained().save(tmp_path)
+    users = pq.read_table(tmp_path / "user_embeddings.parquet").slice(0, 1)
+    pq.write_table(pa.concat_tables([users] * 100_000).combine_chunks(), tmp_path / "user_embeddings.parquet")
+    for read in (TrainedModel.load, model_directory.read_model):
+        with pytest.raises(DataError, match=r"user_embeddings\.parquet: .* bytes that unpack to "):
+            read(tmp_path)

@@ -42,6 +42,7 @@ class Batch(NamedTuple):
 
     ratings: pa.Table  # as ``Collector.add`` takes it
     bad: list[tuple[str, str, str]]  # place (``row id=7``), reason, row as JSON
+    ignored: int  # rows left out for their rating
     time_forms: dict[str, str]  # as ``Collector.add`` takes it
 
 
@@ -49,6 +50,7 @@ def check_rows(
     cells: pa.Table,
     columns: Mapping[str, str],
     key: Sequence[str],
+    ignore: Sequence[float],
     records: Callable[[Sequence[int]], Sequence[Row]] | None = None,
 ) -> Batch:
     """Check the values of some rows.
@@ -58,6 +60,7 @@ def check_rows(
             ``mf.ratings.values.check``.
         columns: the table's column for each role.
         key: the columns that identify a row.
+        ignore: ratings whose rows are left out.
         records: gives rows, by their number, as they are to be rejected; by default those of ``cells``.
     """
     records = records or partial(_records, cells)
@@ -66,14 +69,15 @@ def check_rows(
         rows = _records(cells.select(key), numbers)
         return ["row " + ", ".join(f"{name}={cell}" for name, cell in row.items()) for row in rows]
 
-    ratings, usable, time_forms = check(pa.table({role: cells[name] for role, name in columns.items()}), is_file=False)
+    raw = pa.table({role: cells[name] for role, name in columns.items()})
+    ratings, usable, ignored, time_forms = check(raw, is_file=False, ignore=ignore)
     bad = []
-    if not usable.all():
-        numbers = np.flatnonzero(~usable).tolist()
+    if numbers := np.flatnonzero(~(usable | ignored)).tolist():
         for place, row in zip(places(numbers), records(numbers), strict=True):
             why = reason({role: row[name] for role, name in columns.items()})
             bad.append((place, why, json.dumps(row, ensure_ascii=False)))
-    return Batch(ratings, bad, {form: f"{places([row])[0]}: {text}" for form, (row, text) in time_forms.items()})
+    places_of_forms = {form: f"{places([row])[0]}: {text}" for form, (row, text) in time_forms.items()}
+    return Batch(ratings, bad, int(ignored.sum()), places_of_forms)
 
 
 def _records(cells: pa.Table, numbers: Sequence[int]) -> list[Row]:
@@ -97,12 +101,18 @@ def _time_text(micros: int | None) -> str | None:
 
 
 def table_name(name: str) -> str:
-    """The name of ``--import_table`` without its schema.
+    """The name of ``--import_table`` without its schema; both may be quoted as in SQL, ``public."Ratings"``.
 
     Raises:
-        ConfigError: the schema is not public.
+        ConfigError: the schema is not public, or it is not a name.
     """
-    schema, _, table = name.partition(".") if "." in name else (SCHEMA, "", name)
+    word = r'(?:"((?:[^"]|"")+)"|([^".]+))'
+    match = re.fullmatch(rf"(?:{word}\.)?{word}", name)
+    if not match:
+        raise ConfigError(f'--import_table {name}: expected a name such as ratings, public.ratings or public."Ratings"')
+    quoted, plain, quoted_table, plain_table = match.groups()
+    schema = quoted or plain or SCHEMA
+    table = quoted_table.replace('""', '"') if quoted_table else plain_table
     if schema != SCHEMA:
         raise ConfigError(f"--import_table {name}: expected a table of the schema {SCHEMA}; make a view there")
     return table

@@ -53,10 +53,10 @@ def read(database: Database, config: IngestConfig, sink: Collector) -> dict[str,
         with Progress(f"import {SCHEMA}.{name}", source.rows) as progress:
             for cells in _cells(cursor, source, config):
                 progress.advance(len(cells))
-                batch = check_rows(cells, source.columns, source.key)
+                batch = check_rows(cells, source.columns, source.key, config.ignored)
                 for row in batch.bad:
                     sink.reject(*row)
-                sink.add(batch.ratings, batch.time_forms)
+                sink.add(batch.ratings, batch.time_forms, batch.ignored)
     if not sink.rows_read:
         raise source.table.no_rows(config)
     return source.columns
@@ -177,7 +177,8 @@ def _bounds(source: _Source, config: IngestConfig) -> list[sql.Composable]:
 
 def _cast(base: str, column: str, role: str) -> sql.Composable:
     """The expression to select for a column, of a type that Arrow has. A numeric is selected as text: it may be beyond
-    float8, where a cast would end the query."""
+    float8, where a cast would end the query. Other types are selected as the API gives them, whose JSON differs from a
+    cast: 10.0.0.1/32, 2020-01-02 12:30:00."""
     is_number = role in (RATING, COUNT)
     if role == RATED_AT and base in ("timestamp", "date"):
         form = "t.{}::timestamp at time zone 'UTC'"
@@ -187,6 +188,8 @@ def _cast(base: str, column: str, role: str) -> sql.Composable:
         form = "t.{}::float8"
     elif base in ("int2", "int4", "int8"):
         form = "t.{}::float4" if is_number else "t.{}::int8"
-    else:
+    elif base in ("text", "varchar", "bpchar", "uuid", "numeric", "bool"):
         form = "t.{}::text"
+    else:
+        form = "pg_catalog.to_json(t.{}) #>> '{{}}'"
     return sql.SQL(form).format(sql.Identifier(column))

@@ -73,17 +73,17 @@ def read(
     _refuse_null_keys(client, table, key)
     pages = Pages(client, table, selected, key, _conditions(table, columns, config), page_size)
     with Progress(f"import {SCHEMA}.{table.name}", total) as progress:
-        for batch in pages.read(lambda page: _check(page, table, columns, key), workers, total):
-            progress.advance(len(batch.ratings) + len(batch.bad))
+        for batch in pages.read(lambda page: _check(page, table, columns, key, config.ignored), workers, total):
+            progress.advance(len(batch.ratings) + len(batch.bad) + batch.ignored)
             for row in batch.bad:
                 sink.reject(*row)
-            sink.add(batch.ratings, batch.time_forms)
+            sink.add(batch.ratings, batch.time_forms, batch.ignored)
     if not sink.rows_read:
         raise table.no_rows(config)
     return columns
 
 
-def _check(page: Page, table: Table, columns: Mapping[str, str], key: Sequence[str]) -> Batch:
+def _check(page: Page, table: Table, columns: Mapping[str, str], key: Sequence[str], ignore: Sequence[float]) -> Batch:
     """The checked rows of a page."""
     # char(n) comes with its padding, which a cast to text, as over the direct connection, takes off.
     padded = {name for name in page.columns.column_names if table.columns[name].get("format") == "character"}
@@ -98,7 +98,7 @@ def _check(page: Page, table: Table, columns: Mapping[str, str], key: Sequence[s
             for number in numbers
         ]
 
-    return check_rows(cells, columns, key, records)
+    return check_rows(cells, columns, key, ignore, records)
 
 
 def _conditions(table: Table, columns: Mapping[str, str], config: IngestConfig) -> list[str]:
