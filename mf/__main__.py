@@ -312,6 +312,7 @@ def _unused_without_ratings(namespace: argparse.Namespace, trainer: TrainerConfi
     unused = [f"--{name}" for name in flags if name != "seed"]
     unused += ["--solver"] if namespace.solver != ORIGINAL_SOLVER else []
     unused += [f"--{name}" for name in ("init_from", "checkpoint") if getattr(trainer, name)]
+    unused += ["--processes"] if trainer.processes > 1 else []
     options = json.loads(trainer.ranking_options or "{}")
     unused += [name for name in ("rho", "taste", "relevance_threshold") if name in options]
     line = "no ratings, so no star model, no epochs and no RMSE: the ranking model is trained"
