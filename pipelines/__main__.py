@@ -55,8 +55,8 @@ def schedule_command(parser: Parser, argv: Sequence[str]) -> None:
     from pipelines.vertex.schedules import schedule
 
     settings, given = _settings(options), options.param
+    # So that every run is compared with the one before on ratings that neither was trained on.
     if "split" not in settings.parameters and not any(pair.startswith("split=") for pair in given):
-        print("split=hash, so that every run is compared with the one before on ratings that neither was trained on")
         given = ["split=hash", *given]
     schedule(settings, options.file, given, options.cron, options.tz, options.name)
 
