@@ -77,8 +77,8 @@ def schedule_command(parser: Parser, argv: Sequence[str]) -> None:
     parser.add_argument("--tz", default="UTC", help="time zone of --cron, for example Europe/Berlin (default: UTC)")
     options = parser.parse_args(argv)
     settings, given = _settings(options), options.param
+    # So that every run is compared with the one before on ratings that neither was trained on.
     if "split" not in settings.parameters and not any(pair.startswith("split=") for pair in given):
-        print("split=hash, so that every run is compared with the one before on ratings that neither was trained on")
         given = ["split=hash", *given]
     schedules = _schedules(settings)
     schedules.schedule(settings, _file(options, settings), given, options.cron, options.tz, options.name)

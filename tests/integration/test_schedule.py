@@ -88,7 +88,9 @@ def test_a_schedule_holds_the_whole_pipeline_and_starts_one_run_at_a_time(vertex
     assert {*job["labels"]} == {"git_sha", "version", "content"}
     executors = job["pipelineSpec"]["deploymentSpec"]["executors"]
     images = {name: executor["container"]["image"] for name, executor in executors.items()}
-    assert {image for name, image in images.items() if name != "exec-train"} == {SETTINGS["cpu_image"]}
+    assert {image for name, image in images.items() if name not in ("exec-train", "exec-refit")} == {
+        SETTINGS["cpu_image"]
+    }
     assert images["exec-train"] == SETTINGS["gpu_image"]
 
     lines = said.splitlines()
