@@ -91,7 +91,7 @@ def test_a_link_and_the_working_directory_can_be_written_to(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (ConfigError("no file a\nb.csv,\texpected one"), "error: no file a b.csv, expected one\n"),
+        (ConfigError("no file a\nb.csv,\texpected one"), "error: no file a b.csv,\\texpected one\n"),
         (PermissionError(13, "Permission denied", "x.csv"), "error: [Errno 13] Permission denied: 'x.csv'\n"),
     ],
 )

@@ -11,7 +11,7 @@ from mf.errors import ConfigError
 from pipelines.settings import Settings
 from pipelines.training import build
 
-STEPS = {"ingest", "split", "train", "evaluate", "export"}
+STEPS = {"ingest", "split", "train", "evaluate", "refit", "export"}
 GROUP = "condition-1"  # of what only a model that is good enough comes to
 SETTINGS = {
     "project": "p1",
@@ -42,7 +42,7 @@ def container(pipeline: dict[str, Any], step: str) -> dict[str, Any]:
 def test_the_train_step_and_those_that_speak_to_a_service_are_run_again_after_a_growing_while() -> None:
     policies = {name: task.get("retryPolicy") for name, task in tasks(compiled(retries=3, model_registry=True)).items()}
     policy = {"maxRetryCount": 3, "backoffDuration": "30s", "backoffFactor": 2.0, "backoffMaxDuration": "600s"}
-    again = {"ingest", "train", "evaluate", "export", "register"}
+    again = {"ingest", "train", "evaluate", "refit", "export", "register"}
     assert policies == {name: policy if name in again else None for name in STEPS | {GROUP, "register"}}
 
 
@@ -121,8 +121,8 @@ def test_a_published_model_is_registered_when_that_is_asked_for() -> None:
     pipeline = compiled(model_registry=True)
     register = tasks(pipeline)["register"]
     assert tasks(pipeline).keys() == STEPS | {GROUP, "register"}
-    assert pipeline["components"][f"comp-{GROUP}"]["dag"]["tasks"].keys() == {"export", "register"}
-    assert register["dependentTasks"] == ["export"]
+    assert pipeline["components"][f"comp-{GROUP}"]["dag"]["tasks"].keys() == {"refit", "export", "register"}
+    assert register["dependentTasks"] == ["export", "refit"]
     parameters = register["inputs"]["parameters"]
     assert parameters["run_id"]["taskOutputParameter"] == {"producerTask": "export", "outputParameterKey": "Output"}
     assert parameters["job"] == {"runtimeValue": {"constant": "{{$.pipeline_job_resource_name}}"}}
