@@ -132,11 +132,11 @@ COMMANDS: dict[str, cli.Command] = {"train": train_command, **cli.COMMANDS}
 def trainer_parser(prog: str = MODULE) -> Parser:
     """The flags of ``python -m mf``, with the original trainer's defaults, or of the command ``train``."""
     is_original = prog == MODULE
-    commands = "; ".join(f"{name}: {command.__doc__}" for name, command in COMMANDS.items())
+    commands = "; ".join(f"{name}: {(command.__doc__ or '').rstrip('.')}" for name, command in COMMANDS.items())
     parser = Parser(
         prog,
         "Train a model on a file or a table of ratings, with the defaults of the original trainer. Commands: "
-        f"{commands} {MODULE} COMMAND --help shows a command's flags."
+        f"{commands}. {MODULE} COMMAND --help shows a command's flags."
         if is_original
         else train_command.__doc__,
     )

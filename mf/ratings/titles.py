@@ -65,6 +65,13 @@ def read_titles(file: str, movie_column: str = "") -> dict[str, str]:
     with local_copy(file) as path, text_stream(path, file) as stream:
         data = b"".join(iter(lambda: stream.read(1 << 20), b""))
     text = _decoded(data.removeprefix(b"\xef\xbb\xbf"))
+    try:
+        return _read(text, file, movie_column)
+    except csv.Error as error:
+        raise DataError(f"{file}: {error}") from None
+
+
+def _read(text: str, file: str, movie_column: str) -> dict[str, str]:
     header = text.lstrip("\r\n").partition("\n")[0]
     splits = {delimiter: next(_rows(header, delimiter), []) for delimiter in DELIMITERS}
     for delimiter, names in splits.items():

@@ -151,7 +151,13 @@ def test_the_published_run_recommends_as_the_model_does(database: LocalSupabase,
     row = published(database)
     assert row is not None
     assert row["run_id"] == json.loads(Path("output/model.json").read_text())["run_id"]
-    assert row["judged"] == {"forced": True, "reasons": ["no ratings were held out to judge the model on"]}
+    expected = {
+        "forced": True,
+        "reasons": ["no ratings were held out to judge the model on"],
+        "run_id": None,
+        "model": None,
+    }
+    assert row["judged"] == expected
     with connect(Credentials(database.url, SecretStr(database.secret_key))) as client:
         for user in model.users.ids.to_pylist()[::6]:
             answer = recommend_movies(client, user, 10)
@@ -187,7 +193,7 @@ def test_a_model_that_is_not_good_enough_is_written_and_not_published(
     assert "accepted for publication: all " in out
     first = published(database)
     assert first is not None
-    assert first["judged"] == {"forced": False, "reasons": []}
+    assert first["judged"] == {"forced": False, "reasons": [], "run_id": None, "model": None}
     assert Path("output/report.html").read_text().count("Accepted for publication")
     original = ["--solver", "adam", "--publish"]  # one epoch with a learning rate of 0.001
     bad: dict[str, list[str]] = {

@@ -56,6 +56,7 @@ from pg_proc p where p.pronamespace = 'public'::regnamespace and p.prorettype <>
 ARGUMENTS: dict[str, Any] = {
     "uuid": "6f0a4c1e-8a53-4f5e-9a51-0d5a5e0a3c11", "bigint": 1, "integer": 5, "boolean": False, "text": "no run",
     "jsonb": [], "vector": "[1]", "uuid[]": [], "bigint[]": [], "real[]": [], "text[]": [],
+    "integer[]": [],
     "double precision": 0, "double precision[]": [],
 }  # fmt: skip
 FOR_ALL = {
@@ -63,6 +64,7 @@ FOR_ALL = {
     "movie_embeddings": {"movie_id", "bias", "embedding", "run_id"},
     "mf_movie_embeddings": {"movie_id", "bias", "embedding", "run_id"},
     "mf_movie_history": {"movie_id", "history", "run_id"},
+    "mf_movie_counts": {"movie_id", "n", "run_id"},
     "mf_runs": {"run_id", "status"},
 }
 FOR_USERS = FOR_ALL | {"ratings": {"user_id", "movie_id", "rating", "rated_at"}}
@@ -430,7 +432,7 @@ def test_the_pages_key_calls_only_the_intended_functions(
             assert (answer.status_code, answer.json()["code"]) in ((401, "42501"), (403, "42501"))
     for_users = {"recommend_for_me", "recommend_from_ratings"}
     is_user = request.node.callspec.params["caller"] != "nobody signed in"
-    assert called == {"similar_movies", "mf_nearest"} | (for_users if is_user else set())
+    assert called == {"similar_movies", "popular_movies", "mf_nearest"} | (for_users if is_user else set())
     assert movies == 5 * len(called)
     nearest = {"vectors": "embedding", "target": "[1,0,0,0]", "k": 5, "without_ids": []}
     assert caller.ask("rpc/mf_nearest", "POST", nearest | {"of_run": earlier}).json() == []

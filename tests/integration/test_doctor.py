@@ -127,7 +127,7 @@ def test_every_line_is_ok_when_nothing_is_missing(
         "ok       GPU quota: 1 of NVIDIA_L4 in europe-west4",
         f"ok       Supabase: {supabase.url} accepts the key",
         "ok       migration: applied for bigint users, bigint movies, user_embeddings and movie_embeddings",
-        "ok       grants: 22 functions, 9 tables and views",
+        "ok       grants: 25 functions, 12 tables and views",
         "ok       table of ratings: ratings can be read",
     ]
     posted = [request.path.rpartition(":")[2] for request in google.requests if request.method == "POST"]
@@ -553,7 +553,9 @@ def test_another_server_in_place_of_supabase_is_reported(
         supabase.gateway.faults = []
     assert lines["Supabase"].startswith(line.format(url=supabase.url))
     if fault.status == 404:
-        assert lines["grants"].startswith("unknown  grants: 9 tables and views can be read; the project does not list ")
+        assert lines["grants"].startswith(
+            "unknown  grants: 12 tables and views can be read; the project does not list "
+        )
 
 
 def test_a_project_without_the_migration_is_reported_with_the_command(
@@ -595,7 +597,7 @@ def test_revoked_grants_and_older_functions_are_named(
     old.migrate("drop table ratings; create or replace function mf_schema() returns jsonb language sql as "
                 """'select ''{"user_id_type": "uuid"}''::jsonb'""")  # fmt: skip
     lines = examine(environ, supabase_url=old.url)
-    assert lines["migration"].startswith("missing  migration: it is older than this code, without movie_column, ")
+    assert lines["migration"].startswith("missing  migration: it is older than this code, without items_column, ")
     assert lines["table of ratings"] == (
         "unknown  table of ratings: there is no table ratings: runs need ratings_csv=gs://… or import_table=…"
     )

@@ -213,7 +213,7 @@ def test_a_recurring_run_is_replaced_by_name(kubeflow: FakeKubeflow, run: Run) -
     body = kubeflow.recurring[first]
     assert body["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * mon"
     assert (body["max_concurrency"], body["no_catchup"], body["mode"]) == (1, True, "ENABLE")
-    assert body["runtime_config"]["parameters"] == {"epochs": 2}
+    assert body["runtime_config"]["parameters"] == {"epochs": 2, "split": "hash"}
     run("schedule", "--cron=0 5 * * *", "--name=other")
     assert f"deleted   the previous one: {first}" in run("schedule", "--cron=0 4 * * *", "--name=nightly")
     assert sorted(one["display_name"] for one in kubeflow.recurring.values()) == ["nightly", "other"]

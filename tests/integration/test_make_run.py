@@ -235,7 +235,7 @@ def test_a_missing_file_is_one_line_before_the_line_of_make() -> None:
         ),
         (
             ["--supabase_url", "abc", "--import_table", "r"],
-            "error: SUPABASE_URL: expected an address of the form https",
+            "error: SUPABASE_URL is not of the form https://PROJECT.supabase.co",
         ),
         (
             ["--supabase_url", "https://abc.supabase.co", "--import_table", "r"],

@@ -44,8 +44,9 @@ def test_make_compiles_submits_follows_and_schedules_as_its_variables_say(tmp_pa
     assert bodies.keys() == {"pipelineJobs", "schedules"}
     schedule = bodies["schedules"]
     assert (schedule["displayName"], schedule["cron"]) == ("nightly", "TZ=Europe/Berlin 0 3 * * *")
-    for job in (bodies["pipelineJobs"], schedule["createPipelineJobRequest"]["pipelineJob"]):
-        assert job["runtimeConfig"]["parameterValues"] == {"epochs": 3, "lr": 0.01}
+    nightly = schedule["createPipelineJobRequest"]["pipelineJob"]
+    for job, split in ((bodies["pipelineJobs"], {}), (nightly, {"split": "hash"})):
+        assert job["runtimeConfig"]["parameterValues"] == {"epochs": 3, "lr": 0.01, **split}
         assert job["pipelineSpec"]["pipelineInfo"]["name"] == "mf-training"
     assert f"wrote {ROOT}/build/mf-training.yaml\n" in done.stdout
     assert re.search(r"^submitted projects/p1/locations/europe-west4/pipelineJobs/", done.stdout, re.MULTILINE)

@@ -20,7 +20,7 @@ from targets import pairs
 
 from mf.errors import MfError
 from mf.local import LocalSupabase
-from mf.ratings.schema import MOVIE, USER, read_ratings
+from mf.ratings.schema import MOVIE, RATING, USER, read_ratings
 from mf.sample import Sample, write_sample
 from mf.supabase.client import call, connect
 from mf.supabase.config import SchemaConfig
@@ -121,23 +121,31 @@ def run_id(outputs: Path) -> str:
     return json.loads((outputs / "train" / "model" / "model.json").read_text())["run_id"]
 
 
-def best(model: Path, user: str, k: int) -> list[tuple[str, float]]:
-    """A user's top k as the files of the model directory have it, in float64: movie and predicted rating, in the order
-    of the ranking scores."""
+def best(outputs: Path, user: str, k: int) -> list[tuple[str, float]]:
+    """A user's top k in float64: movie and predicted rating, in the order of the ranking scores. The user's ranking
+    vector is the sum over all ratings of the user in the table, also those that were held out."""
+    model = outputs / "train" / "model"
     card = json.loads((model / "model.json").read_text())
-    users, movies, ranked_users, ranked_movies = (
-        pq.read_table(model / f"{kind}_{what}.parquet")
-        for what in ("embeddings", "ranking")
-        for kind in ("user", "movie")
+    users, movies, ranked = (
+        pq.read_table(model / f"{name}.parquet") for name in ("user_embeddings", "movie_embeddings", "movie_ranking")
     )
+    ratings, _ = read_ratings(outputs / "ingest" / "ratings.parquet")
+    own = {row[MOVIE]: row[RATING] for row in ratings.to_pylist() if row[USER] == user}
+    options, vectors = card["ranking"], {row[MOVIE]: row for row in ranked.to_pylist()}
+    likes = {movie: options["rho"] * (rating - options["mu"]) / options["sd"] for movie, rating in own.items()}
+    terms = [
+        np.array(vectors[movie]["history"]) + like * np.array(vectors[movie]["liking"])
+        for movie, like in likes.items()
+        if movie in vectors
+    ]
 
-    def products(users: pa.Table, movies: pa.Table) -> dict[str, float]:
-        row = users[USER].to_pylist().index(user)
-        p, q = np.array(users["embedding"][row].as_py()), np.array(movies["embedding"].to_pylist())
-        return dict(zip(movies[MOVIE].to_pylist(), movies["bias"].to_numpy() + q @ p, strict=True))
+    def products(p: np.ndarray, movies: pa.Table) -> dict[str, float]:
+        scores = movies["bias"].to_numpy() + np.array(movies["embedding"].to_pylist()) @ p
+        return dict(zip(movies[MOVIE].to_pylist(), scores, strict=True))
 
-    score, stars = products(ranked_users, ranked_movies), products(users, movies)
-    bias = card["mu"] + users["bias"][users[USER].to_pylist().index(user)].as_py()
+    row = users[USER].to_pylist().index(user)
+    score, stars = products(sum(terms), ranked), products(np.array(users["embedding"][row].as_py()), movies)
+    bias = card["mu"] + users["bias"][row].as_py()
     order = sorted(score, key=lambda movie: (-score[movie], movie))[:k]
     low, high = card["rating_min"], card["rating_max"]
     return [(movie, float(np.clip(bias + stars.get(movie, 0.0), low, high))) for movie in order]
@@ -216,9 +224,12 @@ def test_the_second_run_is_the_one_that_is_published_and_the_first_is_kept(pipel
 
 
 def test_the_api_recommends_what_the_exported_model_itself_would(pipeline: Pipeline, client: Client) -> None:
-    model = pipeline.from_table / "train" / "model"
-    for user in pq.read_table(model / "user_embeddings.parquet")[USER].to_pylist()[::20]:
-        answer, expected = pairs(recommend_movies(client, user, exclude_rated=False)), best(model, user, 10)
+    users = pq.read_table(pipeline.from_table / "train" / "model" / "user_embeddings.parquet")[USER]
+    for user in users.to_pylist()[::20]:
+        answer, expected = (
+            pairs(recommend_movies(client, user, exclude_rated=False)),
+            best(pipeline.from_table, user, 10),
+        )
         assert [movie for movie, _ in answer] == [movie for movie, _ in expected]
         assert [rating for _, rating in answer] == pytest.approx([rating for _, rating in expected], abs=1e-5)
 
@@ -227,7 +238,7 @@ def test_the_database_leaves_out_what_the_user_has_rated(pipeline: Pipeline, cli
     ratings, _ = read_ratings(pipeline.from_table / "ingest" / "ratings.parquet")
     user = ratings[USER][0].as_py()
     rated = {row[MOVIE] for row in ratings.to_pylist() if row[USER] == user}
-    everything = best(pipeline.from_table / "train" / "model", user, 300)
+    everything = best(pipeline.from_table, user, 300)
     expected = [movie for movie, _ in everything if movie not in rated][:10]
     assert [movie for movie, _ in pairs(recommend_movies(client, user))] == expected
 

@@ -132,7 +132,7 @@ def test_any_key_but_the_secret_one_is_refused_in_one_line_without_the_key(runs,
 def test_the_help_of_the_trainer_names_the_command_and_its_own_help_the_actions(runs, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "python -m mf runs list|rollback|prune" in " ".join(capsys.readouterr().out.split())
+    assert "; runs: Lists published runs, restores an earlier one" in " ".join(capsys.readouterr().out.split())
     status, out, _ = runs("--help")
     assert status == 0
     for word in ("list: show", "rollback: publish the previous run", "prune: remove", "--keep N", "--supabase_key KEY"):

@@ -4,6 +4,7 @@ Google, printed, raised or written. ``tests/images/check`` looks for one in the 
 import base64
 import contextlib
 import io
+import json
 import os
 import re
 import traceback
@@ -44,6 +45,7 @@ project = "p1"
 region = "europe-west4"
 pipeline_root = "gs://mf-bucket/runs"
 image_tag = "v1"
+image_repository = "europe-west4-docker.pkg.dev/p1/mf"
 supabase_url = "https://example.supabase.co"
 supabase_key_secret = "projects/p1/secrets/supabase-key"
 supabase_db_url_secret = "projects/p1/secrets/supabase-db-url"
@@ -136,7 +138,9 @@ def ingest(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def export(folder: Path) -> tuple[Any, dict[str, Any]]:
-    inputs = {"model": folder / "model"}
+    document = folder / "evaluation.json"
+    document.write_text(json.dumps({"decision": {"forced": False, "reasons": []}}))
+    inputs = {"model": folder / "model", "judged_model": folder / "model", "evaluation": document}
     parameters = {"supabase_url": TABLE["supabase_url"], **VIEWS}
     return components.export, executor_input(components.export, folder, inputs, **parameters)
 

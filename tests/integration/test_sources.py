@@ -12,7 +12,7 @@ from mf.supabase.schema import migration
 from pipelines.laptop import sources
 from pipelines.laptop.seed import seed_table
 
-RATINGS = "userId,movieId,rating\n" + "".join(f"u{i % 7},{i},3.5\n" for i in range(30))
+RATINGS = "userId,movieId,rating\n" + "".join(f"u{i % 7},{i},{i % 5 + 0.5}\n" for i in range(30))
 
 
 def test_a_file_keeps_its_id_types_whatever_views_its_database_has(
@@ -48,7 +48,7 @@ def test_a_seeded_table_is_a_source_with_titles(tmp_path: Path) -> None:
         assert (schema.user_id_type, schema.movie_id_type, schema.ratings_table) == ("text", "bigint", "stars")
         assert source.titles(database) == {"3": "A Title"}
         with database.connect() as connection:
-            assert connection.execute("select count(*), min(rating) from public.stars").fetchone() == (30, 3.5)
+            assert connection.execute("select count(*), min(rating) from public.stars").fetchone() == (30, 0.5)
 
 
 @pytest.mark.parametrize("name", ["movies", "mf_runs", "My Table", "", "public.movies"])

@@ -114,8 +114,8 @@ def test_each_step_keeps_its_own_caching_option(vertex: FakeVertex, submit: Subm
     pipeline = vertex.requests[-1].body["pipelineSpec"]
     dags = [one["dag"]["tasks"] for one in (pipeline["root"], *pipeline["components"].values()) if "dag" in one]
     said = {name: task["cachingOptions"] for dag in dags for name, task in dag.items() if "cachingOptions" in task}
-    assert said.keys() >= {"ingest", "split", "train", "evaluate", "export"}
-    assert {name for name, options in said.items() if options.get("enableCache")} == {"split", "train"}
+    assert said.keys() >= {"ingest", "split", "train", "evaluate", "refit", "export"}
+    assert {name for name, options in said.items() if options.get("enableCache")} == {"split", "train", "refit"}
 
 
 def test_without_an_account_or_a_network_none_is_sent(vertex: FakeVertex, submit: Submit) -> None:
