@@ -30,7 +30,9 @@ INSTALLED := $(VENV)/installed-$(TORCH)
 TEXTS := RATINGS IMPORT_TABLE PARAMS SETTINGS CRON TZ NAME BASE_IMAGE TORCH TORCH_INDEX ONLY ROWS TARGET JOB
 $(foreach text,$(TEXTS),$(eval export GIVEN_$(text) = $$(value $(text))))
 export GIVEN_SUPABASE_URL = $(value SUPABASE_URL)
-unexport $(filter-out TZ,$(TEXTS))
+# Make would expand what stands in them when it exports them.
+unexport $(filter-out TZ,$(TEXTS)) FRESH WAIT CPU_ONLY PEERS \
+   $(foreach name,TZ SUPABASE_URL,$(if $(filter command line,$(origin $(name))),$(name)))
 $(foreach secret,SUPABASE_KEY SUPABASE_DB_URL,$(if $(filter command line,$(origin $(secret))),$(error $(secret) on make's \
   command line can be read in the list of processes and stays in the shell's history: export it, or leave it out to be asked)))
 flag = $(if $(value $(1)),$(2)="$$GIVEN_$(1)")

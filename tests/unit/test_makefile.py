@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -76,6 +77,22 @@ def test_variables_become_flags(python: Path, given: list[str], expected: list[s
 )
 def test_a_value_arrives_as_it_was_typed_whatever_is_in_it(python: Path, target: str, variable: str, flag: str) -> None:
     assert f"{flag}={ODD}" in command(python, target, f"{variable}={ODD}")
+
+
+def test_no_text_of_any_variable_is_run_by_any_target(python: Path, tmp_path: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (texts,) = re.findall(r"^TEXTS := (.*)$", makefile, re.M)
+    flags = set(re.findall(r"\$\(value (\w+)\)", makefile)) | {"SUPABASE_URL"}
+    names = {*texts.split(), *flags} - {"SETTINGS"}
+    assert names >= {"RATINGS", "PARAMS", "JOB", "TARGET", "FRESH", "WAIT", "CPU_ONLY", "ONLY"}
+    targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.M)) - {"help", "install", "test", "lint", "clean"}
+    assert targets >= {"run", "demo", "images", "submit", "watch", "schedule", "bench"}
+    hurt = tmp_path / "hurt"
+    text = f"""'; touch {hurt}; " $$(touch {hurt}) `touch {hurt}` $(shell touch {hurt}) #"""
+    given = [f"{name}={text}" for name in sorted(names - {"PEERS", "TORCH"})]  # these two install packages
+    for target in sorted(targets):
+        command(python, target, *given)
+        assert not hurt.exists(), target
 
 
 def test_the_zone_and_the_name_of_the_environment_do_not_count(python: Path) -> None:
