@@ -1,7 +1,7 @@
 """Locations of PostgreSQL's programs and data, and the user that it runs as.
 
 PostgreSQL refuses to run as root, so root runs it as ``nobody``. Data and programs in a folder that ``nobody`` cannot
-enter are moved to a private folder under /var/tmp.
+enter are moved to a private folder under /var/tmp; programs in a folder whose name a shell would read, too.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from mf.files import written_aside
 
 PRIVATE_ROOT = Path("/var/tmp")  # noqa: S108 (private_folder checks what it creates there)
 USER = "nobody"
+UNSAFE = set("\"$`\\\n")  # in a path in double quotes, in which initdb gives postgres to a shell
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def place(home: Path) -> Place:
         SupabaseError: the private folder under /var/tmp belongs to another user, or the home has been moved.
     """
     programs, data = find_programs(), home / "pgdata"
+    if UNSAFE & set(str(programs)):
+        programs = _copy(programs, private_folder(home))
     if os.geteuid() != 0:
         try:
             pwd.getpwuid(os.geteuid())

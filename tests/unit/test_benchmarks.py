@@ -306,7 +306,7 @@ def test_the_cost_of_a_fit_and_of_its_products_is_measured(cache: Path) -> None:
     fitted, products = lists.measure_fit("planted:20000:0"), lists.measure_products("planted:20000:0")
     assert fitted["ratings"] == products["ratings"] == 20_000
     assert fitted["fit_cpu_s"] > 0
-    assert fitted["beyond_mb"] > 0
+    assert fitted["beyond_mb"] >= 0  # the process may have had as much before
     for way in lists.WAYS:
         assert products[way].keys() == {"times", "transposed"}
 
