@@ -22,7 +22,7 @@ from mf.files import written_aside
 
 PRIVATE_ROOT = Path("/var/tmp")  # noqa: S108 (private_folder checks what it creates there)
 USER = "nobody"
-UNSAFE = set("\"$`\\\n")  # in a path in double quotes, in which initdb gives postgres to a shell
+UNSAFE = set('"$`\\\n')  # in a path in double quotes, in which initdb gives postgres to a shell
 
 
 @dataclass(frozen=True)

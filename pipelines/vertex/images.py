@@ -21,7 +21,14 @@ from pipelines.vertex.machines import DEFAULT_CUDA
 ROOT = Path(__file__).parents[2]
 KINDS = ("cpu", "gpu")
 PLATFORM = "linux/amd64"  # Vertex AI's machines
-SOURCES = (".dockerignore", "LICENSE", "images", "mf", "requirements")  # files and folders that go into an image
+SOURCES = (
+    ".dockerignore",
+    "LICENSE",
+    "THIRD_PARTY.md",
+    "images",
+    "mf",
+    "requirements",
+)  # files and folders that go into an image
 # States of a build that has not ended.
 BUILDING = ("UNKNOWN", "STATUS_UNKNOWN", "PENDING", "QUEUED", "WORKING")
 POLL_S = 10

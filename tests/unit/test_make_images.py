@@ -71,7 +71,14 @@ def machine(tmp_path, monkeypatch):
     programs.mkdir()
     for name in ("git", "gzip"):
         (programs / name).symlink_to(shutil.which(name))
-    for source in (".dockerignore", "LICENSE", "images/Dockerfile", "mf/__init__.py", "requirements/image.lock"):
+    for source in (
+        ".dockerignore",
+        "LICENSE",
+        "THIRD_PARTY.md",
+        "images/Dockerfile",
+        "mf/__init__.py",
+        "requirements/image.lock",
+    ):
         (root / source).parent.mkdir(parents=True, exist_ok=True)
         (root / source).write_text("committed\n")
     git = ["git", "-C", root, "-c", "user.name=a", "-c", "user.email=a@example.com"]
@@ -148,7 +155,14 @@ def test_only_committed_files_go_to_the_builder(machine, tmp_path):
     (root / "key.txt").write_text("sb_secret_planted")
     images.make_images(SETTINGS)
     seen, _ = json.loads((tmp_path / "built.json").read_text())
-    assert seen == [".dockerignore", "LICENSE", "images/Dockerfile", "mf/__init__.py", "requirements/image.lock"]
+    assert seen == [
+        ".dockerignore",
+        "LICENSE",
+        "THIRD_PARTY.md",
+        "images/Dockerfile",
+        "mf/__init__.py",
+        "requirements/image.lock",
+    ]
 
 
 @pytest.mark.parametrize("file", ["mf/__init__.py", "mf/new.py"])
