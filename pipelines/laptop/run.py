@@ -59,6 +59,7 @@ def run(source: LocalSource, parameters: Mapping[str, Any], home: Path, fresh: b
         views = {k: v for k, v in parameters.items() if k.endswith("_export_table")}
         schema = source.schema(supabase)
         supabase.migrate(migration(type(schema).of(**{**schema.model_dump(), **views})))
+        remove_leftovers(folder)
         # KFP leaves each step's source code in the temporary folder.
         with (
             tempfile.TemporaryDirectory(dir=folder) as temporary,
@@ -70,6 +71,16 @@ def run(source: LocalSource, parameters: Mapping[str, Any], home: Path, fresh: b
             (outputs,) = set(folder.glob(f"{NAME}-*")).difference(earlier)
             remove_outdated(earlier[: -KEPT_RUNS + 1])
         print_summary(source, schema, supabase, outputs, time.monotonic() - started)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed runs left in ``folder``: temporary folders, and outputs without an evaluation.
+
+    No other run uses the folder: the caller holds the lock of its database.
+    """
+    unfinished = [one for one in folder.glob(f"{NAME}-*") if not (one / "evaluate" / "evaluation.json").exists()]
+    for leftover in [*folder.glob(f"{tempfile.gettempprefix()}*"), *unfinished]:
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def remove_outdated(folders: Iterable[Path]) -> None:
