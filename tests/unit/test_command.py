@@ -54,7 +54,8 @@ def imported(*argv: str, call: str = "run()") -> set[str]:
     """The modules that a command has imported at its end."""
     program = (
         f"import atexit, sys; sys.argv = {['mf', *argv]!r}\n"
-        "atexit.register(lambda: print('\\n'.join(['MODULES', *sys.modules])))\n"
+        "before = {*sys.modules}  # a .pth file of the environment imports, too\n"
+        "atexit.register(lambda: print('\\n'.join(['MODULES', *({*sys.modules} - before)])))\n"
         f"from mf.__main__ import main, run; {call}"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SUPABASE_")}
