@@ -33,7 +33,8 @@ def project(fresh_stack) -> LocalSupabase:
 def page(project, browser: Browser) -> Iterator[Page]:
     """A page of another origin than the API, with a client of supabase-js in ``sb``."""
     project.gateway.pages["/supabase.js"] = Served("text/javascript", supabase_js(default_cache()).read_bytes)
-    project.gateway.pages["/"] = Served("text/html", lambda: b'<script src="/supabase.js"></script>')
+    html = b'<link rel="icon" href="data:,"><script src="/supabase.js"></script>'
+    project.gateway.pages["/"] = Served("text/html", lambda: html)
     page = browser.new_page()
     page.goto(project.url.replace("127.0.0.1", "localhost"))
     key = json.dumps([project.url, project.publishable_key])
