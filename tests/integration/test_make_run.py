@@ -88,7 +88,7 @@ def reads_until(process: subprocess.Popen[str], beginning: str) -> None:
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The program and its servers, watchdog and step, as soon as all of them run."""
     parts = ("-m pipelines run", "bin/postgres -D", "/postgrest", "watchdog.py", EXECUTOR)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         commands = [command(one) for one in processes]
@@ -98,7 +98,7 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     raise AssertionError(f"expected {parts}, found {commands}")
 
 
-def left(started: list[psutil.Process], homes: list[Path], timeout_s: float = 8.0) -> list[str]:
+def left(started: list[psutil.Process], homes: list[Path], timeout_s: float = 120.0) -> list[str]:
     """Commands still running after ``timeout_s``: of ``started``, or with one of ``homes`` in the command line."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -207,6 +207,16 @@ def test_no_process_outlives_the_program_or_its_make_when_killed_in_training(hom
         for process in (program, make):
             process.kill()
         assert left(programs, [home, other_home]) == []
+
+
+def test_a_run_whose_make_is_killed_before_it_has_begun_ends(home: Path) -> None:
+    with started(make_run(home)) as make:
+        while not (programs := psutil.Process(make.pid).children(recursive=True)):
+            time.sleep(0.01)
+        make.kill()
+        assert left(programs, [home]) == []
+        assert make.stdout
+        assert "train" not in make.stdout.read()
 
 
 def test_a_missing_file_is_one_line_before_the_line_of_make() -> None:
