@@ -39,7 +39,7 @@ def killed(folder: Path, argv: list[str]) -> tuple[int, str]:
                 max(ranks, key=lambda p: p.pid).send_signal(signal.SIGKILL)
                 break
         _, err = process.communicate()
-    _, alive = psutil.wait_procs(ranks, timeout=20)
+    _, alive = psutil.wait_procs(ranks, timeout=900)
     assert not alive
     return process.returncode, err
 
