@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from mf.config import Config
-from mf.errors import MfError, TrainingError
+from mf.errors import KilledError, MfError, TrainingError
 from mf.model import MatrixFactorization
 from mf.ranks import Ranks
 from mf.ratings.schema import MOVIE, RATING, USER, Provenance, write_ratings
@@ -66,7 +66,8 @@ def fit_together(
         checkpoint: a file; every process reads it, the first one writes it.
 
     Raises:
-        TrainingError: a process died, or a value is not finite.
+        TrainingError: a value is not finite, or a process failed.
+        KilledError: a signal ended a process.
         MfError: as ``mf.solvers.fit``.
     """
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
@@ -110,11 +111,11 @@ def _launch(folder: Path, config: Config, processes: int, cuda: bool, checkpoint
     except ChildFailedError as error:
         for file in sorted(folder.glob("error-*.pickle")):
             raise pickle.loads(file.read_bytes()) from None  # noqa: S301  # written by a process of this training
-        raise TrainingError(_death(error, processes)) from None
+        raise _death(error, processes) from None
 
 
-def _death(error: "ChildFailedError", processes: int) -> str:  # type: ignore[name-defined]  # noqa: F821
-    """Which process died of what, in one sentence."""
+def _death(error: "ChildFailedError", processes: int) -> MfError:  # type: ignore[name-defined]  # noqa: F821
+    """The error that says which process died of what."""
     # Of several failures the cause is the one by a signal; the others lost their connection to it.
     killed = [(rank, f) for rank, f in error.failures.items() if f.exitcode < 0 and f.exitcode != -signal.SIGTERM]
     rank, failure = killed[0] if killed else error.get_first_failure()
@@ -122,9 +123,12 @@ def _death(error: "ChildFailedError", processes: int) -> str:  # type: ignore[na
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = ", which the system sends when memory runs out" if name == "SIGKILL" else ""
-        return f"training: {which} was ended by {name}{hint}; the others were stopped, only checkpoints are saved"
+        return KilledError(
+            f"training: {which} was ended by {name}{hint}; the others were stopped, only checkpoints are saved"
+        )
     message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
-    return f"training: {which} failed with exit status {failure.exitcode}: {' '.join(str(message).split())[:300]}"
+    text = " ".join(str(message).split())[:300]
+    return TrainingError(f"training: {which} failed with exit status {failure.exitcode}: {text}")
 
 
 def _fit_share(folder: Path, config: Config, cuda: bool, checkpoint: Checkpoint | None) -> None:

@@ -327,7 +327,7 @@ def test_supabase_js_gets_titles_in_one_request(database) -> None:
         database.publishable_key,
         database.user_token(user(20)),
     ]
-    answer = subprocess.run([node, "-e", SCRIPT, *arguments], capture_output=True, text=True, timeout=60)
+    answer = subprocess.run([node, "-e", SCRIPT, *arguments], capture_output=True, text=True, timeout=900)
     assert not answer.returncode, answer.stderr
     found = json.loads(answer.stdout)
     assert found["error"] is None

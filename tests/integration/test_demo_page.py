@@ -41,7 +41,7 @@ from mf.train import train
 from pipelines.laptop import demo
 
 ROOT = Path(__file__).parents[2]
-HTTP = httpx.Client(trust_env=False, verify=False, timeout=30)
+HTTP = httpx.Client(trust_env=False, verify=False, timeout=300)
 
 # Tables and views with their columns, and functions, of the schema that the API serves.
 COLUMNS = """
