@@ -18,9 +18,10 @@ from mf.local import LocalSupabase
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
 from pipelines.compiled import definitions
+from pipelines.doctor import settings as settings_check
+from pipelines.doctor.finding import Finding
 from pipelines.vertex import doctor
 from pipelines.vertex.doctor import images
-from pipelines.vertex.doctor.finding import Finding
 
 REGISTRY = "europe-west4-docker.pkg.dev/p1/mf"
 BUCKET_COMMAND = "gcloud storage buckets create gs://mf-bucket --project=p1 --location=europe-west4"
@@ -78,7 +79,7 @@ def examine(
 ) -> Doctor:  # fmt: skip
     """Runs the doctor and returns its lines by check. No line may hold a secret."""
     google.secrets.setdefault("projects/p1/secrets/supabase-key", f"{supabase.secret_key}\n".encode())
-    monkeypatch.setattr(doctor, "definitions", DEFINITIONS)
+    monkeypatch.setattr(settings_check, "definitions", DEFINITIONS)
     monkeypatch.setattr(doctor.machine, "checks", lambda: [("Python", lambda: Finding("ok", "3.11.9"))])
 
     def run(environ: dict[str, str] | None = None, **changed: str | bool) -> dict[str, str]:

@@ -11,8 +11,8 @@ from urllib.parse import quote
 from pydantic import SecretStr
 
 from mf.errors import ConfigError
+from pipelines.doctor.finding import Check, Finding, HaltError, missing, ok, unknown
 from pipelines.settings import Settings
-from pipelines.vertex.doctor.finding import Check, Finding, HaltError, missing, ok, unknown
 from pipelines.vertex.doctor.google import Google
 from pipelines.vertex.doctor.images import image
 from pipelines.vertex.doctor.roles import BIND, account_role

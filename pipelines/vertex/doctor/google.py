@@ -8,7 +8,7 @@ from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, Tra
 from google.auth.transport.requests import AuthorizedSession, Request
 from google.oauth2.credentials import Credentials
 
-from pipelines.vertex.doctor.finding import Finding, HaltError, missing, ok, unknown
+from pipelines.doctor.finding import Finding, HaltError, missing, ok, unknown
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 TIMEOUT_S = 8.0
