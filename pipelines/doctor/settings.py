@@ -23,7 +23,7 @@ def read(
         required: names of settings that may not be empty, besides the images'.
         page: the document that describes them.
     """
-    settings, known = Settings(target=target), definitions(target)  # type: ignore[arg-type]
+    settings, known = Settings(target=target), definitions(target)
     parameters = complete({}, known)
     try:
         settings = Settings.load(file, environ)

@@ -14,9 +14,9 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from pipelines import follow
 from pipelines.__main__ import main
 from pipelines.compiled import compile_pipeline
-from pipelines.kubeflow import submit as kubeflow_submit
 from pipelines.settings import Settings
 
 DIGEST = f"@sha256:{'0' * 64}"
@@ -44,7 +44,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def kubeflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubeflow]:
     compile_once(monkeypatch)
-    monkeypatch.setattr(kubeflow_submit, "POLL_S", 0.01)
+    monkeypatch.setattr(follow, "POLL_S", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with fake_kubeflow() as fake:
         yield fake
@@ -164,7 +164,9 @@ def test_a_refused_run_exits_with_4_and_a_missing_host_too(kubeflow: FakeKubeflo
     assert "not allowed" in said
     assert "\n" not in said.rstrip("\n")
     kubeflow.refused = []
-    assert run("submit", status=4, kubeflow_host="http://127.0.0.1:1").startswith("error: Kubeflow could not start the")
+    assert run("submit", status=4, kubeflow_host="http://127.0.0.1:1").startswith(
+        "error: Kubeflow could not be reached: "
+    )
     assert kubeflow.runs == {}
 
 

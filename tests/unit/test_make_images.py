@@ -179,7 +179,7 @@ def test_an_uncommitted_file_of_the_images_is_refused_before_building(machine, t
 
 def test_settings_without_a_registry_path_are_refused(machine):
     machine(docker=ENGINE)
-    with pytest.raises(ConfigError, match="image_repository: found '', which names no registry"):
+    with pytest.raises(ConfigError, match="image_repository is empty: set it in "):
         images.make_images(Settings())
 
 

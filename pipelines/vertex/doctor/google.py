@@ -9,10 +9,10 @@ from google.auth.transport.requests import AuthorizedSession, Request
 from google.oauth2.credentials import Credentials
 
 from pipelines.doctor.finding import Finding, HaltError, missing, ok, unknown
+from pipelines.vertex.grants import LOGIN
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 TIMEOUT_S = 8.0
-LOGIN = "gcloud auth application-default login"
 
 
 class Response(NamedTuple):
