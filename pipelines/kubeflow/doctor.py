@@ -95,7 +95,7 @@ def reachable(cluster: Cluster) -> Finding:
         client = connect(cluster.settings)
         cluster.online = True
         with kubeflow_errors("list the experiments"):
-            found = client.list_experiments(namespace=client.get_user_namespace() or None, page_size=100)
+            found = client.list_experiments(namespace=cluster.settings.kubeflow_namespace or None, page_size=100)
     except ConfigError as error:
         return missing(str(error), PAGE)
     except MfError as error:
@@ -137,7 +137,10 @@ def secret(cluster: Cluster) -> Finding:
     values = {entry: _decoded(text) for entry, text in (found.data or {}).items()}
     empty = [entry for entry in NAMES if not values.get(entry) and (entry in values or NAMES[entry])]
     if empty:
-        return missing(f"{name} has no {' and no '.join(empty)}", f"kubectl delete it, then {create}")
+        return missing(
+            f"{name} has no {' and no '.join(empty)}",
+            f"kubectl -n {cluster.namespace} delete secret {name} && {create}",
+        )
     cluster.secret_values = {entry: SecretStr(value) for entry, value in values.items()}
     used = [entry for entry in (*NAMES, *S3_NAMES) if entry in values]
     others = [entry for entry in values if entry not in used]
@@ -166,7 +169,7 @@ def gpu(cluster: Cluster) -> Finding:
     fitting = [node for node in has if node.get(name, 0) >= count]
     if fitting:
         return ok(f"{len(fitting)} of {len(has)} nodes have {count} {name} or more")
-    others = sorted({kind for node in has for kind in node if "/" in kind and "gpu" in kind or "mig" in kind})
+    others = sorted({kind for node in has for kind in node if "/" in kind and ("gpu" in kind or "mig" in kind)})
     return unknown(
         f"none of {len(has)} nodes has {count} {name} now"
         + (f", but there is {', '.join(others)}" if others else "")
@@ -178,12 +181,14 @@ def gpu(cluster: Cluster) -> Finding:
 
 def _kubernetes() -> Any:
     """A client of Kubernetes by kubectl's settings, or by those inside a cluster; ``None`` without either."""
+    config = kubernetes.client.Configuration()
+    config.retries = False
     for load in (kubernetes.config.load_incluster_config, kubernetes.config.load_kube_config):
         try:
-            load()
+            load(client_configuration=config)
         except (ConfigException, OSError, ValueError, TypeError):
             continue
-        return kubernetes.client.CoreV1Api()
+        return kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(config))
     return None
 
 
@@ -196,7 +201,7 @@ def _read(cluster: Cluster, method: str, *names: str) -> Any:
     except ApiException as error:
         if error.status == 404:
             return None
-        return unknown(f"you may not look: {error.status} {error.reason}")
+        return unknown(f"Kubernetes answered {error.status} {error.reason}")
     except (HTTPError, OSError):
         return unknown("Kubernetes does not answer")
 

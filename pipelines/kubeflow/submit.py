@@ -112,8 +112,14 @@ class Client(kfp.Client):  # type: ignore[misc]  # kfp has no types
         """The state of the API, asked for once: kfp asks five times, and takes a login page for an answer.
 
         Raises:
+            ConfigError: no address is known.
             ApiException, HTTPError: it does not answer, or something else does.
         """
+        if not self._uihost and self._existing_config.host == kfp_server_api.Configuration().host:
+            raise ConfigError(
+                "kubeflow_host is empty, and neither a cluster around this process nor kubectl's settings name one: "
+                f"set it in the settings, for example to http://localhost:8080 with {PORT_FORWARD}"
+            )
         health = self._healthz_api.healthz_service_get_healthz()
         try:
             json.loads(self._healthz_api.api_client.last_response.data).items()
@@ -131,15 +137,10 @@ def connect(settings: Settings) -> Client:
         ConfigError: no address is known, or the namespace is not.
         MfError: the API does not answer.
     """
-    options = {"namespace": settings.kubeflow_namespace} if settings.kubeflow_namespace else {}
     with kubeflow_errors("be reached"):
-        client = Client(host=settings.kubeflow_host or None, **options)
-        if not settings.kubeflow_host and client._existing_config.host == kfp_server_api.Configuration().host:
-            raise ConfigError(
-                f"kubeflow_host is empty in {settings.file}, and neither a cluster around this process nor kubectl's "
-                f"settings name one: set it, for example to http://localhost:8080 with {PORT_FORWARD}"
-            )
-        if client.get_kfp_healthz().multi_user and not client.get_user_namespace():
+        # Its argument namespace would be that of the service, not that of the runs.
+        client = Client(host=settings.kubeflow_host or None)
+        if client.get_kfp_healthz().multi_user and not (settings.kubeflow_namespace or client.get_user_namespace()):
             raise ConfigError(
                 f"kubeflow_namespace is empty in {settings.file}, and this Kubeflow has several users: set it to yours"
             )
