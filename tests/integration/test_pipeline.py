@@ -28,17 +28,20 @@ from mf.supabase.credentials import Credentials
 from mf.supabase.recommend import recommend_movies
 from mf.supabase.schema import migration
 from pipelines.compiled import compile_pipeline
-from pipelines.laptop.run import environment, run_steps
+from pipelines.laptop.run import LOCAL, environment, run_steps
 from pipelines.settings import Settings
 
 ROOT = Path(__file__).parents[2]
+# The pipeline for Kubeflow is the same function, whose pods get the key as an environment variable too.
+KUBEFLOW = LOCAL.model_copy(update={"target": "kubeflow", "kubernetes_secret": "supabase"})
 BAD_ROWS = ["u,m,five,0", "u,m", ",m,4,0"]
 
 
 @dataclass(frozen=True)
 class Pipeline:
     """A project whose ids are text, with a table of the sample's ratings, and what two runs of the steps made there:
-    the first from a gzipped CSV with the secret key, the second from the table with the legacy one."""
+    the first from a gzipped CSV with the secret key, the second, of the pipeline for Kubeflow, from the table with the
+    legacy one."""
 
     supabase: LocalSupabase
     work: Path  # holds all that was written, the steps' temporary files too
@@ -70,7 +73,8 @@ def pipeline(fresh_stack: Callable[..., LocalSupabase], tmp_path_factory: pytest
         printed = io.StringIO()
         with redirect_stdout(printed), redirect_stderr(printed):
             from_csv = run(supabase, supabase.secret_key, work / "csv", ratings_csv=str(csv))
-            from_table = run(supabase, supabase.service_role_key, work / "table", relevance_threshold="-1")
+            table = work / "table"
+            from_table = run(supabase, supabase.service_role_key, table, KUBEFLOW, relevance_threshold="-1")
             with environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=supabase.secret_key):
                 compile_pipeline(Settings(), work / "mf-training.yaml")
         yield Pipeline(supabase, work, sample, from_csv, from_table, printed.getvalue())
@@ -100,11 +104,11 @@ def fill(supabase: LocalSupabase, rows: list[str]) -> None:
         )
 
 
-def run(supabase: LocalSupabase, key: str, folder: Path, **parameters: Any) -> Path:
+def run(supabase: LocalSupabase, key: str, folder: Path, settings: Settings = LOCAL, **parameters: Any) -> Path:
     """The folder of the steps' outputs."""
     folder.mkdir(exist_ok=True)
     with environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=key):
-        run_steps({"refit": False, **parameters, "supabase_url": supabase.url}, folder)
+        run_steps({"refit": False, **parameters, "supabase_url": supabase.url}, folder, settings)
     (outputs,) = folder.glob("mf-training-*")
     return outputs
 
