@@ -80,7 +80,7 @@ class Cuda(NamedTuple):
         )
 
 
-# The builds of torch 2.13: cu130 as torch.cuda.get_arch_list() of the locked wheel names its architectures; cu126 as the
+# The builds of torch 2.13. cu130: as torch.cuda.get_arch_list() of the locked wheel names them; cu126: as the
 # case 12.6 of PyTorch's .ci/manywheel/build_cuda.sh and the support matrix of its RELEASE.md do (pytorch#182849). The
 # project plans to drop cu126 in 2.15 (pytorch#190385).
 CUDA_BUILDS = {

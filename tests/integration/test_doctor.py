@@ -412,6 +412,26 @@ def test_with_spot_the_account_must_be_allowed_to_act_as_itself(examine: Doctor,
     assert "role on the account itself" not in examine()
 
 
+@pytest.mark.parametrize(
+    ("reply", "line"),
+    [
+        ((200, {"schemaTitle": "system.Experiment"}), "ok       experiment: nightly"),
+        (refusal(404, "no such context"), "ok       experiment: there is no nightly yet; the first run creates it"),
+        (
+            (200, {"schemaTitle": "system.PipelineRun"}),
+            "missing  experiment: nightly exists and is no experiment but a system.PipelineRun: choose another name",
+        ),
+        ((200, {}), "missing  experiment: nightly exists and is no experiment: choose another name"),
+        (DENIED, "unknown  experiment: Google answered 403 Permission denied on resource (or it may not exist)."),
+    ],
+)
+def test_the_experiment_is_one_or_is_new(examine: Doctor, google: FakeGoogle, reply: Reply, line: str) -> None:
+    asked = "^europe-west4-aiplatform.googleapis.com/v1/projects/p1/locations/europe-west4/metadataStores/default/"
+    answers(f"{asked}contexts/nightly$", reply)(google)
+    assert examine(experiment="nightly")["experiment"] == line
+    assert "experiment" not in examine()
+
+
 def test_an_image_is_missing_when_its_code_was_edited_since(examine: Doctor, google: FakeGoogle, checkout: str) -> None:
     (images.ROOT / "README.md").write_text("not part of an image\n")
     assert examine()["gpu image"].startswith("ok ")
