@@ -249,7 +249,8 @@ def test_the_database_leaves_out_what_the_user_has_rated(pipeline: Pipeline, cli
 
 def test_every_step_shows_its_lines_and_the_rest_is_in_the_log(pipeline: Pipeline) -> None:
     lines = pipeline.printed.splitlines()
-    assert {line.split()[0] for line in lines} == {"ingest", "split", "train", "evaluate", "export"}
+    said = {line.split()[0] for line in lines if " still running, " not in line}
+    assert said == {"ingest", "split", "train", "evaluate", "export"}
     assert sum("epoch 2/12  validation RMSE 0." in line for line in lines) == 2
     for folder in ("csv", "table"):
         assert "finished with status" in (pipeline.work / folder / "log.txt").read_text()
