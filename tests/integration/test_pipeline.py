@@ -4,6 +4,9 @@ import gzip
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -338,3 +341,50 @@ def test_a_step_that_crashes_shows_its_traceback_and_the_run_says_where_the_log_
     said = refused(pipeline, client, pipeline.supabase.secret_key, tmp_path)
     assert said == f"the step ingest failed; see {tmp_path / 'log.txt'}"
     assert "ingest    ZeroDivisionError: division by zero\n" in capsys.readouterr().out
+
+
+# MLflow's functions that the page calls, with its names of arguments; each prints what it was given.
+MLFLOW = """
+import contextlib, json, numbers, os
+
+def say(**given):
+    print(json.dumps(given))
+
+def set_experiment(experiment_name):
+    say(experiment=experiment_name)
+
+@contextlib.contextmanager
+def start_run(run_name):
+    say(run=run_name)
+    yield
+
+def log_params(params):
+    say(params={name: str(value)[:6000] for name, value in params.items()})
+
+def log_metric(key, value):
+    assert isinstance(value, numbers.Number)
+    say(metrics={key: float(value)})
+
+def log_metrics(metrics):
+    for key, value in metrics.items():
+        log_metric(key, value)
+
+def log_artifact(local_path):
+    say(artifact=os.path.basename(local_path), bytes=os.path.getsize(local_path))
+"""
+
+
+def test_the_page_on_mlflow_logs_a_run(pipeline: Pipeline, tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/experiments.md").read_text(), re.DOTALL)
+    (tmp_path / "mlflow.py").write_text(MLFLOW)
+    command = [sys.executable, "-c", block, str(pipeline.from_csv)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert said[:2] == [{"experiment": "mf"}, {"run": run_id(pipeline.from_csv)}]
+    (params,) = [one["params"] for one in said if "params" in one]
+    assert (params["solver"], params["factors"], params["seed"]) == ("vb", "64", "0")
+    metrics = {name: value for one in said for name, value in one.get("metrics", {}).items()}
+    assert metrics.keys() == {"model_rmse", "user_movie_bias_rmse", "global_mean_rmse", "published"}
+    assert metrics["model_rmse"] == scores(pipeline.from_csv)["model"]["rmse"]
+    assert said[-1]["artifact"] == "report.html"
