@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from mf.errors import ConfigError, MfError, one_line, reported
 from mf.flags import Parser
 from pipelines import describe
 from pipelines.compiled import compile_pipeline, default_file, definitions
+from pipelines.follow import NOT_FOLLOWED, NOT_STARTED
 from pipelines.parameters import parse
-from pipelines.settings import DEFAULT_FILE, PREFIX, Settings, overrides, words
-from pipelines.status import NOT_FOLLOWED, NOT_STARTED
+from pipelines.settings import DEFAULT_FILE, PREFIX, Settings, overrides, target_of, words
 from pipelines.training import NAME
 
 HOME = Path(__file__).parents[1] / ".mf"
@@ -50,7 +50,7 @@ def submit_command(parser: Parser, argv: Sequence[str]) -> None:
     place = _place(settings)
     with _ending_with(NOT_STARTED):
         run = place.submit(settings, _file(options, settings), options.param)
-    if options.wait and (status := place.follow(run)):
+    if options.wait and (status := place.follow(run, settings)):
         sys.exit(status)
 
 
@@ -63,7 +63,7 @@ def watch_command(parser: Parser, argv: Sequence[str]) -> None:
     place = _place(settings)
     with _ending_with(NOT_FOLLOWED):
         run = place.find(settings, options.job)
-    if status := place.follow(run):
+    if status := place.follow(run, settings):
         sys.exit(status)
 
 
@@ -111,15 +111,12 @@ def unschedule_command(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def doctor_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Checks everything that a run on Vertex AI needs; prints the command for each missing thing."""
+    """Checks everything that a run on Vertex AI or Kubeflow needs; prints what to do about each missing thing."""
     _settings_flag(parser)
     options = parser.parse_args(argv)
-    from pipelines.vertex import doctor
-
-    with suppress(ConfigError):  # the doctor itself says what is wrong with the settings
-        if options.target == "kubeflow" or Settings.load(options.settings).target == "kubeflow":
-            sys.exit("make doctor checks a project on Vertex AI; docs/kubeflow.md says what Kubeflow needs")
-    if not doctor.examine(options.settings, os.environ):
+    environ = {**os.environ, **_target(options)}
+    target = "kubeflow" if target_of(options.settings, environ) == "kubeflow" else "vertex"
+    if not importlib.import_module(f"pipelines.{target}.doctor").examine(options.settings, environ):
         sys.exit(1)
 
 
@@ -242,7 +239,9 @@ def _ending_with(status: int) -> Iterator[None]:
 
 def _settings_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", type=Path, default=DEFAULT_FILE, help="settings file")
-    parser.add_argument("--target", default="", help="vertex or kubeflow (default: the setting target)")
+    parser.add_argument(
+        "--target", choices=("vertex", "kubeflow"), help="vertex or kubeflow (default: the setting target)"
+    )
 
 
 def _file_flag(parser: argparse.ArgumentParser) -> None:
@@ -269,12 +268,16 @@ def _name_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    target = {f"{PREFIX}TARGET": options.target} if options.target else {}
-    settings = Settings.load(options.settings, {**os.environ, **target})
+    settings = Settings.load(options.settings, {**os.environ, **_target(options)})
     # A misspelled variable changes nothing, and is missing from this line.
     if names := [f"{PREFIX}{name.upper()}" for name in overrides(os.environ)]:
         print(f"overriding {options.settings}: {', '.join(names)}")
     return settings
+
+
+def _target(options: argparse.Namespace) -> dict[str, str]:
+    """The flag --target as the variable that overrides the setting."""
+    return {f"{PREFIX}TARGET": options.target} if options.target else {}
 
 
 def _schedule_named(parser: Parser, argv: Sequence[str]) -> tuple[Settings, str]:

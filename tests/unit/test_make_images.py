@@ -204,7 +204,7 @@ def test_an_index_with_a_password_is_not_sent_to_cloud_build(machine, tmp_path):
 
 def test_settings_without_a_registry_path_are_refused(machine):
     machine(docker=ENGINE)
-    with pytest.raises(ConfigError, match="image_repository: found '', which names no registry"):
+    with pytest.raises(ConfigError, match="image_repository is empty: set it in "):
         images.make_images(Settings())
 
 
