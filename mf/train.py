@@ -90,6 +90,7 @@ def train(
     config = for_processes(config, processes)
     epochs: list[EpochReport] = []
     callbacks = [epochs.append, *callbacks]
+    started = time.perf_counter()
     if processes > 1:
         fitted = fit_together(
             ratings, validation, config, processes,
@@ -97,6 +98,7 @@ def train(
         )  # fmt: skip
     else:
         fitted = _fit_alone(ratings, validation, config, device, callbacks, checkpoint, earlier)
+    seconds = time.perf_counter() - started
     kept = [epoch for epoch in epochs if epoch.kept][-1]
     return TrainedModel(
         module=fitted.module,
@@ -110,6 +112,7 @@ def train(
             "validation_rmse": kept.validation_rmse,
             "best_epoch": kept.epoch,
             "init_from": fitted.init_from,
+            "seconds": seconds,  # of the star model's fit
             "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
         },
         git_sha=git_sha(),
