@@ -124,12 +124,10 @@ def movies_of(
 ) -> dict[str, Movie] | None:
     """The movies in ``rows`` after the first ``skip``, whose columns have ``names``; None where ids or titles have no
     column."""
-    plain = [_plain(name) for name in names]
-    ids = (*([_plain(movie_column)] if movie_column else []), *RECOGNISED[MOVIE], "id")
-    wanted = (ids, TITLES, GENRES, YEARS)
-    movie, title, genres, year = (next((plain.index(one) for one in names if one in plain), -1) for names in wanted)
-    if -1 in (movie, title) or movie == title:
+    places = movie_columns(names, movie_column)
+    if places is None:
         return None
+    movie, title, genres, year = places
     movies = {}
     for number, row in enumerate(rows):
         cells = ["" if cell is None else str(cell).strip() for cell in row]
@@ -140,6 +138,15 @@ def movies_of(
         id = re.sub(r"^(-?\d+)\.0+$", r"\1", cells[movie])
         movies[id] = Movie(printable(_with_year(cells[title], of_year)), _genres(of_genres))
     return movies
+
+
+def movie_columns(names: Sequence[str], movie_column: str = "") -> tuple[int, int, int, int] | None:
+    """Positions of id, title, genres and year among ``names``, -1 where there is none; None without ids or titles."""
+    plain = [_plain(name) for name in names]
+    ids = (*([_plain(movie_column)] if movie_column else []), *RECOGNISED[MOVIE], "id")
+    places = [next((plain.index(one) for one in wanted if one in plain), -1) for wanted in (ids, TITLES, GENRES, YEARS)]
+    movie, title, genres, year = places
+    return None if -1 in (movie, title) or movie == title else (movie, title, genres, year)
 
 
 def _with_year(title: str, year: str) -> str:
