@@ -21,7 +21,7 @@ def split(
     from pathlib import Path
 
     from mf.errors import ConfigError, reported
-    from mf.parameters import split_config
+    from mf.parameters import RUN, split_config
     from mf.ratings.schema import read_ratings, write_ratings
     from mf.ratings.split import split as split_ratings
 
@@ -38,4 +38,6 @@ def split(
             artifact.path += ".parquet"
             written = write_ratings(part, Path(artifact.path), provenance)
             artifact.metadata.update(rows=len(part), content_hash=written.content_hash)
+            if RUN in ratings.metadata:
+                artifact.metadata[RUN] = ratings.metadata[RUN]
     print(f"{split} split: " + ", ".join(f"{len(p):,} {name}" for name, p in parts._asdict().items()))

@@ -190,7 +190,7 @@ def test_somebody_new_rates_a_few_movies_and_gets_recommendations_at_once(
     page: Page, service: Client, sample: Sample
 ) -> None:
     page.get_by_label("Signed in as").select_option(demo.NEWCOMER)
-    expect(page.get_by_text("What most people like.")).to_be_visible()
+    expect(page.get_by_text("What most people like")).to_be_visible()
     expect(page.locator("#recommended li")).to_have_count(10)
     rate = page.locator("#rate")
     expect(rate.get_by_role("group")).to_have_count(8)
@@ -213,7 +213,7 @@ def test_somebody_new_rates_a_few_movies_and_gets_recommendations_at_once(
     expect(rate.get_by_role("group")).to_have_count(16)
     expect(rate.get_by_role("radio", checked=True)).to_have_count(3)
     page.get_by_role("button", name="Start over").click()
-    expect(page.get_by_text("What most people like.")).to_be_visible()
+    expect(page.get_by_text("What most people like")).to_be_visible()
     expect(rate.get_by_role("radio", checked=True)).to_have_count(0)
 
 

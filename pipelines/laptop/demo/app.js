@@ -27,14 +27,13 @@ async function rowsOf(call) {
 
 // The table's policy returns only the user's own rows, so no filter is needed here. The API returns at most 1000 rows.
 async function myRatings() {
-  const rows = await rowsOf(
-    supabase
-      .from('ratings')
-      .select('movie_id, rating, movies(title, genres)') // the movie comes through the foreign key
-      .order('rating', { ascending: false })
-      .order('rated_at', { ascending: false })
-  )
-  return rows.map(({ movies, ...rating }) => ({ ...rating, ...movies }))
+  const { data, count, error } = await supabase
+    .from('ratings')
+    .select('movie_id, rating, movies(title, genres)', { count: 'exact' }) // the movie comes through the foreign key
+    .order('rating', { ascending: false })
+    .order('rated_at', { ascending: false })
+  if (error) throw new Error(error.message)
+  return { count, rated: data.map(({ movies, ...rating }) => ({ ...rating, ...movies })) }
 }
 
 // For a user that the published model knows. without_ids: movies that the user does not want to see.
@@ -79,7 +78,8 @@ async function withTitles(rows) {
 const byId = (id) => document.getElementById(id)
 const newRatings = new Map() // ratings since the sign-in, by movie id
 const hidden = new Set() // movies that the user does not want to see
-let ownRatings = [] // the user's stored ratings, best first
+let ownRatings = [] // the user's stored ratings, best first, as many as the API returns
+let ownCount = 0 // all of them
 const requests = new Map() // number of the latest request of each list, so that an earlier response is ignored
 
 // Runs `request` and passes its result to `show`, unless the list was requested again or another user signed in
@@ -155,8 +155,9 @@ function signIn(newUser) {
 }
 
 function showKnownUser() {
-  load(byId('history'), myRatings, (rated) => {
+  load(byId('history'), myRatings, ({ rated, count }) => {
     ownRatings = rated
+    ownCount = count
     byId('history-note').textContent = scale ? `By ${user.name}, best first.` : `By ${user.name}, newest first.`
     showHistory(SHOWN)
     recommend()
@@ -180,7 +181,8 @@ function recommend() {
     .slice(-1000) // the most that the function takes
     .map(([movie_id, rating]) => ({ movie_id, rating }))
   const known = !user.is_new && stored.length === ownRatings.length && !newRatings.size
-  byId('recommended-note').textContent = ratings.length ? `For ${user.name}.` : 'What most people like.'
+  const whose = ratings.length ? `For ${user.name}.` : 'What most people like.'
+  byId('recommended-note').textContent = scale ? `${whose} Golden stars predict a rating, grey ones take yours.` : whose
   byId('show-hidden').hidden = !hidden.size
   load(
     byId('recommended'),
@@ -188,7 +190,8 @@ function recommend() {
     (best) => {
       byId('recommended').replaceChildren(...best.map(tile))
       const one = scale ? 'rating' : 'choice'
-      const rated = `${ratings.length} ${ratings.length === 1 ? one : `${one}s`}`
+      const count = known ? ownCount : ratings.length
+      const rated = `${count} ${count === 1 ? one : `${one}s`}`
       return `${best.length} recommendations from ${rated} of ${user.name}.`
     }
   )
@@ -277,9 +280,11 @@ function tile(movie) {
   if (!scale && movie.because) because[0].textContent = `Because you chose ${movie.because}`
   const predicted = movie.predicted_rating == null ? [] : [line(...stars(movie.predicted_rating, 2))]
   const place = element('li', {}, cover(movie), titleButton(movie), ...genres(movie), ...predicted, ...because)
-  place.append(rating(movie), hideButton(movie, place))
+  place.append(actions(movie, place))
   return place
 }
+
+const actions = (movie, place) => element('div', { className: 'actions' }, rating(movie), hideButton(movie, place))
 
 function hideButton(movie, place) {
   const button = element('button', { type: 'button', className: 'small' }, 'Hide', hiddenText(` ${movie.title}`))
@@ -293,7 +298,7 @@ const genres = ({ genres }) => (genres?.length ? [element('p', { className: 'gen
 function cover({ title }) {
   const code = [...title].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 9973, 7)
   const words = title.replace(/\(\d{4}\)$/, '').split(/\s+/).filter((word) => !/^(the|a|an|of|and)$/i.test(word))
-  const letters = words.slice(0, 3).map((word) => [...word][0] ?? '').join('')
+  const letters = words.flatMap((word) => word.match(/[\p{L}\p{N}]/u) ?? []).slice(0, 3).join('')
   const node = element('span', { className: 'cover', ariaHidden: 'true' }, letters)
   node.style.setProperty('--hue', code % 360)
   node.style.setProperty('--turn', `${code % 180}deg`)
@@ -321,7 +326,7 @@ function showSimilar(movie) {
 function row(movie, ...figures) {
   const name = element('div', { className: 'name' }, titleButton(movie), ...genres(movie))
   const place = element('li', {}, name, ...figures)
-  place.append(element('div', { className: 'actions' }, rating(movie), hideButton(movie, place)))
+  place.append(actions(movie, place))
   return place
 }
 
