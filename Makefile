@@ -68,8 +68,8 @@ run: $(INSTALLED) ## train, evaluate and publish on this machine: RATINGS=file.c
 seed-table: $(INSTALLED) ## fill the table "ratings" of the embedded Supabase from RATINGS=file.csv, else from the sample
 	@$(PY) -m pipelines seed-table $(source) $(params)
 
-demo: $(INSTALLED) ## serve a demo page of the sample's recommendations until Ctrl-C
-	@$(RUN) demo
+demo: $(INSTALLED) ## serve a demo page until Ctrl-C: RATINGS=file.csv or IMPORT_TABLE=ratings, else the sample; SUPABASE_URL=… reads the table of your project
+	@$(RUN) demo $(source) $(call typed_flag,SUPABASE_URL,--supabase_url) $(params)
 
 test: $(INSTALLED) ## run all tests
 	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
