@@ -89,7 +89,8 @@ def judge(
     decision = decide(evaluation, comparison, gate or GateConfig(), users=len(model.users), movies=len(model.movies))
     users = examples(train, validation, test, model, titles)
     epochs = model.metrics.get("epochs", [])
-    report = Report(evaluation, decision, comparison, users, epochs, _facts(model, train, provenance))
+    sweep, facts = model.metrics.get("sweep", {}), _facts(model, train, provenance)
+    report = Report(evaluation, decision, comparison, users, epochs, facts, sweep)
     write_report(report, html, document)
     return Judgement(evaluation, comparison, decision, html, document)
 

@@ -6,7 +6,7 @@ The same input gives the same bytes.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Report:
     examples: Sequence[Example]
     training: Sequence[Epoch]  # the training curve, in order; may be empty
     facts: Mapping[str, str]  # ratings, model and code of the run, by label; plain text, never markup
+    sweep: Mapping[str, Any] = field(default_factory=dict)  # as in model.json; empty: there was none
 
     def to_html(self) -> str:
         """The page."""
@@ -66,18 +67,20 @@ class Report:
             comparison=self.comparison,
             plots=plots(self.evaluation, self.training),
             examples=self.examples,
+            sweep=self.sweep,
             facts=self.facts,
             signed=_signed,
         )
 
     def to_json(self) -> str:
         """An object with the evaluation's fields, ``decision``, ``champion`` (null when no run is published),
-        ``examples``, ``training`` and ``facts``. NaN and infinity, which JSON does not have, become null."""
+        ``examples``, ``training``, ``sweep`` and ``facts``. NaN and infinity, which JSON does not have, become null."""
         document = plain(self.evaluation) | {
             "decision": plain(self.decision),
             "champion": plain(self.comparison),
             "examples": plain(self.examples),
             "training": plain(self.training),
+            "sweep": plain(self.sweep),
             "facts": plain(self.facts),
         }
         return json.dumps(_finite(document), indent=2, allow_nan=False)
