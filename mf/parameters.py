@@ -17,6 +17,7 @@ from mf.evaluation.config import EvaluateConfig, GateConfig
 from mf.ratings.config import CLICKS_WITHOUT_RANKING, NONE, IngestConfig, SplitConfig
 from mf.supabase.config import ExportConfig
 from mf.supabase.credentials import address_problem, project_url
+from mf.sweep.config import Choices, SweepConfig
 
 if TYPE_CHECKING:
     from mf.ranking import RankingConfig
@@ -63,6 +64,7 @@ def check(parameters: Parameters, *more: Callable[[Parameters], object]) -> None
         _check_supabase_url,
         _check_init_from,
         _check_clicks,
+        _check_sweep,
         *more,
     )
     faults: list[str] = []
@@ -145,6 +147,30 @@ def ranking_config(parameters: Parameters) -> "RankingConfig | None":
 
     shared = {"seed": parameters["seed"], "relevance_threshold": parameters["relevance_threshold"] or None}
     return configure(parameters["ranking"], parameters["ranking_options"], shared)
+
+
+def sweep_config(parameters: Parameters) -> SweepConfig:
+    """How many trials there are, for how long, and what they are compared by."""
+    return SweepConfig.of(**_fields(SweepConfig, parameters))
+
+
+def sweep_choices(parameters: Parameters) -> Choices:
+    """What a sweep may choose from: all that the parameters leave open.
+
+    Raises:
+        ConfigError: as ``solver_config`` and ``ranking_config``.
+    """
+    # The pipeline always sets the factors and the seed, and they are not searched.
+    options = {name: parameters[name] for name in ALWAYS_SET}
+    options |= {name: parameters[name] for name in OR_SOLVERS_OWN if parameters[name] != SOLVERS_OWN}
+    return Choices.of(
+        chosen_solver(parameters)[0],
+        solver_config(parameters),
+        {**options, **parameters["solver_options"]},
+        ranking_config(parameters),
+        parameters["ranking_options"],
+        any_solver=parameters["solver"] == BEST_SOLVER,
+    )
 
 
 def evaluate_config(parameters: Parameters) -> EvaluateConfig:
@@ -236,6 +262,19 @@ def _check_init_from(parameters: Parameters) -> None:
     solver, _ = chosen_solver(parameters)
     if parameters["init_from"] and solver in SOLVERS:
         check_warm(solver)
+
+
+def _check_sweep(parameters: Parameters) -> None:
+    sweep = sweep_config(parameters)
+    gpus = {"train_accelerator_count": parameters.get("train_accelerator_count", 0)}
+    sweep.check(val_size=parameters["val_size"], init_from=bool(parameters["init_from"]), processes=gpus)
+    if not sweep.wanted:
+        return
+    try:
+        choices = sweep_choices(parameters)
+    except ConfigError:  # another check names it
+        return
+    choices.tried(sweep.trial_objective if parameters["rating_column"] != NONE else "ndcg")
 
 
 def _fields(config: type[Config], parameters: Parameters) -> dict[str, Any]:

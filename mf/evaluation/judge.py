@@ -102,7 +102,7 @@ def judge(
     whole = f", {duration((now - started).total_seconds())} after the run began" if started else ""
     report = Report(
         evaluation, decision, comparison, users, epochs, facts, _parameters(model, config, gate, parameters),
-        f"{now.day} {now:%B %Y, %H:%M} UTC{whole}",
+        f"{now.day} {now:%B %Y, %H:%M} UTC{whole}", model.metrics.get("sweep", {}),
     )  # fmt: skip
     write_report(report, html, document)
     return Judgement(evaluation, comparison, decision, html, document)

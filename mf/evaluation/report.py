@@ -72,6 +72,7 @@ class Report:
     facts: Mapping[str, str]  # ratings, model and code of the run, by label; plain text, never markup
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by group and name
     when: str = ""  # date and duration of the run, for people
+    sweep: Mapping[str, Any] = field(default_factory=dict)  # as in model.json; empty: there was none
 
     def to_html(self) -> str:
         """The page."""
@@ -112,6 +113,7 @@ class Report:
             comparison=self.comparison,
             plots=drawn,
             examples=self.examples,
+            sweep=self.sweep,
             facts=self.facts,
             parameters=self.parameters,
             when=self.when,
@@ -153,6 +155,7 @@ class Report:
             "champion": plain(self.comparison),
             "examples": plain(self.examples),
             "training": plain(self.training),
+            "sweep": plain(self.sweep),
             "facts": plain(self.facts),
             "parameters": plain(self.parameters),
             "when": self.when,
