@@ -71,7 +71,7 @@ def recommend_movies(
         SupabaseError: the API refused, or an id is not of the database's type.
     """
     arguments = {"for_user": _json(for_user), "k": k, "exclude_rated": exclude_rated}
-    arguments |= _choice(without_ids, only_ids, skip, of_run) | (filters or {})
+    arguments |= _choice(without_ids, only_ids, skip, of_run) | dict(filters or {})
     rows = call(client.rpc("recommend_movies", arguments), f"recommend movies for user {for_user}")
     return [Recommendation(**row) for row in rows]
 
@@ -102,7 +102,7 @@ def recommend_from_ratings(
             the migration had this function.
     """
     entries = [{"movie_id": _json(movie), "rating": rating} for movie, rating in ratings.items()]
-    arguments = {"ratings": entries, "k": k} | _choice(without_ids, only_ids, skip, of_run) | (filters or {})
+    arguments = {"ratings": entries, "k": k} | _choice(without_ids, only_ids, skip, of_run) | dict(filters or {})
     rows = call(client.rpc("recommend_from_ratings", arguments), "recommend movies from ratings")
     return [Recommendation(**row) for row in rows]
 
@@ -127,7 +127,7 @@ def similar_movies(
     Raises:
         SupabaseError: the API refused, or an id is not of the database's type.
     """
-    arguments = {"for_movie": _json(for_movie), "k": k} | _ids(without_ids, only_ids) | (filters or {})
+    arguments = {"for_movie": _json(for_movie), "k": k} | _ids(without_ids, only_ids) | dict(filters or {})
     rows = call(client.rpc("similar_movies", arguments), f"find movies like {for_movie}")
     return [Similar(**row) for row in rows]
 
