@@ -19,7 +19,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 
 from mf.errors import ConfigError, MfError
 from mf.parameters import WITHOUT_GPU
-from pipelines.compiled import check_current, definitions_in, machine_check
+from pipelines.compiled import check_current, definitions_in, target_check
 from pipelines.follow import fetched, follow_run, watch_command
 from pipelines.parameters import complete, parse
 from pipelines.settings import Settings
@@ -92,16 +92,13 @@ def check_run(settings: Settings, file: Path, given: Iterable[str]) -> tuple[dic
     definitions = definitions_in(file)
     if not settings.has_gpu and (asked := [pair for pair in given if pair.partition("=")[0] in NO_GPU]):
         raise ConfigError(f"{', '.join(asked)}: found in the run, {WITHOUT_GPU}")
-    parameters = parse(given, definitions, machine_check(settings))
+    parameters = parse(given, definitions, target_check(settings))
     all_parameters = complete(parameters, definitions)
     if not all_parameters["supabase_url"]:
         raise ConfigError(
             "supabase_url is empty: leave the parameter out, for the address in the settings, or give "
             "supabase_url=https://PROJECT.supabase.co"
         )
-    file_name = all_parameters["ratings_csv"]
-    if file_name and not file_name.startswith(("gs://", "s3://")):
-        raise ConfigError(f"ratings_csv: expected s3://bucket/object or gs://bucket/object, found {file_name!r}")
     return parameters, all_parameters
 
 

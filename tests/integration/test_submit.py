@@ -159,6 +159,31 @@ def test_without_an_account_or_a_network_none_is_sent(vertex: FakeVertex, submit
             "error: ratings_csv: expected gs://bucket/object, found 'https://storage.cloud.google.com/b/r.csv?x=1', an "
             "address for browsers: give gs://b/r.csv\n",
         ),
+        (
+            SETTINGS,
+            ["ratings_csv=gs://b"],
+            "error: ratings_csv: expected gs://bucket/object, found 'gs://b', which names no",
+        ),
+        (
+            SETTINGS,
+            ["ratings_csv=GS://b/r.csv"],
+            "error: ratings_csv: expected gs://bucket/object, found 'GS://b/r.csv': give",
+        ),
+        (
+            SETTINGS,
+            ["ratings_csv=s3:/b/r.csv"],
+            "error: ratings_csv: expected gs://bucket/object, found 's3:/b/r.csv': give s",
+        ),
+        (
+            SETTINGS,
+            ["ratings_csv=minio://b/r.csv"],
+            "error: ratings_csv: expected gs://bucket/object, found 'minio://b/r.csv'",
+        ),
+        (
+            SETTINGS,
+            ["ratings_csv=r.csv", "epochs=0"],
+            "error: 2 values are not valid: epochs: Input should be greater than or equal to 1 (given: 0); rat",
+        ),
         (SETTINGS | {"region": ""}, [], "error: the settings lack region: set it in "),
         (SETTINGS, ["epoch=3"], "error: the pipeline has no parameter 'epoch'; it has "),
         (SETTINGS, ["train_accelerator_type=L4"], "error: train_accelerator_type: found 'L4', expected one of NVIDIA_"),
