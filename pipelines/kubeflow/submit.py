@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from datetime import datetime
 from pathlib import Path
@@ -180,7 +180,7 @@ def follow(run: Run, settings: Settings) -> int:
     ended: list[Any] = []  # the run as it was fetched last
 
     def states() -> dict[str, str]:
-        ended[:] = [fetched(lambda: _get(run), FAILURES, _is_final, words)]
+        ended[:] = [fetched(lambda: _get(run), FAILURES, _has_status(400, 403), _has_status(404), words)]
         details = ended[0].run_details.task_details if ended[0].run_details else None
         steps = {t.display_name: t.state for t in details or [] if t.state and t.display_name in STEPS}
         return {**steps, "run": ended[0].state or "PENDING"}
@@ -199,8 +199,8 @@ def _get(run: Run) -> Any:
     return found
 
 
-def _is_final(error: Exception) -> bool:
-    return getattr(error, "status", 0) in (400, 403, 404)
+def _has_status(*codes: int) -> Callable[[Exception], bool]:
+    return lambda error: getattr(error, "status", 0) in codes
 
 
 def _console(run: Run) -> str:

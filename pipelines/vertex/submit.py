@@ -171,7 +171,7 @@ def _states(job: aiplatform.PipelineJob) -> dict[str, str]:
     # Tried again: an expired token (401), a time-out (408), a cancelled request (499), a lost connection.
     failures = (GoogleAPIError, GoogleAuthError, RequestException, OSError)
     fetch = job._sync_gca_resource
-    fetched(fetch, failures, lambda error: isinstance(error, BadRequest | Forbidden | NotFound), _words)
+    fetched(fetch, failures, lambda e: isinstance(e, BadRequest | Forbidden), lambda e: isinstance(e, NotFound), _words)
     resource = job.gca_resource
     # The tasks include one for the run itself, under the run's name.
     states = {t.task_name: _name(t.state) for t in resource.job_detail.task_details if t.task_name != job.name}

@@ -347,6 +347,19 @@ def test_waiting_for_a_failed_run_exits_with_6_and_the_errors(vertex: FakeVertex
     assert said.endswith("error: the step train failed: out of memory\nerror: the run failed: The DAG failed.\n")
 
 
+def test_a_paused_run_has_not_failed(vertex: FakeVertex, submit: Submit) -> None:
+    vertex.states = [state("PAUSED")]
+    assert re.search(r"^error: the run is paused; to follow it again: make watch ", submit("--wait", status=5), re.M)
+
+
+def test_a_state_that_is_newer_than_the_sdk_is_shown_as_its_number(vertex: FakeVertex, submit: Submit) -> None:
+    vertex.states = [
+        {"state": 99, "jobDetail": {"taskDetails": [{"taskName": "train", "state": 98}]}},
+        state("SUCCEEDED"),
+    ]
+    assert changes(submit("--wait")) == ["train state 98", "run state 99", "run succeeded"]
+
+
 def test_waiting_survives_an_outage(vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
     vertex.states = [state("RUNNING"), state("SUCCEEDED")]
     vertex.faults = [Fault("GET", "/pipelineJobs/", times=5)]
@@ -377,10 +390,19 @@ def test_waiting_survives_a_lost_connection(
     assert changes(submit("--wait")) == ["run running", "run succeeded"]
 
 
-@pytest.mark.parametrize("code", [403, 404])
-def test_waiting_ends_at_once_where_asking_again_is_of_no_use(vertex: FakeVertex, submit: Submit, code: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (400, "error: the run continues, but its state cannot be fetched: 400 "),
+        (403, "error: the run continues, but its state cannot be fetched: 403 "),
+        (404, "error: there is no such run any more; it may have been deleted; "),
+    ],
+)
+def test_waiting_ends_at_once_where_asking_again_is_of_no_use(
+    vertex: FakeVertex, submit: Submit, code: int, said: str
+) -> None:
     vertex.faults = [Fault("GET", "/pipelineJobs/", code=code)]
-    assert "error: the run continues, but its state cannot be fetched: " in submit("--wait", status=5)
+    assert said in submit("--wait", status=5)
     assert len([request for request in vertex.requests if "/pipelineJobs/" in request.path]) == 1
 
 
