@@ -126,8 +126,7 @@ def run_command(parser: Parser, argv: Sequence[str]) -> None:
     parser.add_argument("--fresh", action="store_true", help="read the file again, also if an earlier run has read it")
     parser.add_argument("--supabase_url", default="", help="the user's own project; needs --ratings or --import_table")
     options = parser.parse_args(argv)
-    if options.ratings and options.import_table:
-        raise ConfigError("--ratings and --import_table are both given, expected one of them")
+    _check_one_source(options)
     from pipelines.laptop import sources
     from pipelines.laptop.own import own_source
     from pipelines.laptop.run import run, run_own
@@ -156,12 +155,27 @@ def seed_command(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def demo_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Serves the demo page with the sample's recommendations until Ctrl-C."""
-    _home_flag(parser)
+    """Serves the demo page until Ctrl-C: recommendations from the sample, a file, or a table."""
+    _source_flags(parser, "table to read instead of a file, of the embedded Supabase or of the project")
+    parser.add_argument("--supabase_url", default="", help="the user's own project, of which --import_table is read")
     options = parser.parse_args(argv)
-    from pipelines.laptop.demo import demo
+    _check_one_source(options)
+    if options.supabase_url and options.ratings:
+        raise ConfigError("--supabase_url is for --import_table: the demo of a file stays on this machine")
+    parameters = _local_parameters(options.param)
+    from mf.local.tools import default_cache, supabase_js
+    from pipelines.laptop.demo import data, demo
 
-    demo(options.home)
+    bundle = supabase_js(default_cache())  # first, because it needs the network and training takes time
+    if options.supabase_url:
+        shown = data.project_data(options.supabase_url, options.import_table, parameters, options.home)
+    elif options.import_table:
+        shown = data.table_data(options.import_table, parameters, options.home)
+    elif options.ratings:
+        shown = data.file_data(options.ratings, parameters, options.home)
+    else:
+        shown = data.sample_data(options.home)
+    demo(shown, bundle, parameters, options.home)
 
 
 def images_command(parser: Parser, argv: Sequence[str]) -> None:
@@ -292,6 +306,11 @@ def _source_flags(parser: argparse.ArgumentParser, table: str, default: str = ""
     parser.add_argument("--import_table", default=default, help=table)
     _home_flag(parser)
     _parameter_flag(parser)
+
+
+def _check_one_source(options: argparse.Namespace) -> None:
+    if options.ratings and options.import_table:
+        raise ConfigError("--ratings and --import_table are both given, expected one of them")
 
 
 def _home_flag(parser: argparse.ArgumentParser) -> None:

@@ -64,7 +64,12 @@ def run(source: LocalSource, parameters: Mapping[str, Any], home: Path, fresh: b
         # KFP leaves each step's source code in the temporary folder.
         with (
             tempfile.TemporaryDirectory(dir=folder) as temporary,
-            environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=supabase.secret_key, TMPDIR=temporary),
+            environment(
+                SUPABASE_URL=supabase.url,
+                SUPABASE_KEY=supabase.secret_key,
+                SUPABASE_DB_URL=supabase.db_url,  # faster than the API
+                TMPDIR=temporary,
+            ),
         ):
             earlier = sorted(folder.glob(f"{NAME}-*"))
             started = time.monotonic()
@@ -94,7 +99,7 @@ def remove_outdated(folders: Iterable[Path]) -> None:
 
 
 def ingested(home: Path, fresh: bool) -> dict[str, str]:
-    """The environment variable that says where the checked ratings of unchanged files are kept."""
+    """The environment variable that says where the checked and split ratings of unchanged sources are kept."""
     folder = home / "ingested"
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
