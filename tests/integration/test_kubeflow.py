@@ -307,7 +307,10 @@ clusters: [{name: here, cluster: {server: "URL"}}]
 users: [{name: me, user: {token: planted-token}}]
 """
 SECRET = "namespaces/kubeflow/secrets/supabase"
-CREATE = 'kubectl -n kubeflow create secret generic supabase --from-literal=SUPABASE_KEY="$KEY"'
+CREATE = (
+    'read -rs KEY && printf %s "$KEY" | '
+    "kubectl -n kubeflow create secret generic supabase --from-file=SUPABASE_KEY=/dev/stdin"
+)
 
 
 @pytest.fixture
