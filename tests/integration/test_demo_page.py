@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 import torch
-from browser import accessibility_faults, watch
+from browser import accessibility_faults, picture, watch
 from faults import Fault
 from playwright.sync_api import Browser, Locator, Page, expect
 from pydantic import SecretStr
@@ -381,6 +381,25 @@ def test_nothing_is_cut_off_too_small_to_touch_or_without_a_name(page: Page, wid
     assert 'combobox "Signed in as"' in snapshot
     assert snapshot.count('radio "') == 5 * (8 + 10)
     assert not re.search(r"- (button|radio|combobox|listitem|heading|region)\s*$", snapshot, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), [(1280, 800, "light"), (390, 844, "dark")])
+def test_pictures_of_the_demo(
+    browser: Browser, supabase: LocalSupabase, tmp_path: Path, width: int, height: int, scheme: str
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page.goto(supabase.url)
+    expect(page.get_by_role("status")).to_contain_text("10 recommendations")
+    if width == 390:
+        page.get_by_label("Signed in as").select_option(demo.NEWCOMER)
+        expect(page.get_by_role("status")).to_contain_text("of Somebody new.")
+        tile = page.locator("#recommended li").first.bounding_box()
+        assert tile is not None
+        assert tile["y"] + tile["height"] < height  # the list of a new user is on a phone's first screen
+    expect(page.locator("[aria-busy]")).to_have_count(0)
+    assert accessibility_faults(page) == []
+    assert picture(page, f"demo-{width}-{scheme}", tmp_path).stat().st_size < 200_000
+    page.close()
 
 
 def test_the_page_sends_only_its_key_and_one_users_token(
