@@ -15,7 +15,8 @@ create table public.votes (who integer, movie_id integer, stars real, primary ke
 insert into public.votes select u, m, 1 + (u + m) % 5 from generate_series(1, 30) u, generate_series(1, 50) m
   where (u * m) % 3 <> 0;
 create table public.movies ("movieId" integer primary key, "Name" text, genre text[], released date, poster text);
-insert into public.movies select m, 'Film ' || m, array['war', 'drama'], '1999-05-01', 'x' from generate_series(1, 1100) m;
+insert into public.movies select m, 'Film ' || m, array['war', 'drama'], '1999-05-01', 'x'
+  from generate_series(1, 1100) m;
 grant select on public.votes, public.movies to service_role;
 """
 COLUMNS = {"user_column": "who", "rating_column": "stars"}
