@@ -21,6 +21,7 @@ from mf.config import Config
 from mf.errors import ConfigError, DataError, MfError, TrainingError
 from mf.evaluation.config import EvaluateConfig
 from mf.evaluation.evaluate import evaluate
+from mf.evaluation.judge import judge
 from mf.parameters import check
 from mf.ranking import RankingConfig
 from mf.ratings.schema import MOVIE, RATING, USER
@@ -185,6 +186,13 @@ def test_a_trial_that_diverges_is_a_failed_one_and_the_sweep_goes_on(
     assert f"best of 8 trials, {len(failed)} failed: trial " in found.line()
     assert all(trial.failure.startswith("epoch ") for trial in failed)
     assert sum(": epoch " in line for line in said) == len(failed)
+    # The report names them, as the model's metrics do.
+    model = train(TRAIN, VALIDATION, found.config, device=CPU)
+    model.metrics["sweep"] = found.record()
+    judge(model, TRAIN, VALIDATION, html=tmp_path / "report.html", document=tmp_path / "evaluation.json")
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("<td>failed</td>") == len(failed)
+    assert f" {len(failed)} failed." in report
     # A resumed sweep knows of them.
     again, _ = swept(choices(row_damping=0.0), trials=8, journal=tmp_path / "journal.json")
     assert again.trials == found.trials
