@@ -18,6 +18,7 @@ from benchmarks import (
     retrieval,
     speed,
     table_import,
+    whole,
 )
 from benchmarks.planted import FULL
 from benchmarks.report import TITLES, machine, write_section
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--rows",
         type=lambda text: int(float(text)),
         default=FULL,
-        help="number of planted ratings, for speed, imports, lists' cost, the evaluation and recommendations",
+        help="number of planted ratings, for speed, imports, lists' cost, evaluation, recommendations, whole runs",
     )
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks.md"))
     given = parser.parse_args(argv)
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "lists": partial(lists.section, given.ratings, given.rows),
         "ranking": partial(ranking.section, given.rows),
         "retrieval": partial(retrieval.section, given.rows),
+        "million": partial(retrieval.million, min(given.rows, 1_000_000)),
+        "whole": partial(whole.section, given.rows),
         "gpu": gpu.section,
         **({"fold_in": partial(fold_in.section, given.ratings)} if given.ratings else {}),
     }

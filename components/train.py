@@ -55,7 +55,7 @@ def train(
         if why and provenance.has_ratings:
             print(why, flush=True)
         # In the run's folder, which is the same for every attempt.
-        checkpoint = CheckpointFile(Path(model.path).parents[1] / "train.checkpoint", share=0.1)
+        checkpoint = CheckpointFile(Path(model.path).parents[1] / "train.checkpoint", share=0.01)
         earlier = EarlierModel.read(Path(initial_model.path)) if Path(initial_model.path).exists() else None
         found, journal = None, Path(model.path).parents[1] / "train.trials.json"
         if sweep.wanted:

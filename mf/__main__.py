@@ -26,7 +26,7 @@ from mf.ranking.config import DEFAULT_RANKING, RANKING_HELP, Ranking, RankingCon
 from mf.ranking.config import configure as configure_ranking
 from mf.ratings.config import CLICKS_WITHOUT_RANKING, IngestConfig, SplitConfig
 from mf.ratings.names import MOVIE, RATING, RATINGS_PARQUET, USER
-from mf.solvers import SOLVER_HELP, SOLVERS, check_warm, configure, for_processes
+from mf.solvers import SOLVER_HELP, SOLVERS, check_warm, configure, for_processes, processes_line
 from mf.solvers.config import DEFAULT_SOLVER, INIT_FROM, ORIGINAL
 from mf.supabase.config import ExportConfig
 from mf.sweep.config import Choices, SweepConfig
@@ -75,7 +75,7 @@ class TrainerConfig(Config):
         1,
         ge=1,
         le=64,
-        description="processes that share the star model's training: of the cores, or with --use_cuda a GPU each",
+        description="processes that share the training: of the cores, or with --use_cuda a GPU each",
     )
     supabase_url: str = Field(
         "", description="URL of the Supabase project; giving it also publishes the model there; default: SUPABASE_URL"
@@ -175,7 +175,7 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
             print(why)
     presets = PRESETS if is_original else {}
     solver = configure(namespace.solver, {**presets.get(namespace.solver, {}), **options}, prefix="--")
-    solver = for_processes(solver, trainer.processes)
+    asked, solver = solver, for_processes(solver, trainer.processes)
     seed = solver.model_dump()["seed"]
     ranking = _ranking(trainer, seed)
     division = SplitConfig.of(val_size=trainer.val_size, test_size=0, seed=seed)
@@ -232,6 +232,8 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
         many = trainer.processes if trainer.processes > 1 else 0
         device, device_line = pick_device(trainer.use_cuda, gpus=many if trainer.use_cuda else 0)
         print(f"{device_line}, by {many} processes" if many else device_line)
+        if provenance.has_ratings and (change := processes_line(asked, trainer.processes)):
+            print(change)
         report = reporter(checkpoint)
         part, held_out = ("validation", parts.validation) if test is None else ("test", test)
         judge_by_validation = target is not None and test is None
@@ -352,7 +354,6 @@ def _unused_without_ratings(namespace: argparse.Namespace, trainer: TrainerConfi
     unused = [f"--{name}" for name in flags if name != "seed"]
     unused += ["--solver"] if namespace.solver != ORIGINAL_SOLVER else []
     unused += [f"--{name}" for name in ("init_from", "checkpoint") if getattr(trainer, name)]
-    unused += ["--processes"] if trainer.processes > 1 else []
     options = json.loads(trainer.ranking_options or "{}")
     unused += [name for name in ("rho", "taste", "relevance_threshold") if name in options]
     line = "no ratings, so no star model, no epochs and no RMSE: the ranking model is trained"

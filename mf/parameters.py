@@ -6,7 +6,9 @@ may give its own inputs and the first step may give everything. The solvers and 
 they are needed: with them comes PyTorch, for which the steps that do not train would wait seconds.
 """
 
+import json
 from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from mf.config import Config
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from mf.ranking import RankingConfig
 
 Parameters = Mapping[str, Any]
+RUN = "run"  # key of ``record_run`` in an artifact's metadata
 
 # Solver options that are parameters of their own; all others are entries of the parameter solver_options.
 ALWAYS_SET = ("factors", "seed")
@@ -183,6 +186,25 @@ def gate_config(parameters: Parameters) -> GateConfig:
 def export_config(parameters: Parameters) -> ExportConfig:
     """How a model is published."""
     return ExportConfig.of(**_fields(ExportConfig, parameters))
+
+
+def record_run(parameters: Parameters, started: datetime) -> dict[str, Any]:
+    """One entry of an artifact's metadata, with the parameters and the start of the run, for the report. It is text,
+    since a platform may change numbers and nested values there. Values that are no parameters are left out."""
+    kept = {
+        name: value
+        for name, value in parameters.items()
+        if isinstance(value, str | int | float) or name.endswith("_options")
+    }
+    return {RUN: json.dumps({"parameters": kept, "started": started.isoformat()})}
+
+
+def run_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """``parameters`` and ``started`` of ``record_run``; empty where there is no record."""
+    if RUN not in metadata:
+        return {}
+    run = json.loads(metadata[RUN])
+    return {"parameters": run["parameters"], "started": datetime.fromisoformat(run["started"])}
 
 
 def check_gpus(parameters: Parameters, gpus: Mapping[str, Collection[int]]) -> None:

@@ -3,14 +3,30 @@
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 
-from benchmarks import data, gpu, limits, lists, naive, peers, planted, rankers, report, solvers, speed
+from benchmarks import (
+    data,
+    gpu,
+    limits,
+    lists,
+    naive,
+    peers,
+    planted,
+    processes,
+    rankers,
+    report,
+    solvers,
+    speed,
+    whole,
+)
 from benchmarks.apart import apart
 from benchmarks.bars import Bar, bars, quotient
 from mf.ranking import Interactions
@@ -321,3 +337,38 @@ def test_the_section_of_lists_says_whether_the_bars_are_met(sample_csv: str, mon
     assert rows["NDCG@10 / that of popularity"].split("|")[-2].strip() == "met"
     assert rows["NDCG@10, seed 0"].split("|")[-2].strip() == "NOT MET"  # that of the sample is lower
     assert "- absent was not measured: no-such-library is not installed" in said
+
+
+def test_a_command_and_what_it_starts_are_sampled_with_their_time_and_memory() -> None:
+    child = "import sys, time; held = bytearray(60_000_000); started = time.process_time(); "
+    child += "[None for _ in iter(lambda: time.process_time() - started < 0.5, False)]; sys.exit(3)"
+    parent = f"import subprocess, sys; print('said'); sys.exit(subprocess.call([sys.executable, '-c', {child!r}]))"
+    done = processes.watch([sys.executable, "-c", parent])
+    assert (done.status, done.output) == (3, "said\n")
+    (outer,) = [seen for seen in done.processes if seen.words[-1] == parent]
+    (inner,) = [seen for seen in done.processes if seen.words[-1] == child]
+    assert inner.cpu_s > 0.2 > outer.cpu_s
+    assert inner.peak_mb > 60 > outer.peak_mb
+    assert outer.started_s == 0 <= inner.started_s < inner.ended_s <= done.seconds + 0.1
+
+
+def test_a_waterfall_has_a_row_per_step_then_per_server_with_the_fits_beside_them() -> None:
+    def seen(command: str, started: float, ended: float, cpu: float, peak: float) -> processes.Seen:
+        return processes.Seen(psutil.Process(), started, ended, cpu, peak, command.split())
+
+    them = [
+        seen("python -m pipelines run --home h", 0, 9, 1, 100),
+        seen("postgres -D data", 1, 9, 0.5, 20),
+        seen("postgres: worker", 3, 4, 0.25, 30),
+        seen("sh -ec python3 --function_to_execute train", 4, 8, 0, 1),
+        seen("python3 --function_to_execute train", 4, 8, 3, 500),
+        seen("python3 --function_to_execute split", 3, 4, 1, 50),
+    ]
+    lines = whole.grouped(processes.Finished(9.5, 0, "", them))
+    assert list(lines) == ["split", "train", "command", "PostgreSQL"]
+    assert lines["train"] == {"started_s": 4, "seconds": 4, "cpu_s": 3, "peak_mb": 500}
+    assert lines["PostgreSQL"] == {"started_s": 1, "seconds": 8, "cpu_s": 0.75, "peak_mb": 30}
+    text = whole.waterfall("Run", {"seconds": 9.5, "fits": {"train": (2.0, 0.5)}, "lines": lines})
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert rows[3] == ["train", "4.0", "4.0", "2.0", "0.5", "3.0", "500"]
+    assert rows[-1] == ["all", "0.0", "9.5", "2.0", "0.5", "5.8", "–"]

@@ -576,7 +576,7 @@ def test_it_runs_as_a_program(tmp_path: Path, argv: list[str], status: int, out:
         env=environment | {"PYTHONPATH": str(Path(mf.__file__).parents[1])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert (done.returncode, done.stderr.count("\n")) == (status, int(status > 0))
     assert done.stdout.startswith(out)
