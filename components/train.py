@@ -40,8 +40,8 @@ def train(
         # First, because a training that was meant for a GPU would take hours on a CPU.
         device, where = pick_device(use_cuda=True, gpus=train_accelerator_count)
         config, lists = solver_config(parameters), ranking_config(parameters)
-        ratings, provenance = read_ratings(Path(train_ratings.path))
-        validation, _ = read_ratings(Path(validation_ratings.path))
+        ratings, provenance = read_ratings(Path(train_ratings.path), encoded=True)
+        validation, _ = read_ratings(Path(validation_ratings.path), encoded=True)
         chosen, why = chosen_solver(parameters)
         what = f"solver {chosen}, {factors} factors" if provenance.has_ratings else "lists alone, there are no ratings"
         print(f"{where}: {what}, {len(ratings):,} training and {len(validation):,} validation rows", flush=True)

@@ -24,6 +24,7 @@ from mf.config import Config
 from mf.errors import MfError, TrainingError
 from mf.model import MatrixFactorization
 from mf.ranks import Ranks
+from mf.ratings.collect import by_pair
 from mf.ratings.schema import MOVIE, RATING, USER, Provenance, write_ratings
 from mf.ratings.share import ShareOfUsers, is_sorted
 from mf.ratings.vocabulary import Vocabulary
@@ -72,7 +73,7 @@ def fit_together(
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         folder = Path(scratch)
         for name, table in ((TRAIN, ratings), (VALIDATION, validation)):
-            ordered = table if is_sorted(table) else table.sort_by(USER)
+            ordered = table if is_sorted(table) else by_pair(table)
             write_ratings(ordered, folder / name, Provenance("scratch", len(table), 0, 0, len(table)))
         if earlier:
             earlier.save(folder / EARLIER)

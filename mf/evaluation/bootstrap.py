@@ -29,7 +29,7 @@ def bootstrap_ratios(sums: Floats, weights: Floats, samples: int, seed: int) -> 
     user are correlated, so users are drawn and not ratings (a cluster bootstrap: Davison and Hinkley, "Bootstrap
     Methods and Their Application", 1997, section 3.8). Only the sums per user matter, so a draw is the product of these
     sums with the number of times each user was drawn: time and memory do not depend on the number of ratings, and
-    only up to ``MOST_DRAWN`` on that of users. All columns share the draws, which makes comparisons between them paired.
+    only up to ``MOST_DRAWN`` on that of users. All columns share the draws: comparisons between them are paired.
 
     Args:
         sums: [users, columns], what each user adds to a numerator: a sum of squared errors, an NDCG.
