@@ -47,8 +47,8 @@ def train(
         config, lists, sweep = solver_config(parameters), ranking_config(parameters), sweep_config(parameters)
         if sweep.wanted:
             check_optuna()
-        ratings, provenance = read_ratings(Path(train_ratings.path))
-        validation, _ = read_ratings(Path(validation_ratings.path))
+        ratings, provenance = read_ratings(Path(train_ratings.path), encoded=True)
+        validation, _ = read_ratings(Path(validation_ratings.path), encoded=True)
         chosen, why = chosen_solver(parameters)
         what = f"solver {chosen}, {factors} factors" if provenance.has_ratings else "lists alone, there are no ratings"
         print(f"{where}: {what}, {len(ratings):,} training and {len(validation):,} validation rows", flush=True)

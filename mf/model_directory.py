@@ -29,7 +29,7 @@ from mf.files import directory_written_aside
 from mf.model import MatrixFactorization
 from mf.ranking import RankingModel
 from mf.ratings.schema import MOVIE, USER, IdType, TrainedOn, id_type
-from mf.ratings.vocabulary import Vocabulary
+from mf.ratings.vocabulary import Vocabulary, distinct_ids
 from mf.tensors import load_tensors
 
 FORMAT = 1
@@ -138,8 +138,8 @@ class MovieCounts:
     @classmethod
     def of(cls, movies: pa.ChunkedArray) -> "MovieCounts":
         """From the movie of each rating."""
-        counts = pc.value_counts(movies)
-        return cls(counts.field("values"), counts.field("counts").to_numpy().astype(np.int32))
+        ids, codes = distinct_ids(movies)
+        return cls(ids, np.bincount(codes, minlength=len(ids)).astype(np.int32))
 
     @classmethod
     def read(cls, directory: Path, card: Mapping[str, Any]) -> "MovieCounts | None":
