@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -34,11 +33,6 @@ def run(label: str, function: Callable[..., Result], **arguments: Any) -> Result
     numbers = (f"{key} {value:.5g}" for key, value in result.items() if isinstance(value, int | float))
     print(result.get("error") or ", ".join(numbers), flush=True)
     return result
-
-
-def cores() -> int:
-    """Number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:

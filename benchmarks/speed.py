@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import limits, naive, peers, solvers
-from benchmarks.apart import Result, cores, run
+from benchmarks.apart import Result, run
 from benchmarks.data import HELD_OUT, floor
 from benchmarks.report import NONE, failures, number, ratio, table
+from mf.parallel import cores
 
 PEERS = ("cornac MF", "cmfrec CMF, scaled")
 SHOWN = (1, 2, 3, 5, 10, 20)  # epochs whose RMSE is shown
