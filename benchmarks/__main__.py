@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "lists": partial(lists.section, given.ratings, given.rows),
         "ranking": partial(ranking.section, given.rows),
         "retrieval": partial(retrieval.section, given.rows),
+        "million": partial(retrieval.million, min(given.rows, 1_000_000)),
         "whole": partial(whole.section, given.rows),
         "gpu": gpu.section,
         **({"fold_in": partial(fold_in.section, given.ratings)} if given.ratings else {}),

@@ -24,6 +24,7 @@ TITLES = {
     "lists": "Lists",
     "ranking": "Evaluation",
     "retrieval": "Recommendations",
+    "million": "Recommendations of a million movies",
     "fold_in": "New users from a few ratings",
     "whole": "A whole run",
     "gpu": "On a GPU",

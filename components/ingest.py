@@ -34,6 +34,9 @@ def ingest(
     batch_size: int,
     lr: float,
     init_from: str,
+    trials: int,
+    trial_minutes: float,
+    trial_objective: str,
     refit: bool,
     relevance_threshold: str,
     max_regression: float,
@@ -56,12 +59,14 @@ def ingest(
     parameters = dict(locals())
 
     from dataclasses import asdict
+    from datetime import UTC, datetime
     from pathlib import Path
 
     from mf.errors import reported
-    from mf.parameters import UNUSED_WITHOUT_RATINGS, check, check_gpus, check_lists, ingest_config
+    from mf.parameters import UNUSED_WITHOUT_RATINGS, check, check_gpus, check_lists, ingest_config, record_run
     from mf.reuse import ingest_once
 
+    started = datetime.now(UTC)
     ratings.path += ".parquet"
     rejects.path += ".csv"
     with reported():
@@ -84,5 +89,5 @@ def ingest(
     print(provenance.summary())
     if not provenance.has_ratings:
         print(UNUSED_WITHOUT_RATINGS)
-    ratings.metadata.update(asdict(provenance))
+    ratings.metadata.update(asdict(provenance), **record_run(parameters, started))
     rejects.metadata["rows"] = provenance.rows_rejected

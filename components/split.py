@@ -20,7 +20,7 @@ def split(
     from pathlib import Path
 
     from mf.errors import ConfigError, reported
-    from mf.parameters import split_config
+    from mf.parameters import RUN, split_config
     from mf.ratings.schema import read_provenance
     from mf.reuse import split_once
 
@@ -39,6 +39,8 @@ def split(
             print("the ratings are unchanged and not split again (FRESH=1 splits them)")
         for artifact, rows, provenance in zip(artifacts, *written, strict=True):
             artifact.metadata.update(rows=rows, content_hash=provenance.content_hash)
+            if RUN in ratings.metadata:
+                artifact.metadata[RUN] = ratings.metadata[RUN]
     print(
         f"{split} split: "
         + ", ".join(f"{n:,} {name}" for n, name in zip(written.rows, ("train", "validation", "test"), strict=True))

@@ -10,9 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mf.errors import DataError
-from mf.ratings.schema import MOVIE, RATING, USER
-
-COLUMNS = [USER, MOVIE, RATING]
+from mf.ratings.schema import USER
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class _RowGroups:
 
     def read_groups(self, groups: list[int]) -> pa.Table:
         """The rows of some row groups."""
-        return self.file.read_row_groups(groups, COLUMNS).replace_schema_metadata(None)
+        return self.file.read_row_groups(groups).replace_schema_metadata(None)
 
     def id_range(self, group: int) -> tuple[Any, Any] | None:
         """Smallest and largest user id of a row group, where the file tells."""
