@@ -35,6 +35,12 @@ def run(label: str, function: Callable[..., Result], **arguments: Any) -> Result
     return result
 
 
+def twice(label: str, function: Callable[..., Result], **arguments: Any) -> Result:
+    """As ``run``, with the result of a second run as ``again``."""
+    first = run(label, function, **arguments)
+    return first if "error" in first else {**first, "again": run(f"{label}, again", function, **arguments)}
+
+
 def main() -> None:
     module, function, arguments = sys.argv[1:]
     measured = getattr(importlib.import_module(module), function)(**json.loads(arguments))
