@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import data, gpu, limits, lists, naive, peers, planted, rankers, report, solvers, speed
+from benchmarks import data, gpu, limits, lists, naive, peers, planted, processes, rankers, report, solvers, speed
 from benchmarks.apart import apart
 from benchmarks.bars import Bar, bars, quotient
 from mf.ranking import Interactions
@@ -49,6 +49,13 @@ def test_planted_ratings_are_half_stars_for_pairs_that_occur_once() -> None:
     assert made.users.max() < made.n_users
     assert made.movies.max() < made.n_movies
     assert np.all(np.bincount(made.users) <= 2 * 0.12 * made.n_movies)
+
+
+def test_several_processes_are_measured_beside_one(cache: Path) -> None:
+    for case in ("sgd", processes.LISTS):
+        one, two = (processes.measure("planted:6000:0", case, n) for n in (1, 2))
+        assert all(0 < result["pass_s"] <= result["total_s"] for result in (one, two))
+        assert one.get("rmse") == two.get("rmse")
 
 
 def test_the_floor_is_the_rmse_of_the_clipped_true_scores() -> None:
