@@ -320,6 +320,7 @@ def test_without_a_server_the_page_says_so_and_tries_again(browser: Browser, sup
     page.route("**/rest/**", lambda route: route.abort("connectionrefused"))
     page.get_by_label("Signed in as").select_option("Ben")
     expect(page.get_by_role("status")).to_have_text("The server is not running.", timeout=20_000)
+    assert accessibility_faults(page) == []
     page.unroute("**/rest/**")
     page.get_by_role("button", name="Try again").click()
     expect(page.get_by_role("status")).to_contain_text("of Ben.")
@@ -368,6 +369,7 @@ def test_an_error_is_shown_as_a_sentence(browser: Browser, supabase: LocalSupaba
 def test_nothing_is_cut_off_too_small_to_touch_or_without_a_name(page: Page, width: int, tmp_path: Path) -> None:
     page.set_viewport_size({"width": width, "height": 844})
     for name, region in (("Ada", "Already rated"), (demo.NEWCOMER, "Rate a few movies")):
+        page.emulate_media(color_scheme="dark" if name == "Ada" else "light")
         page.get_by_label("Signed in as").select_option(name)
         expect(page.get_by_role("region", name=region)).to_be_visible()
         expect(page.locator("[aria-busy]")).to_have_count(0)

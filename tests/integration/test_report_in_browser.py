@@ -86,7 +86,9 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         decision = decide(found, comparison, GateConfig(), users=len(model.users), movies=len(model.movies))
         parameters = {"Star model (sgd)": model.config, "Ranking model": {}, "Gate": GateConfig().model_dump()}
         when = "28 November 2026, 21:05 UTC, 34 s after the run began"
-        report = Report(found, decision, comparison, users, model.metrics["epochs"], facts, parameters, when)
+        tried = {"number": 1, "value": 0.84, "seconds": 2.0, "solver": "sgd", "options": {"lr": 0.05}, "failure": ""}
+        sweep = {"objective": "rmse", "best": 1, "trials": 1, "failed": 0, "solver": "sgd", "tried": [tried]}
+        report = Report(found, decision, comparison, users, model.metrics["epochs"], facts, parameters, when, sweep)
         write_report(report, folder / f"{name}.html", folder / f"{name}.json")
 
     # As a run of the pipeline, beside a smaller one that is published.

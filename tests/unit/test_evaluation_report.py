@@ -109,8 +109,9 @@ def written(
     examples: Sequence[Example] = EXAMPLES,
     parameters: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     when: str = "",
+    sweep: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
-    described = Report(evaluation, decision, comparison, examples, history, facts, parameters, when)
+    described = Report(evaluation, decision, comparison, examples, history, facts, parameters, when, sweep)
     write_report(described, tmp_path / "report.html", tmp_path / "evaluation.json")
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -255,11 +256,14 @@ def test_a_first_run_and_one_of_another_source_say_why_nothing_stands_beside(tmp
 
 @pytest.mark.usefixtures("undrawn")
 def test_every_entry_of_the_contents_leads_to_a_section(tmp_path: Path) -> None:
-    page = Page(written(tmp_path, parameters={"Gate": {"max_rmse": 0.9, "force_publish": False, "note": ""}}))
+    parameters = {"Gate": {"max_rmse": 0.9, "force_publish": False, "note": ""}}
+    tried = {"number": 1, "value": 0.8412, "seconds": 2.0, "solver": "vb", "options": {"factors": 16}, "failure": ""}
+    sweep = {"objective": "rmse", "best": 1, "trials": 1, "failed": 0, "solver": "vb", "tried": [tried]}
+    page = Page(written(tmp_path, parameters=parameters, sweep=sweep))
     links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
     ids = [f"#{attributes['id']}" for tag, attributes in page.elements if "id" in attributes]
     assert links == ids
-    assert len(ids) == 8
+    assert len(ids) == 9
     assert "Gate max_rmse 0.9 force_publish no note –" in page.words()
     assert json.loads((tmp_path / "evaluation.json").read_text())["parameters"]["Gate"]["max_rmse"] == 0.9
 
