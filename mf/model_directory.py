@@ -14,23 +14,25 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from mf.errors import DataError, TrainingError
 from mf.files import directory_written_aside
-from mf.model import MatrixFactorization
-from mf.ranking import RankingModel
 from mf.ratings.schema import MOVIE, USER, IdType, TrainedOn, id_type
-from mf.ratings.vocabulary import Vocabulary
-from mf.tensors import load_tensors
+from mf.ratings.vocabulary import Vocabulary, distinct_ids
+
+# PyTorch is imported where it is used: publishing a model directory needs none of it.
+if TYPE_CHECKING:
+    import torch
+
+    from mf.model import MatrixFactorization
+    from mf.ranking import RankingModel
 
 FORMAT = 1
 WEIGHTS = "model.pt"
@@ -138,8 +140,8 @@ class MovieCounts:
     @classmethod
     def of(cls, movies: pa.ChunkedArray) -> "MovieCounts":
         """From the movie of each rating."""
-        counts = pc.value_counts(movies)
-        return cls(counts.field("values"), counts.field("counts").to_numpy().astype(np.int32))
+        ids, codes = distinct_ids(movies)
+        return cls(ids, np.bincount(codes, minlength=len(ids)).astype(np.int32))
 
     @classmethod
     def read(cls, directory: Path, card: Mapping[str, Any]) -> "MovieCounts | None":
@@ -175,6 +177,7 @@ class PublishedModel:
     ranking: PublishedRanking | None = None  # None: lists are ordered by predicted rating
     movie_counts: MovieCounts | None = None  # None: not recorded
     ignore_ratings: tuple[float, ...] = ()  # ratings that mean "not rated"
+    sweep: dict[str, Any] | None = None  # of ``metrics``, without the single trials; None: there was none
 
     @property
     def user_ids(self) -> pa.Array:
@@ -196,7 +199,7 @@ class PublishedModel:
 class TrainedRanking:
     """A ranking model with its ids, the vectors of its users and its training record."""
 
-    model: RankingModel
+    model: "RankingModel"
     users: Vocabulary
     movies: Vocabulary
     vectors: npt.NDArray[np.float32]  # [users, factors], p
@@ -247,6 +250,8 @@ class TrainedRanking:
         read = _read_ranking(directory, _ranking_numbers(directory / CARD, card))
         # Copies, because Arrow's memory is read-only and PyTorch wants to write.
         arrays = {name: getattr(read, name).copy() for name in ("bias", *RANKING_COLUMNS)}
+        from mf.ranking import RankingModel
+
         return cls(
             RankingModel(**arrays, **{name: card[name] for name in RANKING_NUMBERS}),
             Vocabulary(read.user_ids),
@@ -261,7 +266,7 @@ class TrainedRanking:
 class TrainedModel:
     """A trained model with its ids and its training record."""
 
-    module: MatrixFactorization | None  # the star model; None: trained on clicks, there is only the ranking model
+    module: "MatrixFactorization | None"  # the star model; None: trained on clicks, there is only the ranking model
     users: Vocabulary  # of the star model; without one, of the ranking model, as the movies
     movies: Vocabulary
     run_id: str  # identifies this training, also once published
@@ -295,6 +300,8 @@ class TrainedModel:
         Raises:
             DataError: there is no star model.
         """
+        import torch
+
         module = self.star_model()
         users, movies = (
             torch.from_numpy(v.rows(i)).to(self.device) for v, i in ((self.users, user_ids), (self.movies, movie_ids))
@@ -302,7 +309,7 @@ class TrainedModel:
         predictions: npt.NDArray[np.float32] = module.predict(users, movies).cpu().numpy()
         return predictions
 
-    def star_model(self) -> MatrixFactorization:
+    def star_model(self) -> "MatrixFactorization":
         """The star model.
 
         Raises:
@@ -318,11 +325,13 @@ class TrainedModel:
         return self.module.factors if self.module else self.ranking.factors if self.ranking else 0
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         """Where predictions and lists are computed."""
+        import torch
+
         return self.module.mu.device if self.module else torch.device("cpu")
 
-    def to(self, device: torch.device) -> None:
+    def to(self, device: "torch.device") -> None:
         """Move the star model, if there is one, to ``device``."""
         if self.module:
             self.module.to(device)
@@ -407,8 +416,11 @@ class TrainedModel:
         )
 
 
-def _read_star_model(directory: Path, card: Mapping[str, Any]) -> tuple[MatrixFactorization, Vocabulary, Vocabulary]:
+def _read_star_model(directory: Path, card: Mapping[str, Any]) -> "tuple[MatrixFactorization, Vocabulary, Vocabulary]":
     """The module, the users and the movies; sizes and values are checked before they are read."""
+    from mf.model import MatrixFactorization
+    from mf.tensors import load_tensors
+
     header = _header(directory / CARD, card)
     if header.rating_min is None or header.rating_max is None or header.factors is None:
         raise ValueError(f"{CARD} has neither a star model nor a ranking model")
@@ -447,13 +459,15 @@ def _write(
     card: Mapping[str, Any],
     users: Embeddings | None,
     movies: Embeddings | None,
-    state: Mapping[str, Tensor] | None = None,
+    state: "Mapping[str, torch.Tensor] | None" = None,
     also: Sequence[Path] = (),
     ranking: TrainedRanking | None = None,
     counts: MovieCounts | None = None,
 ) -> None:
     with directory_written_aside(directory, seal=CARD) as aside:
         if state is not None:
+            import torch
+
             torch.save(state, aside / WEIGHTS)
         for key, rows in ((USER, users), (MOVIE, movies)) if users and movies else ():
             counted = counts.columns(rows.ids) if counts and key == MOVIE and not ranking else {}
@@ -507,7 +521,14 @@ def read_model(directory: Path) -> PublishedModel:
             trained_on=TrainedOn.read(card.get("trained_on")),
             movie_counts=MovieCounts.read(directory, card),
             ignore_ratings=_ignore_ratings(directory / CARD, card),
+            sweep=_sweep(card.get("metrics")),
         )
+
+
+def _sweep(metrics: Any) -> dict[str, Any] | None:
+    """The entry ``sweep`` of ``metrics``, without its list of trials."""
+    found = metrics.get("sweep") if isinstance(metrics, dict) else None
+    return {name: value for name, value in found.items() if name != "tried"} if isinstance(found, dict) else None
 
 
 def read_run_id(directory: Path) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ from mf.terminal import printable
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 METADATA_KEY = b"mf"
 ROW_GROUP = 1 << 21  # rows per Parquet row group, at most
+LEAST_ROW_GROUP = 1 << 20  # rows of small parts that are written as one row group
 UNKNOWN_TIME = int(np.iinfo(np.int64).min)  # an unknown time as a number; earlier than any time
 
 _UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
@@ -170,27 +172,80 @@ def write_parts(
     parts: Iterable[pa.Table], schema: pa.Schema, path: Path, provenance_of: Callable[[int], Provenance]
 ) -> Provenance:
     """As ``write_ratings``, for a table in parts; ``provenance_of`` gives the provenance for its number of rows."""
-    rows, content = 0, _ContentHash(schema)
-    # With Arrow's own copy of the schema in the file, metadata added at the end would not be read.
-    options = {"compression": "zstd", "store_schema": False}
-    with written_aside(path) as aside, pq.ParquetWriter(aside, schema, **options) as writer:
+    with RatingsWriter(path, schema) as writer:
         for part in parts:
-            writer.write_table(part, row_group_size=ROW_GROUP)
-            content.update(part)
-            rows += len(part)
-        provenance = replace(provenance_of(rows), content_hash=content.digits())
-        writer.add_key_value_metadata({METADATA_KEY: json.dumps(asdict(provenance))})
-    return provenance
+            writer.write(part)
+        return writer.finish(provenance_of(writer.rows))
 
 
-def read_ratings(path: Path) -> tuple[pa.Table, Provenance]:
+class RatingsWriter:
+    """A file of ratings, written in parts and atomically; ``finish`` it in the ``with`` block.
+
+    Attributes:
+        rows: rows so far.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.rows = 0
+        self._path, self._schema = path, schema
+        self._content = _ContentHash(schema)
+        self._waiting: list[pa.Table] = []
+
+    def __enter__(self) -> "RatingsWriter":
+        with ExitStack() as stack:
+            aside = stack.enter_context(written_aside(self._path))
+            # With Arrow's own copy of the schema in the file, metadata added at the end would not be read.
+            writer = pq.ParquetWriter(aside, self._schema, compression="zstd", store_schema=False)
+            self._writer = stack.enter_context(writer)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def write(self, part: pa.Table) -> None:
+        """Add rows."""
+        self.rows += len(part)
+        self._waiting.append(part)
+        if sum(map(len, self._waiting)) >= LEAST_ROW_GROUP:
+            self._flush()
+
+    def finish(self, provenance: Provenance) -> Provenance:
+        """Add the provenance; returns it with the content hash."""
+        self._flush()
+        provenance = replace(provenance, content_hash=self._content.digits())
+        self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(asdict(provenance))})
+        return provenance
+
+    def _flush(self) -> None:
+        if self._waiting:
+            part = pa.concat_tables(self._waiting)
+            self._writer.write_table(part, row_group_size=ROW_GROUP)
+            self._content.update(part)
+            self._waiting.clear()
+
+
+def read_ratings(path: Path, *, encoded: bool = False) -> tuple[pa.Table, Provenance]:
     """Read a file of ``write_ratings``.
+
+    Args:
+        encoded: ids as dictionary columns, 4 bytes per row, with one row group of plain ids in memory at a time.
 
     Raises:
         DataError: the file is missing, not Parquet, or not a table of ratings.
     """
     provenance = read_provenance(path)
+    if encoded:
+        with pq.ParquetFile(path) as file:
+            groups = [_encoded(file.read_row_group(group)) for group in range(file.num_row_groups)]
+            return pa.concat_tables(groups or [_encoded(file.schema_arrow.empty_table())]), provenance
     return pq.read_table(path, partitioning=None).replace_schema_metadata(None), provenance
+
+
+def _encoded(ratings: pa.Table) -> pa.Table:
+    """The same ratings with ids as dictionary columns."""
+    columns = {name: ratings[name] for name in ratings.column_names}
+    return pa.table({name: c.dictionary_encode() if name in (USER, MOVIE) else c for name, c in columns.items()})
 
 
 def read_provenance(path: Path) -> Provenance:
@@ -213,7 +268,8 @@ def read_provenance(path: Path) -> Provenance:
 
 
 def content_hash(table: pa.Table) -> str:
-    """16 hexadecimal digits of the rows' values and their order; the same however the columns are chunked."""
+    """16 hexadecimal digits of the rows' values and their order; the same however the columns are chunked or
+    encoded."""
     content = _ContentHash(table.schema)
     content.update(table)
     return content.digits()
@@ -223,7 +279,8 @@ class _ContentHash:
     """The ``content_hash`` of a table in parts: the digest of one digest per column."""
 
     def __init__(self, schema: pa.Schema) -> None:
-        self._types = ",".join(map(str, schema.types))
+        types = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in schema.types]
+        self._types = ",".join(map(str, types))
         self._columns = [hashlib.sha256() for _ in schema]
 
     def update(self, part: pa.Table) -> None:
@@ -238,6 +295,8 @@ class _ContentHash:
 
 def _bytes(values: pa.Array) -> Any:
     """A buffer that identifies at least one value; the buffers of two arrays join to that of both together."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
     if pa.types.is_string(values.type):
         # Each text ends with a byte that UTF-8 never has.
         ended = pc.binary_join_element_wise(values.cast(pa.binary()), pa.scalar(b"", pa.binary()), b"\xff")

@@ -10,9 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mf.errors import DataError
-from mf.ratings.schema import MOVIE, RATING, USER
-
-COLUMNS = [USER, MOVIE, RATING]
+from mf.ratings.schema import USER
+from mf.ratings.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ class ShareOfUsers:
 
 def is_sorted(ratings: pa.Table) -> bool:
     """Whether ratings are sorted by user id."""
-    users = ratings[USER]
-    return len(users) < 2 or bool(pc.all(pc.less_equal(users[:-1], users[1:])).as_py())
+    _, rows = Vocabulary.encode(ratings[USER])
+    return bool((rows[1:] >= rows[:-1]).all())
 
 
 class _RowGroups:
@@ -112,7 +111,7 @@ class _RowGroups:
 
     def read_groups(self, groups: list[int]) -> pa.Table:
         """The rows of some row groups."""
-        return self.file.read_row_groups(groups, COLUMNS).replace_schema_metadata(None)
+        return self.file.read_row_groups(groups).replace_schema_metadata(None)
 
     def id_range(self, group: int) -> tuple[Any, Any] | None:
         """Smallest and largest user id of a row group, where the file tells."""
