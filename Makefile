@@ -23,7 +23,9 @@ PY := $(VENV)/bin/python
 QUIET := $(if $(MAKE_TERMOUT),,--quiet)
 PIP := $(PY) -m pip --disable-pip-version-check install $(QUIET)
 TORCH_VERSION := $(shell sed -n 's/.*"torch==\(.*\)".*/\1/p' pyproject.toml)
-INSTALLED := $(VENV)/installed-$(TORCH)
+# Its text is neither expanded nor part of a shell word.
+$(if $(filter-out cpu cuda,$(value TORCH)),$(error TORCH=$(value TORCH), expected cpu or cuda))
+INSTALLED := $(VENV)/installed-$(value TORCH)
 
 # No recipe holds the text of these: it is in the environment as GIVEN_…, so it may have blanks, quotes and $ in it.
 # A project of the user's own counts on make's command line only: an exported variable never publishes.

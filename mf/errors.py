@@ -69,17 +69,18 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Prints an ``MfError`` or ``OSError`` (no permission, no space) of the block as ``error: …`` on stderr, one line
-    without secrets, and exits with the error's status, as a rule 2."""
+    """Prints an ``MfError``, ``OSError`` (no permission, no space) or lack of memory of the block as ``error: …`` on
+    stderr, one line without secrets, and exits with the error's status, as a rule 2."""
     try:
         yield
     except BrokenPipeError:
         sys.exit(1)  # the reader of the output, such as head, has enough
     except Exception as error:
         # psycopg is not imported by every command.
-        if not isinstance(error, MfError | OSError) and not type(error).__module__.startswith("psycopg"):
+        is_known = isinstance(error, MfError | OSError) or type(error).__module__.startswith("psycopg")
+        if not is_known and not _is_out_of_memory(error):
             raise
-        print("error:", one_line(error), file=sys.stderr, flush=True)
+        print("error:", one_line(error) if is_known else OUT_OF_MEMORY, file=sys.stderr, flush=True)
         sys.exit(getattr(error, "exit_status", 2))
 
 
@@ -91,6 +92,19 @@ ADVICE = {
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
     errno.EROFS: "the disk is read-only: name another place",
 }
+
+
+OUT_OF_MEMORY = (
+    "the memory is used up, or a limit of it (ulimit -v): use a larger machine, fewer factors, or end other programs"
+)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed: Python's, Arrow's or NumPy's, or PyTorch's on the CPU or a GPU."""
+    texts = ("allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    )
 
 
 def one_line(error: BaseException | str) -> str:

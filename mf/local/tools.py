@@ -152,6 +152,6 @@ def _run(command: list[str], failure: str, package: Package, cwd: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
     if done.returncode:
         reason = next((line for line in done.stderr.splitlines() if "error" in line.lower()), "no message")
-        raise SupabaseError(
-            f"{failure} {package.title} ({reason.strip()}): check the network, or {package.alternative}"
-        )
+        full = "ENOSPC" in done.stderr or "No space left" in done.stderr
+        advice = f"the disk of {cwd} is full: free some room" if full else "check the network"
+        raise SupabaseError(f"{failure} {package.title} ({reason.strip()}): {advice}, or {package.alternative}")

@@ -70,7 +70,9 @@ class Readable(Protocol):
 
 
 def plain_size(path: Path) -> int | None:
-    """Bytes of a file's text; None where it is compressed."""
+    """Bytes of a file's text; None where it is compressed, or a pipe, whose bytes can be read only once."""
+    if not path.is_file():
+        return None
     with path.open("rb") as file:
         is_compressed = file.read(8).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK"))
     return None if is_compressed else path.stat().st_size

@@ -6,6 +6,7 @@ import unicodedata
 from pathlib import Path
 
 import psycopg
+import pyarrow as pa
 import pytest
 
 from mf.config import Config
@@ -49,6 +50,23 @@ def test_a_full_disk_is_named_with_the_path(number: int) -> None:
     line = one_line(OSError(number, "text", "/out/model.pt"))
     assert line.startswith("/out/model.pt: the ")
     assert ": " in line.removeprefix("/out/model.pt: ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        pa.ArrowMemoryError("malloc of size 64 failed"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+    with pytest.raises(SystemExit, match="2"), reported():
+        raise error
+    assert capsys.readouterr().err.startswith("error: the memory is used up, or a limit of it (ulimit -v): use a ")
+    with pytest.raises(RuntimeError), reported():
+        raise RuntimeError("a fault of the program")
 
 
 def test_characters_that_act_on_a_terminal_are_escapes() -> None:

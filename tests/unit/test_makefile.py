@@ -102,6 +102,17 @@ def test_no_text_of_any_variable_is_run_by_any_target(python: Path, tmp_path: Pa
         assert not hurt.exists(), target
 
 
+@pytest.mark.parametrize("text", ["$(shell touch {})", "`touch {}`", "cpu; touch {}", "$$(touch {})", "gpu"])
+@pytest.mark.parametrize("target", ["install", "run", "help"])
+def test_torch_is_cpu_or_cuda_and_nothing_is_run(tmp_path: Path, target: str, text: str) -> None:
+    hurt = tmp_path / "hurt"
+    words = ["make", target, "PYTHON=false", f"TORCH={text.format(hurt)}"]
+    done = subprocess.run(words, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert ", expected cpu or cuda" in done.stderr
+    assert not hurt.exists()
+
+
 def test_the_zone_and_the_name_of_the_environment_do_not_count(python: Path) -> None:
     expected = ["pipelines", "schedule", SETTINGS, "--cron=0 3 * * *"]
     assert command(python, "schedule", "CRON=0 3 * * *", TZ="Asia/Tokyo", NAME="laptop") == expected

@@ -2,7 +2,9 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import re
+import threading
 import zipfile
 from csv import reader
 from datetime import UTC, datetime
@@ -699,6 +701,18 @@ def test_a_file_that_cannot_be_used_is_one_line_that_says_why(
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-8-sig"])
 def test_every_encoding_of_unicode_is_read(tmp_path: Path, encoding: str) -> None:
     assert Read(tmp_path, "userId,movieId,rating\n1,2,3\n4,5,6\n".encode(encoding)).rows == [(1, 2, 3.0), (4, 5, 6.0)]
+
+
+def test_a_pipe_is_read_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv, "BLOCK", 64)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    rows = "".join(f"{user},7,{user % 5}\n" for user in range(100))
+    writing = threading.Thread(target=pipe.write_text, args=[f"userId,movieId,rating\n{rows}"], daemon=True)
+    writing.start()
+    sink = Collector("pipe", 0)
+    columns = csv.read(IngestConfig.of(ratings_csv=str(pipe)), sink)
+    assert sink.finish(tmp_path / "out.parquet", tmp_path / "rejects.csv", columns).rows_kept == 100
 
 
 def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
