@@ -53,6 +53,9 @@ def check(parameters: Parameters, *more: Callable[[Parameters], object]) -> None
     Raises:
         ConfigError: naming every fault.
     """
+    for name in ("solver_options", "ranking_options"):
+        if not isinstance(parameters[name], Mapping):
+            raise ConfigError(f'{name}: expected JSON such as {{"rank": 16}}, found {parameters[name]!r}')
     checks = (
         ingest_config,
         split_config,
