@@ -30,8 +30,8 @@ PREFIX = "MF_"
 RUN_LABELS = ("git_sha", "version", "content")  # set by every run, so the settings may not
 # Settings without a meaning on open-source Kubeflow Pipelines, and those without one on Vertex AI.
 VERTEX_ONLY = (
-    "project", "region", "network", "supabase_key_secret", "supabase_db_url_secret", "spot", "notify_log",
-    "model_registry", "notify_emails", "build_region", "labels",
+    "project", "region", "network", "supabase_key_secret", "supabase_db_url_secret", "spot", "train_nodes",
+    "notify_log", "model_registry", "notify_emails", "build_region", "labels",
 )  # fmt: skip
 KUBEFLOW_ONLY = ("kubeflow_host", "kubeflow_namespace", "kubernetes_secret")
 K8S_NAME, EMAIL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", r"[^\s@]+@[^\s@]+"
@@ -230,6 +230,9 @@ class Settings(Config):
         description="name of the secret that holds the database URL; empty: the REST API is used",
     )
     spot: bool = Field(False, description="train on a spot machine, which may be preempted")
+    train_nodes: int = Field(
+        1, ge=1, le=64, description="machines that share a training, each with train_accelerator_count GPUs"
+    )
     retries: int = Field(
         2, ge=0, le=10, description="retries of a failed step, for the steps that train or call a service"
     )
@@ -363,6 +366,11 @@ class Settings(Config):
             return int(self.parameters.get("train_accelerator_count", 1)) != 0
         except (TypeError, ValueError):
             return True  # compiling refuses it
+
+    @property
+    def custom_job(self) -> bool:
+        """Whether the train step is a Vertex custom job, whose machines are set at compile time."""
+        return self.spot or self.train_nodes > 1
 
     @property
     def image_kinds(self) -> tuple[str, ...]:

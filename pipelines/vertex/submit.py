@@ -73,8 +73,8 @@ def check_run(settings: Settings, file: Path, given: Iterable[str]) -> tuple[dic
     settings.check_images()
     check_current(settings, file)
     parameters, all_parameters = check_parameters(settings, file, given)
-    if settings.spot:
-        machines.check_spot(all_parameters, complete({}, definitions_in(file)))
+    if settings.custom_job:
+        machines.check_custom_job(all_parameters, complete({}, definitions_in(file)))
     if not all_parameters["supabase_url"]:
         raise ConfigError(
             "supabase_url is empty: leave the parameter out, for the address in the settings, or give "
@@ -126,6 +126,7 @@ def print_machines(settings: Settings, parameters: Mapping[str, Any]) -> None:
                 resources += f", {parameters['train_accelerator_count']:g} {parameters['train_accelerator_type']}"
             else:
                 resources += ", no GPU: about 2 s per epoch and 10 million ratings with sgd or vb, more with adam"
+            resources += f" on each of {settings.train_nodes} machines" if settings.train_nodes > 1 else ""
             resources += ", spot" if settings.spot else ""
         print(f"  {step:<9} {resources}")
 

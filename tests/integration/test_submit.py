@@ -229,7 +229,7 @@ def test_with_spot_a_run_cannot_have_another_machine(
     compile_pipeline(Settings.of(**SETTINGS, spot=True), file)
     said = submit(*given, more="spot = true\n", file=file, status=2)
     assert said == (
-        f"error: {given[0].partition('=')[0]}: the train step's spot machine was settled when the pipeline was "
+        f"error: {given[0].partition('=')[0]}: the train step's machine was settled when the pipeline was "
         "compiled, with 1 NVIDIA_L4: set it under [parameters] in pipelines/settings.toml and run `make compile`\n"
     )
     assert vertex.requests == []
