@@ -7,6 +7,7 @@ they are needed: with them comes PyTorch, for which the steps that do not train 
 """
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,9 @@ def check(parameters: Parameters, *more: Callable[[Parameters], object]) -> None
     Raises:
         ConfigError: naming every fault.
     """
+    for name in ("solver_options", "ranking_options"):
+        if not isinstance(parameters[name], Mapping):
+            raise ConfigError(f'{name}: expected JSON such as {{"rank": 16}}, found {parameters[name]!r}')
     checks = (
         ingest_config,
         split_config,
@@ -230,7 +234,10 @@ def check_gpus(parameters: Parameters, gpus: Mapping[str, Collection[int]]) -> N
             "[parameters] in pipelines/settings.toml and compile again, for a pipeline that trains on CPUs"
         )
     if kind not in gpus:
-        raise ConfigError(f"train_accelerator_type: found {kind!r}, expected one of {', '.join(gpus)}")
+        part = re.sub(r"\W+", "_", str(kind).strip()).upper()
+        near = [name for name in gpus if part and part in name]
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(f"train_accelerator_type: found {kind!r}, expected one of {', '.join(gpus)}{meant}")
     if count not in gpus[kind]:
         counts = ", ".join(f"{one:g}" for one in gpus[kind])
         raise ConfigError(f"train_accelerator_count: found {count:g}, a machine has {counts} of {kind}")

@@ -34,7 +34,8 @@ def compile_command(parser: Parser, argv: Sequence[str]) -> None:
     print(f"wrote {file}")
     if not settings.is_begun:
         print(
-            f"{options.settings} names no registry of images yet, so this file can be read and not run: docs/vertex.md",
+            f"{options.settings} names no registry of images yet, so this file can be read and not run: "
+            f"docs/{settings.target}.md",
             file=sys.stderr,
         )
 
@@ -60,6 +61,8 @@ def watch_command(parser: Parser, argv: Sequence[str]) -> None:
     parser.add_argument("--job", required=True, help="id or resource name of the run, as the command submit prints it")
     options = parser.parse_args(argv)
     settings = _settings(options)
+    if not options.job.strip():
+        raise ConfigError("no run is named: make watch JOB=…, as `make submit` prints it")
     place = _place(settings)
     with _ending_with(NOT_FOLLOWED):
         run = place.find(settings, options.job)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mf.errors import DataError, needs_extra
 from mf.ratings import s3
+from mf.ratings.addresses import meant_address
 
 # Retry limit for looking up the object while the server has transient errors. A broken transfer is resumed with the
 # library's own limit.
@@ -41,6 +42,10 @@ def local_files(address: str) -> Iterator[list[SourceFile]]:
     address = address.removeprefix("file://")
     scheme = re.match(r"([a-zA-Z][\w+.-]*)://", address)
     path = Path(address)
+    if not (scheme and scheme[1] in ("gs", "s3")) and not path.exists() and (meant := meant_address(address)):
+        raise DataError(
+            f"found an address that is not of the form gs://bucket/object or s3://bucket/object: give {meant}"
+        )
     if scheme and scheme[1] == "gs":
         with _downloaded(address) as files:
             yield files
@@ -101,7 +106,7 @@ def _download(bucket_name: str, name: str, folder: Path, address: str) -> list[S
     with needs_extra("gcp", f"reading {address}"):
         from google.api_core import exceptions
         from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
-        from google.cloud import storage
+        from google.cloud import storage  # type: ignore[attr-defined, unused-ignore]
         from google.cloud.storage.retry import DEFAULT_RETRY
         from requests import RequestException
 

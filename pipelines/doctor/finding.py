@@ -59,6 +59,9 @@ def run_checks(checks: Sequence[Check]) -> bool:
         except HaltError as halt:
             print(unknown(str(halt)).line(", ".join(name for name, _ in checks[position:])), flush=True)
             break
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            # A service may change its answers; the other checks are worth having all the same.
+            finding = unknown(f"the answer has a form that is not known here ({type(error).__name__})")
         print(finding.line(name), flush=True)
         complete &= finding.state != "missing"
     return complete

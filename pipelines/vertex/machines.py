@@ -245,8 +245,8 @@ def _cannot_run(name: str, cuda: str) -> str:
     build = CUDA_BUILDS[cuda]
     able = [other for other, its in CUDA_BUILDS.items() if its.runs_on(gpu)]
     return (
-        f"PyTorch's build {cuda} has no code for {name} (compute capability {gpu.capability / 10:g}; it has "
-        f"{', '.join(f'{one / 10:g}' for one in build.architectures)}): {offered}"
+        f"PyTorch's build {cuda} has no code for {name} (compute capability {gpu.capability / 10:.1f}; it has "
+        f"{', '.join(f'{one / 10:.1f}' for one in build.architectures)}): {offered}"
         + (f'; or set cuda = "{able[0]}" in pipelines/settings.toml and run `make images`' if able else "")
     )
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from google.api_core.exceptions import BadRequest, Forbidden, GoogleAPIError, NotFound
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
-from google.cloud import aiplatform, storage
+from google.cloud import aiplatform, storage  # type: ignore[attr-defined, unused-ignore]
+from google.cloud.storage.retry import DEFAULT_RETRY
 from requests import RequestException
 
 import mf
@@ -23,6 +24,7 @@ from pipelines.training import NAME, machines_of
 from pipelines.vertex import machines
 from pipelines.vertex.grants import LOGIN, grant_bucket
 
+RETRY = DEFAULT_RETRY.with_timeout(20.0)  # seconds; without a network the library tries for two minutes
 REQUIRED = ("project", "region", "pipeline_root", "supabase_key_secret")
 
 
@@ -213,8 +215,8 @@ def _check_bucket(settings: Settings) -> None:
     """Checks that the bucket exists, because the SDK would create it, in a location of its own choice."""
     name = settings.pipeline_root.removeprefix("gs://").split("/")[0]
     try:
-        bucket = storage.Client(project=settings.project).get_bucket(name)
-        next(iter(bucket.list_blobs(max_results=1)), None)
+        bucket = storage.Client(project=settings.project).get_bucket(name, retry=RETRY)
+        next(iter(bucket.list_blobs(max_results=1, retry=RETRY)), None)
     except NotFound:
         raise ConfigError(
             f"pipeline_root: there is no bucket {name}; create it: "

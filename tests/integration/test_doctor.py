@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_google import ACCOUNT, TOKEN, FakeGoogle, Reply, Request, fake_google, key_file, not_enabled, refusal
@@ -128,7 +129,7 @@ def test_every_line_is_ok_when_nothing_is_missing(
         "ok       GPU quota: 1 of NVIDIA_L4 in europe-west4",
         f"ok       Supabase: {supabase.url} accepts the key",
         "ok       migration: applied for bigint users, bigint movies, user_embeddings and movie_embeddings",
-        "ok       grants: 25 functions, 12 tables and views",
+        "ok       grants: 24 functions, 12 tables and views",
         "ok       table of ratings: ratings can be read",
     ]
     posted = [request.path.rpartition(":")[2] for request in google.requests if request.method == "POST"]
@@ -378,6 +379,26 @@ def test_a_missing_or_unknown_thing_is_one_line_with_the_fix(
 ) -> None:
     change(google)
     assert examine()[check] == line
+
+
+@pytest.mark.parametrize(
+    ("pattern", "body", "check"),
+    [
+        ("batchGet", {"services": None}, "APIs"),
+        ("b/mf-bucket$", {"location": None}, "bucket"),
+        ("getIamPolicy|/iam$", {"bindings": [{}]}, "role on the bucket"),
+        (":access", {"payload": {"data": "é"}}, "secret supabase-key"),
+        ("/v2/", {"config": None}, "cpu image"),
+        ("consumerQuota", {"consumerQuotaLimits": [{"quotaBuckets": [{"effectiveLimit": "many"}]}]}, "GPU quota"),
+    ],
+)
+def test_an_answer_of_another_form_is_unknown_and_ends_nothing(
+    examine: Doctor, google: FakeGoogle, pattern: str, body: Any, check: str
+) -> None:
+    answers(pattern, (200, body))(google)
+    lines = examine()
+    assert lines[check].startswith(f"unknown  {check}: the answer has a form that is not known here")
+    assert "Supabase" in lines or "Supabase" in lines["grants"]
 
 
 def test_a_role_on_the_project_holds_on_its_bucket(examine: Doctor, google: FakeGoogle) -> None:

@@ -436,7 +436,7 @@ def test_a_run_that_there_is_not_cannot_be_followed(
     for job, said, status in (
         ("mf-training-1", "error: there is no run mf-training-1 in p1, europe-west4\n", 2),
         ("Nightly run!", "error: job: found 'Nightly run!', expected a run as `make submit` prints it: ", 2),
-        ("", "error: job: found '', expected a run", 2),
+        ("", "error: no run is named: make watch JOB=", 2),
     ):
         assert watch(settings, job) == status
         assert capsys.readouterr().err.startswith(said)

@@ -61,6 +61,10 @@ def test_compiling_for_a_region_with_gpus_does_not_import_the_sdk() -> None:
             "train_accelerator_type: found 'L4', expected one of NVIDIA_TESLA_T4, NVIDIA_L4, ",
         ),
         (
+            {"train_accelerator_type": "nvidia-l4"},
+            "train_accelerator_type: found 'nvidia-l4', expected one of NVIDIA_TESLA_T4, NVIDIA_L4, ",
+        ),
+        (
             {"train_accelerator_type": "NVIDIA_TESLA_K80"},
             "train_accelerator_type: found 'NVIDIA_TESLA_K80', expected one",
         ),
@@ -71,8 +75,8 @@ def test_compiling_for_a_region_with_gpus_does_not_import_the_sdk() -> None:
         ),
         (
             {"train_accelerator_type": "NVIDIA_TESLA_V100"},
-            "train_accelerator_type: PyTorch's build cu130 has no code for NVIDIA_TESLA_V100 (compute capability 7; it "
-            "has 7.5, 8, 8.6, 9, 10, 12): expected one of NVIDIA_TESLA_T4, NVIDIA_L4, ",
+            "train_accelerator_type: PyTorch's build cu130 has no code for NVIDIA_TESLA_V100 (compute capability 7.0; "
+            "it has 7.5, 8.0, 8.6, 9.0, 10.0, 12.0): expected one of NVIDIA_TESLA_T4, NVIDIA_L4, ",
         ),
         (
             {"train_accelerator_type": "NVIDIA_GB200"},
@@ -82,6 +86,22 @@ def test_compiling_for_a_region_with_gpus_does_not_import_the_sdk() -> None:
 )
 def test_gpus_that_there_are_not_are_refused_with_those_that_there_are(gpus: dict[str, Any], said: str) -> None:
     assert refusal(**gpus).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("nvidia-l4", "NVIDIA_L4"),
+        ("L4 ", "NVIDIA_L4"),
+        ("Tesla T4", "NVIDIA_TESLA_T4"),
+        ("A100", "NVIDIA_TESLA_A100 or NVIDIA_A100_80GB"),
+        ("NVIDIA_L40S", ""),
+        ("", ""),
+    ],
+)
+def test_a_gpu_of_another_spelling_is_answered_with_the_name(given: str, meant: str) -> None:
+    said = refusal(train_accelerator_type=given)
+    assert said.endswith(f"; did you mean {meant}?") if meant else "did you mean" not in said
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from mf.flags import Parser
 from mf.parameters import (
     OR_SOLVERS_OWN,
     SOLVERS_OWN,
+    check,
     check_gpus,
     chosen_solver,
     evaluate_config,
@@ -276,3 +277,10 @@ def test_the_first_step_refuses_what_the_pipeline_is_not_compiled_for() -> None:
         check_gpus(one, {})
     with pytest.raises(ConfigError, match=r"^train_accelerator_count: found 0 in a run of a pipeline that was"):
         check_gpus(none, {"NVIDIA_L4": [1]})
+
+
+@pytest.mark.parametrize("name", ["solver_options", "ranking_options"])
+@pytest.mark.parametrize("value", [[], "rank=16", None, 3.0])
+def test_options_that_are_no_table_are_refused_by_the_first_step_too(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name}: expected JSON such as {{.rank.: 16}}, found "):
+        check({**complete({}, DEFINITIONS), name: value})

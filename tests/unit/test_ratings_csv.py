@@ -23,6 +23,7 @@ from mf.ratings import collect, csv
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig, shown
 from mf.ratings.csv import Layout
+from mf.ratings.fetch import local_files
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, read_ratings
 from mf.ratings.values import check, reason
 
@@ -596,6 +597,24 @@ def test_blanks_separate_when_the_columns_are_named(tmp_path: Path) -> None:
     read = Read(tmp_path, b"1 10 4.5\n  2\t10   3 \n3 10\n", columns="userId,movieId,rating")
     assert read.rows == [(1, 10, 4.5), (2, 10, 3.0)]
     assert read.rejects == [("line 3", "expected 3 fields, found 2", "3 10")]
+
+
+@pytest.mark.parametrize(
+    ("address", "meant"),
+    [
+        ("gs:/bucket/r.csv", "gs://bucket/r.csv"),
+        ("GS://bucket/r.csv", "gs://bucket/r.csv"),
+        (" gs://bucket/r.csv", "gs://bucket/r.csv"),
+        ("gcs://bucket/r.csv", "gs://bucket/r.csv"),
+        ("s3:/bucket/r.csv", "s3://bucket/r.csv"),
+        ("minio://bucket/r.csv", "s3://bucket/r.csv"),
+        ("https://storage.cloud.google.com/bucket/r.csv?token=x", "gs://bucket/r.csv"),
+        ("https://console.cloud.google.com/storage/browser/_details/bucket/r.csv;tab=live", "gs://bucket/r.csv"),
+    ],
+)
+def test_a_slip_in_the_address_of_a_bucket_is_answered_with_the_address(address: str, meant: str) -> None:
+    with pytest.raises(DataError, match=rf"or s3://bucket/object: give {meant}$"), local_files(address):
+        pass
 
 
 def test_a_web_address_is_refused_with_the_way_out() -> None:
