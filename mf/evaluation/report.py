@@ -93,6 +93,7 @@ class Report:
             "Recommendation lists": True,
             "Cold start": True,
             "Plots": bool(drawn := plots(self.evaluation, self.training)),
+            "Sweep": bool(self.sweep),
             "Example users": bool(self.examples),
             "The run": bool(self.facts),
             "Parameters": bool(self.parameters),

@@ -196,6 +196,8 @@ def test_a_trial_that_diverges_is_a_failed_one_and_the_sweep_goes_on(
     report = (tmp_path / "report.html").read_text()
     assert report.count("<td>failed</td>") == len(failed)
     assert f" {len(failed)} failed." in report
+    assert '<a href="#sweep">Sweep</a>' in report
+    assert '<section id="sweep">' in report
     # A resumed sweep knows of them.
     again, _ = swept(choices(row_damping=0.0), trials=8, journal=tmp_path / "journal.json")
     assert again.trials == found.trials
