@@ -5,10 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 import torch
+from scipy.sparse import csr_array
 
+from mf.biases import Ints
 from mf.config import Config
 from mf.errors import DataError
-from mf.evaluation.encoded import EncodedRatings
 from mf.evaluation.metrics import ndcg
 from mf.evaluation.ranking import SCORED_USERS, find_hits, ranking_lists, sample
 from mf.evaluation.topk import top_k_by_product
@@ -16,7 +17,8 @@ from mf.model import MatrixFactorization
 from mf.ranking import Interactions, RankingConfig
 from mf.ranking.fit import fit as fit_ranking
 from mf.ranking.relevance import default_threshold
-from mf.ratings.schema import RATED_AT, times
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, has_ratings, times
+from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, RatingTensors, fit
 
 K = 10  # length of the lists
@@ -34,7 +36,7 @@ class Objective:
         tick: called after every epoch and every pass; may raise to stop the trial.
 
     Raises:
-        DataError: a part is empty, or nobody has a validation rating to score lists by.
+        DataError: nobody has a validation rating to score lists by.
     """
 
     def __init__(
@@ -48,12 +50,12 @@ class Objective:
         tick: Callable[[], None],
     ) -> None:
         self.device, self.by_lists, self.tick = device, by_lists, tick
-        self.encoded = encoded = EncodedRatings.of(ratings, validation)
-        self.size = len(encoded.users.vocabulary), len(encoded.movies.vocabulary)
-        self.train = self._tensors(encoded.users.train_rows, encoded.movies.train_rows, encoded.train_ratings)
-        self.validation = self._tensors(encoded.users.test_rows, encoded.movies.test_rows, encoded.test_ratings)
+        (users, user_rows), (movies, movie_rows) = (Vocabulary.encode(ratings[name]) for name in (USER, MOVIE))
+        self.size = len(users), len(movies)
+        self.train = self._tensors(user_rows, movie_rows, ratings)
+        self.validation = self._tensors(users.rows(validation[USER]), movies.rows(validation[MOVIE]), validation)
         if by_lists:
-            self._prepare_lists(relevance_threshold)
+            self._prepare_lists(ratings, relevance_threshold)
 
     @property
     def rows(self) -> int:
@@ -78,34 +80,42 @@ class Objective:
         module = fit(self.train, self.validation, config, self.device, [note])
         return self._ndcg_of_stars(module) if self.by_lists else kept[-1]
 
-    def _tensors(self, users: np.ndarray, movies: np.ndarray, ratings: np.ndarray) -> RatingTensors:
-        rows = torch.from_numpy(users), torch.from_numpy(movies)
-        return RatingTensors(*rows, torch.tensor(ratings), *self.size)
+    def _tensors(self, users: Ints, movies: Ints, table: pa.Table) -> RatingTensors:
+        ratings = table[RATING].to_numpy() if has_ratings(table) else np.ones(len(table), np.float32)
+        return RatingTensors(torch.from_numpy(users), torch.from_numpy(movies), torch.tensor(ratings), *self.size)
 
-    def _prepare_lists(self, threshold: float | None) -> None:
+    def _prepare_lists(self, ratings: pa.Table, threshold: float | None) -> None:
         """Finds the users whose lists are scored, what they leave out and what they should hold."""
-        encoded, catalogue = self.encoded, self.encoded.movies.vocabulary
-        if threshold is None or not encoded.has_ratings:
-            threshold = default_threshold(encoded.train_ratings)
-        counts = encoded.relevant_counts(threshold)
-        eligible = np.flatnonzero((encoded.users.test_id_rows >= 0) & (counts > 0))
-        users = sample(eligible, SCORED_USERS, seed=0)
-        if not len(users):
+        train, validation = self.train, self.validation
+        if threshold is None or not has_ratings(ratings):
+            threshold = default_threshold(train.ratings.numpy())
+        liked = ((validation.ratings >= threshold) & (validation.users >= 0)).numpy()
+        users, movies = validation.users.numpy()[liked], validation.movies.numpy()[liked]
+        self.users = sample(np.unique(users), SCORED_USERS, seed=0)
+        if not len(self.users):
             raise DataError(
                 f"trials: no user of the training part has a validation rating of {threshold:g} or higher to score "
                 "lists by: raise val_size, lower relevance_threshold, or compare trials by rmse"
             )
-        self.users, self.counts = encoded.users.test_id_rows[users], counts[users]
-        self.rated = encoded.already_rated(catalogue)[users]
-        self.relevant = encoded.relevant(threshold, catalogue)[users]
-        known = times(encoded.train) if RATED_AT in encoded.train.column_names else None
+        # Movies that no training rating has are counted too: no list can hold them.
+        self.counts = np.bincount(users, minlength=self.size[0])[self.users]
+        self.relevant = self._matrix(users, movies)
+        self.rated = self._matrix(train.users.numpy(), train.movies.numpy())
         self.interactions = Interactions(
-            self.train.users,
-            self.train.movies,
-            self.train.ratings if encoded.has_ratings else None,
+            train.users,
+            train.movies,
+            train.ratings if has_ratings(ratings) else None,
             *self.size,
-            None if known is None else torch.tensor(known),
+            torch.tensor(times(ratings)) if RATED_AT in ratings.column_names else None,
         )
+
+    def _matrix(self, users: Ints, movies: Ints) -> csr_array:
+        """bool[scored users, movies], true at these pairs; those of other users and of unknown movies are left out."""
+        row = np.full(self.size[0], -1)
+        row[self.users] = np.arange(len(self.users))
+        kept = (row[users] >= 0) & (movies >= 0)
+        shape = len(self.users), self.size[1]
+        return csr_array((np.ones(kept.sum(), np.bool_), (row[users[kept]], movies[kept])), shape)
 
     def _ndcg_of_lists(self, config: RankingConfig) -> float:
         model = fit_ranking(self.interactions, config, self.device, lambda _: self.tick())
@@ -118,5 +128,5 @@ class Objective:
         q, b_m = module.movie_factors.weight, module.movie_bias.weight.squeeze(1)
         return self._ndcg(top_k_by_product(module.user_factors.weight[users], q, b_m, self.rated, K))
 
-    def _ndcg(self, lists: np.ndarray) -> float:
+    def _ndcg(self, lists: Ints) -> float:
         return float(ndcg(find_hits(lists, self.relevant), self.counts).mean())
