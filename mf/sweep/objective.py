@@ -14,12 +14,13 @@ from mf.evaluation.metrics import ndcg
 from mf.evaluation.ranking import SCORED_USERS, find_hits, ranking_lists, sample
 from mf.evaluation.topk import top_k_by_product
 from mf.model import MatrixFactorization
-from mf.ranking import Interactions, RankingConfig
+from mf.ranking import RankingConfig
 from mf.ranking.fit import fit as fit_ranking
 from mf.ranking.relevance import default_threshold
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, has_ratings, times
+from mf.ratings.schema import MOVIE, RATING, USER, has_ratings
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, RatingTensors, fit
+from mf.together import interactions_of
 
 K = 10  # length of the lists
 
@@ -55,6 +56,7 @@ class Objective:
         self.train = self._tensors(user_rows, movie_rows, ratings)
         self.validation = self._tensors(users.rows(validation[USER]), movies.rows(validation[MOVIE]), validation)
         if by_lists:
+            self.interactions = interactions_of(ratings, users, movies, user_rows, movie_rows)
             self._prepare_lists(ratings, relevance_threshold)
 
     @property
@@ -101,13 +103,6 @@ class Objective:
         self.counts = np.bincount(users, minlength=self.size[0])[self.users]
         self.relevant = self._matrix(users, movies)
         self.rated = self._matrix(train.users.numpy(), train.movies.numpy())
-        self.interactions = Interactions(
-            train.users,
-            train.movies,
-            train.ratings if has_ratings(ratings) else None,
-            *self.size,
-            torch.tensor(times(ratings)) if RATED_AT in ratings.column_names else None,
-        )
 
     def _matrix(self, users: Ints, movies: Ints) -> csr_array:
         """bool[scored users, movies], true at these pairs; those of other users and of unknown movies are left out."""
