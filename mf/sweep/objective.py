@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 import torch
-from scipy.sparse import csr_array
 
 from mf.biases import Ints
 from mf.config import Config
 from mf.errors import DataError
+from mf.evaluation.encoded import pairs
 from mf.evaluation.metrics import ndcg
 from mf.evaluation.ranking import SCORED_USERS, find_hits, ranking_lists, sample
 from mf.evaluation.topk import top_k_by_product
@@ -37,7 +37,7 @@ class Objective:
         tick: called after every epoch and every pass; may raise to stop the trial.
 
     Raises:
-        DataError: nobody has a validation rating to score lists by.
+        DataError: a part is empty, or nobody has a validation rating to score lists by.
     """
 
     def __init__(
@@ -51,12 +51,15 @@ class Objective:
         tick: Callable[[], None],
     ) -> None:
         self.device, self.by_lists, self.tick = device, by_lists, tick
-        (users, user_rows), (movies, movie_rows) = (Vocabulary.encode(ratings[name]) for name in (USER, MOVIE))
+        for name, part in (("training", ratings), ("validation", validation)):
+            if not len(part):
+                raise DataError(f"trials: the {name} part is empty, expected ratings to compare trials by")
+        (users, train_users), (movies, train_movies) = (Vocabulary.encode(ratings[name]) for name in (USER, MOVIE))
         self.size = len(users), len(movies)
-        self.train = self._tensors(user_rows, movie_rows, ratings)
+        self.train = self._tensors(train_users, train_movies, ratings)
         self.validation = self._tensors(users.rows(validation[USER]), movies.rows(validation[MOVIE]), validation)
         if by_lists:
-            self.interactions = interactions_of(ratings, users, movies, user_rows, movie_rows)
+            self.interactions = interactions_of(ratings, users, movies, train_users, train_movies)
             self._prepare_lists(ratings, relevance_threshold)
 
     @property
@@ -82,35 +85,27 @@ class Objective:
         module = fit(self.train, self.validation, config, self.device, [note])
         return self._ndcg_of_stars(module) if self.by_lists else kept[-1]
 
-    def _tensors(self, users: Ints, movies: Ints, table: pa.Table) -> RatingTensors:
-        ratings = table[RATING].to_numpy() if has_ratings(table) else np.ones(len(table), np.float32)
-        return RatingTensors(torch.from_numpy(users), torch.from_numpy(movies), torch.tensor(ratings), *self.size)
+    def _tensors(self, users: Ints, movies: Ints, ratings: pa.Table) -> RatingTensors:
+        stars = ratings[RATING].to_numpy() if has_ratings(ratings) else np.ones(len(ratings), np.float32)
+        return RatingTensors(torch.from_numpy(users), torch.from_numpy(movies), torch.tensor(stars), *self.size)
 
     def _prepare_lists(self, ratings: pa.Table, threshold: float | None) -> None:
         """Finds the users whose lists are scored, what they leave out and what they should hold."""
-        train, validation = self.train, self.validation
         if threshold is None or not has_ratings(ratings):
-            threshold = default_threshold(train.ratings.numpy())
-        liked = ((validation.ratings >= threshold) & (validation.users >= 0)).numpy()
-        users, movies = validation.users.numpy()[liked], validation.movies.numpy()[liked]
-        self.users = sample(np.unique(users), SCORED_USERS, seed=0)
-        if not len(self.users):
+            threshold = default_threshold(self.train.ratings.numpy())
+        held_out = self.validation
+        users, movies = held_out.users.numpy(), held_out.movies.numpy()
+        liked = held_out.ratings.numpy() >= threshold
+        counts = np.bincount(users[liked & (users >= 0)], minlength=self.size[0])
+        chosen = sample(np.flatnonzero(counts), SCORED_USERS, seed=0)
+        if not len(chosen):
             raise DataError(
                 f"trials: no user of the training part has a validation rating of {threshold:g} or higher to score "
                 "lists by: raise val_size, lower relevance_threshold, or compare trials by rmse"
             )
-        # Movies that no training rating has are counted too: no list can hold them.
-        self.counts = np.bincount(users, minlength=self.size[0])[self.users]
-        self.relevant = self._matrix(users, movies)
-        self.rated = self._matrix(train.users.numpy(), train.movies.numpy())
-
-    def _matrix(self, users: Ints, movies: Ints) -> csr_array:
-        """bool[scored users, movies], true at these pairs; those of other users and of unknown movies are left out."""
-        row = np.full(self.size[0], -1)
-        row[self.users] = np.arange(len(self.users))
-        kept = (row[users] >= 0) & (movies >= 0)
-        shape = len(self.users), self.size[1]
-        return csr_array((np.ones(kept.sum(), np.bool_), (row[users[kept]], movies[kept])), shape)
+        self.users, self.counts = chosen, counts[chosen]
+        self.rated = pairs(self.train.users.numpy(), self.train.movies.numpy(), self.size)[chosen]
+        self.relevant = pairs(users[liked], movies[liked], self.size)[chosen]
 
     def _ndcg_of_lists(self, config: RankingConfig) -> float:
         model = fit_ranking(self.interactions, config, self.device, lambda _: self.tick())
@@ -123,5 +118,5 @@ class Objective:
         q, b_m = module.movie_factors.weight, module.movie_bias.weight.squeeze(1)
         return self._ndcg(top_k_by_product(module.user_factors.weight[users], q, b_m, self.rated, K))
 
-    def _ndcg(self, lists: Ints) -> float:
+    def _ndcg(self, lists: np.ndarray) -> float:
         return float(ndcg(find_hits(lists, self.relevant), self.counts).mean())
