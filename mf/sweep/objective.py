@@ -14,12 +14,13 @@ from mf.evaluation.metrics import ndcg
 from mf.evaluation.ranking import SCORED_USERS, find_hits, ranking_lists, sample
 from mf.evaluation.topk import top_k_by_product
 from mf.model import MatrixFactorization
-from mf.ranking import Interactions, RankingConfig
+from mf.ranking import RankingConfig
 from mf.ranking.fit import fit as fit_ranking
 from mf.ranking.relevance import default_threshold
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, has_ratings, times
+from mf.ratings.schema import MOVIE, RATING, USER, has_ratings
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, RatingTensors, fit
+from mf.together import interactions_of
 
 K = 10  # length of the lists
 
@@ -58,6 +59,7 @@ class Objective:
         self.train = self._tensors(train_users, train_movies, ratings)
         self.validation = self._tensors(users.rows(validation[USER]), movies.rows(validation[MOVIE]), validation)
         if by_lists:
+            self.interactions = interactions_of(ratings, users, movies, train_users, train_movies)
             self._prepare_lists(ratings, relevance_threshold)
 
     @property
@@ -104,14 +106,6 @@ class Objective:
         self.users, self.counts = chosen, counts[chosen]
         self.rated = pairs(self.train.users.numpy(), self.train.movies.numpy(), self.size)[chosen]
         self.relevant = pairs(users[liked], movies[liked], self.size)[chosen]
-        known = times(ratings) if RATED_AT in ratings.column_names else None
-        self.interactions = Interactions(
-            self.train.users,
-            self.train.movies,
-            self.train.ratings if has_ratings(ratings) else None,
-            *self.size,
-            None if known is None else torch.tensor(known),
-        )
 
     def _ndcg_of_lists(self, config: RankingConfig) -> float:
         model = fit_ranking(self.interactions, config, self.device, lambda _: self.tick())

@@ -145,6 +145,26 @@ def test_the_same_seed_gives_the_same_trials_and_another_one_others() -> None:
     assert all(mine != theirs for mine, theirs in zip(one[1:], other[1:], strict=True))
 
 
+def test_ids_as_dictionary_columns_and_ids_that_only_the_validation_part_has_are_trained_as_plain_ones() -> None:
+    def encoded(part: pa.Table) -> pa.Table:
+        for place, name in enumerate((USER, MOVIE)):
+            part = part.set_column(place, name, part[name].dictionary_encode())
+        return part
+
+    users = pa.array([f"u{user}" if user > 3 else "new" for user in VALIDATION[USER].to_pylist()])
+    train_part = TRAIN.set_column(0, USER, pa.array([f"u{user}" for user in TRAIN[USER].to_pylist()]))
+    validation = VALIDATION.set_column(0, USER, users)
+    config = SweepConfig(trials=2, trial_objective="ndcg")
+    plain, coded = (
+        search(*parts, config, choices(), device=CPU, seed=0, say=lambda _: None)
+        for parts in ((train_part, validation), (encoded(train_part), encoded(validation)))
+    )
+    assert tried(plain) == tried(coded)
+    alone = train(train_part, validation, choices().solvers["sgd"], device=CPU)
+    stars = search(encoded(train_part), encoded(validation), SweepConfig(trials=2), choices(), device=CPU, seed=0)
+    assert stars.trials[0].value == alone.metrics["validation_rmse"]
+
+
 def test_options_that_are_set_stay_as_they_are_and_name_the_solvers_that_have_them() -> None:
     found, _ = swept(choices("adam", any_solver=True, lr=0.02), trials=12)
     assert {trial.solver for trial in found.trials} == {"adam", "sgd"}
@@ -196,6 +216,8 @@ def test_a_trial_that_diverges_is_a_failed_one_and_the_sweep_goes_on(
     report = (tmp_path / "report.html").read_text()
     assert report.count("<td>failed</td>") == len(failed)
     assert f" {len(failed)} failed." in report
+    assert '<a href="#sweep">Sweep</a>' in report
+    assert '<section id="sweep">' in report
     # A resumed sweep knows of them.
     again, _ = swept(choices(row_damping=0.0), trials=8, journal=tmp_path / "journal.json")
     assert again.trials == found.trials
