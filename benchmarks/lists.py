@@ -15,11 +15,11 @@ from scipy.sparse import csr_matrix
 from benchmarks import data
 from benchmarks.apart import Result, run
 from benchmarks.bars import Bar, bars, quotient
+from benchmarks.encoded import EncodedRatings
 from benchmarks.planted import FULL
 from benchmarks.rankers import HEAD, OURS, RANKERS, Ranker, Scorer, ours, popularity, rated
 from benchmarks.report import failures, number, ratio, table
 from mf.biases import Ints
-from mf.evaluation.encoded import EncodedRatings
 from mf.evaluation.metrics import CATALOGUE_METRICS, LIST_METRICS
 from mf.evaluation.ranking import find_hits, score_users
 from mf.evaluation.topk import top_k

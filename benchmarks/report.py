@@ -17,6 +17,7 @@ TITLES = {
     "limits": "What the machine can do",
     "accuracy": "Accuracy",
     "speed": "Speed",
+    "processes": "Several processes",
     "csv": "From a CSV file to Parquet",
     "import": "From a table to Parquet",
     "export": "Embeddings into the database",

@@ -14,7 +14,7 @@ from benchmarks.bars import Bar, bars
 from benchmarks.csv_ingest import write
 from benchmarks.data import CACHE
 from benchmarks.planted import FULL
-from benchmarks.processes import Finished, Seen, watch
+from benchmarks.sampled import Finished, Seen, watch
 from benchmarks.report import NONE, number, table
 from mf.parallel import cores
 

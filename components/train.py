@@ -29,33 +29,54 @@ def train(
     retried resumes from its checkpoint."""
     parameters = dict(locals())
 
+    import os
     from pathlib import Path
 
     from mf.checkpoint import CheckpointFile, say_at_once
     from mf.errors import reported
+    from mf.nodes import Nodes
     from mf.parameters import chosen_solver, ranking_config, solver_config, sweep_choices, sweep_config
     from mf.plan import Plan
     from mf.ratings.schema import read_ratings
+    from mf.solvers import processes_line
     from mf.sweep.search import check_optuna
-    from mf.train import pick_device
+    from mf.train import assist, pick_device
     from mf.warm_start import EarlierModel
 
     with reported():
         # First, because a training that was meant for a GPU would take hours on a CPU.
         device, where = pick_device(use_cuda=True, gpus=train_accelerator_count)
+        nodes, processes = Nodes.of(os.environ), max(1, train_accelerator_count)
+        where += f", machine {nodes.rank + 1} of {nodes.count}" if nodes.count > 1 else ""
         config, lists, sweep = solver_config(parameters), ranking_config(parameters), sweep_config(parameters)
         if sweep.wanted:
             check_optuna()
-        ratings, provenance = read_ratings(Path(train_ratings.path))
-        validation, _ = read_ratings(Path(validation_ratings.path))
+        ratings, provenance = read_ratings(Path(train_ratings.path), encoded=True)
+        validation, _ = read_ratings(Path(validation_ratings.path), encoded=True)
+        sweep.check(val_size=len(validation), processes={"train_nodes": nodes.count})
         chosen, why = chosen_solver(parameters)
         what = f"solver {chosen}, {factors} factors" if provenance.has_ratings else "lists alone, there are no ratings"
         print(f"{where}: {what}, {len(ratings):,} training and {len(validation):,} validation rows", flush=True)
         if why and provenance.has_ratings:
             print(why, flush=True)
+        if provenance.has_ratings and (change := processes_line(config, processes * nodes.count)):
+            print(change, flush=True)
         # In the run's folder, which is the same for every attempt.
         checkpoint = CheckpointFile(Path(model.path).parents[1] / "train.checkpoint", share=0.01)
         earlier = EarlierModel.read(Path(initial_model.path)) if Path(initial_model.path).exists() else None
+        if nodes.rank:  # only the first machine writes outputs
+            assist(
+                ratings,
+                validation,
+                config,
+                nodes=nodes,
+                device=device,
+                checkpoint=checkpoint,
+                earlier=earlier,
+                ranking=lists,
+                processes=processes,
+            )
+            return
         journal = Path(model.path).parents[1] / "train.trials.json"
         plan = Plan(config, lists, sweep, sweep_choices(parameters), checkpoint, journal)
         trained, found = plan.train(
@@ -66,7 +87,8 @@ def train(
             relevance_threshold=float(relevance_threshold) if relevance_threshold else None,
             earlier=earlier,
             provenance=provenance,
-            processes=max(1, train_accelerator_count),
+            processes=processes,
+            nodes=nodes,
         )
         trained.save(Path(model.path))
         plan.clean_up()

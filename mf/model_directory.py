@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 from mf.errors import DataError, TrainingError
 from mf.files import directory_written_aside
 from mf.ratings.schema import MOVIE, USER, IdType, TrainedOn, id_type
-from mf.ratings.vocabulary import Vocabulary
+from mf.ratings.vocabulary import Vocabulary, distinct_ids
 
 # PyTorch is imported where it is used: publishing a model directory needs none of it.
 if TYPE_CHECKING:
@@ -139,8 +140,8 @@ class MovieCounts:
     @classmethod
     def of(cls, movies: pa.ChunkedArray) -> "MovieCounts":
         """From the movie of each rating."""
-        counts = pc.value_counts(movies)
-        return cls(counts.field("values"), counts.field("counts").to_numpy().astype(np.int32))
+        ids, codes = distinct_ids(movies)
+        return cls(ids, np.bincount(codes, minlength=len(ids)).astype(np.int32))
 
     @classmethod
     def read(cls, directory: Path, card: Mapping[str, Any]) -> "MovieCounts | None":
@@ -386,14 +387,14 @@ class TrainedModel:
             DataError: a file is missing or does not match the others.
         """
         try:
-            card = json.loads((directory / CARD).read_text())
+            card = json.loads((directory / CARD).read_text(encoding="utf-8"))
             if card["format"] != FORMAT:
                 raise ValueError(f"{CARD} has format {card['format']}, expected {FORMAT}")
             record = {name: card[name] for name in ("run_id", "solver", "config", "rows", "metrics", "git_sha")}
             ranking = TrainedRanking.read(directory, card["ranking"]) if card.get("ranking") is not None else None
             counts = MovieCounts.read(directory, card)
             module: MatrixFactorization | None = None
-            if card["mu"] is None and ranking:
+            if ranking and all(card[name] is None for name in STARS):
                 users, movies = ranking.users, ranking.movies
             else:
                 module, users, movies = _read_star_model(directory, card)
@@ -427,7 +428,7 @@ def _read_star_model(directory: Path, card: Mapping[str, Any]) -> "tuple[MatrixF
         if _check_size(directory / file) != header.factors:
             raise ValueError(f"{file}: its vectors do not have {header.factors} values, as {CARD} says")
     users, movies = (
-        Vocabulary(pq.read_table(directory / file, columns=[key])[key].combine_chunks())
+        Vocabulary(_checked_ids(_read_columns(directory / file, key)[0], directory / file, key))
         for key, file in PARQUET.items()
     )
     module = MatrixFactorization(
@@ -435,8 +436,13 @@ def _read_star_model(directory: Path, card: Mapping[str, Any]) -> "tuple[MatrixF
     )
     state = load_tensors(directory / WEIGHTS)
     module.load_state_dict(state)
-    if wrong := [name for name, values in state.items() if not values.isfinite().all()]:
-        raise ValueError(f"{WEIGHTS}: {wrong[0]} holds a value that is not finite")
+    for name, values in state.items():
+        if not values.is_floating_point():
+            raise ValueError(f"{WEIGHTS}: {name} is of {values.dtype}, expected floating-point numbers")
+        if not values.isfinite().all():
+            raise ValueError(f"{WEIGHTS}: {name} holds a value that is not finite")
+    if problem := _mu_problem(*(float(state[name]) for name in STARS)):
+        raise ValueError(f"{WEIGHTS}: {problem}")
     return module, users, movies
 
 
@@ -549,9 +555,11 @@ def _content_hash(directory: Path, header: Header, ranking: dict[str, Any] | Non
 def _read_card(path: Path) -> dict[str, Any]:
     try:
         card: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}): is this a model directory?") from None
-    return card if isinstance(card, dict) else {}
+    if not isinstance(card, dict):
+        raise DataError(f"{path}: found a {type(card).__name__}, expected an object: is this a model directory?")
+    return card
 
 
 def _header(path: Path, card: Mapping[str, Any]) -> Header:
@@ -573,8 +581,8 @@ def _checked_factors(path: Path, name: str, value: Any) -> int:
 
 
 def _checked_number(path: Path, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{path}: {name} is {value!r}, expected a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise DataError(f"{path}: {name} is {repr(value)[:40]}, expected a finite number")
     return float(value)
 
 
@@ -625,6 +633,8 @@ def _ranking_numbers(path: Path, entry: Any) -> dict[str, Any]:
     for name in RANKING_NUMBERS:
         if name != "recency" and not (name in WITH_RATINGS and entry.get(name, "") is None):
             _checked_number(path, f"ranking.{name}", entry.get(name))
+    if entry["sd"] is not None and entry["sd"] <= 0:
+        raise DataError(f"{path}: ranking.sd is {entry['sd']}, expected a number above 0")
     return entry
 
 

@@ -262,8 +262,8 @@ def gpus_in(region: str, cuda: str = DEFAULT_CUDA) -> dict[str, list[int]]:
     }
 
 
-def check_spot(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuses parameters of a run that have no effect because the spot machine is compiled in.
+def check_custom_job(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuses parameters of a run that have no effect because a custom job's machine is compiled in.
 
     Args:
         parameters: all of the run's.
@@ -274,7 +274,7 @@ def check_spot(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> No
     """
     if changed := [name for name in TRAIN if parameters.get(name) != defaults.get(name)]:
         raise ConfigError(
-            f"{', '.join(changed)}: the train step's spot machine was settled when the pipeline was compiled, with "
+            f"{', '.join(changed)}: the train step's machine was settled when the pipeline was compiled, with "
             f"{defaults['train_accelerator_count']:g} {defaults['train_accelerator_type']}: set it under [parameters] "
             "in pipelines/settings.toml and run `make compile`"
         )

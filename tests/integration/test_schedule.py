@@ -270,7 +270,7 @@ def test_on_spot_a_run_cannot_name_another_machine(vertex: FakeVertex, run: Run,
     compile_pipeline(Settings.of(**SETTINGS, spot=True), file)
     said = run("schedule", EVERY_NIGHT, "--param=train_accelerator_count=2", more="spot = true\n", file=file, status=2)
     assert said.startswith(
-        "error: train_accelerator_count: the train step's spot machine was settled when the pipeline was compiled"
+        "error: train_accelerator_count: the train step's machine was settled when the pipeline was compiled"
     )
     assert vertex.requests == []
     assert "NVIDIA_L4, spot\n" in run("schedule", EVERY_NIGHT, more="spot = true\n", file=file)

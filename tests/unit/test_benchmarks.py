@@ -23,6 +23,7 @@ from benchmarks import (
     processes,
     rankers,
     report,
+    sampled,
     solvers,
     speed,
     whole,
@@ -65,6 +66,13 @@ def test_planted_ratings_are_half_stars_for_pairs_that_occur_once() -> None:
     assert made.users.max() < made.n_users
     assert made.movies.max() < made.n_movies
     assert np.all(np.bincount(made.users) <= 2 * 0.12 * made.n_movies)
+
+
+def test_several_processes_are_measured_beside_one(cache: Path) -> None:
+    for case in ("sgd", processes.LISTS):
+        one, two = (processes.measure("planted:6000:0", case, n) for n in (1, 2))
+        assert all(0 < result["pass_s"] <= result["total_s"] for result in (one, two))
+        assert one.get("rmse") == two.get("rmse")
 
 
 def test_the_floor_is_the_rmse_of_the_clipped_true_scores() -> None:
@@ -345,7 +353,7 @@ def test_a_command_and_what_it_starts_are_sampled_with_their_time_and_memory() -
     child = "import sys, time; held = bytearray(60_000_000); started = time.process_time(); "
     child += "[None for _ in iter(lambda: time.process_time() - started < 0.5, False)]; sys.exit(3)"
     parent = f"import subprocess, sys; print('said'); sys.exit(subprocess.call([sys.executable, '-c', {child!r}]))"
-    done = processes.watch([sys.executable, "-c", parent])
+    done = sampled.watch([sys.executable, "-c", parent])
     assert (done.status, done.output) == (3, "said\n")
     (outer,) = [seen for seen in done.processes if seen.words[-1] == parent]
     (inner,) = [seen for seen in done.processes if seen.words[-1] == child]
@@ -355,8 +363,8 @@ def test_a_command_and_what_it_starts_are_sampled_with_their_time_and_memory() -
 
 
 def test_a_waterfall_has_a_row_per_step_then_per_server_with_the_fits_beside_them() -> None:
-    def seen(command: str, started: float, ended: float, cpu: float, peak: float) -> processes.Seen:
-        return processes.Seen(psutil.Process(), started, ended, cpu, peak, command.split())
+    def seen(command: str, started: float, ended: float, cpu: float, peak: float) -> sampled.Seen:
+        return sampled.Seen(psutil.Process(), started, ended, cpu, peak, command.split())
 
     them = [
         seen("python -m pipelines run --home h", 0, 9, 1, 100),
@@ -366,7 +374,7 @@ def test_a_waterfall_has_a_row_per_step_then_per_server_with_the_fits_beside_the
         seen("python3 --function_to_execute train", 4, 8, 3, 500),
         seen("python3 --function_to_execute split", 3, 4, 1, 50),
     ]
-    lines = whole.grouped(processes.Finished(9.5, 0, "", them))
+    lines = whole.grouped(sampled.Finished(9.5, 0, "", them))
     assert list(lines) == ["split", "train", "command", "PostgreSQL"]
     assert lines["train"] == {"started_s": 4, "seconds": 4, "cpu_s": 3, "peak_mb": 500}
     assert lines["PostgreSQL"] == {"started_s": 1, "seconds": 8, "cpu_s": 0.75, "peak_mb": 30}
