@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.apart import Result, cores, run
+from benchmarks.apart import Result, run
 from benchmarks.data import Ratings, load
 from benchmarks.report import NONE, failures, number, ratio, table
+from mf.parallel import cores
 from mf.ranking import RankingConfig
 from mf.ratings.schema import MOVIE, RATING, USER
 from mf.solvers import EpochReport, configure

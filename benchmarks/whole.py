@@ -14,8 +14,8 @@ from benchmarks.bars import Bar, bars
 from benchmarks.csv_ingest import write
 from benchmarks.data import CACHE
 from benchmarks.planted import FULL
-from benchmarks.sampled import Finished, Seen, watch
 from benchmarks.report import NONE, number, table
+from benchmarks.sampled import Finished, Seen, watch
 from mf.parallel import cores
 
 SIZES = (250_000, 4_000_000, FULL)
