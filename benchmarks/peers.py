@@ -147,8 +147,8 @@ def measure(data: str, name: str) -> Result:
     """Trains a peer on a data set.
 
     Returns:
-        version, rmse, preparation_s, fit_s, total_s and total_cpu_s (import and predictions included); or error if it is
-        not installed.
+        version, rmse, preparation_s, fit_s, total_s and total_cpu_s (import and predictions included); or error if the
+        library is not installed.
     """
     peer = PEERS[name]
     if peer.version is None:
