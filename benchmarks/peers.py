@@ -147,12 +147,14 @@ def measure(data: str, name: str) -> Result:
     """Trains a peer on a data set.
 
     Returns:
-        version, rmse, preparation_s, fit_s, total_s; or error if it is not installed.
+        version, rmse, preparation_s, fit_s, total_s and total_cpu_s (import and predictions included); or error if the
+        library is not installed.
     """
     peer = PEERS[name]
     if peer.version is None:
         return {"error": f"{peer.package} is not installed"}
     split = load(data)
+    started = time.process_time()
     preparation, seconds, predictions = peer.fit(peer.options, split)
     return {
         "version": peer.version,
@@ -160,4 +162,5 @@ def measure(data: str, name: str) -> Result:
         "preparation_s": preparation,
         "fit_s": seconds,
         "total_s": preparation + seconds,
+        "total_cpu_s": time.process_time() - started,
     }

@@ -179,13 +179,13 @@ def peers_table(theirs: Mapping[str, Result]) -> str:
         (
             name,
             result.get("version", NONE),
-            *(number(result.get(key), 1) for key in ("preparation_s", "fit_s", "total_s")),
+            *(number(result.get(key), 1) for key in ("preparation_s", "fit_s", "total_s", "total_cpu_s")),
             number(result.get("rmse"), 4),
             _gb(result),
         )
         for name, result in theirs.items()
     ]
-    return table(("", "version", "preparation s", "fit s", "s in all", "RMSE", "peak GB"), lines)
+    return table(("", "version", "preparation s", "fit s", "s in all", "CPU s", "RMSE", "peak GB"), lines)
 
 
 def against_peers(fits: Mapping[str, Result], curves: Mapping[str, Result], theirs: Mapping[str, Result]) -> str:

@@ -76,14 +76,16 @@ def _measure(rows: int) -> tuple[Result, Result, Result]:
 
 
 def _run(label: str, home: Path, file: str) -> Result:
-    """A run of the pipeline: seconds, CPU seconds, the fits' seconds, and the processes by step or name."""
+    """A run of the pipeline: seconds, the fits' seconds, and the processes by step or name."""
     print(f"{label}:", end=" ", flush=True)
     done = watch([sys.executable, "-m", "pipelines", "run", "--home", str(home), "--ratings", file])
     print(f"{done.seconds:.1f} s", flush=True)
     if done.status:
         return {"error": done.output.strip().splitlines()[-1]}
     outputs = max(home.glob("runs/*/mf-training-*"))
-    fits = {step: _fit_seconds(outputs / step / "model" / "model.json") for step in ("train", "refit")}
+    cards = {step: outputs / step / "model" / "model.json" for step in ("train", "refit")}
+    # A model that the gate refused is not fitted again.
+    fits = {step: _fit_seconds(card) for step, card in cards.items() if card.exists()}
     beside = done.seconds - sum(sum(fit) for fit in fits.values())
     return {"seconds": done.seconds, "fits": fits, "beside_s": beside, "lines": grouped(done)}
 

@@ -32,16 +32,15 @@ def train(
     import os
     from pathlib import Path
 
-    from mf.checkpoint import CheckpointFile, reporter
+    from mf.checkpoint import CheckpointFile, say_at_once
     from mf.errors import reported
     from mf.nodes import Nodes
     from mf.parameters import chosen_solver, ranking_config, solver_config, sweep_choices, sweep_config
+    from mf.plan import Plan
     from mf.ratings.schema import read_ratings
     from mf.solvers import processes_line
-    from mf.sweep.journal import remove_journal
-    from mf.sweep.search import check_optuna, search
+    from mf.sweep.search import check_optuna
     from mf.train import assist, pick_device
-    from mf.train import train as train_model
     from mf.warm_start import EarlierModel
 
     with reported():
@@ -65,21 +64,6 @@ def train(
         # In the run's folder, which is the same for every attempt.
         checkpoint = CheckpointFile(Path(model.path).parents[1] / "train.checkpoint", share=0.01)
         earlier = EarlierModel.read(Path(initial_model.path)) if Path(initial_model.path).exists() else None
-        found, journal = None, Path(model.path).parents[1] / "train.trials.json"
-        if sweep.wanted:
-            found = search(
-                ratings,
-                validation,
-                sweep,
-                sweep_choices(parameters),
-                device=device,
-                seed=seed,
-                relevance_threshold=float(relevance_threshold) if relevance_threshold else None,
-                journal=journal,
-                say=lambda line: print(line, flush=True),
-            )
-            config, lists = found.config, found.ranking
-            print(found.line(), flush=True)
         if nodes.rank:  # only the first machine writes outputs
             assist(
                 ratings,
@@ -93,25 +77,21 @@ def train(
                 processes=processes,
             )
             return
-        trained = train_model(
+        journal = Path(model.path).parents[1] / "train.trials.json"
+        plan = Plan(config, lists, sweep, sweep_choices(parameters), checkpoint, journal)
+        trained, found = plan.train(
             ratings,
             validation,
-            config,
             device=device,
-            callbacks=[reporter(checkpoint)],
-            checkpoint=checkpoint,
+            say=say_at_once,
+            relevance_threshold=float(relevance_threshold) if relevance_threshold else None,
             earlier=earlier,
             provenance=provenance,
-            ranking=lists,
-            progress=lambda report: print(report.line(), flush=True),
             processes=processes,
             nodes=nodes,
         )
-        if found:
-            trained.metrics["sweep"] = found.record()
         trained.save(Path(model.path))
-        checkpoint.remove()
-        remove_journal(journal)
+        plan.clean_up()
     best = trained.metrics.get("validation_rmse")
     model.framework = "PyTorch"
     model.metadata.update(

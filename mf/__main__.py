@@ -196,15 +196,16 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
     if sweep.wanted:
         _check_sweep(sweep, trainer, choices, source, publishing)
 
-    from mf.checkpoint import reporter
+    from mf.checkpoint import say_at_once
     from mf.evaluation.baselines import BesideBaselines
     from mf.ingest import ingest
+    from mf.plan import Plan
     from mf.publish import NOTHING_HELD_OUT, publish, remove_report
     from mf.ratings.schema import check_ratings_differ, read_ratings
     from mf.ratings.split import split
     from mf.supabase.find import find_target
-    from mf.sweep.journal import JOURNAL, remove_journal
-    from mf.train import pick_device, train
+    from mf.sweep.journal import JOURNAL
+    from mf.train import pick_device
     from mf.warm_start import EarlierModel
 
     target = find_target(trainer.supabase_url, trainer.supabase_key) if publishing else None
@@ -236,39 +237,23 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
         print(f"{device_line}, by {many} processes" if many else device_line)
         if provenance.has_ratings and (change := processes_line(asked, trainer.processes)):
             print(change)
-        report = reporter(checkpoint)
         part, held_out = ("validation", parts.validation) if test is None else ("test", test)
         judge_by_validation = target is not None and test is None
         if target and not len(held_out) and not gate.force_publish:
             print(f"{NOTHING_HELD_OUT}: the model will be written to {trainer.output_dir}/ and not published")
-        found, journal = None, trainer.output_dir / JOURNAL
-        if sweep.wanted:
-            from mf.sweep.search import search
-
-            found = search(
-                parts.train, parts.validation, sweep, choices,
-                device=device, seed=seed, journal=journal, say=lambda line: print(line, flush=True),
-            )  # fmt: skip
-            solver, ranking = found.config, found.ranking
-            print(found.line())
-        model = train(
-            parts.train, parts.validation, solver,
-            device=device, callbacks=[report], checkpoint=checkpoint, earlier=earlier, provenance=provenance,
-            ranking=ranking, lists_from_validation=not judge_by_validation,
-            progress=lambda done: print(done.line(), flush=True), processes=trainer.processes,
+        plan = Plan(solver, ranking, sweep, choices, checkpoint=checkpoint, journal=trainer.output_dir / JOURNAL)
+        model, _ = plan.train(
+            parts.train, parts.validation,
+            device=device, say=say_at_once, earlier=earlier, provenance=provenance,
+            lists_from_validation=not judge_by_validation, processes=trainer.processes,
         )  # fmt: skip
-        if found:
-            model.metrics["sweep"] = found.record()
         test_line = _score(model, parts, test) if test is not None else ""
         kept = [] if is_original else [work / RATINGS_PARQUET]  # mf recommend leaves out what a user has rated
         (trainer.output_dir / RATINGS_PARQUET).unlink(missing_ok=True)  # of an earlier model
         model.save(trainer.output_dir, also=[*sorted(work.glob("*rejects.csv")), *kept])
         if test is None:
             (trainer.output_dir / "test_rejects.csv").unlink(missing_ok=True)
-        if checkpoint:
-            checkpoint.remove()
-        if found:
-            remove_journal(journal)
+        plan.clean_up()
     if len(held_out) and model.module:
         beside = BesideBaselines.of(model, parts.train, held_out)
         print(beside.line(part))

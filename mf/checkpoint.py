@@ -3,6 +3,7 @@
 import glob
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +79,20 @@ class CheckpointFile:
             part.unlink(missing_ok=True)
 
 
-def reporter(checkpoint: CheckpointFile | None) -> Callback:
-    """A callback that prints one line per epoch; on resuming, one line for all finished epochs."""
+def say_at_once(line: str) -> None:
+    """Print a line without waiting for a full buffer."""
+    print(line, flush=True)
+
+
+def reporter(checkpoint: CheckpointFile | None, say: Callable[[str], None] = say_at_once) -> Callback:
+    """A callback that gives ``say`` one line per epoch; on resuming, one line for all finished epochs."""
 
     def report(epoch: EpochReport) -> None:
         done = checkpoint.epochs if checkpoint else 0
         if checkpoint and epoch.epoch == done:
-            print(_resuming(checkpoint.path, done, epoch.epochs), flush=True)
+            say(_resuming(checkpoint.path, done, epoch.epochs))
         elif epoch.epoch > done:
-            print(epoch.line(), flush=True)
+            say(epoch.line())
 
     return report
 

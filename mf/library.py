@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import SecretStr
 
-from mf.checkpoint import CheckpointFile, reporter
+from mf.checkpoint import CheckpointFile, say_at_once
 from mf.config import did_you_mean
 from mf.errors import ConfigError, DataError
 from mf.evaluation.config import EvaluateConfig, GateConfig
@@ -21,8 +21,8 @@ from mf.evaluation.evaluate import evaluate as evaluate_model
 from mf.ingest import ingest, ingest_frame
 from mf.model_directory import TrainedModel
 from mf.parameters import OR_SOLVERS_OWN, chosen_solver
+from mf.plan import Plan
 from mf.publish import Outcome, publish
-from mf.ranking import PassReport
 from mf.ranking import configure as configure_ranking
 from mf.ranking.config import DEFAULT_RANKING
 from mf.ratings.config import IngestConfig, SplitConfig
@@ -36,9 +36,9 @@ from mf.supabase.config import ExportConfig
 from mf.supabase.find import find_target
 from mf.supabase.target import Target
 from mf.sweep.config import Choices, SweepConfig
-from mf.sweep.journal import JOURNAL, remove_journal
-from mf.sweep.search import check_optuna, search
-from mf.train import pick_device, train
+from mf.sweep.journal import JOURNAL
+from mf.sweep.search import check_optuna
+from mf.train import pick_device
 from mf.warm_start import EarlierModel
 
 READING = IngestConfig.model_fields.keys() - {"ratings_csv"}  # options of reading
@@ -115,11 +115,14 @@ def fit(
     if sweep.wanted:
         sweep.check(val_size=share, init_from=bool(init_from), processes={"processes": 1})
         check_optuna()
-    saved = CheckpointFile(Path(checkpoint)) if checkpoint else None
-    journal = Path(f"{checkpoint}.{JOURNAL}") if checkpoint else None
+    plan = Plan(
+        config, lists, sweep, choices,
+        checkpoint=CheckpointFile(Path(checkpoint)) if checkpoint else None,
+        journal=Path(f"{checkpoint}.{JOURNAL}") if checkpoint else None,
+    )  # fmt: skip
     device, device_line = pick_device(use_cuda)
     earlier = _earlier(init_from)
-    say = print if verbose else _silent
+    say = say_at_once if verbose else _silent
     if why:
         say(why)
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
@@ -129,25 +132,10 @@ def fit(
         warnings.warn(_rejected(provenance, rejects), stacklevel=2)
     parts = split(table, division)
     say(device_line)
-    report = reporter(saved)
-    found = None
-    if sweep.wanted:
-        found = search(
-            parts.train, parts.validation, sweep, choices, device=device, seed=seed, journal=journal, say=say
-        )
-        config, lists = found.config, found.ranking
-        say(found.line())
-    trained = train(
-        parts.train, parts.validation, config,
-        device=device, callbacks=[report] if verbose else [], checkpoint=saved, earlier=earlier, provenance=provenance,
-        ranking=lists, progress=_say_pass if verbose else None,
-    )  # fmt: skip
-    if found:
-        trained.metrics["sweep"] = found.record()
-    if saved:
-        saved.remove()
-    if journal:
-        remove_journal(journal)
+    trained, _ = plan.train(
+        parts.train, parts.validation, device=device, say=say, earlier=earlier, provenance=provenance
+    )
+    plan.clean_up()
     if trained.module:
         trained.module.cpu()
     say(trained.summary())
@@ -403,10 +391,6 @@ def _earlier(init_from: Any) -> EarlierModel | None:
             init_from.save(scratch, with_ratings=False)
             return EarlierModel.read(Path(scratch))
     return EarlierModel.read(Path(init_from)) if init_from else None
-
-
-def _say_pass(report: PassReport) -> None:
-    print(report.line(), flush=True)
 
 
 def _silent(_: str) -> None:

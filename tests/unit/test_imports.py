@@ -19,7 +19,7 @@ ROOMS = (
     ("mf.library",),
     ("mf.parameters",),
     ("mf.recommender", "mf.publish", "mf.refit"),
-    ("mf.reuse",),
+    ("mf.reuse", "mf.plan"),
     ("mf.sweep",),
     ("mf.evaluation", "mf.ingest", "mf.train", "mf.local"),
     ("mf.together",),
