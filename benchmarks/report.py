@@ -26,6 +26,7 @@ TITLES = {
     "retrieval": "Recommendations",
     "fold_in": "New users from a few ratings",
     "gpu": "On a GPU",
+    "steps": "Steps on 100 million ratings",
 }
 INTRODUCTION = """# Benchmarks
 
@@ -33,7 +34,8 @@ INTRODUCTION = """# Benchmarks
 (`requirements/bench.in`; some are compiled and need a C++ compiler). `RATINGS=ratings.csv` adds MovieLens
 latest-small, or another file of that layout, to accuracy and lists, and measures new users. `ROWS=2000000` makes speed,
 imports, the cost of lists and the evaluation smaller. `ONLY=limits`, or another section, leaves the rest of the page
-unchanged; `ONLY=gpu` needs a GPU and is not part of the whole. Every measurement runs in a process of its own. The
+unchanged; `ONLY=gpu` needs a GPU and `ONLY=steps` 20 GB of
+disk; they are not part of the whole. Every measurement runs in a process of its own. The
 machine should be idle: threads that share cores wait for each other, those of the naive loop most.
 """
 
