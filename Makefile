@@ -35,6 +35,8 @@ unexport $(filter-out TZ,$(TEXTS)) FRESH WAIT CPU_ONLY PEERS \
    $(foreach name,TZ SUPABASE_URL,$(if $(filter command line,$(origin $(name))),$(name)))
 $(foreach secret,SUPABASE_KEY SUPABASE_DB_URL,$(if $(filter command line,$(origin $(secret))),$(error $(secret) on make's \
   command line can be read in the list of processes and stays in the shell's history: export it, or leave it out to be asked)))
+# A run ends with the make that started it: the shell's parent.
+RUN = MF_MAKE_PID=$$PPID $(PY) -m pipelines
 flag = $(if $(value $(1)),$(2)="$$GIVEN_$(1)")
 # Many environments have a TZ and some a NAME of their own: these two count on make's command line only.
 typed_flag = $(if $(filter command line,$(origin $(1))),$(flag))
@@ -61,13 +63,13 @@ $(INSTALLED): requirements/all.lock requirements/pipeline-components.lock pyproj
 	@rm -f $(VENV)/installed-* && touch $@
 
 run: $(INSTALLED) ## train, evaluate and publish on this machine: RATINGS=file.csv or IMPORT_TABLE=ratings, else the sample; SUPABASE_URL=… your project; FRESH=1 reads an unchanged file again
-	@$(PY) -m pipelines run $(source) $(call typed_flag,SUPABASE_URL,--supabase_url) $(if $(value FRESH),--fresh) $(params)
+	@$(RUN) run $(source) $(call typed_flag,SUPABASE_URL,--supabase_url) $(if $(value FRESH),--fresh) $(params)
 
 seed-table: $(INSTALLED) ## fill the table "ratings" of the embedded Supabase from RATINGS=file.csv, else from the sample
 	@$(PY) -m pipelines seed-table $(source) $(params)
 
-demo: $(INSTALLED) ## serve a demo page of the sample's recommendations until Ctrl-C
-	@$(PY) -m pipelines demo
+demo: $(INSTALLED) ## serve a demo page until Ctrl-C: RATINGS=file.csv or IMPORT_TABLE=ratings, else the sample; SUPABASE_URL=… reads the table of your project
+	@$(RUN) demo $(source) $(call typed_flag,SUPABASE_URL,--supabase_url) $(params)
 
 test: $(INSTALLED) ## run all tests
 	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -78,16 +80,16 @@ images: $(INSTALLED) ## build and push the images of the steps: CPU_ONLY=1 train
 compile: $(INSTALLED) ## write build/mf-training.yaml for Vertex AI Pipelines; TARGET=kubeflow: for Kubeflow Pipelines
 	@$(PY) -m pipelines compile $(settings)
 
-submit: compile ## run it on Vertex AI, as pipelines/settings.toml says; WAIT=1 follows the run to its end
+submit: compile ## run it on Vertex AI or Kubeflow, as pipelines/settings.toml says; WAIT=1 follows the run to its end
 	@$(PY) -m pipelines submit $(settings) $(params) $(if $(value WAIT),--wait)
 
 watch: $(INSTALLED) ## follow a run to its end: JOB=… as make submit prints it
 	@$(PY) -m pipelines watch $(settings) --job="$$GIVEN_JOB"
 
-schedule: compile ## run it on Vertex AI on a schedule: CRON="0 3 * * *" TZ=Europe/Berlin (else UTC) NAME=nightly
+schedule: compile ## run it there on a schedule: CRON="0 3 * * *" TZ=Europe/Berlin (else UTC) NAME=nightly
 	@$(PY) -m pipelines schedule $(settings) --cron="$$GIVEN_CRON" $(call typed_flag,TZ,--tz) $(call typed_flag,NAME,--name) $(params)
 
-doctor: $(INSTALLED) ## check everything that a run on Vertex AI needs; print the command for each missing thing
+doctor: $(INSTALLED) ## check everything that a run on Vertex AI or Kubeflow needs; print the command for each missing thing
 	@$(PY) -m pipelines doctor $(settings)
 
 unschedule: $(INSTALLED) ## delete the schedule: NAME=nightly

@@ -17,6 +17,7 @@ TITLES = {
     "limits": "What the machine can do",
     "accuracy": "Accuracy",
     "speed": "Speed",
+    "processes": "Several processes",
     "csv": "From a CSV file to Parquet",
     "import": "From a table to Parquet",
     "export": "Embeddings into the database",
@@ -24,7 +25,9 @@ TITLES = {
     "lists": "Lists",
     "ranking": "Evaluation",
     "retrieval": "Recommendations",
+    "million": "Recommendations of a million movies",
     "fold_in": "New users from a few ratings",
+    "whole": "A whole run",
     "gpu": "On a GPU",
     "steps": "Steps on 100 million ratings",
 }
@@ -33,10 +36,10 @@ INTRODUCTION = """# Benchmarks
 `make bench` writes this page. `make bench PEERS=1` first installs the libraries to compare with into `.venv`
 (`requirements/bench.in`; some are compiled and need a C++ compiler). `RATINGS=ratings.csv` adds MovieLens
 latest-small, or another file of that layout, to accuracy and lists, and measures new users. `ROWS=2000000` makes speed,
-imports, the cost of lists and the evaluation smaller. `ONLY=limits`, or another section, leaves the rest of the page
-unchanged; `ONLY=gpu` needs a GPU and `ONLY=steps` 20 GB of
-disk; they are not part of the whole. Every measurement runs in a process of its own. The
-machine should be idle: threads that share cores wait for each other, those of the naive loop most.
+imports, the cost of lists, the evaluation and whole runs smaller. `ONLY=limits`, or another section, leaves the rest of
+the page unchanged; `ONLY=gpu` needs a GPU and `ONLY=steps` 20 GB of disk: they are not part of the whole. Every
+measurement runs in a process of its own. The machine should be idle: threads that share cores wait for each other,
+those of the naive loop most.
 """
 
 
@@ -65,6 +68,17 @@ def ratio(of: float | None, to: float | None) -> str:
 def number(value: float | None, digits: int) -> str:
     """``value`` with ``digits`` decimals; a dash when it is missing."""
     return NONE if value is None else f"{value:,.{digits}f}"
+
+
+REPRODUCED = 0.05  # relative difference of two runs up to which one figure stands for both
+
+
+def figure(result: Mapping[str, Any], key: str, digits: int) -> str:
+    """A measured value as ``number``; as a range where the second run, ``result["again"]``, has another."""
+    found = [run[key] for run in (result, result.get("again", {})) if run.get(key) is not None]
+    if not found or max(found) - min(found) <= REPRODUCED * max(found):
+        return number(found[0] if found else None, digits)
+    return f"{number(min(found), digits)}–{number(max(found), digits)}"
 
 
 def failures(results: Mapping[str, Mapping[str, Any]]) -> str:

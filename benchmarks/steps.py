@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.apart import Result, cores, run
+from benchmarks.apart import Result, run
 from benchmarks.report import NONE, table
 from mf.evaluation.judge import judge
 from mf.ingest import ingest
 from mf.model import MatrixFactorization
 from mf.model_directory import TrainedModel, TrainedRanking
+from mf.parallel import cores
 from mf.ranking import RankingModel
 from mf.ratings.batches import Batches
 from mf.ratings.config import IngestConfig, SplitConfig

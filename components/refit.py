@@ -15,28 +15,50 @@ def refit(
 ):
     """Fits the accepted model once more on all ratings, also those that were held out, and checks the result. With
     refit=false, or where that fails, the model is the judged one."""
+    import os
     import shutil
+    from contextlib import suppress
     from pathlib import Path
 
     from mf.checkpoint import CheckpointFile, reporter
-    from mf.errors import reported
+    from mf.errors import TrainingError, reported
     from mf.model_directory import TrainedModel
+    from mf.nodes import Nodes
     from mf.ratings.schema import read_ratings
+    from mf.refit import options_of
     from mf.refit import refit as fit_again
-    from mf.train import pick_device
+    from mf.train import assist, pick_device
     from mf.warm_start import EarlierModel
 
     with reported():
         judged = TrainedModel.load(Path(judged_model.path))
-        chosen = judged
+        chosen, nodes = judged, Nodes.of(os.environ)
+        if nodes.rank and not refit:  # only the first machine writes outputs
+            return
         if refit:
             device, where = pick_device(use_cuda=True, gpus=train_accelerator_count)
             table, provenance = read_ratings(Path(ratings.path), encoded=True)
             train_part, _ = read_ratings(Path(train_ratings.path), encoded=True)
             print(f"{where}: fitting model {judged.run_id} to all {len(table):,} ratings", flush=True)
             # In the run's folder, which is the same for every attempt.
-            checkpoint = CheckpointFile(Path(model.path).parents[1] / "refit.checkpoint", share=0.1)
+            checkpoint = CheckpointFile(Path(model.path).parents[1] / "refit.checkpoint", share=0.01)
             earlier = EarlierModel.read(Path(initial_model.path)) if Path(initial_model.path).exists() else None
+            processes = max(1, train_accelerator_count)
+            if nodes.rank:
+                config, lists = options_of(judged)
+                with suppress(TrainingError):  # of which the first machine tells
+                    assist(
+                        table,
+                        table.slice(0, 0),
+                        config,
+                        nodes=nodes,
+                        device=device,
+                        checkpoint=checkpoint,
+                        earlier=earlier,
+                        ranking=lists,
+                        processes=processes,
+                    )
+                return
             judged.to(device)
             fitted = fit_again(
                 judged,
@@ -48,6 +70,8 @@ def refit(
                 earlier=earlier,
                 provenance=provenance,
                 progress=lambda report: print(report.line(), flush=True),
+                processes=processes,
+                nodes=nodes,
             )
             chosen = fitted.model
             print(fitted.line)

@@ -20,9 +20,9 @@ def split(
     from pathlib import Path
 
     from mf.errors import ConfigError, reported
-    from mf.parameters import split_config
+    from mf.parameters import RUN, split_config
     from mf.ratings.schema import read_provenance
-    from mf.ratings.split import split_file
+    from mf.reuse import split_once
 
     with reported():
         config = split_config(parameters)
@@ -33,9 +33,14 @@ def split(
         artifacts = (train_ratings, validation_ratings, test_ratings)
         for artifact in artifacts:
             artifact.path += ".parquet"
-        written = split_file(Path(ratings.path), [Path(artifact.path) for artifact in artifacts], config)
+        outputs = [Path(artifact.path) for artifact in artifacts]
+        written, reused = split_once(Path(ratings.path), outputs, config)
+        if reused:
+            print("the ratings are unchanged and not split again (FRESH=1 splits them)")
         for artifact, rows, provenance in zip(artifacts, *written, strict=True):
             artifact.metadata.update(rows=rows, content_hash=provenance.content_hash)
+            if RUN in ratings.metadata:
+                artifact.metadata[RUN] = ratings.metadata[RUN]
     print(
         f"{split} split: "
         + ", ".join(f"{n:,} {name}" for n, name in zip(written.rows, ("train", "validation", "test"), strict=True))

@@ -26,9 +26,11 @@ from mf.ranking.config import DEFAULT_RANKING, RANKING_HELP, Ranking, RankingCon
 from mf.ranking.config import configure as configure_ranking
 from mf.ratings.config import CLICKS_WITHOUT_RANKING, IngestConfig, SplitConfig
 from mf.ratings.names import MOVIE, RATING, RATINGS_PARQUET, USER
-from mf.solvers import SOLVER_HELP, SOLVERS, check_warm, configure, for_processes
+from mf.solvers import SOLVER_HELP, SOLVERS, check_warm, configure, for_processes, processes_line
 from mf.solvers.config import DEFAULT_SOLVER, INIT_FROM, ORIGINAL
 from mf.supabase.config import ExportConfig
+from mf.sweep.config import Choices, SweepConfig
+from mf.terminal import Printable, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,7 +76,7 @@ class TrainerConfig(Config):
         1,
         ge=1,
         le=64,
-        description="processes that share the star model's training: of the cores, or with --use_cuda a GPU each",
+        description="processes that share the training: of the cores, or with --use_cuda a GPU each",
     )
     supabase_url: str = Field(
         "", description="URL of the Supabase project; giving it also publishes the model there; default: SUPABASE_URL"
@@ -111,6 +113,7 @@ def run() -> None:
 
 def _run(prog: str) -> None:
     warnings.showwarning = _show_warning
+    sys.stdout = Printable(sys.stdout)
     try:
         main(sys.argv[1:], prog)
     except KeyboardInterrupt:
@@ -118,7 +121,7 @@ def _run(prog: str) -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print("warning:", printable(str(message)), file=sys.stderr)
 
 
 def train_command(argv: Sequence[str], prog: str) -> None:
@@ -155,6 +158,7 @@ def trainer_parser(prog: str = MODULE) -> Parser:
         "solver options; a default that names solvers: only these have the option",
         PRESETS if is_original else {},
     )
+    add_flags(parser, SweepConfig, "sweep over solver and options (docs/sweeps.md)")
     add_flags(parser, IngestConfig, "columns of the ratings file or table", leave_out=TrainerConfig.model_fields)
     add_flags(parser, ExportConfig, "publishing", leave_out=["rows_per_request", "clients"])
     add_flags(parser, GateConfig, "limits that a published model must keep")
@@ -166,14 +170,14 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
     namespace = trainer_parser(prog).parse_args(argv)
     trainer = TrainerConfig.of(**given(namespace, TrainerConfig))
     options = given(namespace, *(solver.config for solver in SOLVERS.values()))
-    is_original = prog == MODULE
+    is_original, any_solver = prog == MODULE, not namespace.solver
     if not is_original:
         namespace.solver, why = _best_solver(namespace.solver, trainer, options)
         if why:
             print(why)
     presets = PRESETS if is_original else {}
     solver = configure(namespace.solver, {**presets.get(namespace.solver, {}), **options}, prefix="--")
-    solver = for_processes(solver, trainer.processes)
+    asked, solver = solver, for_processes(solver, trainer.processes)
     seed = solver.model_dump()["seed"]
     ranking = _ranking(trainer, seed)
     division = SplitConfig.of(val_size=trainer.val_size, test_size=0, seed=seed)
@@ -184,6 +188,13 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
     gate = GateConfig.of(**given(namespace, GateConfig))
     if trainer.init_from:
         check_warm(namespace.solver)
+    publishing = trainer.publish or "supabase_url" in given(namespace, TrainerConfig)
+    sweep = SweepConfig.of(**given(namespace, SweepConfig))
+    choices = Choices.of(
+        namespace.solver, solver, options, ranking, json.loads(trainer.ranking_options or "{}"), any_solver=any_solver
+    )
+    if sweep.wanted:
+        _check_sweep(sweep, trainer, choices, source, publishing)
 
     from mf.checkpoint import reporter
     from mf.evaluation.baselines import BesideBaselines
@@ -192,10 +203,10 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
     from mf.ratings.schema import check_ratings_differ, read_ratings
     from mf.ratings.split import split
     from mf.supabase.find import find_target
+    from mf.sweep.journal import JOURNAL, remove_journal
     from mf.train import pick_device, train
     from mf.warm_start import EarlierModel
 
-    publishing = trainer.publish or "supabase_url" in given(namespace, TrainerConfig)
     target = find_target(trainer.supabase_url, trainer.supabase_key) if publishing else None
 
     if not source.may_have_ratings and ranking is None:
@@ -223,17 +234,31 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
         many = trainer.processes if trainer.processes > 1 else 0
         device, device_line = pick_device(trainer.use_cuda, gpus=many if trainer.use_cuda else 0)
         print(f"{device_line}, by {many} processes" if many else device_line)
+        if provenance.has_ratings and (change := processes_line(asked, trainer.processes)):
+            print(change)
         report = reporter(checkpoint)
         part, held_out = ("validation", parts.validation) if test is None else ("test", test)
         judge_by_validation = target is not None and test is None
         if target and not len(held_out) and not gate.force_publish:
             print(f"{NOTHING_HELD_OUT}: the model will be written to {trainer.output_dir}/ and not published")
+        found, journal = None, trainer.output_dir / JOURNAL
+        if sweep.wanted:
+            from mf.sweep.search import search
+
+            found = search(
+                parts.train, parts.validation, sweep, choices,
+                device=device, seed=seed, journal=journal, say=lambda line: print(line, flush=True),
+            )  # fmt: skip
+            solver, ranking = found.config, found.ranking
+            print(found.line())
         model = train(
             parts.train, parts.validation, solver,
             device=device, callbacks=[report], checkpoint=checkpoint, earlier=earlier, provenance=provenance,
             ranking=ranking, lists_from_validation=not judge_by_validation,
             progress=lambda done: print(done.line(), flush=True), processes=trainer.processes,
         )  # fmt: skip
+        if found:
+            model.metrics["sweep"] = found.record()
         test_line = _score(model, parts, test) if test is not None else ""
         kept = [] if is_original else [work / RATINGS_PARQUET]  # mf recommend leaves out what a user has rated
         (trainer.output_dir / RATINGS_PARQUET).unlink(missing_ok=True)  # of an earlier model
@@ -242,6 +267,8 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
             (trainer.output_dir / "test_rejects.csv").unlink(missing_ok=True)
         if checkpoint:
             checkpoint.remove()
+        if found:
+            remove_journal(journal)
     if len(held_out) and model.module:
         beside = BesideBaselines.of(model, parts.train, held_out)
         print(beside.line(part))
@@ -271,6 +298,23 @@ def _best_solver(solver: str, trainer: TrainerConfig, options: Mapping[str, Any]
     own = {name: value for name, value in options.items() if name in OR_SOLVERS_OWN}
     others = {name: value for name, value in options.items() if name not in own}
     return chosen_solver({"solver": solver, "solver_options": others, "init_from": trainer.init_from, **own})
+
+
+def _check_sweep(
+    sweep: SweepConfig, trainer: TrainerConfig, choices: Choices, source: IngestConfig, publishing: bool
+) -> None:
+    """Refuses a sweep that does not fit the other flags, or without Optuna."""
+    processes = {"processes": trainer.processes}
+    sweep.check(val_size=trainer.val_size, init_from=bool(trainer.init_from), processes=processes)
+    choices.tried(sweep.trial_objective if source.may_have_ratings else "ndcg")
+    if publishing and not trainer.test_csv:
+        raise ConfigError(
+            "trials: found no --test_csv to judge the model on before it is published, expected one: the best of the "
+            "trials is chosen on the validation part"
+        )
+    from mf.sweep.search import check_optuna
+
+    check_optuna()
 
 
 def _advice(namespace: argparse.Namespace) -> str:
@@ -312,7 +356,6 @@ def _unused_without_ratings(namespace: argparse.Namespace, trainer: TrainerConfi
     unused = [f"--{name}" for name in flags if name != "seed"]
     unused += ["--solver"] if namespace.solver != ORIGINAL_SOLVER else []
     unused += [f"--{name}" for name in ("init_from", "checkpoint") if getattr(trainer, name)]
-    unused += ["--processes"] if trainer.processes > 1 else []
     options = json.loads(trainer.ranking_options or "{}")
     unused += [name for name in ("rho", "taste", "relevance_threshold") if name in options]
     line = "no ratings, so no star model, no epochs and no RMSE: the ranking model is trained"

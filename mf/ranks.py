@@ -51,7 +51,8 @@ class Ranks:
         shapes = self.gather_objects(tuple(x.shape))
         found = [x.contiguous() if r == self.rank else x.new_empty(shape) for r, shape in enumerate(shapes)]
         for r, part in enumerate(found):
-            dist.broadcast(part, r)
+            if part.numel():
+                dist.broadcast(part, r)
         self.sent += (self.world - 1) * _bytes(x)
         return found
 
@@ -85,6 +86,14 @@ class Ranks:
             rows[end : end + len(part)] = part.cpu()
             end += len(part)
         return rows
+
+    def same(self, x: Tensor) -> Tensor:
+        """Rank 0's ``x``: for results that must not differ where processors round differently."""
+        if self.world > 1:
+            x = x.contiguous()
+            dist.broadcast(x, 0)
+            self.sent += 0 if self.rank else (self.world - 1) * _bytes(x)
+        return x
 
     def first(self, value: Value) -> Value:
         """Rank 0's ``value``, on every rank."""

@@ -7,15 +7,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from mf.config import Config
 from mf.errors import TrainingError
 from mf.evaluation.metrics import RMSE
 from mf.model_directory import TrainedModel
+from mf.nodes import Nodes
 from mf.ranking import PassReport, RankingConfig
 from mf.ratings.schema import MOVIE, RATING, USER, Provenance
 from mf.solvers import SOLVERS
 from mf.solvers.base import Callback, Checkpoint
 from mf.solvers.config import DEFAULT_SOLVER
-from mf.train import train
+from mf.train import ALONE, train
 from mf.warm_start import EarlierModel
 
 # Training ratings that both models are compared on, at most: enough for an RMSE to four digits.
@@ -43,6 +45,8 @@ def refit(
     earlier: EarlierModel | None = None,
     provenance: Provenance | None = None,
     progress: Callable[[PassReport], None] | None = None,
+    processes: int = 1,
+    nodes: Nodes = ALONE,
 ) -> Refit:
     """Fits the star model and the ranking model of ``judged`` to all ``ratings``, with the same options.
 
@@ -54,23 +58,20 @@ def refit(
         judged: the model that the gate accepted.
         ratings: all ratings: the training, the validation and the test part.
         train_part: the ratings that ``judged`` was trained on.
-        device, callbacks, checkpoint, earlier, provenance, progress: as for ``mf.train.train``.
+        device, callbacks, checkpoint, earlier, provenance, progress, processes, nodes: as for ``mf.train.train``.
     """
-    # A model of clicks has no solver, and its training uses no options of one.
-    solver = SOLVERS[judged.solver or DEFAULT_SOLVER].config
-    fixed = {"epochs": max(judged.metrics.get("best_epoch", 1), 1)}
-    fixed |= {"patience": 0} if "patience" in solver.model_fields else {}
-    config = solver.of(**judged.config | fixed)
-    ranking = RankingConfig.of(**judged.ranking.config) if judged.ranking else None
+    config, ranking = options_of(judged)
     try:
         model = train(
             ratings, ratings.slice(0, 0), config,
             device=device, callbacks=callbacks, checkpoint=checkpoint, earlier=earlier, provenance=provenance,
-            ranking=ranking, progress=progress,
+            ranking=ranking, progress=progress, processes=processes, nodes=nodes,
         )  # fmt: skip
     except TrainingError as error:
         return Refit(judged, f"the judged model is published, since the fit to all ratings failed: {error}")
     model.metrics["refit_of"] = judged.run_id
+    if "sweep" in judged.metrics:  # whose choice its options are
+        model.metrics["sweep"] = judged.metrics["sweep"]
     if not (model.module and judged.module):
         return Refit(
             model, f"model {model.run_id} is fitted to all {len(ratings):,} clicks, as {judged.run_id} was judged"
@@ -83,6 +84,15 @@ def refit(
     if not ours <= theirs * (1 + TOLERANCE):  # a NaN is not
         return Refit(judged, f"the judged model is published, since the fit to all ratings is worse: {rmses}")
     return Refit(model, f"model {model.run_id} is fitted to all {len(ratings):,} ratings: {rmses}")
+
+
+def options_of(judged: TrainedModel) -> tuple[Config, RankingConfig | None]:
+    """The options of the fit to all ratings: of the solver, and of the ranking model if there is one."""
+    # A model of clicks has no solver, and its training uses no options of one.
+    solver = SOLVERS[judged.solver or DEFAULT_SOLVER].config
+    fixed = {"epochs": max(judged.metrics.get("best_epoch", 1), 1)}
+    fixed |= {"patience": 0} if "patience" in solver.model_fields else {}
+    return solver.of(**judged.config | fixed), RankingConfig.of(**judged.ranking.config) if judged.ranking else None
 
 
 def _sample(ratings: pa.Table) -> pa.Table:

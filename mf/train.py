@@ -14,26 +14,27 @@ from mf.biases import Ints
 from mf.config import Config
 from mf.errors import ConfigError, DataError
 from mf.model_directory import MovieCounts, TrainedModel, TrainedRanking
-from mf.ranking import Interactions, PassReport, RankingConfig
+from mf.nodes import Nodes
+from mf.ranking import PassReport, RankingConfig
 from mf.ranking.fit import fit as fit_ranking
 from mf.ratings.config import CLICKS_WITHOUT_RANKING
 from mf.ratings.schema import (
     MOVIE,
-    RATED_AT,
     RATING,
     USER,
     Provenance,
     TrainedOn,
     check_ratings_differ,
     has_ratings,
-    times,
 )
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, RatingTensors, fit, for_processes, solver_of
 from mf.solvers.base import Callback, Checkpoint
-from mf.together import Fitted, fit_together
+from mf.together import Fitted, Job, fit_together, interactions_of
 from mf.version import git_sha
 from mf.warm_start import EarlierModel
+
+ALONE = Nodes()
 
 
 def train(
@@ -50,6 +51,7 @@ def train(
     lists_from_validation: bool = True,
     progress: Callable[[PassReport], None] | None = None,
     processes: int = 1,
+    nodes: Nodes = ALONE,
 ) -> TrainedModel:
     """Trains a star model on ``ratings`` with the solver that ``config`` belongs to, then a ranking model.
 
@@ -69,8 +71,9 @@ def train(
         lists_from_validation: whether the ranking model trains on ``validation`` too; False where that part judges the
             model.
         progress: called after every pass of the ranking model.
-        processes: share the star model's training among as many processes, each with a GPU of its own where ``device``
-            is one, else with a share of the cores (``mf.together``). The ranking model is trained by this one.
+        processes: share the training among as many processes per machine, each with a GPU of its own where ``device``
+            is one, else with a share of the cores (``mf.together``).
+        nodes: the machines that share the training; this one is the first, the others call ``assist``.
 
     Raises:
         DataError: there are no ratings, or they are all the same.
@@ -85,18 +88,32 @@ def train(
     if not has_ratings(ratings):
         origin = _trained_on(provenance, ratings, validation, lists_from_validation, None) if provenance else None
         rows = {"train": len(ratings), "validation": len(validation)}
-        return _train_on_clicks(listed, rows, origin, ranking, device, progress)
+        if ranking is None:
+            raise ConfigError(CLICKS_WITHOUT_RANKING)
+        if processes * nodes.count > 1:
+            job = Job(None, ranking, lists_from_validation, processes, device.type == "cuda", nodes=nodes)
+            lists = fit_together(ratings, validation, job, progress=progress)[1]
+        else:
+            lists = train_ranking(listed, ranking, device=device, progress=progress)
+        assert lists is not None
+        return _of_clicks(lists, listed, rows, origin)
     check_ratings_differ(both, "training ratings")
-    config = for_processes(config, processes)
+    config = for_processes(config, processes * nodes.count)
     epochs: list[EpochReport] = []
     callbacks = [epochs.append, *callbacks]
-    if processes > 1:
-        fitted = fit_together(
-            ratings, validation, config, processes,
-            cuda=device.type == "cuda", callbacks=callbacks, checkpoint=checkpoint, earlier=earlier,
-        )  # fmt: skip
+    started = time.perf_counter()
+    if processes * nodes.count > 1:
+        if ranking:
+            check_ratings_differ(listed, "training ratings")
+        job = Job(config, ranking, lists_from_validation, processes, device.type == "cuda", checkpoint, nodes)
+        star, lists = fit_together(ratings, validation, job, callbacks=callbacks, progress=progress, earlier=earlier)
+        assert star is not None
+        fitted = star
+        seconds = time.perf_counter() - started - (lists.metrics["seconds"] if lists else 0)
     else:
         fitted = _fit_alone(ratings, validation, config, device, callbacks, checkpoint, earlier)
+        seconds = time.perf_counter() - started
+        lists = train_ranking(listed, ranking, device=device, progress=progress) if ranking else None
     kept = [epoch for epoch in epochs if epoch.kept][-1]
     return TrainedModel(
         module=fitted.module,
@@ -110,11 +127,12 @@ def train(
             "validation_rmse": kept.validation_rmse,
             "best_epoch": kept.epoch,
             "init_from": fitted.init_from,
+            "seconds": seconds,  # of the star model's fit
             "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
         },
         git_sha=git_sha(),
         trained_on=_trained_on(provenance, ratings, validation, lists_from_validation, earlier) if provenance else None,
-        ranking=train_ranking(listed, ranking, device=device, progress=progress) if ranking else None,
+        ranking=lists,
         movie_counts=MovieCounts.of(both[MOVIE]),
         ignore_ratings=provenance.ignore_ratings if provenance else (),
     )
@@ -145,18 +163,29 @@ def _fit_alone(
     return Fitted(module, users, movies, initial.name if initial else None)
 
 
-def _train_on_clicks(
-    clicks: pa.Table,
-    rows: dict[str, int],
-    trained_on: TrainedOn | None,
-    config: RankingConfig | None,
+def assist(
+    ratings: pa.Table,
+    validation: pa.Table,
+    config: Config,
+    *,
+    nodes: Nodes,
     device: torch.device,
-    progress: Callable[[PassReport], None] | None,
+    checkpoint: Checkpoint | None = None,
+    earlier: EarlierModel | None = None,
+    ranking: RankingConfig | None = None,
+    lists_from_validation: bool = True,
+    processes: int = 1,
+) -> None:
+    """This machine's part of a training on several, of which it is not the first; arguments as for ``train``."""
+    stars = for_processes(config, processes * nodes.count) if has_ratings(ratings) else None
+    job = Job(stars, ranking, lists_from_validation, processes, device.type == "cuda", checkpoint, nodes)
+    fit_together(ratings, validation, job, earlier=earlier)
+
+
+def _of_clicks(
+    ranking: TrainedRanking, clicks: pa.Table, rows: dict[str, int], trained_on: TrainedOn | None
 ) -> TrainedModel:
     """A ranking model alone."""
-    if config is None:
-        raise ConfigError(CLICKS_WITHOUT_RANKING)
-    ranking = train_ranking(clicks, config, device=device, progress=progress)
     return TrainedModel(
         module=None,
         users=ranking.users,
@@ -199,14 +228,7 @@ def train_ranking(
     check_ratings_differ(ratings, "training ratings")
     with ThreadPoolExecutor(2) as pool:
         (users, user_rows), (movies, movie_rows) = pool.map(Vocabulary.encode, (ratings[USER], ratings[MOVIE]))
-    interactions = Interactions(
-        torch.from_numpy(user_rows),
-        torch.from_numpy(movie_rows),
-        torch.tensor(ratings[RATING].to_numpy()) if has_ratings(ratings) else None,
-        len(users),
-        len(movies),
-        torch.tensor(times(ratings)) if RATED_AT in ratings.column_names else None,
-    )
+    interactions = interactions_of(ratings, users, movies, user_rows, movie_rows)
     model = fit_ranking(interactions, config, device, progress)
     vectors = model.user_vectors(interactions)
     metrics = {"seconds": time.perf_counter() - started, "ratings": len(ratings)}

@@ -20,13 +20,14 @@ from mf.parameters import BEST_SOLVER, SOLVERS_OWN
 from mf.ranking.config import DEFAULT_RANKING
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.supabase.config import ExportConfig
+from mf.sweep.config import SweepConfig
 from pipelines.describe import described
 from pipelines.kubeflow import gpus
 from pipelines.kubeflow.pods import configure_pod
 from pipelines.parameters import with_defaults, without
 from pipelines.settings import Resources, Settings
 from pipelines.vertex import machines
-from pipelines.vertex.spot import on_spot
+from pipelines.vertex.custom_job import as_custom_job
 
 NAME = "mf-training"
 
@@ -53,6 +54,7 @@ STEPS = {
     "notify": Step("cpu", "1", "2G"),
 }
 INGEST, SPLIT, GATE, EXPORT = IngestConfig(import_table="ratings"), SplitConfig(), GateConfig(), ExportConfig()
+SWEEP = SweepConfig()
 NO_OPTIONS: dict[str, Any] = {}
 TRAIN_GPUS: dict[str, Any] = {"train_accelerator_type": "NVIDIA_L4", "train_accelerator_count": 1}
 NO_GPU: dict[str, Any] = {"train_accelerator_type": "", "train_accelerator_count": 0}
@@ -105,6 +107,9 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         batch_size: int = SOLVERS_OWN,
         lr: float = SOLVERS_OWN,
         init_from: str = "",
+        trials: int = SWEEP.trials,
+        trial_minutes: float = SWEEP.trial_minutes,
+        trial_objective: str = SWEEP.trial_objective,
         refit: bool = True,
         relevance_threshold: str = "",
         max_regression: float = GATE.max_regression,
@@ -123,9 +128,9 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         """Trains user and movie embeddings on ratings and publishes them to Supabase if they are good enough."""
         parameters = dict(locals())  # every parameter goes to the step inputs of its name
         train, fit_again = components.train, components.refit
-        if settings.spot:
+        if settings.custom_job:
             train, fit_again = (
-                on_spot(one, settings, machines_of(settings)["train"], gpu) for one in (train, fit_again)
+                as_custom_job(one, settings, machines_of(settings)["train"], gpu) for one in (train, fit_again)
             )
 
         def inputs(component: BaseComponent) -> dict[str, Any]:
@@ -179,7 +184,7 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         for name, task in tasks.items():
             configure(task, name, settings, has_gpu=gpu != NO_GPU)
         configure(refitted, "train", settings, has_gpu=gpu != NO_GPU)  # the same machine
-        if not settings.spot and gpu != NO_GPU:
+        if not settings.custom_job and gpu != NO_GPU:
             for task in (trained, refitted):
                 task.set_accelerator_type(train_accelerator_type).set_accelerator_limit(train_accelerator_count)
                 # The setters forget to pass parameters into the groups that the task stands in.
@@ -199,7 +204,7 @@ def gpus_of(settings: Settings, gpu: Mapping[str, Any]) -> dict[str, list[int]]:
         return {}
     if settings.target == "kubeflow":
         return gpus.offered(gpu["train_accelerator_type"])
-    if settings.spot:  # whose machine is compiled in
+    if settings.custom_job:  # whose machine is compiled in
         return {gpu["train_accelerator_type"]: [gpu["train_accelerator_count"]]}
     return machines.gpus_in(settings.region, settings.cuda)
 
@@ -223,7 +228,7 @@ def machines_of(settings: Settings) -> dict[str, Resources]:
 def configure(task: PipelineTask, name: str, settings: Settings, *, has_gpu: bool = False) -> None:
     """Sets the image, machine, caching, retries and secrets of a step, as ``STEPS`` and the settings say."""
     step, machine = STEPS[name], machines_of(settings)[name]
-    if not (name == "train" and settings.spot):  # the custom job sets its own machine
+    if not (name == "train" and settings.custom_job):  # the custom job sets its own machine
         task.set_container_image(settings.image(step.image if has_gpu else "cpu"))
         task.set_cpu_limit(machine.cpu).set_memory_limit(machine.memory)
     if not step.cached:

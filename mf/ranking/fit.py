@@ -17,6 +17,7 @@ from mf.ranking.relevance import default_threshold
 from mf.ranking.student import cut
 from mf.ranking.taste import taste_vectors
 from mf.ranking.teacher import fit_teacher
+from mf.ranks import Ranks
 from mf.workers import Workers
 
 SMALL_RANK = 768  # up to which inputs are taken whole: a second of one core
@@ -29,34 +30,39 @@ def fit(
     device: torch.device,
     progress: Callable[[PassReport], None] | None = None,
     threads: int | None = None,
+    ranks: Ranks | None = None,
 ) -> RankingModel:
     """Fits the ranking model in closed form; nothing is tuned and no validation part is needed.
 
-    The same ``interactions``, in any order, and seed give the same bits on a CPU, whatever ``threads``.
+    The same ``interactions``, in any order, and seed give the same bits on a CPU, whatever ``threads``. Several
+    processes call this together, each with the ratings of its own users and all movies, and get the same model but for
+    rounding errors.
 
     Args:
-        interactions: training ratings or clicks. Without ratings, and where all are the same, only who rated what is
-            used. Of a pair that occurs twice the last one counts.
+        interactions: training ratings or clicks, of this process's users. Without ratings, and where all are the same,
+            only who rated what is used. Of a pair that occurs twice the last one counts.
         config: options.
         device: where the work is done.
         progress: called after every pass.
         threads: on a CPU; default: one per core that this process may use.
+        ranks: the processes that share the users; default: this one has all.
 
     Raises:
-        DataError: there are no interactions, or they are not what ``UserRows.of`` expects.
+        DataError: a process has no interactions, or they are not what ``UserRows.of`` expects.
         TrainingError: a vector is not finite.
     """
-    passes = Passes(progress)
+    passes, ranks = Passes(progress), ranks or Ranks.alone()
     with torch.no_grad(), Workers(device, threads) as workers:
         rows = UserRows.of(interactions)
-        if not len(rows.movies):
-            raise DataError("ranking: found no ratings, expected at least one")
-        scale = _Scale.of(rows.ratings, config)
-        matrix = _matrix(rows, interactions.n_movies, scale, config, device, workers)
+        if not all(ranks.gather_objects(len(rows.movies))):
+            where = f" for one of {ranks.world} processes" if ranks.world > 1 else ""
+            raise DataError(f"ranking: found no ratings{where}, expected at least one")
+        scale = _Scale.of(rows.ratings, config, ranks)
+        matrix = _matrix(rows, interactions.n_movies, scale, config, device, workers, ranks)
         del rows
         passes.done("ratings sorted")
-        whole = min(matrix.users, len(matrix.channels) * matrix.movies)
-        rank = config.teacher_rank or teacher_rank(int(matrix.user_counts.sum()), whole, config.factors)
+        whole = min(matrix.all_users, len(matrix.channels) * matrix.movies)
+        rank = config.teacher_rank or teacher_rank(int(matrix.movie_counts.sum()), whole, config.factors)
         teacher = fit_teacher(matrix, min(rank, whole), config, passes)
         matrix.drop_targets()
         q, inputs = cut(teacher, matrix, config.factors, passes)
@@ -115,25 +121,35 @@ class _Scale:
     choosy: bool = False
 
     @classmethod
-    def of(cls, ratings: Floats | None, config: RankingConfig) -> "_Scale":
+    def of(cls, ratings: Floats | None, config: RankingConfig, ranks: Ranks) -> "_Scale":
         if ratings is None or config.rated_only:
             return cls()
-        mu = float(ratings.mean(dtype=np.float64))
-        sd = float(np.square(ratings - np.float32(mu)).mean(dtype=np.float64)) ** 0.5
+        n = sum(ranks.gather_objects(len(ratings)))
+        mu = sum(ranks.gather_objects(float(ratings.sum(dtype=np.float64)))) / n
+        squares = float(np.square(ratings - np.float32(mu)).sum(dtype=np.float64))
+        sd = (sum(ranks.gather_objects(squares)) / n) ** 0.5
         if sd <= CONSTANT * max(1.0, abs(mu)):
             return cls()
+        ends = np.array(ranks.gather_objects((float(ratings.min()), float(ratings.max()))), np.float32)
         threshold = config.relevance_threshold
         if threshold is None:
-            threshold = default_threshold(ratings)
-        return cls(True, mu, sd, threshold, float(ratings.min()) < threshold)
+            threshold = default_threshold(ends)
+        return cls(True, mu, sd, threshold, float(ends.min()) < threshold)
 
 
 def _matrix(
-    rows: UserRows, n_movies: int, scale: _Scale, config: RankingConfig, device: torch.device, workers: Workers
+    rows: UserRows,
+    n_movies: int,
+    scale: _Scale,
+    config: RankingConfig,
+    device: torch.device,
+    workers: Workers,
+    ranks: Ranks,
 ) -> RatingMatrix:
     """The inputs, each user scaled by (n_u / mean n)^-input_exponent, and the targets, by ^-target_exponent."""
     counts = np.maximum(rows.counts, 1)
-    busy = counts / counts.mean()
+    ratings, users = np.sum(ranks.gather_objects((int(counts.sum()), len(counts))), 0)
+    busy = counts / (ratings / users)
     inputs, targets = ((busy**-power).astype(np.float32) for power in (config.input_exponent, config.target_exponent))
     values: dict[str, Floats | None] = {RATED: None}
     liked = None
@@ -142,4 +158,4 @@ def _matrix(
         liked = rows.ratings >= np.float32(scale.threshold)
         if config.rho:
             values[LIKING] = (rows.ratings - np.float32(scale.mu)) * np.float32(config.rho / scale.sd)
-    return RatingMatrix(rows, n_movies, values, liked, config.rated_target, inputs, targets, device, workers)
+    return RatingMatrix(rows, n_movies, values, liked, config.rated_target, inputs, targets, device, workers, ranks)

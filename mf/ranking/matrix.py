@@ -1,6 +1,6 @@
 """The sparse user x movie matrix: one set of indices for both channels and the targets, in two orders."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from mf.ranking.interactions import Floats, Int64s, UserRows
+from mf.ranks import Ranks
 from mf.workers import Workers, pieces
 
 BLOCK_USERS = 8192  # users per block of the order by movie: their vectors of 64 floats (2 MB) stay in a core's cache
@@ -55,7 +56,7 @@ class Block:
 
 
 class RatingMatrix:
-    """X = [X_rated X_liking] and the targets Y, which share their indices; a row is a user.
+    """X = [X_rated X_liking] and the targets Y, which share their indices; a row is a user of this process.
 
     An entry of X_c is ``values[c]`` of the rating times ``scale`` of the user; an entry of Y is 1 where the rating is
     liked and ``unliked`` elsewhere, times ``target_scale`` of the user. Memory: 8 bytes per rating in the order by user
@@ -64,12 +65,15 @@ class RatingMatrix:
     Attributes:
         channels: names of the input channels, "rated" or "rated" and "liking".
         scale: float32[users].
-        user_counts, movie_counts: int64[users] and int64[movies], ratings of each.
-        gram: float32[movies] per pair of names, X_a' X_b and X_a' Y of each movie's own columns.
+        user_counts, movie_counts: int64[users] and int64[movies], ratings of each, by the users of all processes.
+        first_user, all_users: number of the users before this process's, and of all.
+        own_movies: this process's share of the movies, for work that is done once per movie.
+        gram: float32[movies] per pair of names, X_a' X_b and X_a' Y of each movie's own columns, over all users.
 
     Args:
         values: float32[N] per channel, in the order of ``rows``; ``None``: all 1.
         liked: bool[N]; ``None``: all are.
+        ranks: the processes that share the users; default: this one has all.
     """
 
     def __init__(
@@ -83,8 +87,13 @@ class RatingMatrix:
         target_scale: Floats,
         device: torch.device,
         workers: Workers,
+        ranks: Ranks | None = None,
     ) -> None:
         self.users, self.movies, self.device, self.workers = len(scale), n_movies, device, workers
+        self.ranks = ranks = ranks or Ranks.alone()
+        shares = ranks.gather_objects(self.users)
+        self.first_user, self.all_users = sum(shares[: ranks.rank]), sum(shares)
+        self.own_movies = slice(*(n_movies * r // ranks.world for r in (ranks.rank, ranks.rank + 1)))
         self.channels, self.unliked = list(values), unliked
         self.scale = torch.from_numpy(scale).to(device)
         self.target_scale = torch.from_numpy(target_scale).to(device)
@@ -98,7 +107,7 @@ class RatingMatrix:
             lambda at: np.bincount(rows.movies[at], minlength=n_movies), pieces(len(rows.movies), 1 << 21)
         ):
             counts += part
-        self.movie_counts = torch.from_numpy(counts).to(device)
+        self.movie_counts = ranks.sum(torch.from_numpy(counts.copy()).to(device))
         self._ranges = _even_ranges(counts, MOVIE_RANGES if device.type == "cpu" else 1)
         # Filled by the blocks: small arrays of their own between the threads' temporary ones would fragment the memory.
         entries: dict[str, npt.NDArray[Any] | None] = {**values, TARGET: liked}
@@ -139,7 +148,7 @@ class RatingMatrix:
                 found.append(segment_sums(table, index, block.offsets, both)[:, 0])
             return torch.stack(found)
 
-        sums = self.workers.sum(of_block, self.blocks).float()
+        sums = self.sum_over_users(of_block, self.blocks).float()
         gram = {pair: sums[i] for i, pair in enumerate(pairs)}
         return gram | {(b, a): values for (a, b), values in gram.items()}
 
@@ -172,13 +181,12 @@ class RatingMatrix:
         self.workers.map(fill, pieces(self.users))
         return out
 
-    def transposed(self, y: Tensor, out: Mapping[str, Tensor]) -> None:
-        """Writes X_c' y for a channel c and Y' y for the targets to ``out``, float32[movies, K] per name.
+    def transposed(self, y: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+        """X_c' y for a channel c and Y' y for the targets, over all users: float32[movies, K] per name.
 
         ``y``: float32[users, K].
         """
-        for target in out.values():
-            target.zero_()
+        out = {name: y.new_zeros(self.movies, y.shape[1]) for name in names}
         for block in self.blocks:  # one after another, so that y[block.users] stays in the cache for all pieces
             at = block.users
             scaled = {name: y[at] * (self.target_scale if name == TARGET else self.scale)[at, None] for name in out}
@@ -192,6 +200,23 @@ class RatingMatrix:
                     target[movies] += segment_sums(scaled[name], index, offsets, weights)
 
             self.workers.map(add, range(len(self._ranges)))
+        return {name: self.ranks.sum(target) for name, target in out.items()}
+
+    def sum_over_users(self, work: Callable[[Any], Tensor], items: Iterable[Any]) -> Tensor:
+        """float64, the sum of ``work`` of each of ``items`` over the users of all processes."""
+        return self.ranks.sum(self.workers.sum(work, items))
+
+    def movie_pieces(self, step: int | None = None) -> list[slice]:
+        """Pieces of this process's movies, counted from its first; at least one, which may be empty."""
+        return pieces(max(1, self.own_movies.stop - self.own_movies.start), step)
+
+    def sum_over_movies(self, work: Callable[[slice], Tensor]) -> Tensor:
+        """float64, the sum of ``work`` of each piece of movies, over those of all processes."""
+        return self.ranks.sum(self.workers.sum(work, self.movie_pieces()))
+
+    def all_movies(self, own: Tensor) -> Tensor:
+        """The rows of all movies, from each process's own."""
+        return torch.cat(self.ranks.gather(own))
 
     def drop_targets(self) -> None:
         """Frees the memory of the targets."""

@@ -23,18 +23,21 @@ def cut(teacher: Teacher, matrix: RatingMatrix, factors: int, passes: Passes) ->
 
     The teacher's basis is overwritten.
 
+    Every process does the work of its own users and movies.
+
     Returns:
         W, float32[movies, factors], columns beyond the real directions being 0; and per channel c the vectors that an
         entry of X_c adds to the user's, float32[movies, factors]: B W, where T = X B.
     """
     workers, gamma = matrix.workers, teacher.gamma
     basis, rotation, answers = teacher.basis, teacher.rotation, teacher.answers
-    by_movie, by_user = pieces(matrix.movies), pieces(matrix.users)
+    by_movie, by_user, own_movies = matrix.movie_pieces(), pieces(matrix.users), matrix.own_movies
+    same = matrix.ranks.same
     width = min(WIDTH * factors, len(teacher.singular))
 
     # Squared row lengths of U G', the scores of what a user has not rated: exact in the first directions of G'G, the
     # mean of its other eigenvalues beyond.
-    values, vectors = torch.linalg.eigh(workers.sum(lambda at: answers[at].T @ answers[at], by_movie))
+    values, vectors = map(same, torch.linalg.eigh(matrix.sum_over_movies(lambda at: answers[at].T @ answers[at])))
     first = min(LENGTHS, len(values))
     rest = float(values[:-first].mean()) if first < len(values) else 0.0
     long = rotation @ vectors[:, -first:].float()
@@ -49,24 +52,22 @@ def cut(teacher: Teacher, matrix: RatingMatrix, factors: int, passes: Passes) ->
         basis[at, :width] = guess
         return product
 
-    inner = rotation.T @ workers.sum(scale, by_user).float()
+    inner = rotation.T @ matrix.sum_over_users(scale, by_user).float()
     spans = torch.cat(workers.map(lambda at: answers[at] @ inner, by_movie))
     for columns in pieces(width, PANEL):
-        found = {name: torch.empty_like(spans[:, columns]) for name in matrix.channels}
-        matrix.transposed(basis[:, columns], found)
-        for name, image in found.items():
-            spans[:, columns] -= gamma[name][:, None] * image
+        for name, image in matrix.transposed(basis[:, columns], matrix.channels).items():
+            spans[:, columns] -= gamma[name][:, None] * image[own_movies]
         passes.done(f"student {columns.stop}/{width} directions")
 
-    squares, vectors = torch.linalg.eigh(workers.sum(lambda at: spans[at].T @ spans[at], by_movie))
+    squares, vectors = map(same, torch.linalg.eigh(matrix.sum_over_movies(lambda at: spans[at].T @ spans[at])))
     lengths = squares.clamp(min=1e-24).sqrt()
     turn = torch.where(lengths > NOISE * lengths[-1], vectors / lengths, 0.0).flip(1)[:, :factors].float()
     turn = pad(turn, (0, factors - turn.shape[1]))
     w = torch.cat(workers.map(lambda at: spans[at] @ turn, by_movie))
-    inner = workers.sum(lambda at: answers[at].T @ w[at], by_movie).float() / teacher.singular.square()[:, None]
+    inner = matrix.sum_over_movies(lambda at: answers[at].T @ w[at]).float() / teacher.singular.square()[:, None]
 
     def inputs(name: str) -> Tensor:
         image, diagonal = teacher.images[name], gamma[name]
         return torch.cat(workers.map(lambda at: image[at] @ inner - diagonal[at, None] * w[at], by_movie))
 
-    return w, {name: inputs(name) for name in matrix.channels}
+    return matrix.all_movies(w), {name: matrix.all_movies(inputs(name)) for name in matrix.channels}

@@ -9,7 +9,6 @@ from mf.ranking.config import RankingConfig
 from mf.ranking.krylov import krylov_basis
 from mf.ranking.matrix import TARGET, RatingMatrix
 from mf.ranking.passes import Passes
-from mf.workers import pieces
 
 PANEL = 64  # columns per product with the sparse matrix
 NOISE = 1e-3  # of the largest singular value: smaller ones are rounding noise
@@ -20,13 +19,15 @@ MOVIES = 1024  # per piece of work
 class Teacher:
     """Scores of the full model for the training users: T = U G' - sum over channels c of X_c diag(gamma_c).
 
+    Of the users and of the movies a process has its own.
+
     Attributes:
         basis: float32[users, R], orthonormal; ``U = basis @ rotation``.
         rotation: float32[R, r].
         singular: float32[r], S of X = U S V', the largest first.
-        images: float32[movies, r] per channel, X_c' U, that is V_c S.
-        answers: float32[movies, r], G.
-        gamma: float32[movies] per channel.
+        images: float32[own movies, r] per channel, X_c' U, that is V_c S.
+        answers: float32[own movies, r], G.
+        gamma: float32[own movies] per channel.
         regularization: lambda.
         energy_beyond: share of |X|² that the r directions leave out.
     """
@@ -45,34 +46,37 @@ def fit_teacher(matrix: RatingMatrix, rank: int, config: RankingConfig, passes: 
     """Solves the ridge regression of the targets on the inputs in the first ``rank`` directions of X, no movie being
     predicted from itself; docs/ranking.md derives it."""
     names, workers, device = matrix.channels, matrix.workers, matrix.device
-    images = {name: torch.empty(matrix.movies, rank, device=device) for name in [*names, TARGET]}  # X_name' basis
+    ranks, own = matrix.ranks, matrix.own_movies
+    images = {
+        name: torch.empty(own.stop - own.start, rank, device=device) for name in [*names, TARGET]
+    }  # X_name' basis
 
     def expand(block: Tensor, at: slice) -> Tensor | None:
-        newest = {name: image[:, at] for name, image in images.items()}
-        matrix.transposed(block, newest)
+        newest = matrix.transposed(block, images)
+        for name, image in images.items():
+            image[:, at] = newest[name][own]
         following = None
         if at.stop < rank:
-            following = matrix.times({name: newest[name].contiguous() for name in names}, matrix.scale)
+            following = matrix.times({name: newest[name] for name in names}, matrix.scale)
         passes.done(f"teacher {at.stop}/{rank} directions")
         return following
 
     rng = torch.Generator().manual_seed(config.seed)
     width = min(PANEL, rank)
     start = {name: torch.randn(matrix.movies, width, generator=rng).to(device) for name in names}
-    basis = krylov_basis(matrix.times(start, matrix.scale), expand, rank, workers)
+    basis = krylov_basis(matrix.times(start, matrix.scale), expand, rank, workers, ranks)
     rank = basis.shape[1]
-    chunks = pieces(matrix.movies)
 
     def gram(at: slice) -> Tensor:
         parts = [images[name][at, :rank] for name in names]
         return sum((part.T @ part for part in parts[1:]), parts[0].T @ parts[0])
 
-    squares, rotation = torch.linalg.eigh(workers.sum(gram, chunks))
+    squares, rotation = map(ranks.same, torch.linalg.eigh(matrix.sum_over_movies(gram)))
     singular = squares.clamp(min=0).sqrt().flip(0).float()
     kept = singular > NOISE * singular[0]
     singular, rotation = singular[kept], rotation.flip(1).float()[:, kept].contiguous()
     # At the smallest singular values lambda would vanish beside the others, and 1 - leverage with it.
-    active = int((matrix.user_counts > 0).sum())
+    active = int(ranks.sum((matrix.user_counts > 0).sum()))
     index = max(1, min(config.regularization_index, active // 10, len(singular) // 2))
     regularization = float(singular[index - 1]) ** 2
     gamma, answers = _diagonals(matrix, images, rank, rotation, singular, regularization)
@@ -103,10 +107,11 @@ def _diagonals(
 
     The first columns of each channel's ``images`` become X_c' U, those of the targets' G.
     """
-    names, gram, device = matrix.channels, matrix.gram, matrix.device
+    names, device, own = matrix.channels, matrix.device, matrix.own_movies
+    gram = {pair: values[own] for pair, values in matrix.gram.items()}
     c, r = len(names), len(singular)
     inverse = 1 / (singular.square() + regularization)  # of X X' + lambda, in the known directions
-    gamma = torch.empty(c, matrix.movies, device=device)
+    gamma = torch.empty(c, own.stop - own.start, device=device)
     answers = images[TARGET][:, :r]
 
     def solve(at: slice) -> None:
@@ -141,5 +146,5 @@ def _diagonals(
             targets += gamma[i, at, None] * parts[i]
         answers[at] = targets * (singular.square() * inverse)
 
-    matrix.workers.map(solve, pieces(matrix.movies, MOVIES))
+    matrix.workers.map(solve, matrix.movie_pieces(MOVIES))
     return dict(zip(names, gamma, strict=True)), answers

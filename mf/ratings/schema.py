@@ -110,9 +110,15 @@ class TrainedOn:
     def read(cls, record: Any) -> "TrainedOn | None":
         """The record from its JSON object; None where it is missing or something else."""
         try:
-            return cls(**record)
-        except TypeError:
+            read = cls(**record)
+            if read.until is not None:
+                datetime.fromisoformat(read.until)
+            if read.split and not {"seed", "test_size"} <= read.split.keys():
+                return None
+        except (TypeError, ValueError, AttributeError):
             return None
+        texts = (read.source, read.content_hash, read.seen_hash)
+        return read if isinstance(read.columns, dict) and all(isinstance(text, str) for text in texts) else None
 
     def held_out_too(self, other: "TrainedOn") -> bool:
         """Whether a model of these ratings has seen no test rating of ``other``: both are of the same split=hash."""

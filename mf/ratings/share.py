@@ -10,10 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mf.errors import DataError
-from mf.ratings.schema import MOVIE, RATING, USER
+from mf.ratings.schema import USER
 from mf.ratings.vocabulary import Vocabulary
-
-COLUMNS = [USER, MOVIE, RATING]
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class _RowGroups:
 
     def read_groups(self, groups: list[int]) -> pa.Table:
         """The rows of some row groups."""
-        return self.file.read_row_groups(groups, COLUMNS).replace_schema_metadata(None)
+        return self.file.read_row_groups(groups).replace_schema_metadata(None)
 
     def id_range(self, group: int) -> tuple[Any, Any] | None:
         """Smallest and largest user id of a row group, where the file tells."""

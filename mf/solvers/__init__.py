@@ -26,6 +26,7 @@ __all__ = [
     "configure",
     "fit",
     "for_processes",
+    "processes_line",
     "solver_of",
 ]
 
@@ -89,6 +90,13 @@ def for_processes(config: Config, processes: int) -> Config:
             "gradient of a whole step; use one process, or lower lr"
         )
     return config if config.block_users else config.model_copy(update={"block_users": SHARED_BLOCK})
+
+
+def processes_line(config: Config, processes: int) -> str:
+    """What several processes change in ``config``, as a log line; empty: nothing."""
+    if for_processes(config, processes) == config:
+        return ""
+    return f"{processes} processes: batches are drawn from blocks of {SHARED_BLOCK:,} users (block_users)"
 
 
 def fit(

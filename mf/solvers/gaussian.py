@@ -274,7 +274,7 @@ def each_block(
     weights: Tensor | None = None,
 ) -> list[Tensor]:
     """[work(block, its equations) for each block], the equations summed over the ratings of all ranks."""
-    if not ratings.side.everywhere:
+    if not ratings.side.scattered:
         return workers.map(lambda block: work(block, _equations(_sums(block, other, weights), other)), ratings.blocks)
     # All sums before all work: the ranks send theirs in the same order.
     packed = workers.map(lambda block: torch.cat(_sums(block, other, weights), 1), ratings.blocks)

@@ -47,6 +47,9 @@ INIT_SHARE = 0.125
 MEAN_WEIGHT = 2.0  # weight of the prior of m, in rows
 SHAPES = (1.0, 1e4, 1000)  # grid for the shape of the noise's prior: from, to, number of points (logarithmic)
 INIT_SHAPE = 10.0
+# Smallest mean squared error of a user, as a share of the ratings' variance. Of ratings that the model fits exactly
+# only rounding errors are left, perhaps below 0, and precisions would grow until no matrix can be factored.
+LEAST_NOISE = 1e-5
 
 
 class SampledPrior:
@@ -57,43 +60,49 @@ class SampledPrior:
         Λ ~ Wishart(I, D),  m ~ N(0, (2 Λ)⁻¹),  rows of G ~ N(0, (strength Λ)⁻¹),  strength ~ Gamma(½, ½).
 
     Attributes:
-        g: float32[r, D].
+        means: float32[n, D], V S G of this rank's rows.
+        squares: float64[D, D], Gᵀ G; of G as of the means a basis turned by rounding errors changes nothing.
         strength: float64[]; the larger, the smaller the effect of who-rated-what.
     """
 
     def __init__(self, basis: Basis, d: int, side: Rows | None = None) -> None:
         self.basis, self.side = basis, side or MovieRows(len(basis.vectors), Ranks.alone())
-        self.g = basis.values.new_zeros(len(basis.values), d)
+        self.means = basis.values.new_zeros(len(basis.vectors), d)
+        self.squares = basis.values.new_zeros(d, d, dtype=torch.float64)
         self.strength = basis.values.new_ones((), dtype=torch.float64)
 
     def sample(self, z: Tensor, rng: torch.Generator) -> Prior:
         """Draws m and Λ, then G, then strength, each given the others and this rank's rows z float32[n, D]."""
-        values, vectors = self.basis.values, self.basis.vectors
-        mean, precision = self._mean_and_precision(z - self.basis.means(self.g), rng)
+        values, vectors, d = self.basis.values, self.basis.vectors, z.shape[1]
+        mean, precision = self._mean_and_precision(z - self.means, rng)
         root = torch.linalg.cholesky(precision)
 
         total = (values + self.strength).float().unsqueeze(1)
-        noise = torch.linalg.solve_triangular(root, _normal(self.g.shape, rng).double(), upper=False, left=False)
-        projected = self.side.sum_of_rows(vectors.mT @ (z - mean.float()))
-        self.g = values.sqrt().unsqueeze(1) * projected / total + noise.float() / total.sqrt()
+        # The noise is drawn per row and projected: orthonormal columns keep it normal, and a basis that has turned
+        # within directions of equal weight, as rounding errors turn it, gives the same V S G.
+        drawn = self.side.own(_normal((self.side.n, d), rng))
+        both = self.side.sum_of_rows(vectors.mT @ torch.cat([z - mean.float(), drawn], 1))
+        projected, noise = both[:, :d], both[:, d:].double()
+        noise = torch.linalg.solve_triangular(root, noise, upper=False, left=False)
+        g = values.sqrt().unsqueeze(1) * projected / total + noise.float() / total.sqrt()
+        self.means, self.squares = self.basis.means(g), g.double().mT @ g.double()
 
-        shape = self.strength.new_tensor((1 + self.g.numel()) / 2)
-        self.strength = _gamma(shape, rng) / ((1 + (self.g.double() @ root).square().sum()) / 2)
-        return Prior(mean.float() + self.basis.means(self.g), precision.float())
+        shape = self.strength.new_tensor((1 + g.numel()) / 2)
+        self.strength = _gamma(shape, rng) / ((1 + (self.squares * precision).sum()) / 2)
+        return Prior(mean.float() + self.means, precision.float())
 
     def _mean_and_precision(self, rest: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draws m float64[D] and Λ float64[D, D] given z - V S G float32[n, D] and G.
 
         Salakhutdinov & Mnih 2008, eq. 14; the rows of G, with precision strength·Λ, are observations of Λ too."""
-        rest, g = rest.double(), self.g.double()
+        rest = rest.double()
         n, d = self.side.n, rest.shape[1]
         mean = self.side.sum_of_rows(rest.sum(0)) / n
         centred = rest - mean
-        scatter = (
-            self.side.sum_of_rows(centred.mT @ centred) + self.strength * (g.mT @ g) + torch.eye(d, device=g.device)
-        )
+        scatter = self.side.sum_of_rows(centred.mT @ centred) + self.strength * self.squares
+        scatter += torch.eye(d, device=rest.device)
         scatter += MEAN_WEIGHT * n / (MEAN_WEIGHT + n) * torch.outer(mean, mean)
-        precision = _wishart(scatter, d + n + len(g), rng)
+        precision = _wishart(scatter, d + n + len(self.basis.values), rng)
         root = torch.linalg.cholesky((MEAN_WEIGHT + n) * precision)
         noise = torch.linalg.solve_triangular(root.mT, _normal((d, 1), rng).double(), upper=True).squeeze(1)
         return n / (MEAN_WEIGHT + n) * mean + noise, precision
@@ -122,7 +131,8 @@ class UserNoise:
 
     def sample(self, errors: Tensor, rng: torch.Generator) -> None:
         """Draws the precisions given each user's sum of squared errors float32[n_users], then shape and rate."""
-        alpha = _gammas(self.shape + self.counts / 2, self.side, rng) / (self.rate + errors.double() / 2)
+        squares = errors.double().maximum(LEAST_NOISE * self.counts)
+        alpha = _gammas(self.shape + self.counts / 2, self.side, rng) / (self.rate + squares / 2)
         self.alpha = alpha.float()
         # The shape is drawn with the rate integrated out: given each other, both would hardly move.
         n, shapes = self.side.n, self.shapes
@@ -202,9 +212,7 @@ class Gibbs:
         self.validates = sum(lengths) > 0
         self.probes = validation if self.validates else train.evenly_spaced(PROBES)
         self.n_probes = sum(lengths) or sum(train.ranks.gather_objects(len(self.probes)))
-        self.user_prior, self.movie_prior = (
-            SampledPrior(basis, rank + 1, side) for basis, side in zip(bases, self.sides, strict=True)
-        )
+        self.priors = [SampledPrior(basis, rank + 1, side) for basis, side in zip(bases, self.sides, strict=True)]
         self.noise = UserNoise(train.user_counts, train.users)
         self.mean = SampleMean()
         rows = train.n_users + train.n_movies
@@ -216,15 +224,16 @@ class Gibbs:
         rng = generator(self.config.seed, number, self.device)
         by_user, by_movie = self.ratings
         users, movies = self.users, self.movies
+        user_prior, movie_prior = self.priors
 
-        prior, sample_rows = self.user_prior.sample(users.mean, rng), _sample_rows(self.sides[0], self.rank, rng)
+        prior, sample_rows = user_prior.sample(users.mean, rng), _sample_rows(self.sides[0], self.rank, rng)
         errors = update(by_user, users, movies, prior, self.noise.alpha, sample_rows, self.workers)
         squares = self.train.ranks.sum(errors.sum(dtype=torch.float64)).item()
-        train_rmse = math.sqrt(squares / len(self.train)) * self.scale
+        train_rmse = math.sqrt(max(squares, 0.0) / len(self.train)) * self.scale
         if not math.isfinite(train_rmse):
             return train_rmse  # the loop reports it; sampling would fail
         self.noise.sample(errors, rng)
-        prior, sample_rows = self.movie_prior.sample(movies.mean, rng), _sample_rows(self.sides[1], self.rank, rng)
+        prior, sample_rows = movie_prior.sample(movies.mean, rng), _sample_rows(self.sides[1], self.rank, rng)
         one = self.noise.alpha.new_ones(())
         update(by_movie, movies, users, prior, one, sample_rows, self.workers, weights=self.noise.alpha)
 
@@ -255,7 +264,9 @@ class Gibbs:
         totals = [x if i == 1 else ranks.gather_rows(x) for i, x in enumerate(self.mean.totals)]
         return {
             "z": [users.whole(self.users.mean), self.movies.mean],
-            "priors": [[prior.g, prior.strength] for prior in (self.user_prior, self.movie_prior)],
+            "priors": [
+                [side.whole(p.means), p.squares, p.strength] for side, p in zip(self.sides, self.priors, strict=True)
+            ],
             "noise": [users.whole(self.noise.alpha), self.noise.shape, self.noise.rate],
             "drawn": self.mean.drawn,
             "vectors": [[users.whole(p), q] for p, q in self.mean.vectors],
@@ -270,8 +281,9 @@ class Gibbs:
         users, ranks = self.sides[0], self.train.ranks
         z = on_device(state["z"])
         self.users, self.movies = PosteriorMoments(users.own(z[0])), PosteriorMoments(z[1])
-        for prior, saved in zip((self.user_prior, self.movie_prior), state["priors"], strict=True):
-            prior.g, prior.strength = on_device(saved)
+        for side, prior, saved in zip(self.sides, self.priors, state["priors"], strict=True):
+            means, prior.squares, prior.strength = on_device(saved)
+            prior.means = side.own(means)
         alpha, self.noise.shape, self.noise.rate = on_device(state["noise"])
         self.noise.alpha = users.own(alpha)
         self.mean.drawn = state["drawn"]

@@ -3,7 +3,6 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,10 +34,10 @@ class Rows(ABC):
     Attributes:
         n: how many there are on all ranks together.
         ranks: the ranks that they lie on.
-        everywhere: whether every rank has all of them, each with a part of their ratings.
+        scattered: whether the ratings of a row lie on several ranks.
     """
 
-    everywhere: ClassVar[bool]
+    scattered = False
 
     def __init__(self, n: int, ranks: Ranks) -> None:
         self.n, self.ranks = n, ranks
@@ -79,8 +78,6 @@ class UserRows(Rows):
         lanes: this rank's shares of its users, as ranges of its own rows.
     """
 
-    everywhere = False
-
     def __init__(self, n: int, ranks: Ranks, first: int, lanes: Sequence[slice]) -> None:
         super().__init__(n, ranks)
         self.first, self.lanes = first, lanes
@@ -116,7 +113,9 @@ class UserRows(Rows):
 class MovieRows(Rows):
     """Movies: every rank has all of them, with the ratings by its users."""
 
-    everywhere = True
+    def __init__(self, n: int, ranks: Ranks) -> None:
+        super().__init__(n, ranks)
+        self.scattered = ranks.world > 1
 
     def sum_of_rows(self, x: Tensor) -> Tensor:
         return x

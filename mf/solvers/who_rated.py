@@ -47,9 +47,7 @@ def who_rated(
         rank: largest number of eigenvectors.
         generator: for the randomised SVD, on the ratings' device.
     """
-    # In float64: directions of nearly the same weight would turn with the rounding errors of float32, which differ with
-    # the number of ranks, and every sample of ``gibbs`` with them.
-    root = ratings.counts.double().clamp(min=1).rsqrt().unsqueeze(1)
+    root = ratings.counts.clamp(min=1).float().rsqrt().unsqueeze(1)
     u, s, _ = randomised_svd(
         lambda x: root * _product(ratings, x, workers),
         lambda y: _product(transposed, root * y, workers),
@@ -57,14 +55,13 @@ def who_rated(
         rank,
         generator,
         workers,
-        torch.float64,
     )
     values = s.square()
     r = int((values > SMALLEST * values[0]).sum())
-    return Basis(values[:r].float(), u[:, :r].float())
+    return Basis(values[:r], u[:, :r].contiguous())
 
 
 def _product(ratings: RatingsByRow, table: Tensor, workers: Workers) -> Tensor:
-    """R x, float64[n, r], for x float64[n_other, r]."""
+    """R x, float32[n, r], for x float32[n_other, r]."""
     table = table.contiguous()  # a QR's result is column by column, on which embedding_bag takes 40 times as long
     return ratings.side.sum_of_ratings(torch.cat(workers.map(lambda block: block.sums(table), ratings.blocks)))

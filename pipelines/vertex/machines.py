@@ -80,8 +80,9 @@ class Cuda(NamedTuple):
         )
 
 
-# The builds of torch 2.13: cu130 is the locked wheel's, as torch.cuda.get_arch_list() names them; cu126 is taken from
-# PyTorch's build scripts.
+# The builds of torch 2.13. cu130: as torch.cuda.get_arch_list() of the locked wheel names them; cu126: as the
+# case 12.6 of PyTorch's .ci/manywheel/build_cuda.sh and the support matrix of its RELEASE.md do (pytorch#182849). The
+# project plans to drop cu126 in 2.15 (pytorch#190385).
 CUDA_BUILDS = {
     "cu130": Cuda((75, 80, 86, 90, 100, 120), "580.65.06"),
     "cu126": Cuda((50, 60, 70, 75, 80, 86, 90), "525.60.13"),
@@ -261,8 +262,8 @@ def gpus_in(region: str, cuda: str = DEFAULT_CUDA) -> dict[str, list[int]]:
     }
 
 
-def check_spot(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuses parameters of a run that have no effect because the spot machine is compiled in.
+def check_custom_job(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuses parameters of a run that have no effect because a custom job's machine is compiled in.
 
     Args:
         parameters: all of the run's.
@@ -273,7 +274,7 @@ def check_spot(parameters: Mapping[str, Any], defaults: Mapping[str, Any]) -> No
     """
     if changed := [name for name in TRAIN if parameters.get(name) != defaults.get(name)]:
         raise ConfigError(
-            f"{', '.join(changed)}: the train step's spot machine was settled when the pipeline was compiled, with "
+            f"{', '.join(changed)}: the train step's machine was settled when the pipeline was compiled, with "
             f"{defaults['train_accelerator_count']:g} {defaults['train_accelerator_type']}: set it under [parameters] "
             "in pipelines/settings.toml and run `make compile`"
         )

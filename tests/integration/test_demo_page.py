@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import httpx
 import psutil
 import pytest
 import torch
-from browser import accessibility_faults, watch
+from browser import accessibility_faults, picture, watch
 from faults import Fault
 from playwright.sync_api import Browser, Locator, Page, expect
 from pydantic import SecretStr
@@ -30,6 +31,7 @@ from mf.local.tools import default_cache, supabase_js
 from mf.ranking import RankingConfig
 from mf.ratings.config import IngestConfig
 from mf.ratings.schema import read_ratings
+from mf.ratings.titles import movies_beside
 from mf.sample import Sample, write_sample
 from mf.solvers.adam import AdamConfig
 from mf.supabase.client import connect
@@ -39,9 +41,11 @@ from mf.supabase.recommend import Recommendation, Similar, recommend_from_rating
 from mf.supabase.schema import migration
 from mf.train import train
 from pipelines.laptop import demo
+from pipelines.laptop.demo import data
+from pipelines.laptop.demo.data import sample_data
 
 ROOT = Path(__file__).parents[2]
-HTTP = httpx.Client(trust_env=False, verify=False, timeout=30)
+HTTP = httpx.Client(trust_env=False, verify=False, timeout=300)
 
 # Tables and views with their columns, and functions, of the schema that the API serves.
 COLUMNS = """
@@ -60,7 +64,7 @@ ARGUMENTS: dict[str, Any] = {
     "double precision": 0, "double precision[]": [],
 }  # fmt: skip
 FOR_ALL = {
-    "movies": {"movie_id", "title"},
+    "movies": {"movie_id", "title", "genres"},
     "movie_embeddings": {"movie_id", "bias", "embedding", "run_id"},
     "mf_movie_embeddings": {"movie_id", "bias", "embedding", "run_id"},
     "mf_movie_history": {"movie_id", "history", "run_id"},
@@ -96,12 +100,13 @@ def publish(supabase: LocalSupabase, runs: list[Path]) -> None:
 
 
 @pytest.fixture(scope="module")
-def supabase(fresh_stack: Any, sample: Sample, runs: list[Path]) -> LocalSupabase:
+def supabase(fresh_stack: Any, runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> LocalSupabase:
     """The server of `make demo`, with an earlier run beside the published one."""
     supabase = fresh_stack()
     publish(supabase, runs)
-    demo.prepare(supabase, sample.ratings_csv.parent)
-    supabase.gateway.pages.update(demo.pages(supabase, supabase_js(default_cache())))
+    data = sample_data(tmp_path_factory.mktemp("home"))
+    demo.prepare(supabase, data.ratings, data.movies)
+    supabase.gateway.pages.update(demo.pages(supabase, supabase_js(default_cache()), data.people))
     return supabase
 
 
@@ -175,7 +180,7 @@ def test_a_title_shows_similar_movies_and_the_keyboard_alone_is_enough(
         similar = shown(sample, similar_movies(service, ids[title], 6))
         assert lines(page.locator("#similar-list li"), "similarity") == similar
         title = similar[0][0]
-        page.get_by_role("dialog").get_by_role("button", name=title).press("Enter")
+        page.get_by_role("dialog").get_by_role("button", name=title, exact=True).press("Enter")
         expect(page.get_by_role("heading", name=title)).to_be_focused()
     assert accessibility_faults(page) == []
     page.keyboard.press("Escape")
@@ -187,14 +192,17 @@ def test_somebody_new_rates_a_few_movies_and_gets_recommendations_at_once(
     page: Page, service: Client, sample: Sample
 ) -> None:
     page.get_by_label("Signed in as").select_option(demo.NEWCOMER)
-    expect(page.get_by_text("What most people like.")).to_be_visible()
-    expect(page.locator("#recommended li")).to_have_count(10)
+    expect(page.get_by_text("What most people like")).to_be_visible()
+    expect(page.locator("#recommended li:not(.skeleton)")).to_have_count(10)
     rate = page.locator("#rate")
     expect(rate.get_by_role("group")).to_have_count(8)
     assert lines(page.locator("#recommended li")) == shown(sample, recommend_from_ratings(service, {}, 10))
 
+    popular = [one["movie_id"] for one in service.rpc("popular_movies", {"k": 8}).execute().data]
+    assert rate.locator("button.title").all_inner_texts() == [sample.titles[movie] for movie in popular]
     ratings: dict[Any, float] = {}
-    for movie, star in ((2, 5), (1, 1), (7, 4), (1, 3)):  # the last one changes a rating
+    for place, star in ((1, 5), (0, 1), (6, 4), (0, 3)):  # the last one changes a rating
+        movie = popular[place]
         ratings[movie] = star
         choice = rate.get_by_role("group", name=sample.titles[movie]).get_by_role("radio", name=f"{star} star")
         choice.press("Space")
@@ -207,7 +215,7 @@ def test_somebody_new_rates_a_few_movies_and_gets_recommendations_at_once(
     expect(rate.get_by_role("group")).to_have_count(16)
     expect(rate.get_by_role("radio", checked=True)).to_have_count(3)
     page.get_by_role("button", name="Start over").click()
-    expect(page.get_by_text("What most people like.")).to_be_visible()
+    expect(page.get_by_text("What most people like")).to_be_visible()
     expect(rate.get_by_role("radio", checked=True)).to_have_count(0)
 
 
@@ -235,6 +243,62 @@ def test_a_known_user_sees_reasons_and_rates_and_hides_recommended_movies(
     assert lines(page.locator("#recommended li")) == shown(sample, new)
     page.get_by_role("button", name="Show what is hidden").click()
     expect(page.get_by_role("button", name="Show what is hidden")).to_be_hidden()
+
+
+def test_every_title_of_any_list_can_be_rated_and_hidden(
+    page: Page, supabase: LocalSupabase, service: Client, sample: Sample, users: dict[str, dict[str, Any]]
+) -> None:
+    rated = dict(given_by(supabase, users["Ada"]["user_id"]))
+    best, second = list(rated)[:2]
+    page.get_by_label("Search titles").fill("train")
+    expect(page.get_by_role("region", name="Found")).to_be_visible()
+    page.locator("#recommended button").first.press("Enter")
+    expect(page.locator("#similar-list li")).to_have_count(6)
+    for selector in ("#recommended", "#found", "#history", "#similar-list"):
+        movies = page.locator(selector).locator("li:not(.skeleton)")
+        titles = page.locator(selector).locator("button.title").all_inner_texts()
+        assert len(titles) == movies.count() > 3, selector
+        for kind in ("group", "button"):
+            named = page.locator(selector).get_by_role(kind, name=re.compile("^(Rate|Hide) "), include_hidden=True)
+            assert named.count() == len(titles), selector
+    # What is changed in the dialog and in the history counts in the list.
+    similar = page.locator("#similar-list button.title").first.inner_text()
+    page.locator("#similar-list").get_by_role("button", name=f"Hide {similar}").press("Enter")
+    expect(page.locator("#similar-list li")).to_have_count(5)
+    page.keyboard.press("Escape")
+    history = page.locator("#history")
+    history.get_by_role("group", name=f"Rate {sample.titles[best]}").get_by_role("radio", name="1 star").press("Space")
+    history.get_by_role("button", name=f"Hide {sample.titles[second]}").press("Enter")
+    expect(page.get_by_role("status")).to_have_text(f"10 recommendations from {len(rated) - 1} ratings of Ada.")
+    rated = {movie: 1.0 if movie == best else rating for movie, rating in rated.items() if movie != second}
+    hidden = [second, next(movie for movie, title in sample.titles.items() if title == similar)]
+    new = recommend_from_ratings(service, rated, 10, without_ids=hidden)
+    assert lines(page.locator("#recommended li")) == shown(sample, new)
+    page.get_by_role("button", name="Show what is hidden").click()
+    expect(history).to_contain_text(sample.titles[second])
+
+
+def test_tiles_have_genres_and_skeletons_stand_where_movies_will_be(
+    page: Page, supabase: LocalSupabase, service: Client, sample: Sample, users: dict[str, dict[str, Any]]
+) -> None:
+    movies = movies_beside(str(sample.ratings_csv))
+    best = recommend_movies(service, users["Ada"]["user_id"], 10, exclude_rated=True)
+    genres = [" · ".join(movies[str(one.movie_id)].genres) for one in best]
+    assert page.locator("#recommended .genres").all_inner_texts() == genres
+    assert all(" · " in text for text in genres)
+
+    def waits(request: Request) -> Fault | None:
+        return Fault(delay_s=1.0) if request.path.endswith(("recommend_for_me", "ratings")) else None
+
+    supabase.gateway.faults.append(waits)
+    try:
+        page.get_by_label("Signed in as").select_option("Chloe")
+        expect(page.locator("#recommended .skeleton")).to_have_count(10)
+        assert accessibility_faults(page) == []
+        expect(page.get_by_role("status")).to_contain_text("of Chloe.")
+    finally:
+        supabase.gateway.faults.clear()
+    expect(page.locator(".skeleton")).to_have_count(0)
 
 
 def test_titles_are_searched_and_wildcards_are_letters(page: Page, sample: Sample) -> None:
@@ -319,6 +383,25 @@ def test_nothing_is_cut_off_too_small_to_touch_or_without_a_name(page: Page, wid
     assert 'combobox "Signed in as"' in snapshot
     assert snapshot.count('radio "') == 5 * (8 + 10)
     assert not re.search(r"- (button|radio|combobox|listitem|heading|region)\s*$", snapshot, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), [(1280, 800, "light"), (390, 844, "dark")])
+def test_pictures_of_the_demo(
+    browser: Browser, supabase: LocalSupabase, tmp_path: Path, width: int, height: int, scheme: str
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page.goto(supabase.url)
+    expect(page.get_by_role("status")).to_contain_text("10 recommendations")
+    if width == 390:
+        page.get_by_label("Signed in as").select_option(demo.NEWCOMER)
+        expect(page.get_by_role("status")).to_contain_text("of Somebody new.")
+        tile = page.locator("#recommended li").first.bounding_box()
+        assert tile is not None
+        assert tile["y"] + tile["height"] < height  # the list of a new user is on a phone's first screen
+    expect(page.locator("[aria-busy]")).to_have_count(0)
+    assert accessibility_faults(page) == []
+    assert picture(page, f"demo-{width}-{scheme}", tmp_path).stat().st_size < 200_000
+    page.close()
 
 
 def test_the_page_sends_only_its_key_and_one_users_token(
@@ -488,3 +571,69 @@ def test_make_demo_serves_the_published_run_until_ctrl_c_and_leaves_nothing_runn
                 os.killpg(process.pid, signal.SIGKILL)
     assert (process.returncode, said[1]) == (0, "")
     assert [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.fixture
+def other(request: pytest.FixtureRequest, fresh_stack: Any, tmp_path: Path) -> LocalSupabase:
+    """The server of `make demo RATINGS=…` with ratings of 10 to 100, text ids and hostile titles, or with clicks."""
+    rng = random.Random(0)
+    pairs = [(user, movie) for user in range(40) for movie in range(60) if rng.random() < 0.3]
+    if request.param == "clicks":
+        rows = ["userId,itemId", *(f"{user},{movie}" for user, movie in pairs)]
+    else:
+        rows = ["userId,itemId,rating", *(f"{u},m {m},{10 * rng.randint(1, 10)}" for u, m in pairs)]
+        hostile = '"<img src=x onerror=document.title=1>"'
+        titles = ["item_id;name;genre;year", *(f"m {movie};{hostile}{movie};<b>war;1999" for movie in range(60))]
+        (tmp_path / "movies.csv").write_text("\n".join(titles))
+    (tmp_path / "ratings.csv").write_text("\n".join(rows))
+    found = data.file_data(tmp_path / "ratings.csv", {}, tmp_path / "home")
+    config, lists = AdamConfig(factors=4, epochs=2), RankingConfig(factors=4)
+    model = train(found.ratings, found.ratings.slice(0, 0), config, device=torch.device("cpu"), ranking=lists)
+    model.save(tmp_path / "model")
+    supabase: LocalSupabase = fresh_stack()
+    demo.prepare(supabase, found.ratings, found.movies)
+    rest(supabase).export(tmp_path / "model", ExportConfig())
+    supabase.gateway.pages.update(demo.pages(supabase, supabase_js(default_cache()), found.people))
+    return supabase
+
+
+@pytest.mark.parametrize("other", ["clicks", "ratings"], indirect=True)
+def test_ratings_of_another_range_and_clicks_are_shown_too(
+    browser: Browser, other: LocalSupabase, request: pytest.FixtureRequest
+) -> None:
+    clicks = request.node.callspec.params["other"] == "clicks"
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    seen = watch(page)
+    page.goto(other.url)
+    status = page.get_by_role("status")
+    expect(status).to_have_text(re.compile(r"10 recommendations from \d+ (ratings|choices) of User \d+\."))
+    assert ("choices" in status.inner_text()) == clicks
+    before = page.locator("#recommended button.title").all_inner_texts()
+    rated = int(re.findall(r"from (\d+)", status.inner_text())[0])
+    tile = page.locator("#recommended li").first
+    if clicks:
+        assert page.locator(".stars, .star, .number").count() == 0
+        assert all(re.fullmatch(r"Movie \d+", title) for title in before)
+        tile.get_by_role("button", name=f"I like it {before[0]}").press("Enter")
+    else:
+        assert re.fullmatch(r"<img src=x onerror=document.title=1>\d+ \(1999\)", before[0])
+        assert page.locator("#recommended .genres").first.inner_text() == "<b>war"
+        figures = [float(text.split()[0]) for text in tile.locator(".number").all_text_contents()]
+        assert 10 <= figures[0] <= 100
+        assert "from 10 to 100" in (tile.locator(".number").first.text_content() or "")
+        assert set(page.locator("#history .number").all_text_contents()) <= {
+            f"{10 * n} from 10 to 100" for n in range(1, 11)
+        }
+        tile.get_by_role("radio", name="5 stars").press("Space")
+    unit = "choices" if clicks else "ratings"
+    expect(status).to_have_text(re.compile(rf"from {rated + 1} {unit} of"))
+    expect(page.locator("#recommended[aria-busy]")).to_have_count(0)
+    assert before[0] not in page.locator("#recommended button.title").all_inner_texts()
+    page.get_by_label("Signed in as").select_option(demo.NEWCOMER)
+    expect(status).to_contain_text("of Somebody new.")
+    expect(page.locator("[aria-busy]")).to_have_count(0)
+    assert page.locator("#rate li").count() == 8
+    assert accessibility_faults(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert (seen.errors, seen.failed) == ([], [])
+    page.close()

@@ -15,10 +15,10 @@ from google.auth.exceptions import TransportError
 from google.cloud import aiplatform, storage
 from google.cloud.aiplatform import base
 
+from pipelines import follow as pipelines_follow
 from pipelines.__main__ import main
 from pipelines.compiled import compile_pipeline
 from pipelines.settings import Settings
-from pipelines.vertex import submit as pipelines_vertex
 
 SETTINGS = {
     "project": "p1",
@@ -46,7 +46,7 @@ def vertex(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVertex]:
     compile_once(monkeypatch)
     with fake_vertex() as fake:
         send_sdk_to(fake, monkeypatch)
-        monkeypatch.setattr(pipelines_vertex, "POLL_S", 0.01)
+        monkeypatch.setattr(pipelines_follow, "POLL_S", 0.01)
         yield fake
 
 
@@ -129,6 +129,11 @@ def test_without_an_account_or_a_network_none_is_sent(vertex: FakeVertex, submit
         (
             {},
             [],
+            "error: the settings lack project, pipeline_root, supabase_key_secret, supabase_url, image_repository: ",
+        ),
+        (
+            {},
+            ["supabase_url=https://example.supabase.co"],
             "error: the settings lack project, pipeline_root, supabase_key_secret, image_repository: set them in ",
         ),
         (
@@ -154,7 +159,32 @@ def test_without_an_account_or_a_network_none_is_sent(vertex: FakeVertex, submit
             "error: ratings_csv: expected gs://bucket/object, found 'https://storage.cloud.google.com/b/r.csv?x=1', an "
             "address for browsers: give gs://b/r.csv\n",
         ),
-        (SETTINGS | {"region": ""}, [], "error: the settings lack region: set them in pipelines/settings.toml\n"),
+        (
+            SETTINGS,
+            ["ratings_csv=gs://b"],
+            "error: ratings_csv: expected gs://bucket/object, found 'gs://b', which names no",
+        ),
+        (
+            SETTINGS,
+            ["ratings_csv=GS://b/r.csv"],
+            "error: ratings_csv: expected gs://bucket/object, found 'GS://b/r.csv': give",
+        ),
+        (
+            SETTINGS,
+            ["ratings_csv=s3:/b/r.csv"],
+            "error: ratings_csv: expected gs://bucket/object, found 's3:/b/r.csv': give s",
+        ),
+        (
+            SETTINGS,
+            ["ratings_csv=minio://b/r.csv"],
+            "error: ratings_csv: expected gs://bucket/object, found 'minio://b/r.csv'",
+        ),
+        (
+            SETTINGS,
+            ["ratings_csv=r.csv", "epochs=0"],
+            "error: 2 values are not valid: epochs: Input should be greater than or equal to 1 (given: 0); rat",
+        ),
+        (SETTINGS | {"region": ""}, [], "error: the settings lack region: set it in "),
         (SETTINGS, ["epoch=3"], "error: the pipeline has no parameter 'epoch'; it has "),
         (SETTINGS, ["train_accelerator_type=L4"], "error: train_accelerator_type: found 'L4', expected one of NVIDIA_"),
         (
@@ -176,7 +206,7 @@ def test_without_an_account_or_a_network_none_is_sent(vertex: FakeVertex, submit
             [],
             "error: the settings: region us-west2 has no NVIDIA_L4; those that have are asia-",
         ),
-        (SETTINGS, ["supabase_url="], "error: supabase_url is empty: set it in pipelines/settings.toml and run"),
+        (SETTINGS, ["supabase_url="], "error: supabase_url is empty: leave the parameter out"),
         (SETTINGS, ["epochs=x"], "error: parameter epochs: expected a whole number, found 'x'\n"),
         (SETTINGS, ["columns=sb_secret_a"], "error: parameter columns looks like a Supabase secret key, and shows in "),
     ],
@@ -199,7 +229,7 @@ def test_with_spot_a_run_cannot_have_another_machine(
     compile_pipeline(Settings.of(**SETTINGS, spot=True), file)
     said = submit(*given, more="spot = true\n", file=file, status=2)
     assert said == (
-        f"error: {given[0].partition('=')[0]}: the train step's spot machine was settled when the pipeline was "
+        f"error: {given[0].partition('=')[0]}: the train step's machine was settled when the pipeline was "
         "compiled, with 1 NVIDIA_L4: set it under [parameters] in pipelines/settings.toml and run `make compile`\n"
     )
     assert vertex.requests == []
@@ -317,6 +347,19 @@ def test_waiting_for_a_failed_run_exits_with_6_and_the_errors(vertex: FakeVertex
     assert said.endswith("error: the step train failed: out of memory\nerror: the run failed: The DAG failed.\n")
 
 
+def test_a_paused_run_has_not_failed(vertex: FakeVertex, submit: Submit) -> None:
+    vertex.states = [state("PAUSED")]
+    assert re.search(r"^error: the run is paused; to follow it again: make watch ", submit("--wait", status=5), re.M)
+
+
+def test_a_state_that_is_newer_than_the_sdk_is_shown_as_its_number(vertex: FakeVertex, submit: Submit) -> None:
+    vertex.states = [
+        {"state": 99, "jobDetail": {"taskDetails": [{"taskName": "train", "state": 98}]}},
+        state("SUCCEEDED"),
+    ]
+    assert changes(submit("--wait")) == ["train state 98", "run state 99", "run succeeded"]
+
+
 def test_waiting_survives_an_outage(vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
     vertex.states = [state("RUNNING"), state("SUCCEEDED")]
     vertex.faults = [Fault("GET", "/pipelineJobs/", times=5)]
@@ -347,10 +390,19 @@ def test_waiting_survives_a_lost_connection(
     assert changes(submit("--wait")) == ["run running", "run succeeded"]
 
 
-@pytest.mark.parametrize("code", [403, 404])
-def test_waiting_ends_at_once_where_asking_again_is_of_no_use(vertex: FakeVertex, submit: Submit, code: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (400, "error: the run continues, but its state cannot be fetched: 400 "),
+        (403, "error: the run continues, but its state cannot be fetched: 403 "),
+        (404, "error: there is no such run any more; it may have been deleted; "),
+    ],
+)
+def test_waiting_ends_at_once_where_asking_again_is_of_no_use(
+    vertex: FakeVertex, submit: Submit, code: int, said: str
+) -> None:
     vertex.faults = [Fault("GET", "/pipelineJobs/", code=code)]
-    assert "error: the run continues, but its state cannot be fetched: " in submit("--wait", status=5)
+    assert said in submit("--wait", status=5)
     assert len([request for request in vertex.requests if "/pipelineJobs/" in request.path]) == 1
 
 
@@ -433,12 +485,12 @@ def test_a_run_whose_experiment_fails_afterwards_is_not_said_to_have_failed(vert
 def test_waiting_gives_up_after_a_long_outage_and_says_that_the_run_continues(
     vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines_vertex, "MAX_FAILED_POLLS", 3)
+    monkeypatch.setattr(pipelines_follow, "MAX_FAILED_POLLS", 3)
     monkeypatch.setattr(base, "_DEFAULT_RETRY", None)  # the SDK would retry for two minutes
     vertex.faults = [Fault("GET", "/pipelineJobs/", times=99)]
     said = submit("--wait", status=5)
     assert "error: the run continues, but its state cannot be fetched: 503 " in said
-    assert re.search(r"; to follow it again: make watch JOB=mf-training-\d+\n$", said)
+    assert re.search(r"; to follow it again: make watch SETTINGS=\S+ JOB=mf-training-\d+\n$", said)
     assert len([request for request in vertex.requests if "/pipelineJobs/" in request.path]) == 3
 
 

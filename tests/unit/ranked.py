@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 
 from mf.checkpoint import CheckpointFile
+from mf.ranking import Interactions, RankingConfig, RankingModel
+from mf.ranking.fit import fit as fit_ranking
 from mf.ranks import Ranks
 from mf.solvers import EpochReport, RatingTensors, configure, fit
 
@@ -19,6 +21,9 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "vb": {"factors": 8, "rank": 3, "epochs": 4},
     "gibbs": {"factors": 8, "rank": 3, "epochs": 8, "burn_in": 3},
 }
+
+# Fewer factors and directions than there may be, so that what is left out is estimated from all ranks' ratings.
+LISTS = RankingConfig(factors=8, teacher_rank=70)
 
 
 def planted() -> tuple[RatingTensors, RatingTensors]:
@@ -49,6 +54,16 @@ def edges_of(train: RatingTensors, world: int) -> list[int]:
     return [int(torch.searchsorted(starts, RATINGS * r // world)) for r in range(world)] + [USERS]
 
 
+def interactions(data: RatingTensors) -> Interactions:
+    return Interactions(data.users, data.movies, data.ratings, data.n_users, data.n_movies)
+
+
+def arrays(model: RankingModel) -> dict[str, Any]:
+    """What a ranking model of stars holds."""
+    found = {name: torch.from_numpy(getattr(model, name)) for name in ("bias", "embedding", "history", "liking")}
+    return {**found, "numbers": [model.mu, model.sd, model.regularization, model.energy_beyond]}
+
+
 def run(rank: int, world: int, folder: Path) -> None:
     """One process: fits every solver, and resumes a checkpoint of one process; writes what it has."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
@@ -71,6 +86,13 @@ def run(rank: int, world: int, folder: Path) -> None:
             "rmse": [r.validation_rmse for r in reports],
             "sent": sent,
         }
+    ranks = Ranks.joined()
+    model = fit_ranking(interactions(parts[0]), LISTS, CPU, ranks=ranks)
+    found["lists"] = {
+        **arrays(model),
+        "vectors": torch.from_numpy(model.user_vectors(interactions(parts[0]))),
+        "sent": ranks.sent,
+    }
     buffer = io.BytesIO()
     torch.save(found, buffer)
     (folder / f"{world}-{rank}.pt").write_bytes(buffer.getvalue())

@@ -48,7 +48,8 @@ DEFAULTS = {
     "user_column": "none", "movie_column": "none", "rating_column": "none", "timestamp_column": "none",
     "max_reject_fraction": "0.01", "ignore_ratings": "none", "key_columns": "none", "rated_since": "none",
     "rated_before": "none", "hnsw_index": "off", "max_regression": "0.01", "max_ndcg_regression": "0.01",
-    "max_rmse": "0", "min_rows": "1000", "min_users": "20", "min_movies": "20", "force_publish": "off",
+    "max_rmse": "0", "min_rows": "1000", "min_users": "20", "min_movies": "20", "force_publish": "off", "trials": "0",
+    "trial_minutes": "0", "trial_objective": "rmse",
 }  # fmt: skip
 
 
@@ -575,9 +576,26 @@ def test_it_runs_as_a_program(tmp_path: Path, argv: list[str], status: int, out:
         env=environment | {"PYTHONPATH": str(Path(mf.__file__).parents[1])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert (done.returncode, done.stderr.count("\n")) == (status, int(status > 0))
     assert done.stdout.startswith(out)
     assert done.stderr.startswith(err)
     assert (tmp_path / "output" / "model.json").exists() is (status == 0)
+
+
+def test_foreign_text_acts_on_no_terminal_whichever_command_prints_it(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text(ratings())
+    foreign = "o\x1b]0;title\x07\u202e"
+    program = "import sys; from mf.__main__ import run; sys.argv[0] = 'mf'; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", "--ratings_csv=r.csv", "--factors=2", f"--output_dir={foreign}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(mf.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert r"in o\x1b]0;title\x07\u202e/" in done.stdout
+    assert not set("\x1b\x07\u202e") & set(done.stdout + done.stderr)
+    assert (tmp_path / foreign / "model.json").exists()

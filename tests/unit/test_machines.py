@@ -190,10 +190,10 @@ def test_the_smallest_machine_that_suffices_is_taken(machine: dict[str, str], gp
 
 @pytest.mark.parametrize("given", [{"train_accelerator_type": "NVIDIA_TESLA_T4"}, {"train_accelerator_count": 2}])
 def test_a_spot_machine_is_settled_when_the_pipeline_is_compiled(given: dict[str, Any]) -> None:
-    machines.check_spot(L4, L4)
+    machines.check_custom_job(L4, L4)
     with pytest.raises(ConfigError) as error:
-        machines.check_spot({**L4, **given}, L4)
+        machines.check_custom_job({**L4, **given}, L4)
     assert str(error.value) == (
-        f"{', '.join(given)}: the train step's spot machine was settled when the pipeline was compiled, with 1 "
+        f"{', '.join(given)}: the train step's machine was settled when the pipeline was compiled, with 1 "
         "NVIDIA_L4: set it under [parameters] in pipelines/settings.toml and run `make compile`"
     )

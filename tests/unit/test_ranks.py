@@ -8,10 +8,11 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.multiprocessing as mp
-from ranked import CPU, MOVIES, SOLVERS, USERS, edges_of, planted, run, share
+from ranked import CPU, LISTS, MOVIES, SOLVERS, USERS, arrays, edges_of, interactions, planted, run, share
 
 from mf.checkpoint import CheckpointFile
 from mf.errors import ConfigError, DataError
+from mf.ranking.fit import fit as fit_ranking
 from mf.ranks import LANES, Ranks, lane_count
 from mf.ratings.schema import ROW_GROUP, Provenance, write_ratings
 from mf.ratings.share import ShareOfUsers
@@ -98,6 +99,40 @@ def test_a_sweep_of_vb_sends_the_sums_of_normal_equations(together: dict[int, li
     for part in together[4]:
         _, second, third, _ = part["vb"]["sent"]
         assert 0 <= third - second - fits * of_movies < 40_000
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_ranking_model_is_the_same_up_to_rounding_errors(
+    world: int, together: dict[int, list[dict[str, Any]]]
+) -> None:
+    train = interactions(planted()[0])
+    model = fit_ranking(train, LISTS, CPU)
+    expected, vectors = arrays(model), torch.from_numpy(model.user_vectors(train))
+    assert expected["liking"].abs().max() > 0
+    parts = [each["lists"] for each in together[world]]
+    # Rows of the cut are unique up to signs, which scores do not show.
+    scores = vectors @ expected["embedding"].T + expected["bias"]
+    for part in parts:
+        assert part["numbers"] == pytest.approx(expected["numbers"], rel=1e-5)
+        assert torch.equal(part["embedding"], parts[0]["embedding"])
+    found = torch.cat([part["vectors"] for part in parts]) @ parts[0]["embedding"].T + parts[0]["bias"]
+    assert (found - scores).abs().max() < 2e-4 * scores.std()
+    assert (found - scores).square().mean().sqrt() < 5e-5 * scores.std()
+
+
+def test_the_ranking_model_sends_movies_and_no_users(together: dict[int, list[dict[str, Any]]]) -> None:
+    """Sums of what each direction of the teacher and of the student is worth per movie and channel, and each movie's
+    raters or their sums."""
+    k, rank, width = LISTS.factors, LISTS.teacher_rank, 4 * LISTS.factors
+    assert rank
+    counts = planted()[0].counts()[1]
+    big = int((counts >= k).sum())
+    for world, parts in together.items():
+        summed = MOVIES * 4 * (3 * rank + 2 * width + 1 + k) + big * 4 * k * (k + 1)
+        gram = 8 * (rank * rank * 3 + 8 * rank * 64)
+        for part in parts:
+            sent = part["lists"]["sent"]
+            assert 0 < sent - 2 * (world - 1) * summed // world < 2 * gram + 60_000
 
 
 def test_one_process_sends_nothing() -> None:

@@ -94,6 +94,28 @@ def test_the_custom_job_is_one_that_the_api_knows_with_the_account_network_and_l
     assert dict(message.labels) == SETTINGS["labels"]
 
 
+@pytest.mark.parametrize(("spot", "strategy"), [(False, 3), (True, 4)])  # STANDARD, SPOT
+def test_several_machines_are_worker_pools_that_run_the_same_command(spot: bool, strategy: int) -> None:
+    pipeline = compiled(train_nodes=3, spot=spot)
+    for step in ("train", "refit"):
+        words = container(pipeline, step)["args"]
+        parameters = pipeline["components"][f"comp-{step}"]["inputDefinitions"]["parameters"]
+        empty = {"LIST": [], "STRUCT": {}}
+        given = {name: p.get("defaultValue", empty.get(p["parameterType"], "")) for name, p in parameters.items()}
+        job = resolved(words[words.index("--payload") + 1], given)
+        message = json_format.ParseDict(job, CustomJob.pb()(), ignore_unknown_fields=False)
+        assert message.job_spec.scheduling.strategy == strategy
+        first, others = message.job_spec.worker_pool_specs
+        assert (first.replica_count, others.replica_count) == (1, 2)
+        assert first.container_spec == others.container_spec
+        assert first.machine_spec == others.machine_spec
+        assert first.machine_spec.machine_type == "g2-standard-8"
+
+
+def test_one_machine_without_spot_is_a_plain_step() -> None:
+    assert compiled(train_nodes=1) == compiled()
+
+
 def resolved(text: str, values: dict[str, Any]) -> dict[str, Any]:
     """The payload as Vertex AI fills it in: a value that is a text stands in quotes already."""
     for name, value in values.items():

@@ -11,8 +11,8 @@ from urllib.parse import quote
 from pydantic import SecretStr
 
 from mf.errors import ConfigError
+from pipelines.doctor.finding import Check, Finding, HaltError, missing, ok, unknown
 from pipelines.settings import Settings
-from pipelines.vertex.doctor.finding import Check, Finding, HaltError, missing, ok, unknown
 from pipelines.vertex.doctor.google import Google
 from pipelines.vertex.doctor.images import image
 from pipelines.vertex.doctor.roles import BIND, account_role
@@ -274,9 +274,10 @@ def experiment(cloud: Cloud) -> Finding:
         return ok(f"there is no {name} yet; the first run creates it")
     if response.status != 200:
         return cloud.google.error(response)
-    if response.body.get("schemaTitle") != "system.Experiment":
+    kind = response.body.get("schemaTitle", "")
+    if kind != "system.Experiment":
         return missing(
-            f"{name} exists and is no experiment but a {response.body.get('schemaTitle')}", "choose another name"
+            f"{name} exists and is no experiment" + (f" but a {kind}" if kind else ""), "choose another name"
         )
     return ok(name)
 

@@ -1,4 +1,4 @@
-"""A step that trains on a spot machine, which is cheap and may be preempted at any time."""
+"""A step that trains as a Vertex custom job: on spot machines, or on several machines."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,11 @@ from pipelines.settings import Resources, Settings
 from pipelines.vertex.machines import train_machine
 
 
-def on_spot(component: BaseComponent, settings: Settings, resources: Resources, gpus: Mapping[str, Any]) -> Any:
+def as_custom_job(component: BaseComponent, settings: Settings, resources: Resources, gpus: Mapping[str, Any]) -> Any:
     """A component with its inputs and outputs, as a Vertex custom job.
 
-    Unlike a step of a pipeline a custom job can run on a spot machine, and its machine is set at compile time.
+    Unlike a step of a pipeline a custom job can run on a spot machine and on several machines, and its machines are set
+    at compile time. Each of several runs the step's command; CLUSTER_SPEC tells it which one it is (``mf.nodes``).
 
     Args:
         component: train or refit.
@@ -39,7 +40,8 @@ def on_spot(component: BaseComponent, settings: Settings, resources: Resources, 
         machine_type=train_machine(resources, gpus, settings.cuda).name,
         accelerator_type=gpus["train_accelerator_type"],
         accelerator_count=gpus["train_accelerator_count"],
-        strategy="SPOT",
+        replica_count=settings.train_nodes,
+        strategy="SPOT" if settings.spot else "STANDARD",
         restart_job_on_worker_restart=True,
         service_account=settings.service_account,
         network=settings.network,
