@@ -18,11 +18,14 @@ from benchmarks import (
     ranking,
     retrieval,
     speed,
+    steps,
     table_import,
     whole,
 )
 from benchmarks.planted import FULL
 from benchmarks.report import TITLES, machine, write_section
+
+NOT_OF_THE_WHOLE = ("gpu", "steps")  # a GPU, and 20 GB of disk
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,13 +57,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "million": partial(retrieval.million, min(given.rows, 1_000_000)),
         "whole": partial(whole.section, given.rows),
         "gpu": gpu.section,
+        "steps": partial(steps.section, steps.ROWS if given.rows == FULL else given.rows),
         **({"fold_in": partial(fold_in.section, given.ratings)} if given.ratings else {}),
     }
     if given.what not in (*sections, "all"):
         parser.error(f"{given.what} needs --ratings")
     print(machine())
     for name, section in sections.items():
-        if given.what == name or (given.what == "all" and name != "gpu"):
+        if given.what == name or (given.what == "all" and name not in NOT_OF_THE_WHOLE):
             text = section()
             write_section(given.output, name, text)
             print(f"\n{text}\n", flush=True)
