@@ -35,6 +35,8 @@ unexport $(filter-out TZ,$(TEXTS)) FRESH WAIT CPU_ONLY PEERS \
    $(foreach name,TZ SUPABASE_URL,$(if $(filter command line,$(origin $(name))),$(name)))
 $(foreach secret,SUPABASE_KEY SUPABASE_DB_URL,$(if $(filter command line,$(origin $(secret))),$(error $(secret) on make's \
   command line can be read in the list of processes and stays in the shell's history: export it, or leave it out to be asked)))
+# A run ends with the make that started it: the shell's parent.
+RUN = MF_MAKE_PID=$$PPID $(PY) -m pipelines
 flag = $(if $(value $(1)),$(2)="$$GIVEN_$(1)")
 # Many environments have a TZ and some a NAME of their own: these two count on make's command line only.
 typed_flag = $(if $(filter command line,$(origin $(1))),$(flag))
@@ -61,13 +63,13 @@ $(INSTALLED): requirements/all.lock requirements/pipeline-components.lock pyproj
 	@rm -f $(VENV)/installed-* && touch $@
 
 run: $(INSTALLED) ## train, evaluate and publish on this machine: RATINGS=file.csv or IMPORT_TABLE=ratings, else the sample; SUPABASE_URL=… your project; FRESH=1 reads an unchanged file again
-	@$(PY) -m pipelines run $(source) $(call typed_flag,SUPABASE_URL,--supabase_url) $(if $(value FRESH),--fresh) $(params)
+	@$(RUN) run $(source) $(call typed_flag,SUPABASE_URL,--supabase_url) $(if $(value FRESH),--fresh) $(params)
 
 seed-table: $(INSTALLED) ## fill the table "ratings" of the embedded Supabase from RATINGS=file.csv, else from the sample
 	@$(PY) -m pipelines seed-table $(source) $(params)
 
-demo: $(INSTALLED) ## serve a demo page of the sample's recommendations until Ctrl-C
-	@$(PY) -m pipelines demo
+demo: $(INSTALLED) ## serve a demo page until Ctrl-C: RATINGS=file.csv or IMPORT_TABLE=ratings, else the sample; SUPABASE_URL=… reads the table of your project
+	@$(RUN) demo $(source) $(call typed_flag,SUPABASE_URL,--supabase_url) $(params)
 
 test: $(INSTALLED) ## run all tests
 	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -13,12 +13,13 @@ from benchmarks import (
     gpu,
     limits,
     lists,
-    processes,
     publish,
     ranking,
     retrieval,
     speed,
     table_import,
+    together,
+    whole,
 )
 from benchmarks.planted import FULL
 from benchmarks.report import TITLES, machine, write_section
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--rows",
         type=lambda text: int(float(text)),
         default=FULL,
-        help="number of planted ratings, for speed, imports, lists' cost, the evaluation and recommendations",
+        help="number of planted ratings, for speed, imports, lists' cost, evaluation, recommendations, whole runs",
     )
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks.md"))
     given = parser.parse_args(argv)
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "limits": limits.section,
         "accuracy": partial(accuracy.section, given.ratings),
         "speed": partial(speed.section, given.rows),
-        "processes": partial(processes.section, given.rows),
+        "processes": partial(together.section, given.rows),
         "csv": partial(csv_ingest.section, given.rows),
         "import": partial(table_import.section, given.rows),
         "export": export.section,
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "lists": partial(lists.section, given.ratings, given.rows),
         "ranking": partial(ranking.section, given.rows),
         "retrieval": partial(retrieval.section, given.rows),
+        "million": partial(retrieval.million, min(given.rows, 1_000_000)),
+        "whole": partial(whole.section, given.rows),
         "gpu": gpu.section,
         **({"fold_in": partial(fold_in.section, given.ratings)} if given.ratings else {}),
     }

@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import numpy as np
 import numpy.typing as npt
+import psutil
 import psycopg
 import pyarrow as pa
 import pyarrow.dataset  # pyarrow.parquet imports it when it first reads
@@ -143,18 +144,26 @@ class Attempts:
         while status:
             began = time.monotonic()
             pid = self.forker.start(str(model_dir), *way)
-            if (fate := self.rng.random()) < KILLED + CUT:
+            fate = self.rng.random()
+            if fate < KILLED or (self.cut and fate < KILLED + CUT):
                 time.sleep(self.rng.uniform(0, self.takes_s.get(len(way), 0.1)))
             if fate < KILLED:
                 os.kill(pid, signal.SIGKILL)
             elif fate < KILLED + CUT:
-                self.cut += len(self.cutter.execute(CUT_EXPORTER).fetchall())
+                # The first one as soon as it is connected, so that there is one whatever the machine's speed.
+                while not (cut := len(self.cutter.execute(CUT_EXPORTER).fetchall())) and not self.cut and _runs(pid):
+                    time.sleep(0.001)
+                self.cut += cut
             status = self.forker.wait()
             self.killed += status == -signal.SIGKILL
             if fate >= KILLED + CUT:
                 self.takes_s[len(way)] = min(self.takes_s.get(len(way), math.inf), time.monotonic() - began)
                 if status:
                     raise RuntimeError(f"the export of {model_dir} ended with {status}, and nothing was done to it")
+
+
+def _runs(pid: int) -> bool:
+    return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 class Forker:

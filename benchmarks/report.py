@@ -25,7 +25,9 @@ TITLES = {
     "lists": "Lists",
     "ranking": "Evaluation",
     "retrieval": "Recommendations",
+    "million": "Recommendations of a million movies",
     "fold_in": "New users from a few ratings",
+    "whole": "A whole run",
     "gpu": "On a GPU",
 }
 INTRODUCTION = """# Benchmarks
@@ -33,9 +35,9 @@ INTRODUCTION = """# Benchmarks
 `make bench` writes this page. `make bench PEERS=1` first installs the libraries to compare with into `.venv`
 (`requirements/bench.in`; some are compiled and need a C++ compiler). `RATINGS=ratings.csv` adds MovieLens
 latest-small, or another file of that layout, to accuracy and lists, and measures new users. `ROWS=2000000` makes speed,
-imports, the cost of lists and the evaluation smaller. `ONLY=limits`, or another section, leaves the rest of the page
-unchanged; `ONLY=gpu` needs a GPU and is not part of the whole. Every measurement runs in a process of its own. The
-machine should be idle: threads that share cores wait for each other, those of the naive loop most.
+imports, the cost of lists, the evaluation and whole runs smaller. `ONLY=limits`, or another section, leaves the rest of
+the page unchanged; `ONLY=gpu` needs a GPU and is not part of the whole. Every measurement runs in a process of its own.
+The machine should be idle: threads that share cores wait for each other, those of the naive loop most.
 """
 
 

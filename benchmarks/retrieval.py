@@ -1,10 +1,11 @@
 """How long recommendations take in the database and through its API, by the exact search and by an index, and how many
-of the ten best an index finds: of a ranking model trained on planted ratings."""
+of the ten best an index finds: of a ranking model trained on planted ratings, and of a million random vectors."""
 
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from benchmarks.report import number, ratio, table
 from mf.local import LocalSupabase, delete_home
 from mf.model import MatrixFactorization
 from mf.model_directory import TrainedModel, TrainedRanking
-from mf.ranking import RankingConfig
+from mf.ranking import RankingConfig, RankingModel
 from mf.ratings.schema import MOVIE, RATING, USER
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.config import ExportConfig, SchemaConfig
-from mf.supabase.credentials import Credentials
-from mf.supabase.rest_target import RestTarget
+from mf.supabase.database import Database
+from mf.supabase.direct_target import DirectTarget
 from mf.supabase.schema import HNSW, migration
 from mf.train import train_ranking
 
@@ -40,9 +41,11 @@ CALLS = {10: 150, 200: 20}  # of recommend_from_ratings, by number of ratings
 RUN = "benchmark"
 RECALL = 0.99
 MANY = 10_000  # ratings of one more user
+MILLION_USERS, MILLION_MEMORY = 40, "2GB"
 RARE = 100  # one movie in so many has the genre "rare", by which a filter chooses
 # Bounds of a list of a user with 200 ratings, as a multiple of the bare scan, and of one with MANY ratings.
 TIMES_BARE, MANY_MS = 1.4, 150.0
+MILLION_MS = {"exact": 1000.0, "index": 50.0}  # bounds of a list of a catalogue of a million movies
 BARE = "select e.movie_id from public.mf_movie_ranking e order by e.vector operator(extensions.<#>) %s limit 10"
 
 Float32s = npt.NDArray[np.float32]
@@ -101,26 +104,104 @@ def _filtered(rated: int) -> str:
     return f"{_label(rated)}, filtered"
 
 
+def million(movies: int) -> str:
+    """The latency table of a catalogue of ``movies`` random vectors, as Markdown."""
+    measured = run("retrieval", measure_million, movies=movies)
+    if "error" in measured:
+        return f"Lists of a large catalogue were not measured: {measured['error']}"
+    lines = [
+        (label, *(number(measured[way][label][place], 1) for way in ("exact", "index") for place in ("sql", "api")))
+        for label in measured["exact"]
+    ]
+    reached = [
+        Bar(f"milliseconds, {way}, {_label(200)}", measured[way][_label(200)]["sql"], at_most=most, digits=0)
+        for way, most in MILLION_MS.items()
+    ]
+    text = (
+        f"The ten best of {movies:,} movies with random vectors of {FACTORS} factors, {cores()} cores: medians of "
+        f"milliseconds over {MILLION_USERS} calls. A bare query that scans the vectors takes "
+        f"{measured['bare_ms']:.0f} ms. The two indexes were built in {measured['build_s']:.0f} s, with "
+        f"maintenance_work_mem = {MILLION_MEMORY}, and take {measured['index_mb']:,.0f} MB beside the searched table's "
+        f"{measured['table_mb']:,.0f} MB. Recall is not measured: random vectors have no neighbours to find."
+    )
+    return "\n\n".join([text, table(("", "exact, SQL", "API", "index, SQL", "API"), lines), bars(reached)])
+
+
 def measure(rows: int) -> Result:
     """Milliseconds, recall and the indexes' seconds and size, from a database of its own."""
+    with _database() as (stack, home):
+        rng = np.random.default_rng(0)
+        data = load(f"planted:{rows}:0").train
+        ranking = train_ranking(
+            pa.table({USER: data.users, MOVIE: data.movies, RATING: data.ratings}),
+            RankingConfig(factors=FACTORS),
+            device=torch.device("cpu"),
+        )
+        users = _users(rng, data, ranking)
+        _fill(stack, home, ranking, users, rng)
+        calls = _calls(rng, users)
+        exact, found = _latencies(stack, calls)
+        p, q, b_m = ranking.vectors, ranking.model.embedding, ranking.model.bias
+        bare, numpy = _bare(stack, p), _numpy(p, q, b_m)
+        built = _index(stack)
+        indexed, again = _latencies(stack, calls)
+        recall = {label: _recall(found[label], again[label]) for label in calls}
+        return {
+            "movies": len(b_m), "exact": exact, "index": indexed, "recall": recall, "bare_ms": bare, "numpy_ms": numpy
+        } | built  # fmt: skip
+
+
+def measure_million(movies: int) -> Result:
+    """Milliseconds and the indexes' seconds and size for random vectors, from a database of its own."""
+    with _database() as (stack, home):
+        rng = np.random.default_rng(0)
+        q, history, liking = (rng.normal(0, 0.1, (movies, FACTORS)).astype(np.float32) for _ in range(3))
+        b_m = rng.normal(0, 0.1, movies).astype(np.float32)
+        model = RankingModel(b_m, q, history, liking, 3.5, 1.0, 0.5, 1.0, FACTORS, 0.0, 3.5)
+        users = [
+            (rng.choice(movies, 200, replace=False), rng.choice(np.arange(1, 11, dtype=np.float32) / 2, 200))
+            for _ in range(MILLION_USERS)
+        ]
+        p = np.stack([model.user_vector(*user) for user in users])
+        ids = Vocabulary(pa.array(np.arange(movies)))
+        record = {"seconds": 0.0}
+        ranking = TrainedRanking(model, Vocabulary(pa.array(np.arange(len(users)))), ids, p, {}, record)
+        with stack.connect() as connection:
+            connection.execute(f"alter database {connection.info.dbname} set maintenance_work_mem = '{MILLION_MEMORY}'")
+        _fill(stack, home, ranking, users, rng)
+        calls: dict[str, list[Call]] = {
+            _label(200): [("recommend_movies", {"for_user": user}) for user in range(len(users))],
+            _filtered(200): [("recommend_movies", {"for_user": user, "genre": "rare"}) for user in range(len(users))],
+            "similar_movies": [("similar_movies", {"for_movie": movie}) for movie in range(MILLION_USERS)],
+        }
+        exact, _ = _latencies(stack, calls)
+        bare = _bare(stack, p)
+        built = _index(stack)
+        indexed, _ = _latencies(stack, calls)
+        return {"exact": exact, "index": indexed, "bare_ms": bare} | built
+
+
+@contextmanager
+def _database() -> Iterator[tuple[LocalSupabase, Path]]:
+    """A database of its own and its folder, which is deleted."""
     home = Path(tempfile.mkdtemp(prefix="mf-benchmark-"))
     home.chmod(0o755)  # so that root's PostgreSQL, which runs as another user, lies in it too
     try:
         with LocalSupabase(home) as stack:
-            return _measure(stack, rows, home)
+            yield stack, home
     finally:
         delete_home(home)
 
 
-def _measure(stack: LocalSupabase, rows: int, home: Path) -> Result:
-    rng = np.random.default_rng(0)
-    data = load(f"planted:{rows}:0").train
-    ranking = train_ranking(
-        pa.table({USER: data.users, MOVIE: data.movies, RATING: data.ratings}),
-        RankingConfig(factors=FACTORS),
-        device=torch.device("cpu"),
-    )
-    users = _users(rng, data, ranking)
+def _fill(
+    stack: LocalSupabase,
+    home: Path,
+    ranking: TrainedRanking,
+    users: list[tuple[npt.NDArray[np.int64], Float32s]],
+    rng: np.random.Generator,
+) -> None:
+    """The users' ratings, the items table, the migration and the published run, with the planner's statistics that
+    autovacuum would make within a minute."""
     with stack.connect() as connection:
         connection.execute(
             "create table public.votes (user_id bigint, movie_id bigint, rating real, primary key (user_id, movie_id))"
@@ -135,32 +216,22 @@ def _measure(stack: LocalSupabase, rows: int, home: Path) -> Result:
         with connection.cursor().copy("copy public.movies from stdin") as copy:
             for row, movie in enumerate(ranking.movies.ids.to_pylist()):
                 copy.write_row((movie, "common" if row % RARE else "rare"))
-        connection.execute("analyze public.votes; analyze public.movies")
     stack.migrate(migration(SchemaConfig(ratings_table="votes", items_table="movies", items_filter="genre")))
     _model(ranking, users, rng).save(home / "model")
-    RestTarget(Credentials(stack.url, SecretStr(stack.secret_key))).export(home / "model", ExportConfig())
-    calls = _calls(rng, users)
-    exact, found = _latencies(stack, calls)
-    p, q, b_m = ranking.vectors, ranking.model.embedding, ranking.model.bias
-    bare, numpy = _bare(stack, p), _numpy(p, q, b_m)
+    DirectTarget(Database(SecretStr(stack.db_url))).export(home / "model", ExportConfig())
     with stack.connect() as connection:
-        # Not through the API: a client that is tired of waiting asks again, and is told of the second call only.
+        connection.execute("analyze")
+
+
+def _index(stack: LocalSupabase) -> Result:
+    """Builds the run's indexes. Not through the API: a client that is tired of waiting asks again, and is told of the
+    second call only."""
+    with stack.connect() as connection:
         _, build_s = _timed(lambda run: connection.execute("select public.mf_index(%s)", [run]), RUN)
-        indexed, again = _latencies(stack, calls)
         sizes = "select pg_table_size('public.mf_movie_ranking'), sum(pg_relation_size(indexrelid)) "
         sizes += "from pg_stat_user_indexes where starts_with(indexrelname, 'mf_hnsw_')"
         table_bytes, index_bytes = (int(size) for size in connection.execute(sizes.encode()).fetchall()[0])
-    return {
-        "movies": len(b_m),
-        "exact": exact,
-        "index": indexed,
-        "recall": {label: _recall(found[label], again[label]) for label in calls},
-        "bare_ms": bare,
-        "numpy_ms": numpy,
-        "build_s": build_s,
-        "table_mb": table_bytes / 2**20,
-        "index_mb": index_bytes / 2**20,
-    }
+    return {"build_s": build_s, "index_mb": index_bytes / 2**20, "table_mb": table_bytes / 2**20}
 
 
 def _users(

@@ -32,7 +32,7 @@ def evaluate(
     from mf.evaluation.judge import judge
     from mf.files import written_aside
     from mf.model_directory import TrainedModel
-    from mf.parameters import evaluate_config, gate_config
+    from mf.parameters import evaluate_config, gate_config, run_of
     from mf.ratings.schema import read_ratings
     from mf.ratings.titles import titles_beside
     from mf.supabase.find import find_target
@@ -65,6 +65,7 @@ def evaluate(
             gate=gate,
             titles=titles_beside(provenance.source, provenance.columns.get("movie_id", ""), print),
             provenance=provenance,
+            **run_of(train_ratings.metadata),
         )
         decision = judgement.decision
         # In the folder of the run, where the notify step reads it.

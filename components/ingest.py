@@ -34,6 +34,9 @@ def ingest(
     batch_size: int,
     lr: float,
     init_from: str,
+    trials: int,
+    trial_minutes: float,
+    trial_objective: str,
     refit: bool,
     relevance_threshold: str,
     max_regression: float,
@@ -56,23 +59,27 @@ def ingest(
     parameters = dict(locals())
 
     from dataclasses import asdict
+    from datetime import UTC, datetime
     from pathlib import Path
 
     from mf.errors import reported
-    from mf.parameters import UNUSED_WITHOUT_RATINGS, check, check_gpus, check_lists, ingest_config
+    from mf.parameters import UNUSED_WITHOUT_RATINGS, check, check_gpus, check_lists, ingest_config, record_run
     from mf.reuse import ingest_once
-    from mf.supabase.find import find_target
-    from mf.warm_start import EarlierModel
 
+    started = datetime.now(UTC)
     ratings.path += ".parquet"
     rejects.path += ".csv"
     with reported():
         check(parameters, lambda given: check_gpus(given, gpus))
         config = ingest_config(parameters)
-        earlier = EarlierModel.find(init_from if config.may_have_ratings else "", lambda: find_target(supabase_url))
-        if earlier:
-            earlier.save(Path(initial_model.path))
-            initial_model.metadata["run_id"] = earlier.header.run_id
+        if init_from and config.may_have_ratings:
+            # Imported here, since most runs need neither PyTorch nor Supabase for this step.
+            from mf.supabase.find import find_target
+            from mf.warm_start import EarlierModel
+
+            if earlier := EarlierModel.find(init_from, lambda: find_target(supabase_url)):
+                earlier.save(Path(initial_model.path))
+                initial_model.metadata["run_id"] = earlier.header.run_id
         print(f"reading {config.ratings_csv or f'table {config.import_table}'}", flush=True)
         provenance, reused = ingest_once(config, Path(ratings.path), Path(rejects.path), url=supabase_url)
         if reused:
@@ -82,5 +89,5 @@ def ingest(
     print(provenance.summary())
     if not provenance.has_ratings:
         print(UNUSED_WITHOUT_RATINGS)
-    ratings.metadata.update(asdict(provenance))
+    ratings.metadata.update(asdict(provenance), **record_run(parameters, started))
     rejects.metadata["rows"] = provenance.rows_rejected

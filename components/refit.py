@@ -41,7 +41,7 @@ def refit(
             train_part, _ = read_ratings(Path(train_ratings.path))
             print(f"{where}: fitting model {judged.run_id} to all {len(table):,} ratings", flush=True)
             # In the run's folder, which is the same for every attempt.
-            checkpoint = CheckpointFile(Path(model.path).parents[1] / "refit.checkpoint", share=0.1)
+            checkpoint = CheckpointFile(Path(model.path).parents[1] / "refit.checkpoint", share=0.01)
             earlier = EarlierModel.read(Path(initial_model.path)) if Path(initial_model.path).exists() else None
             processes = max(1, train_accelerator_count)
             if nodes.rank:

@@ -17,25 +17,31 @@ def split(
     """Splits the ratings into a training, a validation and a test part."""
     parameters = dict(locals())
 
-    from dataclasses import replace
     from pathlib import Path
 
     from mf.errors import ConfigError, reported
-    from mf.parameters import split_config
-    from mf.ratings.schema import read_ratings, write_ratings
-    from mf.ratings.split import split as split_ratings
+    from mf.parameters import RUN, split_config
+    from mf.ratings.schema import read_provenance
+    from mf.reuse import split_once
 
     with reported():
         config = split_config(parameters)
-        table, provenance = read_ratings(Path(ratings.path))
-        print(f"{split} split of {len(table):,} ratings", flush=True)
-        parts = split_ratings(table, config)
-        if split == "hash":
-            provenance = replace(provenance, split={"seed": seed, "test_size": test_size})
-        if not len(parts.test):
-            raise ConfigError(f"test_size {test_size:g} of {len(table):,} ratings leaves the test part empty: raise it")
-        for artifact, part in zip((train_ratings, validation_ratings, test_ratings), parts, strict=True):
+        count = read_provenance(Path(ratings.path)).rows_kept
+        print(f"{split} split of {count:,} ratings", flush=True)
+        if not test_size:
+            raise ConfigError(f"test_size {test_size:g} of {count:,} ratings leaves the test part empty: raise it")
+        artifacts = (train_ratings, validation_ratings, test_ratings)
+        for artifact in artifacts:
             artifact.path += ".parquet"
-            written = write_ratings(part, Path(artifact.path), provenance)
-            artifact.metadata.update(rows=len(part), content_hash=written.content_hash)
-    print(f"{split} split: " + ", ".join(f"{len(p):,} {name}" for name, p in parts._asdict().items()))
+        outputs = [Path(artifact.path) for artifact in artifacts]
+        written, reused = split_once(Path(ratings.path), outputs, config)
+        if reused:
+            print("the ratings are unchanged and not split again (FRESH=1 splits them)")
+        for artifact, rows, provenance in zip(artifacts, *written, strict=True):
+            artifact.metadata.update(rows=rows, content_hash=provenance.content_hash)
+            if RUN in ratings.metadata:
+                artifact.metadata[RUN] = ratings.metadata[RUN]
+    print(
+        f"{split} split: "
+        + ", ".join(f"{n:,} {name}" for n, name in zip(written.rows, ("train", "validation", "test"), strict=True))
+    )

@@ -29,6 +29,7 @@ from mf.ratings.names import MOVIE, RATING, RATINGS_PARQUET, USER
 from mf.solvers import SOLVER_HELP, SOLVERS, check_warm, configure, for_processes, processes_line
 from mf.solvers.config import DEFAULT_SOLVER, INIT_FROM, ORIGINAL
 from mf.supabase.config import ExportConfig
+from mf.sweep.config import Choices, SweepConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -155,6 +156,7 @@ def trainer_parser(prog: str = MODULE) -> Parser:
         "solver options; a default that names solvers: only these have the option",
         PRESETS if is_original else {},
     )
+    add_flags(parser, SweepConfig, "sweep over solver and options (docs/sweeps.md)")
     add_flags(parser, IngestConfig, "columns of the ratings file or table", leave_out=TrainerConfig.model_fields)
     add_flags(parser, ExportConfig, "publishing", leave_out=["rows_per_request", "clients"])
     add_flags(parser, GateConfig, "limits that a published model must keep")
@@ -166,7 +168,7 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
     namespace = trainer_parser(prog).parse_args(argv)
     trainer = TrainerConfig.of(**given(namespace, TrainerConfig))
     options = given(namespace, *(solver.config for solver in SOLVERS.values()))
-    is_original = prog == MODULE
+    is_original, any_solver = prog == MODULE, not namespace.solver
     if not is_original:
         namespace.solver, why = _best_solver(namespace.solver, trainer, options)
         if why:
@@ -184,6 +186,13 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
     gate = GateConfig.of(**given(namespace, GateConfig))
     if trainer.init_from:
         check_warm(namespace.solver)
+    publishing = trainer.publish or "supabase_url" in given(namespace, TrainerConfig)
+    sweep = SweepConfig.of(**given(namespace, SweepConfig))
+    choices = Choices.of(
+        namespace.solver, solver, options, ranking, json.loads(trainer.ranking_options or "{}"), any_solver=any_solver
+    )
+    if sweep.wanted:
+        _check_sweep(sweep, trainer, choices, source, publishing)
 
     from mf.checkpoint import reporter
     from mf.evaluation.baselines import BesideBaselines
@@ -192,10 +201,10 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
     from mf.ratings.schema import check_ratings_differ, read_ratings
     from mf.ratings.split import split
     from mf.supabase.find import find_target
+    from mf.sweep.journal import JOURNAL, remove_journal
     from mf.train import pick_device, train
     from mf.warm_start import EarlierModel
 
-    publishing = trainer.publish or "supabase_url" in given(namespace, TrainerConfig)
     target = find_target(trainer.supabase_url, trainer.supabase_key) if publishing else None
 
     if not source.may_have_ratings and ranking is None:
@@ -230,12 +239,24 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
         judge_by_validation = target is not None and test is None
         if target and not len(held_out) and not gate.force_publish:
             print(f"{NOTHING_HELD_OUT}: the model will be written to {trainer.output_dir}/ and not published")
+        found, journal = None, trainer.output_dir / JOURNAL
+        if sweep.wanted:
+            from mf.sweep.search import search
+
+            found = search(
+                parts.train, parts.validation, sweep, choices,
+                device=device, seed=seed, journal=journal, say=lambda line: print(line, flush=True),
+            )  # fmt: skip
+            solver, ranking = found.config, found.ranking
+            print(found.line())
         model = train(
             parts.train, parts.validation, solver,
             device=device, callbacks=[report], checkpoint=checkpoint, earlier=earlier, provenance=provenance,
             ranking=ranking, lists_from_validation=not judge_by_validation,
             progress=lambda done: print(done.line(), flush=True), processes=trainer.processes,
         )  # fmt: skip
+        if found:
+            model.metrics["sweep"] = found.record()
         test_line = _score(model, parts, test) if test is not None else ""
         kept = [] if is_original else [work / RATINGS_PARQUET]  # mf recommend leaves out what a user has rated
         (trainer.output_dir / RATINGS_PARQUET).unlink(missing_ok=True)  # of an earlier model
@@ -244,6 +265,8 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
             (trainer.output_dir / "test_rejects.csv").unlink(missing_ok=True)
         if checkpoint:
             checkpoint.remove()
+        if found:
+            remove_journal(journal)
     if len(held_out) and model.module:
         beside = BesideBaselines.of(model, parts.train, held_out)
         print(beside.line(part))
@@ -273,6 +296,23 @@ def _best_solver(solver: str, trainer: TrainerConfig, options: Mapping[str, Any]
     own = {name: value for name, value in options.items() if name in OR_SOLVERS_OWN}
     others = {name: value for name, value in options.items() if name not in own}
     return chosen_solver({"solver": solver, "solver_options": others, "init_from": trainer.init_from, **own})
+
+
+def _check_sweep(
+    sweep: SweepConfig, trainer: TrainerConfig, choices: Choices, source: IngestConfig, publishing: bool
+) -> None:
+    """Refuses a sweep that does not fit the other flags, or without Optuna."""
+    processes = {"processes": trainer.processes}
+    sweep.check(val_size=trainer.val_size, init_from=bool(trainer.init_from), processes=processes)
+    choices.tried(sweep.trial_objective if source.may_have_ratings else "ndcg")
+    if publishing and not trainer.test_csv:
+        raise ConfigError(
+            "trials: found no --test_csv to judge the model on before it is published, expected one: the best of the "
+            "trials is chosen on the validation part"
+        )
+    from mf.sweep.search import check_optuna
+
+    check_optuna()
 
 
 def _advice(namespace: argparse.Namespace) -> str:

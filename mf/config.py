@@ -20,7 +20,7 @@ SYNONYMS = {
     "n_epochs": "epochs", "n_iter": "epochs", "iterations": "epochs", "max_iter": "epochs", "learning_rate": "lr",
     "lr_all": "lr", "regularization": "l2", "reg_all": "l2", "use_gpu": "use_cuda", "device": "use_cuda",
     "validation_fraction": "val_size", "item_column": "movie_column", "user_col": "user_column",
-    "item_col": "movie_column", "rating_col": "rating_column",
+    "item_col": "movie_column", "rating_col": "rating_column", "n_trials": "trials",
 }  # fmt: skip
 
 

@@ -13,7 +13,9 @@ class MfError(Exception):
     """Base of all errors of this library.
 
     ``str()`` is one sentence: what was found, what was expected, where, and what to do. Command lines print it as
-    ``error: …`` and exit with status 2, without a stack trace."""
+    ``error: …`` and exit with ``exit_status``, without a stack trace."""
+
+    exit_status = 2
 
 
 class ConfigError(MfError):
@@ -35,6 +37,12 @@ class DataError(MfError):
 
 class TrainingError(MfError):
     """A training that diverged: a value is not finite, or mu lies outside the rating range."""
+
+
+class KilledError(MfError):
+    """A process of the training that a signal ended: no mistake of the user's."""
+
+    exit_status = 1
 
 
 class SupabaseError(MfError):
@@ -62,7 +70,7 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
 @contextmanager
 def reported() -> Iterator[None]:
     """Prints an ``MfError`` or ``OSError`` (no permission, no space) of the block as ``error: …`` on stderr, one line
-    without secrets, and exits with status 2."""
+    without secrets, and exits with the error's status, as a rule 2."""
     try:
         yield
     except BrokenPipeError:
@@ -72,7 +80,7 @@ def reported() -> Iterator[None]:
         if not isinstance(error, MfError | OSError) and not type(error).__module__.startswith("psycopg"):
             raise
         print("error:", one_line(error), file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(getattr(error, "exit_status", 2))
 
 
 # Advice by the error number of an ``OSError``.

@@ -13,11 +13,6 @@ from mf.ratings import csv, frame
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
 from mf.ratings.schema import Provenance
-from mf.supabase.client import connect
-from mf.supabase.credentials import Credentials
-from mf.supabase.database import Database
-from mf.supabase.tables import direct, rest
-from mf.supabase.tables.description import source_name
 
 # A source's reader: reads what the configuration names into the sink; returns which column was read as what.
 Read = Callable[[IngestConfig, Collector], dict[str, str]]
@@ -78,6 +73,13 @@ def _source(config: IngestConfig, url: str, key: SecretStr | None) -> Iterator[t
     if config.ratings_csv:
         yield config.ratings_csv, csv.read
         return
+    # Imported here, since the clients of Supabase take a second that a file does not need.
+    from mf.supabase.client import connect
+    from mf.supabase.credentials import Credentials
+    from mf.supabase.database import Database
+    from mf.supabase.tables import direct, rest
+    from mf.supabase.tables.description import source_name
+
     name = source_name(config.import_table)
     if database := Database.find():
         database.check_project(url)

@@ -35,6 +35,9 @@ from mf.solvers import SOLVERS, configure
 from mf.supabase.config import ExportConfig
 from mf.supabase.find import find_target
 from mf.supabase.target import Target
+from mf.sweep.config import Choices, SweepConfig
+from mf.sweep.journal import JOURNAL, remove_journal
+from mf.sweep.search import check_optuna, search
 from mf.train import pick_device, train
 from mf.warm_start import EarlierModel
 
@@ -54,6 +57,9 @@ def fit(
     use_cuda: bool = False,
     init_from: "str | Path | Model" = "",
     checkpoint: str | Path | None = None,
+    trials: int = 0,
+    trial_minutes: float = 0,
+    trial_objective: str = "rmse",
     verbose: bool = False,
     **options: Any,
 ) -> "Model":
@@ -70,11 +76,16 @@ def fit(
         ranking: ease, or none: lists are ordered by predicted rating.
         ranking_options: options of the ranking model (``mf.ranking.RankingConfig``).
         val_size: share of the ratings for early stopping, 0 to 1; default: 0 for vb and gibbs, which need none, else
-            0.1.
+            0.1, as with ``trials``.
         seed: random seed.
         use_cuda: train on a GPU if there is one.
         init_from: a model or model directory to start from; solvers adam and sgd only.
-        checkpoint: file that is saved after every epoch and resumed from.
+        checkpoint: file that is saved after every epoch and resumed from; with ``trials`` a second file beside it is.
+        trials: trainings of a sweep over solver and options, of which the best on the validation part is kept
+            (docs/sweeps.md); the options that are given here are not changed; 0 or 1: no sweep. Needs the extra
+            ``sweep``.
+        trial_minutes: minutes after which the sweep ends, whatever it has tried; 0: no limit.
+        trial_objective: what trials are compared by: rmse, or ndcg, NDCG@10 of the lists.
         verbose: print what is read and a line per epoch.
         options: options of the solver (``factors``, ``epochs``, …) and of reading (``user_column``,
             ``movie_column``, ``rating_column``, ``timestamp_column``, ``max_reject_fraction``, …); docs/parameters.md
@@ -86,18 +97,26 @@ def fit(
     Raises:
         ConfigError: an option is unknown or invalid; the message names every fault.
         DataError: the ratings cannot be read, or too many rows are bad.
-        TrainingError: the training diverged.
+        TrainingError: the training diverged, or all trials did.
 
     Warns:
         UserWarning: rows were bad and left out; ``Model.rejects`` lists them.
     """
     reading, training = _sorted_options(options)
+    any_solver = not solver
     solver, why = _chosen_solver(solver, training, bool(init_from))
     config = configure(solver, {**training, "seed": seed})
     lists = configure_ranking(ranking, dict(ranking_options), {"seed": seed})
-    share = val_size if val_size is not None else 0.0 if solver in NO_VALIDATION else HELD_OUT
+    sweep = SweepConfig.of(trials=trials, trial_minutes=trial_minutes, trial_objective=trial_objective)
+    needs_none = solver in NO_VALIDATION and not sweep.wanted
+    share = val_size if val_size is not None else 0.0 if needs_none else HELD_OUT
     division = SplitConfig.of(val_size=share, test_size=0, seed=seed)
+    choices = Choices.of(solver, config, {**training, "seed": seed}, lists, ranking_options, any_solver=any_solver)
+    if sweep.wanted:
+        sweep.check(val_size=share, init_from=bool(init_from), processes={"processes": 1})
+        check_optuna()
     saved = CheckpointFile(Path(checkpoint)) if checkpoint else None
+    journal = Path(f"{checkpoint}.{JOURNAL}") if checkpoint else None
     device, device_line = pick_device(use_cuda)
     earlier = _earlier(init_from)
     say = print if verbose else _silent
@@ -111,13 +130,24 @@ def fit(
     parts = split(table, division)
     say(device_line)
     report = reporter(saved)
+    found = None
+    if sweep.wanted:
+        found = search(
+            parts.train, parts.validation, sweep, choices, device=device, seed=seed, journal=journal, say=say
+        )
+        config, lists = found.config, found.ranking
+        say(found.line())
     trained = train(
         parts.train, parts.validation, config,
         device=device, callbacks=[report] if verbose else [], checkpoint=saved, earlier=earlier, provenance=provenance,
         ranking=lists, progress=_say_pass if verbose else None,
     )  # fmt: skip
+    if found:
+        trained.metrics["sweep"] = found.record()
     if saved:
         saved.remove()
+    if journal:
+        remove_journal(journal)
     if trained.module:
         trained.module.cpu()
     say(trained.summary())

@@ -174,6 +174,7 @@ class PublishedModel:
     ranking: PublishedRanking | None = None  # None: lists are ordered by predicted rating
     movie_counts: MovieCounts | None = None  # None: not recorded
     ignore_ratings: tuple[float, ...] = ()  # ratings that mean "not rated"
+    sweep: dict[str, Any] | None = None  # of ``metrics``, without the single trials; None: there was none
 
     @property
     def user_ids(self) -> pa.Array:
@@ -501,7 +502,14 @@ def read_model(directory: Path) -> PublishedModel:
             trained_on=TrainedOn.read(card.get("trained_on")),
             movie_counts=MovieCounts.read(directory, card),
             ignore_ratings=_ignore_ratings(directory / CARD, card),
+            sweep=_sweep(card.get("metrics")),
         )
+
+
+def _sweep(metrics: Any) -> dict[str, Any] | None:
+    """The entry ``sweep`` of ``metrics``, without its list of trials."""
+    found = metrics.get("sweep") if isinstance(metrics, dict) else None
+    return {name: value for name, value in found.items() if name != "tried"} if isinstance(found, dict) else None
 
 
 def read_run_id(directory: Path) -> str:

@@ -6,7 +6,9 @@ may give its own inputs and the first step may give everything. The solvers and 
 they are needed: with them comes PyTorch, for which the steps that do not train would wait seconds.
 """
 
+import json
 from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from mf.config import Config
@@ -15,11 +17,13 @@ from mf.evaluation.config import EvaluateConfig, GateConfig
 from mf.ratings.config import CLICKS_WITHOUT_RANKING, NONE, IngestConfig, SplitConfig
 from mf.supabase.config import ExportConfig
 from mf.supabase.credentials import address_problem, project_url
+from mf.sweep.config import Choices, SweepConfig
 
 if TYPE_CHECKING:
     from mf.ranking import RankingConfig
 
 Parameters = Mapping[str, Any]
+RUN = "run"  # key of ``record_run`` in an artifact's metadata
 
 # Solver options that are parameters of their own; all others are entries of the parameter solver_options.
 ALWAYS_SET = ("factors", "seed")
@@ -60,6 +64,8 @@ def check(parameters: Parameters, *more: Callable[[Parameters], object]) -> None
         _check_supabase_url,
         _check_init_from,
         _check_clicks,
+        _check_processes,
+        _check_sweep,
         *more,
     )
     faults: list[str] = []
@@ -144,6 +150,30 @@ def ranking_config(parameters: Parameters) -> "RankingConfig | None":
     return configure(parameters["ranking"], parameters["ranking_options"], shared)
 
 
+def sweep_config(parameters: Parameters) -> SweepConfig:
+    """How many trials there are, for how long, and what they are compared by."""
+    return SweepConfig.of(**_fields(SweepConfig, parameters))
+
+
+def sweep_choices(parameters: Parameters) -> Choices:
+    """What a sweep may choose from: all that the parameters leave open.
+
+    Raises:
+        ConfigError: as ``solver_config`` and ``ranking_config``.
+    """
+    # The pipeline always sets the factors and the seed, and they are not searched.
+    options = {name: parameters[name] for name in ALWAYS_SET}
+    options |= {name: parameters[name] for name in OR_SOLVERS_OWN if parameters[name] != SOLVERS_OWN}
+    return Choices.of(
+        chosen_solver(parameters)[0],
+        solver_config(parameters),
+        {**options, **parameters["solver_options"]},
+        ranking_config(parameters),
+        parameters["ranking_options"],
+        any_solver=parameters["solver"] == BEST_SOLVER,
+    )
+
+
 def evaluate_config(parameters: Parameters) -> EvaluateConfig:
     """How a model is evaluated. An empty ``relevance_threshold`` is derived from the ratings."""
     return EvaluateConfig.of(relevance_threshold=parameters["relevance_threshold"] or None)
@@ -157,6 +187,25 @@ def gate_config(parameters: Parameters) -> GateConfig:
 def export_config(parameters: Parameters) -> ExportConfig:
     """How a model is published."""
     return ExportConfig.of(**_fields(ExportConfig, parameters))
+
+
+def record_run(parameters: Parameters, started: datetime) -> dict[str, Any]:
+    """One entry of an artifact's metadata, with the parameters and the start of the run, for the report. It is text,
+    since a platform may change numbers and nested values there. Values that are no parameters are left out."""
+    kept = {
+        name: value
+        for name, value in parameters.items()
+        if isinstance(value, str | int | float) or name.endswith("_options")
+    }
+    return {RUN: json.dumps({"parameters": kept, "started": started.isoformat()})}
+
+
+def run_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """``parameters`` and ``started`` of ``record_run``; empty where there is no record."""
+    if RUN not in metadata:
+        return {}
+    run = json.loads(metadata[RUN])
+    return {"parameters": run["parameters"], "started": datetime.fromisoformat(run["started"])}
 
 
 def check_gpus(parameters: Parameters, gpus: Mapping[str, Collection[int]]) -> None:
@@ -214,6 +263,25 @@ def _check_init_from(parameters: Parameters) -> None:
     solver, _ = chosen_solver(parameters)
     if parameters["init_from"] and solver in SOLVERS:
         check_warm(solver)
+
+
+def _check_processes(parameters: Parameters) -> None:
+    from mf.solvers import for_processes
+
+    for_processes(solver_config(parameters), int(parameters.get("train_accelerator_count", 0)) or 1)
+
+
+def _check_sweep(parameters: Parameters) -> None:
+    sweep = sweep_config(parameters)
+    gpus = {"train_accelerator_count": parameters.get("train_accelerator_count", 0)}
+    sweep.check(val_size=parameters["val_size"], init_from=bool(parameters["init_from"]), processes=gpus)
+    if not sweep.wanted:
+        return
+    try:
+        choices = sweep_choices(parameters)
+    except ConfigError:  # another check names it
+        return
+    choices.tried(sweep.trial_objective if parameters["rating_column"] != NONE else "ndcg")
 
 
 def _fields(config: type[Config], parameters: Parameters) -> dict[str, Any]:

@@ -70,6 +70,8 @@ def refit(
     except TrainingError as error:
         return Refit(judged, f"the judged model is published, since the fit to all ratings failed: {error}")
     model.metrics["refit_of"] = judged.run_id
+    if "sweep" in judged.metrics:  # whose choice its options are
+        model.metrics["sweep"] = judged.metrics["sweep"]
     if not (model.module and judged.module):
         return Refit(
             model, f"model {model.run_id} is fitted to all {len(ratings):,} clicks, as {judged.run_id} was judged"

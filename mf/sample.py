@@ -29,6 +29,7 @@ TITLE_WORDS = (
     "Harbour Garden Orchestra Letter Summer Lighthouse Stranger River Kingdom Mirror Train Island Promise Winter",
     "Rising Returns Forever Calling Dancing Waiting Sings Remembers",
 )
+GENRES = ("Comedy", "Romance", "Drama", "Mystery", "Thriller", "Horror", "Fantasy", "Adventure")  # around a circle
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Sample:
 
 
 def write_sample(directory: Path, seed: int = 0) -> Sample:
-    """Writes ``ratings.csv`` (userId, movieId, rating, timestamp; a few hundred KB), ``movies.csv`` (movieId, title)
-    and ``truth.json`` to ``directory``.
+    """Writes ``ratings.csv`` (userId, movieId, rating, timestamp; a few hundred KB), ``movies.csv`` (movieId, title,
+    genres) and ``truth.json`` to ``directory``.
 
     A rating is mu + b_u + b_m + p_u·q_m + noise, rounded to half stars and clipped to 0.5 … 5. A few users and movies
     have most of the ratings, and users rate rather what suits their taste p_u·q_m, so that a list can be better than
@@ -68,8 +69,8 @@ def write_sample(directory: Path, seed: int = 0) -> Sample:
             rows.writerows(zip((names[u] for u in users), movies + 1, ratings, times, strict=True))
         with (aside / "movies.csv").open("w", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["movieId", "title"])
-            rows.writerows(titles.items())
+            rows.writerow(["movieId", "title", "genres"])
+            rows.writerows((*title, genres) for title, genres in zip(titles.items(), _genres(q), strict=True))
         (aside / "truth.json").write_text(json.dumps({"noise_floor": floor, "seed": seed}) + "\n")
     return Sample(directory / "ratings.csv", titles, floor)
 
@@ -96,3 +97,11 @@ def _titles(rng: np.random.Generator) -> dict[int, str]:
     names = [" ".join(words) for words in itertools.product(*(words.split() for words in TITLE_WORDS))]
     chosen = rng.choice(len(names), MOVIES, replace=False)
     return {i + 1: f"The {names[n]} ({rng.integers(1950, 2025)})" for i, n in enumerate(chosen)}
+
+
+def _genres(q: Floats) -> list[str]:
+    """Two genres per movie, ``Comedy|Drama``, from the direction of its vector, its taste."""
+    angle = np.arctan2(q[:, 1], q[:, 0]) / (2 * np.pi) * len(GENRES)
+    first = np.floor(angle).astype(int) % len(GENRES)
+    second = (first + np.where(angle % 1 < 0.5, -1, 1)) % len(GENRES)
+    return [f"{GENRES[a]}|{GENRES[b]}" for a, b in zip(first, second, strict=True)]

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from mf.config import Config
-from mf.errors import MfError, TrainingError
+from mf.errors import KilledError, MfError, TrainingError
 from mf.model import MatrixFactorization
 from mf.model_directory import RANKING_NUMBERS, TrainedRanking
 from mf.nodes import Nodes
@@ -105,7 +105,8 @@ def fit_together(
         earlier: a star model to start from.
 
     Raises:
-        TrainingError: a process died, or a value is not finite.
+        TrainingError: a value is not finite, or a process failed.
+        KilledError: a signal ended a process.
         MfError: as ``mf.solvers.fit``.
     """
     columns = [USER, MOVIE, *([RATING] if has_ratings(ratings) else [])]
@@ -173,11 +174,11 @@ def _launch(folder: Path, job: Job) -> None:
     except ChildFailedError as error:
         for file in sorted(folder.glob("error-*.pickle")):
             raise pickle.loads(file.read_bytes()) from None  # noqa: S301  # written by a process of this training
-        raise TrainingError(_death(error, job.world)) from None
+        raise _death(error, job.world) from None
 
 
-def _death(error: "ChildFailedError", processes: int) -> str:  # type: ignore[name-defined]  # noqa: F821
-    """Which process died of what, in one sentence."""
+def _death(error: "ChildFailedError", processes: int) -> MfError:  # type: ignore[name-defined]  # noqa: F821
+    """The error that says which process died of what."""
     # Of several failures the cause is the one by a signal; the others lost their connection to it.
     killed = [(rank, f) for rank, f in error.failures.items() if f.exitcode < 0 and f.exitcode != -signal.SIGTERM]
     rank, failure = killed[0] if killed else error.get_first_failure()
@@ -185,9 +186,12 @@ def _death(error: "ChildFailedError", processes: int) -> str:  # type: ignore[na
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         hint = ", which the system sends when memory runs out" if name == "SIGKILL" else ""
-        return f"training: {which} was ended by {name}{hint}; the others were stopped, only checkpoints are saved"
+        return KilledError(
+            f"training: {which} was ended by {name}{hint}; the others were stopped, only checkpoints are saved"
+        )
     message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
-    return f"training: {which} failed with exit status {failure.exitcode}: {' '.join(str(message).split())[:300]}"
+    text = " ".join(str(message).split())[:300]
+    return TrainingError(f"training: {which} failed with exit status {failure.exitcode}: {text}")
 
 
 def _fit_share(folder: Path, job: Job) -> None:

@@ -101,6 +101,7 @@ def train(
     config = for_processes(config, processes * nodes.count)
     epochs: list[EpochReport] = []
     callbacks = [epochs.append, *callbacks]
+    started = time.perf_counter()
     if processes * nodes.count > 1:
         if ranking:
             check_ratings_differ(listed, "training ratings")
@@ -108,8 +109,10 @@ def train(
         star, lists = fit_together(ratings, validation, job, callbacks=callbacks, progress=progress, earlier=earlier)
         assert star is not None
         fitted = star
+        seconds = time.perf_counter() - started - (lists.metrics["seconds"] if lists else 0)
     else:
         fitted = _fit_alone(ratings, validation, config, device, callbacks, checkpoint, earlier)
+        seconds = time.perf_counter() - started
         lists = train_ranking(listed, ranking, device=device, progress=progress) if ranking else None
     kept = [epoch for epoch in epochs if epoch.kept][-1]
     return TrainedModel(
@@ -124,6 +127,7 @@ def train(
             "validation_rmse": kept.validation_rmse,
             "best_epoch": kept.epoch,
             "init_from": fitted.init_from,
+            "seconds": seconds,  # of the star model's fit
             "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
         },
         git_sha=git_sha(),

@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from mf.errors import ConfigError, MfError, one_line, reported
 from mf.flags import Parser
 from pipelines import describe
 from pipelines.compiled import compile_pipeline, default_file, definitions
+from pipelines.follow import NOT_FOLLOWED, NOT_STARTED
 from pipelines.parameters import parse
-from pipelines.settings import DEFAULT_FILE, PREFIX, Settings, overrides, words
-from pipelines.status import NOT_FOLLOWED, NOT_STARTED
+from pipelines.settings import DEFAULT_FILE, PREFIX, Settings, overrides, target_of, words
 from pipelines.training import NAME
 
 HOME = Path(__file__).parents[1] / ".mf"
@@ -50,7 +50,7 @@ def submit_command(parser: Parser, argv: Sequence[str]) -> None:
     place = _place(settings)
     with _ending_with(NOT_STARTED):
         run = place.submit(settings, _file(options, settings), options.param)
-    if options.wait and (status := place.follow(run)):
+    if options.wait and (status := place.follow(run, settings)):
         sys.exit(status)
 
 
@@ -63,7 +63,7 @@ def watch_command(parser: Parser, argv: Sequence[str]) -> None:
     place = _place(settings)
     with _ending_with(NOT_FOLLOWED):
         run = place.find(settings, options.job)
-    if status := place.follow(run):
+    if status := place.follow(run, settings):
         sys.exit(status)
 
 
@@ -111,15 +111,12 @@ def unschedule_command(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def doctor_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Checks everything that a run on Vertex AI needs; prints the command for each missing thing."""
+    """Checks everything that a run on Vertex AI or Kubeflow needs; prints what to do about each missing thing."""
     _settings_flag(parser)
     options = parser.parse_args(argv)
-    from pipelines.vertex import doctor
-
-    with suppress(ConfigError):  # the doctor itself says what is wrong with the settings
-        if options.target == "kubeflow" or Settings.load(options.settings).target == "kubeflow":
-            sys.exit("make doctor checks a project on Vertex AI; docs/kubeflow.md says what Kubeflow needs")
-    if not doctor.examine(options.settings, os.environ):
+    environ = {**os.environ, **_target(options)}
+    target = "kubeflow" if target_of(options.settings, environ) == "kubeflow" else "vertex"
+    if not importlib.import_module(f"pipelines.{target}.doctor").examine(options.settings, environ):
         sys.exit(1)
 
 
@@ -129,8 +126,7 @@ def run_command(parser: Parser, argv: Sequence[str]) -> None:
     parser.add_argument("--fresh", action="store_true", help="read the file again, also if an earlier run has read it")
     parser.add_argument("--supabase_url", default="", help="the user's own project; needs --ratings or --import_table")
     options = parser.parse_args(argv)
-    if options.ratings and options.import_table:
-        raise ConfigError("--ratings and --import_table are both given, expected one of them")
+    _check_one_source(options)
     from pipelines.laptop import sources
     from pipelines.laptop.own import own_source
     from pipelines.laptop.run import run, run_own
@@ -159,12 +155,27 @@ def seed_command(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def demo_command(parser: Parser, argv: Sequence[str]) -> None:
-    """Serves the demo page with the sample's recommendations until Ctrl-C."""
-    _home_flag(parser)
+    """Serves the demo page until Ctrl-C: recommendations from the sample, a file, or a table."""
+    _source_flags(parser, "table to read instead of a file, of the embedded Supabase or of the project")
+    parser.add_argument("--supabase_url", default="", help="the user's own project, of which --import_table is read")
     options = parser.parse_args(argv)
-    from pipelines.laptop.demo import demo
+    _check_one_source(options)
+    if options.supabase_url and options.ratings:
+        raise ConfigError("--supabase_url is for --import_table: the demo of a file stays on this machine")
+    parameters = _local_parameters(options.param)
+    from mf.local.tools import default_cache, supabase_js
+    from pipelines.laptop.demo import data, demo
 
-    demo(options.home)
+    bundle = supabase_js(default_cache())  # first, because it needs the network and training takes time
+    if options.supabase_url:
+        shown = data.project_data(options.supabase_url, options.import_table, parameters, options.home)
+    elif options.import_table:
+        shown = data.table_data(options.import_table, parameters, options.home)
+    elif options.ratings:
+        shown = data.file_data(options.ratings, parameters, options.home)
+    else:
+        shown = data.sample_data(options.home)
+    demo(shown, bundle, parameters, options.home)
 
 
 def images_command(parser: Parser, argv: Sequence[str]) -> None:
@@ -242,7 +253,9 @@ def _ending_with(status: int) -> Iterator[None]:
 
 def _settings_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", type=Path, default=DEFAULT_FILE, help="settings file")
-    parser.add_argument("--target", default="", help="vertex or kubeflow (default: the setting target)")
+    parser.add_argument(
+        "--target", choices=("vertex", "kubeflow"), help="vertex or kubeflow (default: the setting target)"
+    )
 
 
 def _file_flag(parser: argparse.ArgumentParser) -> None:
@@ -269,12 +282,16 @@ def _name_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    target = {f"{PREFIX}TARGET": options.target} if options.target else {}
-    settings = Settings.load(options.settings, {**os.environ, **target})
+    settings = Settings.load(options.settings, {**os.environ, **_target(options)})
     # A misspelled variable changes nothing, and is missing from this line.
     if names := [f"{PREFIX}{name.upper()}" for name in overrides(os.environ)]:
         print(f"overriding {options.settings}: {', '.join(names)}")
     return settings
+
+
+def _target(options: argparse.Namespace) -> dict[str, str]:
+    """The flag --target as the variable that overrides the setting."""
+    return {f"{PREFIX}TARGET": options.target} if options.target else {}
 
 
 def _schedule_named(parser: Parser, argv: Sequence[str]) -> tuple[Settings, str]:
@@ -289,6 +306,11 @@ def _source_flags(parser: argparse.ArgumentParser, table: str, default: str = ""
     parser.add_argument("--import_table", default=default, help=table)
     _home_flag(parser)
     _parameter_flag(parser)
+
+
+def _check_one_source(options: argparse.Namespace) -> None:
+    if options.ratings and options.import_table:
+        raise ConfigError("--ratings and --import_table are both given, expected one of them")
 
 
 def _home_flag(parser: argparse.ArgumentParser) -> None:

@@ -18,12 +18,13 @@ from mf.ratings.config import IngestConfig, SplitConfig
 from mf.solvers import SOLVER_HELP, SOLVERS
 from mf.solvers.config import DEFAULT_SOLVER, INIT_FROM
 from mf.supabase.config import ExportConfig
+from mf.sweep.config import SweepConfig
 from pipelines.vertex.machines import gpus_in
 
 DOCUMENT = "docs/parameters.md"
 SOLVER_FIELDS = shared_fields({name: solver.config for name, solver in SOLVERS.items()})
 RANKING_SHARED = ("relevance_threshold", "seed")  # options of the ranking model that parameters of the pipeline set
-CONFIGS: tuple[type[Config], ...] = (IngestConfig, SplitConfig, GateConfig, ExportConfig)
+CONFIGS: tuple[type[Config], ...] = (IngestConfig, SplitConfig, SweepConfig, GateConfig, ExportConfig)
 # Descriptions that the pipeline has in place of the fields' own.
 OWN = {
     "ratings_csv": "CSV, JSON lines or Parquet, also compressed: gs://bucket/object, gs://bucket/folder/ or a glob, "

@@ -6,10 +6,11 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from mf.config import Config
@@ -22,6 +23,7 @@ from pipelines.vertex import machines
 from pipelines.vertex.machines import all_regions, is_region
 
 DEFAULT_FILE = Path(__file__).with_name("settings.toml")
+OWN_FILE = "pipelines/settings.toml"  # its name in the Makefile and in messages
 # MF_REGION in the environment overrides the setting region.
 PREFIX = "MF_"
 RUN_LABELS = ("git_sha", "version", "content")  # set by every run, so the settings may not
@@ -212,6 +214,8 @@ class Settings(Config):
         default_factory=dict, description="defaults of the pipeline's parameters"
     )
 
+    _file: Path = PrivateAttr(DEFAULT_FILE)  # for messages
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if bool(self.cpu_image) != bool(self.gpu_image):
@@ -256,9 +260,33 @@ class Settings(Config):
         if (images := images_file(file)).exists():
             values |= _read_images(images)
             settings = _checked(cls, values, str(images))
-        if not (given := overrides(os.environ if environ is None else environ)):
-            return settings
-        return _checked(cls, _merged(values, given), ", ".join(f"{PREFIX}{name.upper()}" for name in given))
+        if given := overrides(os.environ if environ is None else environ):
+            where = ", ".join(f"{PREFIX}{name.upper()}" for name in given)
+            settings = _checked(cls, _merged(values, given), where)
+        settings._file = file
+        return settings
+
+    @property
+    def file(self) -> str:
+        """Name of the file that they come from, for messages."""
+        return OWN_FILE if self._file == DEFAULT_FILE else str(self._file)
+
+    @property
+    def on_make(self) -> str:
+        """What make's command line has to say for the same settings, and a blank; empty for make's own file."""
+        if self.file != OWN_FILE:
+            return f"SETTINGS={shlex.quote(self.file)} "
+        return "TARGET=kubeflow " if self.target == "kubeflow" else ""
+
+    def require(self, names: Iterable[str]) -> None:
+        """Refuses settings that are empty.
+
+        Raises:
+            ConfigError: naming all of them.
+        """
+        if empty := [name for name in names if not getattr(self, name)]:
+            them = "it" if len(empty) == 1 else "them"
+            raise ConfigError(f"the settings lack {', '.join(empty)}: set {them} in {self.file}")
 
     @property
     def pinned(self) -> bool:
@@ -303,19 +331,24 @@ class Settings(Config):
         """
         if self.pinned:
             return
+        if not self.image_repository:
+            raise ConfigError(
+                f"image_repository is empty: set it in {self.file} to the registry path of the images, such as "
+                "europe-west4-docker.pkg.dev/PROJECT/mf, then run `make images`"
+            )
         host, slash, _ = self.image_repository.partition("/")
         if not slash or not ("." in host or ":" in host or host == "localhost"):
             raise ConfigError(
                 f"image_repository: found {self.image_repository!r}, which names no registry, and an image without one "
                 "is looked for on Docker Hub, where its name may be anybody's: set the registry path, such as "
-                "europe-west4-docker.pkg.dev/PROJECT/mf, in pipelines/settings.toml, then run `make images`"
+                f"europe-west4-docker.pkg.dev/PROJECT/mf, in {self.file}, then run `make images`"
             )
         if self.tag == "unknown":
             raise ConfigError(
                 "the images' tag is not known: it is this checkout's commit, and git is missing, this folder is no "
                 "git checkout, or git refuses it because it belongs to another account (git config --global --add "
                 "safe.directory FOLDER): run `make images` in a git checkout, which writes the images' digests, or set "
-                "image_tag in pipelines/settings.toml"
+                f"image_tag in {self.file}"
             )
 
     @property
@@ -329,6 +362,13 @@ class Settings(Config):
         for name, value in self.parameters.items():
             flat |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
         return [f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in flat.items()]
+
+
+def target_of(file: Path, environ: Mapping[str, str]) -> str:
+    """The setting ``target`` of a file that need not be valid otherwise, overridden by ``environ``."""
+    with suppress(ConfigError):
+        return str(environ.get(f"{PREFIX}TARGET") or _read(file).get("target", "vertex"))
+    return "vertex"
 
 
 def overrides(environ: Mapping[str, str]) -> dict[str, Any]:

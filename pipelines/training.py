@@ -20,6 +20,7 @@ from mf.parameters import BEST_SOLVER, SOLVERS_OWN
 from mf.ranking.config import DEFAULT_RANKING
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.supabase.config import ExportConfig
+from mf.sweep.config import SweepConfig
 from pipelines.describe import described
 from pipelines.kubeflow import gpus
 from pipelines.kubeflow.pods import configure_pod
@@ -53,6 +54,7 @@ STEPS = {
     "notify": Step("cpu", "1", "2G"),
 }
 INGEST, SPLIT, GATE, EXPORT = IngestConfig(import_table="ratings"), SplitConfig(), GateConfig(), ExportConfig()
+SWEEP = SweepConfig()
 NO_OPTIONS: dict[str, Any] = {}
 TRAIN_GPUS: dict[str, Any] = {"train_accelerator_type": "NVIDIA_L4", "train_accelerator_count": 1}
 NO_GPU: dict[str, Any] = {"train_accelerator_type": "", "train_accelerator_count": 0}
@@ -105,6 +107,9 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         batch_size: int = SOLVERS_OWN,
         lr: float = SOLVERS_OWN,
         init_from: str = "",
+        trials: int = SWEEP.trials,
+        trial_minutes: float = SWEEP.trial_minutes,
+        trial_objective: str = SWEEP.trial_objective,
         refit: bool = True,
         relevance_threshold: str = "",
         max_regression: float = GATE.max_regression,

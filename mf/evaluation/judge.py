@@ -1,9 +1,12 @@
 """Judges a model before it is published: evaluation, comparison, gate decision, report."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pyarrow as pa
 
@@ -66,6 +69,8 @@ def judge(
     gate: GateConfig | None = None,
     titles: Mapping[str, str] = MappingProxyType({}),
     provenance: Provenance | None = None,
+    parameters: Mapping[str, Any] = MappingProxyType({}),
+    started: datetime | None = None,
 ) -> Judgement:
     """Evaluates ``model``, compares it with the published run, decides on publication and writes the report.
 
@@ -78,18 +83,27 @@ def judge(
         gate: limits for publication; default: ``GateConfig()``.
         titles: movie titles by id as text, for the report.
         provenance: of the training part, for the report.
+        parameters: of the pipeline's run, by name, for the report.
+        started: when the run began, for the report; default: now.
 
     Raises:
         DataError: a part is empty, ids are of different types, or a number of the model is not finite.
         SupabaseError: ``target`` cannot be reached, or refused.
     """
-    config = config or EvaluateConfig()
+    config, gate = config or EvaluateConfig(), gate or GateConfig()
+    began = time.monotonic()
     evaluation, lists = evaluate_with_lists(train, test, model, config, validation)
     comparison = compare(model, test, target, config.seed, lists) if target else None
-    decision = decide(evaluation, comparison, gate or GateConfig(), users=len(model.users), movies=len(model.movies))
+    decision = decide(evaluation, comparison, gate, users=len(model.users), movies=len(model.movies))
     users = examples(train, validation, test, model, titles)
     epochs = model.metrics.get("epochs", [])
-    report = Report(evaluation, decision, comparison, users, epochs, _facts(model, train, provenance))
+    seconds, now = time.monotonic() - began, datetime.now(UTC)
+    facts = {**_facts(model, train, provenance), **_times(model, epochs, seconds)}
+    whole = f", {duration((now - started).total_seconds())} after the run began" if started else ""
+    report = Report(
+        evaluation, decision, comparison, users, epochs, facts, _parameters(model, config, gate, parameters),
+        f"{now.day} {now:%B %Y, %H:%M} UTC{whole}", model.metrics.get("sweep", {}),
+    )  # fmt: skip
     write_report(report, html, document)
     return Judgement(evaluation, comparison, decision, html, document)
 
@@ -108,3 +122,36 @@ def _facts(model: TrainedModel, train: pa.Table, provenance: Provenance | None) 
     if provenance:
         facts = {"ratings": provenance.summary(), **facts, "data hash": provenance.content_hash}
     return {**facts, "code": model.git_sha}
+
+
+def _times(model: TrainedModel, epochs: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, str]:
+    """Durations of training and evaluation, by label."""
+    found = {}
+    if epochs:
+        found["star model fitted in"] = f"{duration(sum(epoch['seconds'] for epoch in epochs))}, {len(epochs)} epochs"
+    if model.ranking and "seconds" in model.ranking.metrics:
+        found["ranking model fitted in"] = duration(model.ranking.metrics["seconds"])
+    return {**found, "evaluated in": duration(seconds)}
+
+
+def _parameters(
+    model: TrainedModel, config: EvaluateConfig, gate: GateConfig, given: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """All options of the run by group: as given, and as the models, the evaluation and the gate used them."""
+    return {
+        "Pipeline": dict(given),
+        f"Star model ({model.solver})": dict(model.config),
+        "Ranking model": dict(model.ranking.config) if model.ranking else {},
+        "Evaluation": config.model_dump(),
+        "Gate": gate.model_dump(),
+    }
+
+
+def duration(seconds: float) -> str:
+    """A time for people: ``3.4 s``, ``2 min 05 s``, ``1 h 02 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"

@@ -173,7 +173,7 @@ def _calibration(model: Sequence[CalibrationBin], baseline: Sequence[Calibration
         "are too high, above it too low.",
         f"Line chart of mean actual against mean predicted rating per decile of predictions, model and {BIASES}",
         _svg(draw),
-        ("", "predicted", "test ratings", "mean predicted", "mean actual"),
+        ("by", "predicted", "test ratings", "mean predicted", "mean actual"),
         tuple(
             (
                 label,

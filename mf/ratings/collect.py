@@ -32,7 +32,8 @@ from mf.ratings.schema import (
 from mf.ratings.spill import ROW, TIMED_ROW, RowArray, Spill, sorted_once
 from mf.ratings.values import integer_ids
 
-CHUNK = 1 << 20  # rows per chunk of string ids: a string array holds at most 2 GiB of text
+CHUNK = 1 << 20  # rows per chunk of ids, at most
+MOST_TEXT = (1 << 31) - 1  # bytes of text in a string array, whose offsets have 32 bits
 MOST_VALUES = 10_000  # distinct ratings to count
 EARLY = 100_000  # rows of a source of unknown length before it is refused early
 MOST_ODD = 10_000  # rows with an id that is not an integer before a source may turn out to be one of text ids
@@ -370,12 +371,29 @@ def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.DictionaryArray.from_arrays(codes[places], occurs.nonzero()[0] + low)])
 
 
-def ranked(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:
-    """The rank of every id (int64 or string) among the distinct ids of the column, int32."""
+def ranked(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int32]]:
+    """The sorted distinct ids (int64 or string) of a column, and the rank of every row's id among them, int32."""
     ids = _Ids()
     codes = ids.codes([column])
-    return ids.ranked()[1][codes]
+    distinct, rank = ids.ranked()
+    return distinct, rank[codes]
+
+
+def by_pair(ratings: pa.Table) -> pa.Table:
+    """Ratings sorted by user and movie."""
+    (user_ids, users), (movie_ids, movies) = ranked(ratings[USER]), ranked(ratings[MOVIE])
+    # A stable sort by one number is free for rows in order, as ingest writes them; a sort by two numbers is not.
+    order = np.argsort(users * (movies.max(initial=0) + np.int64(1)) + movies, kind="stable")
+    # Ids are taken as numbers, since ``take`` fails on columns of more than 2 GiB of text.
+    rest = ratings.drop_columns([USER, MOVIE]).take(pa.array(order))
+    ids = {USER: _decoded(user_ids, users[order]), MOVIE: _decoded(movie_ids, movies[order])}
+    return pa.table([ids[name] if name in ids else rest[name] for name in ratings.column_names], ratings.column_names)
 
 
 def _decoded(ids: pa.Array, rows: npt.NDArray[np.int32]) -> pa.ChunkedArray:
-    return pa.chunked_array([ids.take(pa.array(rows[i : i + CHUNK])) for i in range(0, len(rows), CHUNK)])
+    chunk = CHUNK
+    if not pa.types.is_integer(ids.type) and len(ids):
+        # A string array holds at most 2 GiB of text.
+        chunk = min(CHUNK, MOST_TEXT // max(1, pc.max(pc.binary_length(ids)).as_py()))
+    chunks = [ids.take(pa.array(rows[i : i + chunk])) for i in range(0, len(rows), chunk)]
+    return pa.chunked_array(chunks, ids.type)

@@ -1,5 +1,6 @@
 """Reader of files: layout, header and compression are detected, every line becomes a rating or a rejected row."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from functools import partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,7 @@ BOM = b"\xef\xbb\xbf"
 DELIMITERS = ("::", "\t", ";", "|", ",")
 SHORTEST = 4  # bytes of the shortest row without a rating, 1,2 and its line end; with one there are 2 more
 BLANKS = " "  # runs of blanks, where no other delimiter fits
+COMMENT = re.compile(r"\s*(#|//|%|;;)")
 JSON_START = re.compile(rb"""\s*\{\s*["}]""")
 SEP_LINE = re.compile(rb'"?sep=(.)"?\r?\n', re.IGNORECASE)  # first line of Excel's CSV
 # pyarrow separates at one byte only; "::" is replaced by this one, which text does not hold.
@@ -158,7 +160,8 @@ def _read_text(
         else:
             layout, columns = _layout(text_of(header), f"{name} line {line}", config, separator)
     except BadLineError as error:
-        raise DataError(f"{name} line {line}: {error}, expected a CSV file in UTF-8") from None
+        old_mac = ", with line feeds (tr '\\r' '\\n')" if b"\r" in header else ""
+        raise DataError(f"{name} line {line}: {error}, expected a CSV file in UTF-8{old_mac}") from None
     if not config.columns:
         line += first.count(b"\n", 0, len(first) - len(body))
         first = body
@@ -267,6 +270,11 @@ def _header_columns(names: list[str], where: str, config: IngestConfig) -> dict[
     try:
         return config.find_columns(names, where)
     except DataError:
+        if COMMENT.match(names[0]):
+            raise DataError(
+                f"{where}: a comment, {shown(' '.join(names))}, expected a header: delete the comment lines, and the "
+                "sign before a header"
+            ) from None
         if any(NUMBER.fullmatch(name) for name in names):
             raise DataError(
                 f"{where}: expected a header, found {shown(', '.join(names))}; for a file without one name its "
@@ -425,7 +433,7 @@ def _split_careful(block: bytes, layout: Layout) -> tuple[pa.Table, npt.NDArray[
 def _json_layout(record: bytes, where: str, config: IngestConfig) -> tuple[Layout, dict[str, str]]:
     """The layout of JSON lines, from the first one, and which field was read as what."""
     try:
-        first = orjson.loads(record)
+        first = _json(record)
     except ValueError as error:
         raise DataError(
             f"{where}: JSON that is not one object per line ({error}): write it as JSON lines or CSV, for example with "
@@ -436,10 +444,20 @@ def _json_layout(record: bytes, where: str, config: IngestConfig) -> tuple[Layou
     return Layout(JSON_LINES, len(names), {role: names.index(name) for role, name in columns.items()}, names), columns
 
 
+def _json(text: bytes) -> Any:
+    """The value of a JSON text, which may have the NaN and Infinity that Python writes."""
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        if b"NaN" in text or b"Infinity" in text:
+            return json.loads(text)
+        raise
+
+
 def _json_fields(raw: bytes, layout: Layout) -> list[str]:
     """The fields of one JSON object, as texts."""
     try:
-        record = orjson.loads(raw)
+        record = _json(raw)
     except ValueError:
         raise BadLineError("not a JSON object") from None
     if not isinstance(record, dict):

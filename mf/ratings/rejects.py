@@ -86,6 +86,8 @@ class Rejects:
             ways = ["allow more with --max_reject_fraction"] if good else []
             if any(": timestamp " in text for text in self._first):
                 ways.append("read them without times with --timestamp_column none")
+            if any(text.endswith(": not UTF-8 text") for text in self._first):
+                ways.append("save the file as UTF-8 (iconv -f LATIN1 -t UTF-8)")
             raise DataError(
                 f"{self.source}: {self.count:,} of {read:,} rows are bad ({self.count / read:.2%}, at most "
                 f"{self.max_fraction:.2%} may be): {'; '.join(self._first)}{' …' if self.count > 3 else ''}"
@@ -107,4 +109,4 @@ class Rejects:
 
 def _cell(text: str) -> str:
     """A cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")) else text

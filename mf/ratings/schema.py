@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ from mf.terminal import printable
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 METADATA_KEY = b"mf"
 ROW_GROUP = 1 << 21  # rows per Parquet row group, at most
+LEAST_ROW_GROUP = 1 << 20  # rows of small parts that are written as one row group
 UNKNOWN_TIME = int(np.iinfo(np.int64).min)  # an unknown time as a number; earlier than any time
 
 _UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
@@ -164,17 +166,57 @@ def write_parts(
     parts: Iterable[pa.Table], schema: pa.Schema, path: Path, provenance_of: Callable[[int], Provenance]
 ) -> Provenance:
     """As ``write_ratings``, for a table in parts; ``provenance_of`` gives the provenance for its number of rows."""
-    rows, content = 0, _ContentHash(schema)
-    # With Arrow's own copy of the schema in the file, metadata added at the end would not be read.
-    options = {"compression": "zstd", "store_schema": False}
-    with written_aside(path) as aside, pq.ParquetWriter(aside, schema, **options) as writer:
+    with RatingsWriter(path, schema) as writer:
         for part in parts:
-            writer.write_table(part, row_group_size=ROW_GROUP)
-            content.update(part)
-            rows += len(part)
-        provenance = replace(provenance_of(rows), content_hash=content.digits())
-        writer.add_key_value_metadata({METADATA_KEY: json.dumps(asdict(provenance))})
-    return provenance
+            writer.write(part)
+        return writer.finish(provenance_of(writer.rows))
+
+
+class RatingsWriter:
+    """A file of ratings, written in parts and atomically; ``finish`` it in the ``with`` block.
+
+    Attributes:
+        rows: rows so far.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.rows = 0
+        self._path, self._schema = path, schema
+        self._content = _ContentHash(schema)
+        self._waiting: list[pa.Table] = []
+
+    def __enter__(self) -> "RatingsWriter":
+        with ExitStack() as stack:
+            aside = stack.enter_context(written_aside(self._path))
+            # With Arrow's own copy of the schema in the file, metadata added at the end would not be read.
+            writer = pq.ParquetWriter(aside, self._schema, compression="zstd", store_schema=False)
+            self._writer = stack.enter_context(writer)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def write(self, part: pa.Table) -> None:
+        """Add rows."""
+        self.rows += len(part)
+        self._waiting.append(part)
+        if sum(map(len, self._waiting)) >= LEAST_ROW_GROUP:
+            self._flush()
+
+    def finish(self, provenance: Provenance) -> Provenance:
+        """Add the provenance; returns it with the content hash."""
+        self._flush()
+        provenance = replace(provenance, content_hash=self._content.digits())
+        self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(asdict(provenance))})
+        return provenance
+
+    def _flush(self) -> None:
+        if self._waiting:
+            part = pa.concat_tables(self._waiting)
+            self._writer.write_table(part, row_group_size=ROW_GROUP)
+            self._content.update(part)
+            self._waiting.clear()
 
 
 def read_ratings(path: Path) -> tuple[pa.Table, Provenance]:

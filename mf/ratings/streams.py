@@ -21,21 +21,47 @@ HEAD = 512  # bytes to recognise a file by
 # What a file that is no text begins with, and what to do about it.
 KINDS = (
     (rb"PAR1", "a compressed Parquet file", "unpack it"),
+    (
+        rb"\x1f[\x8b\x9d]|BZh[1-9]1AY&SY|\xfd7zXZ|\x28\xb5\x2f\xfd|PK[\x03\x05]|\x5d\x00\x00[\x00-\xff]|\x04\x22\x4d\x18|\xff\x06\x00\x00sNaPpY",
+        "a compressed file, within another one or of a kind that is not read (Z, lzma, lz4, snappy)",
+        "unpack it",
+    ),
     (rb"\xd0\xcf\x11\xe0", "an Excel workbook (xls)", "save it as CSV"),
-    (rb"version https://git-lfs", "a git-lfs pointer, not the file itself", "fetch the file with git lfs pull"),
-    (rb"\s*(?i:<!doctype html|<html|<head)", "an HTML page", "download the file itself, perhaps after logging in"),
-    (rb"\s*<\?xml", "an XML document", "write it as CSV"),
+    (
+        rb"version https://git-lfs|\S*/annex/objects/",
+        "a git-lfs pointer, not the file itself",
+        "fetch the file with git lfs pull (git annex get)",
+    ),
+    (
+        rb"<stata_dta|\$FL[23]|RD[ABX][23]\n|[XB]\n\0\0|MATLAB [57]\.|(?s:.{12})\xc2\xea\x81\x60",
+        "a file of a statistics program",
+        "write it as CSV",
+    ),
+    (
+        rb"\s*(?i:<!doctype html|<html|<head|<body|<table|<script|<!--)",
+        "an HTML page",
+        "download the file itself, perhaps after logging in",
+    ),
+    (rb"\s*<", "an XML document", "write it as CSV"),
     (rb"\s*\[\s*[\[{\]]", "a JSON array", "write it as JSON lines, one object per line, or as CSV"),
-    (rb"%PDF", "a PDF document", "write its table as CSV"),
+    (rb"%PDF|%!PS|\{\\rtf", "a PDF, PostScript or RTF document", "write its table as CSV"),
     (rb"SQLite format 3", "a SQLite database", "write its table as CSV with sqlite3 -header -csv"),
+    (
+        rb"PGDMP|PGCOPY|\s*(?i:--|/\*|copy\s+\S+\s|insert\s+into\s|create\s+table\s|set\s+\w+\s*=)",
+        "a database dump",
+        r"load it into a database and write its table as CSV with psql -c '\copy ratings to ratings.csv csv header'",
+    ),
     (rb"ARROW1|FEA1", "an Arrow file", "write it as CSV"),
     (rb"ORC|Obj\x01", "an ORC or Avro file", "write it as CSV"),
     (rb"\x80[\x02-\x05]", "a Python pickle", "write it as CSV with to_csv(…, index=False)"),
     (rb"\x93NUMPY", "a NumPy array", "write it as CSV with numpy.savetxt"),
     (rb"\x89HDF|CDF", "an HDF5 or netCDF file", "write it as CSV"),
-    (rb"7z\xbc\xaf|Rar!", "a 7z or RAR archive", "unpack it"),
+    (rb"7z\xbc\xaf|Rar!|MSCF", "a 7z, RAR or CAB archive", "unpack it"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|\x7fELF|MZ[\x00-\xff]\0", "an image or a program", "name the file of ratings"),
     (rb"(?s:.{257})ustar", "a tar archive", "unpack it and name the file of ratings"),
 )
+# UTF-16 without a byte order mark: every other byte is NUL.
+UTF_16 = ((rb"(?:[^\0]\0){8}", "utf-16-le"), (rb"(?:\0[^\0]){8}", "utf-16-be"))
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
@@ -53,7 +79,7 @@ def plain_size(path: Path) -> int | None:
 @contextmanager
 def text_stream(path: Path, name: str) -> Iterator[Readable]:
     """The bytes of a text file, decompressed (gzip, bzip2, xz, zstd, zip with one file of ratings) and in UTF-8 (from
-    UTF-16, when it begins with a byte order mark).
+    UTF-16).
 
     Raises:
         DataError: the file is missing, damaged, or no text; its kind is named.
@@ -119,8 +145,9 @@ def _decoded(stream: Readable, name: str) -> Readable:
         raise DataError(f"{name}: text in UTF-32, expected a CSV file in UTF-8: save it as UTF-8")
     rest = _Joined(head, stream)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return _Recoded(rest)
-    return rest
+        return _Recoded(rest, "utf-16")
+    encoding = next((encoding for begin, encoding in UTF_16 if re.match(begin, head)), "")
+    return _Recoded(rest, encoding) if encoding else rest
 
 
 class _Joined:
@@ -137,8 +164,8 @@ class _Joined:
 class _Recoded:
     """UTF-16 as UTF-8."""
 
-    def __init__(self, stream: Readable) -> None:
-        self._stream, self._decoder = stream, codecs.getincrementaldecoder("utf-16")()
+    def __init__(self, stream: Readable, encoding: str) -> None:
+        self._stream, self._decoder = stream, codecs.getincrementaldecoder(encoding)()
 
     def read(self, size: int, /) -> bytes:
         while True:

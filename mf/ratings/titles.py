@@ -1,10 +1,11 @@
-"""Movie titles from the file movies.csv beside a file of ratings."""
+"""Movie titles and genres from the file movies.csv beside a file of ratings."""
 
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from mf.errors import DataError
 from mf.ratings.config import RECOGNISED, shown
@@ -15,12 +16,26 @@ from mf.terminal import printable
 
 # Column names of a title, compared as those of ratings are; of several columns the first of these.
 TITLES = ("title", "movietitle", "itemtitle", "name", "moviename", "itemname", "label")
+GENRES = ("genres", "genre", "categories", "category", "tags")
+YEARS = ("year", "releaseyear", "releasedate", "released")
 DELIMITERS = ("::", "\t", ";", "|", ",")
 NAMES = ("movies.csv", "movies.csv.gz", "items.csv", "titles.csv")  # where the ratings' own name gives no answer
 
 
+class Movie(NamedTuple):
+    """Title, with the year in brackets where it is known, and genres of a movie; printable text."""
+
+    title: str
+    genres: tuple[str, ...] = ()
+
+
 def titles_beside(ratings: str, movie_column: str = "", say: Callable[[str], None] | None = None) -> dict[str, str]:
-    """Titles by movie id, from the file of movies beside ``ratings.csv``, a path or gs://bucket/object.
+    """Titles by movie id; as ``movies_beside``."""
+    return {movie: found.title for movie, found in movies_beside(ratings, movie_column, say).items()}
+
+
+def movies_beside(ratings: str, movie_column: str = "", say: Callable[[str], None] | None = None) -> dict[str, Movie]:
+    """Movies by id, from the file of movies beside ``ratings.csv``, a path or gs://bucket/object.
 
     Of ``ratings.dat.gz`` it is ``movies.dat.gz``, of any other name ``movies.csv``. Empty where there is no such file
     or it cannot be read: without titles, ids are shown.
@@ -41,7 +56,7 @@ def titles_beside(ratings: str, movie_column: str = "", say: Callable[[str], Non
         if candidate == name:
             continue
         try:
-            return read_titles(f"{folder}{slash}{candidate}", movie_column)
+            return read_movies(f"{folder}{slash}{candidate}", movie_column)
         except DataError as error:
             reasons.append(str(error))
         if folder.startswith("gs://"):
@@ -53,11 +68,16 @@ def titles_beside(ratings: str, movie_column: str = "", say: Callable[[str], Non
 
 
 def read_titles(file: str, movie_column: str = "") -> dict[str, str]:
-    """Titles by movie id as text, from a file with a column of each; of an id that occurs twice the last one.
+    """Titles by movie id; as ``read_movies``."""
+    return {movie: found.title for movie, found in read_movies(file, movie_column).items()}
 
-    Columns are recognised by name as those of ratings are (movieId, movie_id, itemId, …; title, name, …), with any
-    delimiter, compression and encoding that a file of ratings may have. A file with ``::`` and without a header
-    (MovieLens' movies.dat) has id and title first.
+
+def read_movies(file: str, movie_column: str = "") -> dict[str, Movie]:
+    """Movies by id as text, from a file with columns of ids and titles; of an id that occurs twice the last one.
+
+    Columns are recognised by name as those of ratings are (movieId, movie_id, itemId, …; title, name, …; genres,
+    genre, …; year, …), with any delimiter, compression and encoding that a file of ratings may have. A file with ``::``
+    and without a header (MovieLens' movies.dat) has id, title and genres.
 
     Raises:
         DataError: there is no such file, or it cannot be read or has no such columns.
@@ -71,14 +91,14 @@ def read_titles(file: str, movie_column: str = "") -> dict[str, str]:
         raise DataError(f"{file}: {error}") from None
 
 
-def _read(text: str, file: str, movie_column: str) -> dict[str, str]:
+def _read(text: str, file: str, movie_column: str) -> dict[str, Movie]:
     header = text.lstrip("\r\n").partition("\n")[0]
     splits = {delimiter: next(_rows(header, delimiter), []) for delimiter in DELIMITERS}
     for delimiter, names in splits.items():
-        if (columns := _columns(names, movie_column)) is not None:
-            return _titles(_rows(text, delimiter), *columns, skip=1)
+        if (found := movies_of(_rows(text, delimiter), names, movie_column, skip=1)) is not None:
+            return found
     if len(splits["::"]) > 1 and splits["::"][0].strip().isdecimal():
-        return _titles(_rows(text, "::"), 0, 1, skip=0)
+        return movies_of(_rows(text, "::"), ("movieId", "title", "genres")) or {}
     names = max(splits.values(), key=len)
     raise DataError(
         f"{file}: expected a column of movie ids (movieId, movie_id, itemId) and one of titles (title, name), found "
@@ -99,22 +119,47 @@ def _rows(text: str, delimiter: str) -> Iterator[list[str]]:
     return filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True))
 
 
-def _columns(names: Sequence[str], movie_column: str) -> tuple[int, int] | None:
-    """Positions of the id and of the title; None where one is missing."""
+def movies_of(
+    rows: Iterable[Sequence[object]], names: Sequence[str], movie_column: str = "", skip: int = 0
+) -> dict[str, Movie] | None:
+    """The movies in ``rows`` after the first ``skip``, whose columns have ``names``; None where ids or titles have no
+    column."""
+    places = movie_columns(names, movie_column)
+    if places is None:
+        return None
+    movie, title, genres, year = places
+    movies = {}
+    for number, row in enumerate(rows):
+        cells = ["" if cell is None else str(cell).strip() for cell in row]
+        if number < skip or len(cells) <= max(movie, title) or not cells[movie] or not cells[title]:
+            continue
+        of_genres, of_year = (cells[place] if 0 <= place < len(cells) else "" for place in (genres, year))
+        # As ids are read: pandas writes integers beside gaps as 7.0.
+        id = re.sub(r"^(-?\d+)\.0+$", r"\1", cells[movie])
+        movies[id] = Movie(printable(_with_year(cells[title], of_year)), _genres(of_genres))
+    return movies
+
+
+def movie_columns(names: Sequence[str], movie_column: str = "") -> tuple[int, int, int, int] | None:
+    """Positions of id, title, genres and year among ``names``, -1 where there is none; None without ids or titles."""
     plain = [_plain(name) for name in names]
     ids = (*([_plain(movie_column)] if movie_column else []), *RECOGNISED[MOVIE], "id")
-    places = [next((plain.index(name) for name in wanted if name in plain), -1) for wanted in (ids, TITLES)]
-    return None if -1 in places or places[0] == places[1] else (places[0], places[1])
+    places = [next((plain.index(one) for one in wanted if one in plain), -1) for wanted in (ids, TITLES, GENRES, YEARS)]
+    movie, title, genres, year = places
+    return None if -1 in (movie, title) or movie == title else (movie, title, genres, year)
+
+
+def _with_year(title: str, year: str) -> str:
+    """``title (1995)``, where it does not end so and ``year`` begins with a year."""
+    found = re.match(r"(1[89]|20)\d\d(?!\d)", year)
+    return title if not found or re.search(r"\(\d{4}\)$", title) else f"{title} ({found[0]})"
+
+
+def _genres(text: str) -> tuple[str, ...]:
+    """Genres separated by ``|``, ``,`` or ``;``, also in brackets and quotes as JSON and Python write lists."""
+    names = (name.strip(" \t\"'[]{}") for name in re.split(r"[|,;]", text))
+    return tuple(dict.fromkeys(printable(name[:40]) for name in names if name and name != "(no genres listed)"))
 
 
 def _plain(name: str) -> str:
     return re.sub("[-_ ]", "", name.strip().lower())
-
-
-def _titles(rows: Iterator[list[str]], movie: int, title: int, skip: int) -> dict[str, str]:
-    titles = {}
-    for number, row in enumerate(rows):
-        if number >= skip and len(row) > max(movie, title) and row[movie].strip() and row[title].strip():
-            # As ids are read: pandas writes integers beside gaps as 7.0.
-            titles[re.sub(r"^(-?\d+)\.0+$", r"\1", row[movie].strip())] = printable(row[title].strip())
-    return titles

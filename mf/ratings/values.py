@@ -26,14 +26,16 @@ INTEGER_ID = r"^(0|-?[1-9][0-9]{0,18})(\.0+)?$"
 # Numbers that are times: up to nanoseconds, which int64 holds.
 INTEGER_TIME = "^-?([0-9]{1,18}|[1-8][0-9]{18})$"
 DECIMAL_TIME = r"^-?[0-9]{1,19}(\.[0-9]*([eE]\+?[0-9]{1,2})?|[eE]\+?[0-9]{1,2})$"
-# Forms beside ISO 8601: 2020/01/02, a blank before the zone, and its name.
-OTHER_FORM = r"^[0-9]{4}/|[ \t]([+-][0-9:]+|[zZ]|UTC|utc|GMT|gmt)$|(UTC|utc|GMT|gmt)$"
+# Forms beside ISO 8601 in capitals: 2020/01/02, a blank before the zone, and its name.
+OTHER_FORM = r"(?i)^[0-9]{4}/|[ \t][+-][0-9:]+$|[ \t]z$|(utc|gmt)$|(?-i:[tz])"
 DATE = "^[0-9]{4}-[0-9]{2}-[0-9]{2}"
 LARGEST_SECONDS = 10**11  # as seconds the year 5138, as milliseconds March 1973
 LARGEST_MILLIS, LARGEST_MICROS = 10**14, 10**17  # likewise
 LARGEST_NANOS = 41 * 10**17  # the year 2099: pandas' nanoseconds are read, what int64 ends with is not
-# Numbers of eight digits in this range are dates (ISO 8601 basic form), not seconds of the year 1970.
+# Numbers of eight digits in this range are dates (ISO 8601 basic form), not seconds of the year 1970; with four or six
+# digits more, of the time of day, they are not milliseconds of the years 1976 and 2572 to 2635.
 FIRST_DATE, LAST_DATE = 1900_01_01, 2099_12_31
+DAY_TIMES = (1, 10**4, 10**6)  # in which these numbers count days
 # The years 1 to 9999, the range of Python's datetime.
 FIRST_MICRO, LAST_MICRO = -62_135_596_800_000_000, 253_402_300_799_999_999
 UNREADABLE = np.iinfo(np.int64).max
@@ -69,7 +71,8 @@ def check(raw: pa.Table, *, is_file: bool, ignore: Sequence[float] = ()) -> Chec
     - An id is an integer or a text that is not empty, without white space at either end.
     - A rating is a finite number that float32 can hold; a count is one above 0.
     - A time is a date and time in ISO 8601, UTC unless it has a zone, or a number: epoch seconds, beyond 1e11
-      milliseconds, beyond 1e14 microseconds, beyond 1e17 nanoseconds until 2099, and from 19000101 to 20991231 a date.
+      milliseconds, beyond 1e14 microseconds, beyond 1e17 nanoseconds until 2099, and from 19000101 to 20991231 a date,
+      also with hhmm or hhmmss.
       A null or empty time is unknown. The years are 1 to 9999.
 
     Args:
@@ -325,18 +328,24 @@ def _number_times(numbers: npt.NDArray[Any]) -> tuple[Int64s, Forms]:
 
 
 def _is_date(numbers: npt.NDArray[Any]) -> Bools:
-    """Whether each number is of the form YYYYMMDD; not whether the calendar has that day."""
-    is_date: Bools = (numbers >= FIRST_DATE) & (numbers <= LAST_DATE)
+    """Whether each number is of the form YYYYMMDD, also with hhmm or hhmmss; not whether the calendar has it."""
+    ranges = [(numbers >= FIRST_DATE * unit) & (numbers < (LAST_DATE + 1) * unit) for unit in DAY_TIMES]
+    is_date: Bools = np.logical_or.reduce(ranges)
     return is_date if numbers.dtype == np.int64 else is_date & (np.trunc(numbers) == numbers)
 
 
 def _calendar(dates: Int64s) -> Int64s:
-    """Numbers of the form YYYYMMDD as microseconds; ``UNREADABLE`` where the calendar has no such day."""
+    """Numbers of these forms as microseconds; ``UNREADABLE`` where the calendar or the day has no such time."""
+    missing = np.select([dates > LAST_DATE * 10**5, dates > LAST_DATE], [1, 100], 10**6)  # 14, 12 and 8 digits
+    dates, clock = np.divmod(dates * missing, 10**6)
     years, months, days = dates // 10_000, dates // 100 % 100, dates % 100
+    hours, minutes, seconds = clock // 10_000, clock // 100 % 100, clock % 100
     first_of_month = ((years - 1970) * 12 + months - 1).astype("datetime64[M]")
     day = first_of_month.astype("datetime64[D]") + (days - 1)
     exists = (months >= 1) & (months <= 12) & (day.astype("datetime64[M]") == first_of_month)
-    micros: Int64s = np.where(exists, day.astype("datetime64[us]").astype(np.int64), UNREADABLE)
+    exists &= (hours < 24) & (minutes < 60) & (seconds < 60)
+    of_day = (hours * 3600 + minutes * 60 + seconds) * 1_000_000
+    micros: Int64s = np.where(exists, day.astype("datetime64[us]").astype(np.int64) + of_day, UNREADABLE)
     return micros
 
 
@@ -355,9 +364,10 @@ def _iso_times(texts: pa.StringArray) -> Int64s:
     if (read := _arrow_times(texts)) is not None:
         return read
     if pc.any(pc.match_substring_regex(texts, OTHER_FORM)).as_py():
+        texts = pc.ascii_upper(texts)
         texts = pc.replace_substring_regex(texts, "^([0-9]{4})/([0-9]{2})/([0-9]{2})", r"\1-\2-\3")
         texts = pc.replace_substring_regex(texts, r"[ \t]+([+-][0-9:]+)$", r"\1")
-        texts = pc.replace_substring_regex(texts, r"[ \t]*([zZ]|UTC|utc|GMT|gmt)$", "Z")
+        texts = pc.replace_substring_regex(texts, r"[ \t]*(Z|UTC|GMT)$", "Z")
         if (read := _arrow_times(texts)) is not None:
             return read
     dates = pc.if_else(pc.match_substring_regex(texts, DATE), texts, pa.scalar(None, pa.string()))

@@ -179,7 +179,7 @@ def _ridge_regressions(
         gram, linear, start = equations.gram[:, :k, :k].double(), equations.linear[:, :k].double(), rows[block.rows]
         start = start.double()
         gradient = linear - (gram @ start.unsqueeze(2)).squeeze(2)
-        factor = torch.linalg.cholesky(gram + prior)
+        factor, _ = torch.linalg.cholesky_ex(gram + prior)  # a failure leaves NaN, which ``truncated`` raises at
         return (start + torch.cholesky_solve(gradient.unsqueeze(2), factor).squeeze(2)).float()
 
     return torch.cat(each_block(work, ratings, moments, workers))

@@ -34,6 +34,14 @@ class Similar(NamedTuple):
     run_id: str
 
 
+class Popular(NamedTuple):
+    """A movie and its number of ratings."""
+
+    movie_id: int | str
+    ratings: int  # that the run was trained on
+    run_id: str
+
+
 def recommend_movies(
     client: Client,
     for_user: Id,
@@ -44,6 +52,7 @@ def recommend_movies(
     only_ids: Sequence[Id] | None = None,
     skip: int = 0,
     of_run: str | None = None,
+    filters: Mapping[str, Any] | None = None,
 ) -> list[Recommendation]:
     """The ``k`` movies with the highest ranking score for a user, best first.
 
@@ -53,6 +62,7 @@ def recommend_movies(
         only_ids: the movies to choose from, at most 10,000.
         skip: movies to pass over, for the next page; ``k + skip`` is at most 1000.
         of_run: the run to read; ``None``: the published one.
+        filters: values by column of the migration's ``--items_filter``; only movies that have them all are listed.
 
     Returns:
         A user unknown to the run gets the most popular movies. Empty when no run is published.
@@ -61,7 +71,7 @@ def recommend_movies(
         SupabaseError: the API refused, or an id is not of the database's type.
     """
     arguments = {"for_user": _json(for_user), "k": k, "exclude_rated": exclude_rated}
-    arguments |= _choice(without_ids, only_ids, skip, of_run)
+    arguments |= _choice(without_ids, only_ids, skip, of_run) | dict(filters or {})
     rows = call(client.rpc("recommend_movies", arguments), f"recommend movies for user {for_user}")
     return [Recommendation(**row) for row in rows]
 
@@ -75,13 +85,14 @@ def recommend_from_ratings(
     only_ids: Sequence[Id] | None = None,
     skip: int = 0,
     of_run: str | None = None,
+    filters: Mapping[str, Any] | None = None,
 ) -> list[Recommendation]:
     """Recommendations for a new user with these ``ratings``.
 
     Args:
         ratings: at most 1000, in stars, by movie id; movies unknown to the run are ignored. For a run of clicks None:
             only the movies count.
-        without_ids, only_ids, skip, of_run: as for ``recommend_movies``.
+        without_ids, only_ids, skip, of_run, filters: as for ``recommend_movies``.
 
     Returns:
         As ``recommend_movies``, without the rated movies.
@@ -91,15 +102,24 @@ def recommend_from_ratings(
             the migration had this function.
     """
     entries = [{"movie_id": _json(movie), "rating": rating} for movie, rating in ratings.items()]
-    arguments = {"ratings": entries, "k": k} | _choice(without_ids, only_ids, skip, of_run)
+    arguments = {"ratings": entries, "k": k} | _choice(without_ids, only_ids, skip, of_run) | dict(filters or {})
     rows = call(client.rpc("recommend_from_ratings", arguments), "recommend movies from ratings")
     return [Recommendation(**row) for row in rows]
 
 
 def similar_movies(
-    client: Client, for_movie: Id, k: int = 10, *, without_ids: Sequence[Id] = (), only_ids: Sequence[Id] | None = None
+    client: Client,
+    for_movie: Id,
+    k: int = 10,
+    *,
+    without_ids: Sequence[Id] = (),
+    only_ids: Sequence[Id] | None = None,
+    filters: Mapping[str, Any] | None = None,
 ) -> list[Similar]:
     """The ``k`` movies (at most 1000) most similar to a movie, most similar first.
+
+    Args:
+        without_ids, only_ids, filters: as for ``recommend_movies``.
 
     Returns:
         Empty for a movie unknown to the published run.
@@ -107,9 +127,37 @@ def similar_movies(
     Raises:
         SupabaseError: the API refused, or an id is not of the database's type.
     """
-    arguments = {"for_movie": _json(for_movie), "k": k} | _ids(without_ids, only_ids)
+    arguments = {"for_movie": _json(for_movie), "k": k} | _ids(without_ids, only_ids) | dict(filters or {})
     rows = call(client.rpc("similar_movies", arguments), f"find movies like {for_movie}")
     return [Similar(**row) for row in rows]
+
+
+def popular_movies(
+    client: Client, k: int = 10, *, skip: int = 0, filters: Mapping[str, Any] | None = None
+) -> list[Popular]:
+    """The ``k`` movies with the most ratings in the published run, most ratings first.
+
+    Args:
+        skip: movies to pass over, for the next page; ``k + skip`` is at most 1000.
+        filters: as for ``recommend_movies``.
+
+    Raises:
+        SupabaseError: the API refused, or the run was exported before the migration had this function.
+    """
+    rows = call(client.rpc("popular_movies", {"k": k, "skip": skip} | dict(filters or {})), "read popular movies")
+    return [Popular(**row) for row in rows]
+
+
+def forget_user(client: Client, user: Id) -> int:
+    """Remove a user from all runs, for good; needs the secret key. See docs/erasure.md.
+
+    Returns:
+        The number of removed rows.
+
+    Raises:
+        SupabaseError: the API refused, or the id is not of the database's type.
+    """
+    return int(call(client.rpc("mf_forget_user", {"forget": _json(user)}), "forget a user")["rows"])
 
 
 def _choice(without_ids: Sequence[Id], only_ids: Sequence[Id] | None, skip: int, of_run: str | None) -> dict[str, Any]:

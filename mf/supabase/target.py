@@ -288,7 +288,7 @@ def _registration(model: PublishedModel, judged: Judged | None, options: Migrati
         "ignore_ratings": model.ignore_ratings,
         "prior": covariance,
         "ranking": model.ranking and _ranking_numbers(model.ranking, options),
-        "judged": judged and asdict(judged),
+        "judged": judged and asdict(judged) | ({"sweep": model.sweep} if model.sweep else {}),
         "n_counts": len(model.movie_counts) if model.movie_counts else None,
     }
 

@@ -1,10 +1,10 @@
 """Submits runs of the compiled pipeline to open-source Kubeflow Pipelines and follows them."""
 
 import io
+import json
 import logging
 import re
-import sys
-import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from datetime import datetime
@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import kfp
+import kfp_server_api
 from kfp_server_api.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, MaxRetryError
 
 from mf.errors import ConfigError, MfError
 from mf.parameters import WITHOUT_GPU
 from pipelines.compiled import check_current, definitions_in, machine_check
+from pipelines.follow import fetched, follow_run, watch_command
 from pipelines.parameters import complete, parse
 from pipelines.settings import Settings
-from pipelines.status import FAILED, NOT_FOLLOWED, watch_hint
-from pipelines.training import NAME, NO_GPU, machines_of
+from pipelines.training import NAME, NO_GPU, STEPS, machines_of
 
-FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-POLL_S = 15
-MAX_FAILED_POLLS = 10  # in a row
+REQUIRED = ("supabase_url", "kubernetes_secret")
+# What kfp.Client raises when the API cannot be reached or refuses.
+FAILURES = (ApiException, HTTPError, ConfigException, TimeoutError, OSError)
+NO_API = "the answer is not that of Kubeflow Pipelines, but perhaps that of a login page"
+PORT_FORWARD = "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80"
 NOTICE = (
     "a step whose pod is killed starts over: only finished outputs leave a pod, so the train step's checkpoint does not"
 )
@@ -63,11 +66,12 @@ def submit(settings: Settings, file: Path, given: Iterable[str]) -> Run:
             pipeline_root=settings.pipeline_root or None,
             service_account=settings.service_account or None,
         )
-    print(f"submitted {started.run_id}")
+        run = Run(client, started.run_id)
+    print(f"submitted {run.id}")
     print_machines(settings, all_parameters)
-    print(f"console   {client._get_url_prefix()}/#/runs/details/{started.run_id}")
+    print(f"console   {_console(run)}")
     print(f"note      {NOTICE}")
-    return Run(client, started.run_id)
+    return run
 
 
 def check_run(settings: Settings, file: Path, given: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -79,21 +83,21 @@ def check_run(settings: Settings, file: Path, given: Iterable[str]) -> tuple[dic
     Raises:
         ConfigError: as ``submit``.
     """
-    lacking = [name for name in ("kubernetes_secret",) if not getattr(settings, name)]
-    if not settings.pinned and not settings.image_repository:
-        lacking.append("image_repository")
-    if lacking:
-        raise ConfigError(f"the settings lack {', '.join(lacking)}: set them in pipelines/settings.toml")
+    given = [*given]
+    # Another project may be given to the run.
+    names = [name for name in REQUIRED if not any(pair.startswith(f"{name}=") for pair in given)]
+    settings.require([*names, *([] if settings.pinned else ["image_repository"])])
     settings.check_images()
     check_current(settings, file)
-    definitions, given = definitions_in(file), [*given]
+    definitions = definitions_in(file)
     if not settings.has_gpu and (asked := [pair for pair in given if pair.partition("=")[0] in NO_GPU]):
         raise ConfigError(f"{', '.join(asked)}: found in the run, {WITHOUT_GPU}")
     parameters = parse(given, definitions, machine_check(settings))
     all_parameters = complete(parameters, definitions)
     if not all_parameters["supabase_url"]:
         raise ConfigError(
-            "supabase_url is empty: set it in pipelines/settings.toml and run `make compile TARGET=kubeflow`"
+            "supabase_url is empty: leave the parameter out, for the address in the settings, or give "
+            "supabase_url=https://PROJECT.supabase.co"
         )
     file_name = all_parameters["ratings_csv"]
     if file_name and not file_name.startswith(("gs://", "s3://")):
@@ -101,12 +105,46 @@ def check_run(settings: Settings, file: Path, given: Iterable[str]) -> tuple[dic
     return parameters, all_parameters
 
 
-def connect(settings: Settings) -> kfp.Client:
-    """A client of the API; without a host, kfp's own search: inside the cluster, else through kubectl's settings."""
-    # The client logs lines of its own.
-    logging.getLogger("root").setLevel(logging.WARNING)
-    options = {"namespace": settings.kubeflow_namespace} if settings.kubeflow_namespace else {}
-    return kfp.Client(host=settings.kubeflow_host or None, **options)
+class Client(kfp.Client):  # type: ignore[misc]  # kfp has no types
+    """kfp's client, which makes sure that the API answers."""
+
+    def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
+        """The state of the API, asked for once: kfp asks five times, and takes a login page for an answer.
+
+        Raises:
+            ConfigError: no address is known.
+            ApiException, HTTPError: it does not answer, or something else does.
+        """
+        if not self._uihost and self._existing_config.host == kfp_server_api.Configuration().host:
+            raise ConfigError(
+                "kubeflow_host is empty, and neither a cluster around this process nor kubectl's settings name one: "
+                f"set it in the settings, for example to http://localhost:8080 with {PORT_FORWARD}"
+            )
+        health = self._healthz_api.healthz_service_get_healthz()
+        try:
+            json.loads(self._healthz_api.api_client.last_response.data).items()
+        except (ValueError, AttributeError):
+            raise HTTPError(NO_API) from None
+        return health
+
+
+def connect(settings: Settings) -> Client:
+    """A client of the API, which has answered.
+
+    Without a host kfp looks for it: inside the cluster, else through kubectl's settings.
+
+    Raises:
+        ConfigError: no address is known, or the namespace is not.
+        MfError: the API does not answer.
+    """
+    with kubeflow_errors("be reached"):
+        # Its argument namespace would be that of the service, not that of the runs.
+        client = Client(host=settings.kubeflow_host or None)
+        if client.get_kfp_healthz().multi_user and not (settings.kubeflow_namespace or client.get_user_namespace()):
+            raise ConfigError(
+                f"kubeflow_namespace is empty in {settings.file}, and this Kubeflow has several users: set it to yours"
+            )
+    return client
 
 
 def print_machines(settings: Settings, parameters: Mapping[str, Any]) -> None:
@@ -140,68 +178,63 @@ def find(settings: Settings, job: str) -> Run:
     return Run(client, name)
 
 
-def follow(run: Run) -> int:
-    """Prints every change of state of a run and its steps until the run ends.
+def follow(run: Run, settings: Settings) -> int:
+    """Prints every change of state of a run and its steps until the run ends; returns an exit status."""
+    ended: list[Any] = []  # the run as it was fetched last
 
-    Ctrl-C stops following, with exit status 130; the run continues.
+    def states() -> dict[str, str]:
+        ended[:] = [fetched(lambda: _get(run), FAILURES, _is_final, words)]
+        details = ended[0].run_details.task_details if ended[0].run_details else None
+        steps = {t.display_name: t.state for t in details or [] if t.state and t.display_name in STEPS}
+        return {**steps, "run": ended[0].state or "PENDING"}
 
-    Returns:
-        An exit status: 0, the run succeeded; ``FAILED``; or ``NOT_FOLLOWED``, when Kubeflow stopped answering.
-    """
-    states: dict[str, str] = {}
-    try:
-        while states.get("run") not in FINAL_STATES:
-            if states:
-                time.sleep(POLL_S)
-            before, (states, error) = states, _states(run)
-            for name, state in states.items():
-                if state != before.get(name):
-                    print(f"{datetime.now():%H:%M:%S}  {name:<9} {state.lower().replace('_', ' ')}", flush=True)
-    except KeyboardInterrupt:
-        print(f"stopped following; the run continues; {watch_hint(run.id)}", file=sys.stderr)
-        sys.exit(130)
-    except MfError as trouble:
-        print(f"error: {trouble}; {watch_hint(run.id)}", file=sys.stderr)
-        return NOT_FOLLOWED
-    if states["run"] == "SUCCEEDED":
-        return 0
-    print(f"error: the run failed{f': {error}' if error else ''}", file=sys.stderr)
-    return FAILED
+    def errors() -> list[str]:
+        error = ended[0].error
+        return [f"the run {ended[0].state.lower()}" + (f": {words(error.message)}" if error and error.message else "")]
+
+    return follow_run(states, errors, _console(run), watch_command(settings, run.id))
 
 
-def _states(run: Run) -> tuple[dict[str, str], str]:
-    """State by step, for the steps that have one, and of the run; and its error.
+def _get(run: Run) -> Any:
+    found = run.client.get_run(run.id)
+    if not found.run_id:
+        raise HTTPError(NO_API)
+    return found
 
-    Raises:
-        MfError: the state cannot be fetched.
-    """
-    for failures in range(1, MAX_FAILED_POLLS + 1):
-        try:
-            found = run.client.get_run(run.id)
-        except (ApiException, HTTPError, OSError) as error:
-            if failures == MAX_FAILED_POLLS or getattr(error, "status", 0) in (400, 403, 404):
-                raise MfError(f"the run continues, but its state cannot be fetched: {words(error)}") from None
-            time.sleep(POLL_S)
-        else:
-            break
-    details = found.run_details.task_details if found.run_details else None
-    states = {t.display_name: t.state for t in details or [] if t.state and t.display_name in machines_of(Settings())}
-    return {**states, "run": found.state or "PENDING"}, words(found.error.message) if found.error else ""
+
+def _is_final(error: Exception) -> bool:
+    return getattr(error, "status", 0) in (400, 403, 404)
+
+
+def _console(run: Run) -> str:
+    return f"{run.client._get_url_prefix()}/#/runs/details/{run.id}"
 
 
 @contextmanager
 def kubeflow_errors(action: str) -> Iterator[None]:
     """Turns errors of Kubeflow and of the network into one line that says it could not ``action``; hides what the
-    client prints."""
+    client prints, warns of and logs."""
+    logged = logging.root.manager.disable
+    logging.disable()
     try:
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
             yield
-    except (ApiException, HTTPError, ConfigException, TimeoutError, OSError) as error:
+    except FAILURES as error:
         raise MfError(f"Kubeflow could not {action}: {words(error)}") from None
+    finally:
+        logging.disable(logged)
 
 
 def words(error: object) -> str:
     """An error's message in one line, without the headers that the client adds."""
-    if isinstance(error, ApiException):
-        return f"{error.status} {error.reason}: {' '.join(str(error.body or '').split())[:500]}"
+    if isinstance(error, ApiException) and error.status:
+        body = str(error.body or "")
+        try:
+            found = json.loads(body)
+            body = str(found.get("error_description") or found.get("message") or found.get("error") or body)
+        except (ValueError, AttributeError):
+            pass
+        return f"{error.status} {error.reason}: {' '.join(body.split())[:500]}".removesuffix(": ")
+    if isinstance(error, ApiException | MaxRetryError) and error.reason:  # TLS and the network
+        error = error.reason
     return " ".join(str(error).split())

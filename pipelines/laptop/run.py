@@ -34,6 +34,7 @@ from pipelines.settings import Settings
 from pipelines.training import NAME, NO_GPU, build
 
 KEPT_RUNS = 3  # per source
+LOCAL = Settings(retries=0)
 
 
 def run(source: LocalSource, parameters: Mapping[str, Any], home: Path, fresh: bool = False) -> None:
@@ -63,7 +64,12 @@ def run(source: LocalSource, parameters: Mapping[str, Any], home: Path, fresh: b
         # KFP leaves each step's source code in the temporary folder.
         with (
             tempfile.TemporaryDirectory(dir=folder) as temporary,
-            environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=supabase.secret_key, TMPDIR=temporary),
+            environment(
+                SUPABASE_URL=supabase.url,
+                SUPABASE_KEY=supabase.secret_key,
+                SUPABASE_DB_URL=supabase.db_url,  # faster than the API
+                TMPDIR=temporary,
+            ),
         ):
             earlier = sorted(folder.glob(f"{NAME}-*"))
             started = time.monotonic()
@@ -93,7 +99,7 @@ def remove_outdated(folders: Iterable[Path]) -> None:
 
 
 def ingested(home: Path, fresh: bool) -> dict[str, str]:
-    """The environment variable that says where the checked ratings of unchanged files are kept."""
+    """The environment variable that says where the checked and split ratings of unchanged sources are kept."""
     folder = home / "ingested"
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
@@ -128,10 +134,11 @@ def run_own(source: OwnSource, parameters: Mapping[str, Any], home: Path, fresh:
         print_own_summary(source, schema, outputs, time.monotonic() - started)
 
 
-def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:
+def run_steps(parameters: Mapping[str, Any], folder: Path, settings: Settings = LOCAL) -> None:
     """Runs the pipeline's steps in sequence, each in its own process.
 
-    Prints the steps' output, and writes everything that kfp.local prints to ``log.txt`` in ``folder``.
+    Prints the steps' output, and writes everything that kfp.local prints to ``log.txt`` in ``folder``. Images, machines
+    and secrets of the settings have no effect here.
 
     Raises:
         MfError: a step failed.
@@ -151,7 +158,7 @@ def run_steps(parameters: Mapping[str, Any], folder: Path) -> None:
         try:
             # A GPU is optional here, and used when there is one. Retrying would only repeat an error.
             gpus = parameters.get("train_accelerator_count", 0)
-            pipeline = build(Settings(retries=0), {"train_accelerator_count": gpus})
+            pipeline = build(settings, {"train_accelerator_count": gpus})
             pipeline(**{name: value for name, value in parameters.items() if gpus or name not in NO_GPU})
         except RuntimeError:
             reason = f": {log.error}" if log.error else f"{_death(ended)}; see {folder / 'log.txt'}"

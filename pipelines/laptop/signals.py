@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import psutil
 
+MAKE = "MF_MAKE_PID"  # variable with the process id of the make that started the program
 EXECUTOR = "kfp.dsl.executor_main"  # part of the command line of every step's process
 
 
@@ -30,8 +31,8 @@ def terminating_steps() -> Iterator[None]:
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     ended = threading.Event()
-    if "MAKELEVEL" in os.environ:
-        threading.Thread(target=_terminate_with_parent, args=[os.getppid(), ended], daemon=True).start()
+    if make := os.environ.get(MAKE):
+        threading.Thread(target=_terminate_with, args=[int(make), ended], daemon=True).start()
     try:
         yield
     finally:
@@ -40,9 +41,13 @@ def terminating_steps() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _terminate_with_parent(parent: int, ended: threading.Event) -> None:
-    """Sends SIGTERM to this process when its parent is gone."""
-    while not ended.wait(0.5):
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
+def _terminate_with(make: int, ended: threading.Event) -> None:
+    """Sends SIGTERM to this process when ``make`` is not one of its ancestors any more.
+
+    It may be gone before this program has started, and a shell between the two may outlive it.
+    """
+    this = psutil.Process()
+    while make in (ancestor.pid for ancestor in this.parents()):
+        if ended.wait(0.5):
             return
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from mf.errors import ConfigError
 from mf.local import LocalSupabase, databases
 from mf.ratings.config import NONE, IngestConfig
 from mf.ratings.fetch import local_files
-from mf.ratings.schema import MOVIE, RATING, USER, id_type, read_ratings
+from mf.ratings.schema import MOVIE, RATING, USER, id_type
 from mf.ratings.titles import titles_beside
 from mf.reuse import ingest_once
 from mf.sample import write_sample
@@ -133,8 +135,8 @@ def _schema_of_file(config: IngestConfig) -> SchemaConfig:
     with tempfile.TemporaryDirectory() as work:
         # Kept, so that the first step does not read the file a second time.
         ingest_once(config, Path(work) / "ratings.parquet", Path(work) / "rejects.csv")
-        ratings, _ = read_ratings(Path(work) / "ratings.parquet")
-    return SchemaConfig(user_id_type=id_type(ratings[USER]), movie_id_type=id_type(ratings[MOVIE]))
+        users, movies = (pq.read_table(Path(work) / "ratings.parquet", columns=[name])[name] for name in (USER, MOVIE))
+        return SchemaConfig(user_id_type=id_type(users), movie_id_type=id_type(movies))
 
 
 def _schema_of_table(supabase: LocalSupabase, config: IngestConfig) -> SchemaConfig:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import SecretStr
 from supabase import Client
 
 from mf.local import LocalSupabase
-from mf.ratings.schema import MOVIE, RATING, USER, has_ratings, read_ratings
+from mf.ratings.batches import Batches
+from mf.ratings.schema import MOVIE, RATING, USER, has_ratings, read_provenance
 from mf.supabase.client import connect
 from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
@@ -65,7 +67,8 @@ def _print_run(
     noise_floor: float | None = None,
 ) -> dict[str, Any]:
     """Prints all but the last line; returns the gate's decision."""
-    ratings, provenance = read_ratings(outputs / "ingest" / "ratings.parquet")
+    ratings = outputs / "ingest" / "ratings.parquet"
+    provenance = read_provenance(ratings)
     evaluation = json.loads((outputs / "evaluate" / "evaluation.json").read_text())
     ignored = f"{provenance.rows_ignored:,} ignored, " if provenance.ignore_ratings else ""
     print(
@@ -127,7 +130,7 @@ def print_decision(decision: Mapping[str, Any], published: str | None) -> None:
         print('publish it anyway: PARAMS="force_publish=true"')
 
 
-def print_recommendations(client: Client, schema: SchemaConfig, ratings: pa.Table, titles: Mapping[str, str]) -> None:
+def print_recommendations(client: Client, schema: SchemaConfig, ratings: Path, titles: Mapping[str, str]) -> None:
     """Prints the published run's recommendations for one user, and movies similar to one that the user likes."""
     user, liked = example_user(ratings)
     print(f"\nrecommended to user {printable(str(user))}")
@@ -139,31 +142,41 @@ def print_recommendations(client: Client, schema: SchemaConfig, ratings: pa.Tabl
         print(f"  {near.similarity:.2f}  {_title(titles, near.movie_id)}")
 
 
-def example_user(ratings: pa.Table) -> tuple[Any, Any]:
+def example_user(ratings: pa.Table | Path) -> tuple[Any, Any]:
     """A user with many ratings, and the best known of the user's favourite movies (of clicks, of all the user's).
 
     Users who have rated nearly every movie are left out if possible: there would be little to recommend.
+
+    Args:
+        ratings: a table of ratings, or a file, of which one column at a time is read.
     """
-    users, movies = (pc.value_counts(ratings[name].combine_chunks()) for name in (USER, MOVIE))
+    source = Batches(ratings)
+    users, movies = (pc.value_counts(pa.concat_tables(source.read(name))[name]) for name in (USER, MOVIE))
     counts = users.field("counts").to_numpy()
     # recommend_movies leaves out at most 10,000 movies.
     suitable = counts <= min(10_000, len(movies) - SHOWN)
     user = users.field("values")[int(np.argmax(np.where(suitable, counts, 0) if suitable.any() else -counts))]
-    own = ratings.filter(pc.equal(ratings[USER], user))
+    own = ratings_of(ratings, user)
     liked = own.filter(pc.equal(own[RATING], pc.max(own[RATING]))) if has_ratings(own) else own
     favourites = liked[MOVIE].to_pylist()
     popularity = dict(zip(movies.field("values").to_pylist(), movies.field("counts").to_pylist(), strict=True))
     return user.as_py(), max(favourites, key=lambda movie: (popularity[movie], str(movie)))
 
 
-def recommend_unrated(client: Client, schema: SchemaConfig, ratings: pa.Table, user: Any) -> list[Recommendation]:
+def ratings_of(ratings: pa.Table | Path, user: Any) -> pa.Table:
+    """The user's ratings; of a file, which is sorted by user, only the parts that hold them are read."""
+    wanted = pc.field(USER) == pa.scalar(user)
+    return pq.read_table(ratings, filters=wanted) if isinstance(ratings, Path) else ratings.filter(wanted)
+
+
+def recommend_unrated(client: Client, schema: SchemaConfig, ratings: Path, user: Any) -> list[Recommendation]:
     """Recommended movies that the user has not rated.
 
     The database leaves out the rated ones if it has a table of ratings; otherwise this function names them.
     """
     if schema.ratings_table:
         return recommend_movies(client, user, SHOWN)
-    rated = ratings.filter(pc.equal(ratings[USER], pa.scalar(user)))[MOVIE].to_pylist()
+    rated = ratings_of(ratings, user)[MOVIE].to_pylist()
     return recommend_movies(client, user, SHOWN, without_ids=rated)
 
 

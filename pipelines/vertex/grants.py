@@ -1,5 +1,6 @@
-"""Roles that a person needs and may lack, and the commands that grant them."""
+"""What a person needs and may lack, and the commands that give it: credentials, and roles."""
 
+LOGIN = "gcloud auth application-default login"
 # Reading a bucket's location, and the names of its objects; no role of fewer permissions has both.
 BUCKET_READER = "roles/storage.legacyBucketReader"
 

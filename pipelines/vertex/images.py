@@ -15,6 +15,7 @@ from typing import Any
 
 from mf.errors import ConfigError, MfError
 from mf.version import git_sha
+from pipelines import leaks
 from pipelines.settings import Settings
 from pipelines.vertex.machines import DEFAULT_CUDA
 
@@ -52,10 +53,11 @@ def make_images(
         The settings ``cpu_image`` and ``gpu_image``, as ``repository/name@sha256:…``.
 
     Raises:
-        ConfigError: no registry path is set, or files of the images are not committed.
+        ConfigError: no registry path is set, files of the images are not committed, or a secret would be in an image.
         MfError: no build tool was found, or the build failed.
     """
     settings.model_copy(update={"cpu_image": "", "image_tag": "any"}).check_images()
+    leaks.refuse("BASE_IMAGE", base_image)
     sha = commit()
     names = {kind: f"{settings.image_repository}/mf-python-{kind}:{sha}" for kind in KINDS[: 1 if cpu_only else 2]}
     arguments = {"GIT_SHA": sha, **({"BASE_IMAGE": base_image} if base_image else {})}
@@ -65,6 +67,7 @@ def make_images(
         source = Path(temporary) / "source.tgz"
         # Archive the commit instead of the folder, so that stray files such as keys never reach the builder.
         _run("git", "-C", str(ROOT), "archive", "--format=tar.gz", f"--output={source}", "HEAD", *SOURCES)
+        leaks.refuse_files(source)
         if engine := find_engine():
             digests = build_here(engine, source, names, arguments, torch_index)
         else:
@@ -203,6 +206,7 @@ def build_in_cloud(
         raise MfError("found no working docker or podman, and no gcloud for Cloud Build: install one of them")
     if not project:
         raise ConfigError("project is empty, and Cloud Build needs it: set it in pipelines/settings.toml")
+    leaks.refuse("TORCH_INDEX", torch_index)  # Cloud Build shows it; a build here has it as a secret
     gcloud = ["gcloud", "builds", f"--project={project}", *([f"--region={region}"] if region else [])]
     submitted = {}
     for kind, name in names.items():

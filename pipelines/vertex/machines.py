@@ -80,8 +80,9 @@ class Cuda(NamedTuple):
         )
 
 
-# The builds of torch 2.13: cu130 is the locked wheel's, as torch.cuda.get_arch_list() names them; cu126 is taken from
-# PyTorch's build scripts.
+# The builds of torch 2.13. cu130: as torch.cuda.get_arch_list() of the locked wheel names them; cu126: as the
+# case 12.6 of PyTorch's .ci/manywheel/build_cuda.sh and the support matrix of its RELEASE.md do (pytorch#182849). The
+# project plans to drop cu126 in 2.15 (pytorch#190385).
 CUDA_BUILDS = {
     "cu130": Cuda((75, 80, 86, 90, 100, 120), "580.65.06"),
     "cu126": Cuda((50, 60, 70, 75, 80, 86, 90), "525.60.13"),

@@ -16,7 +16,7 @@ from mf.errors import ConfigError, MfError
 from pipelines.cron import Cron, time_zone
 from pipelines.settings import Settings
 from pipelines.training import NAME
-from pipelines.vertex.submit import check_run, google_errors, make_job, print_machines, require
+from pipelines.vertex.submit import check_run, google_errors, make_job, print_machines
 
 CONTENT = "content"  # label of the runs: hash of the pipeline, its parameters and where it runs
 
@@ -116,7 +116,7 @@ def unschedule(settings: Settings, name: str = NAME) -> None:
 
 
 def _init(settings: Settings) -> None:
-    require(settings, ("project", "region"))
+    settings.require(("project", "region"))
     aiplatform.init(project=settings.project, location=settings.region)
 
 

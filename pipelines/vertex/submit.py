@@ -1,16 +1,13 @@
 """Submits runs of the compiled pipeline to Vertex AI and follows them."""
 
 import re
-import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from google.api_core.exceptions import BadRequest, Forbidden, GoogleAPIError, NotFound
-from google.auth.exceptions import GoogleAuthError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.cloud import aiplatform, storage  # type: ignore[attr-defined]
 from requests import RequestException
 
@@ -19,18 +16,15 @@ from mf.errors import ConfigError, MfError
 from mf.parameters import WITHOUT_GPU
 from mf.version import git_sha
 from pipelines.compiled import check_current, definitions_in, machine_check
+from pipelines.follow import fetched, follow_run, watch_command
 from pipelines.parameters import complete, parse
 from pipelines.settings import Settings
-from pipelines.status import FAILED, NOT_FOLLOWED, watch_hint
 from pipelines.training import NAME, machines_of
 from pipelines.vertex import machines
 from pipelines.vertex.addresses import check_ratings_csv
-from pipelines.vertex.grants import grant_bucket
+from pipelines.vertex.grants import LOGIN, grant_bucket
 
 REQUIRED = ("project", "region", "pipeline_root", "supabase_key_secret")
-FINAL_STATES = ("SUCCEEDED", "FAILED", "CANCELLED", "PAUSED")
-POLL_S = 15
-MAX_FAILED_POLLS = 10  # in a row; the SDK retries each for two minutes
 
 
 def submit(settings: Settings, file: Path, given: Iterable[str]) -> aiplatform.PipelineJob:
@@ -73,7 +67,10 @@ def check_run(settings: Settings, file: Path, given: Iterable[str]) -> tuple[dic
     Raises:
         ConfigError, MfError: as ``submit``.
     """
-    require(settings, (*REQUIRED, *(() if settings.pinned else ("image_repository",))))
+    given = [*given]
+    # Another project may be given to the run.
+    lacking = [] if any(pair.startswith("supabase_url=") for pair in given) else ["supabase_url"]
+    settings.require([*REQUIRED, *lacking, *([] if settings.pinned else ["image_repository"])])
     settings.check_images()
     check_current(settings, file)
     parameters, all_parameters = check_parameters(settings, file, given)
@@ -81,8 +78,8 @@ def check_run(settings: Settings, file: Path, given: Iterable[str]) -> tuple[dic
         machines.check_custom_job(all_parameters, complete({}, definitions_in(file)))
     if not all_parameters["supabase_url"]:
         raise ConfigError(
-            "supabase_url is empty: set it in pipelines/settings.toml and run `make compile`, "
-            'or pass it: make submit PARAMS="supabase_url=https://PROJECT.supabase.co"'
+            "supabase_url is empty: leave the parameter out, for the address in the settings, or give "
+            "supabase_url=https://PROJECT.supabase.co"
         )
     check_ratings_csv(all_parameters["ratings_csv"])
     _check_bucket(settings)
@@ -104,12 +101,6 @@ def check_parameters(settings: Settings, file: Path, given: Iterable[str]) -> tu
             raise ConfigError(f"{', '.join(asked)}: found in the run, {WITHOUT_GPU}")
     parameters = parse(given, definitions, machine_check(settings))
     return parameters, complete(parameters, definitions)
-
-
-def require(settings: Settings, names: Iterable[str]) -> None:
-    """Raises a ``ConfigError`` that names the empty ones among the settings ``names``."""
-    if missing := [name for name in names if not getattr(settings, name)]:
-        raise ConfigError(f"the settings lack {', '.join(missing)}: set them in pipelines/settings.toml")
 
 
 def make_job(
@@ -157,7 +148,7 @@ def find(settings: Settings, job: str) -> aiplatform.PipelineJob:
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,127}", name):
         raise ConfigError(f"job: found {job!r}, expected a run as `make submit` prints it: {NAME}-20261124030000")
     if not project or not region:
-        require(settings, ("project", "region"))
+        settings.require(("project", "region"))
     aiplatform.init(project=project, location=region)
     try:
         with google_errors("find the run"):
@@ -168,61 +159,31 @@ def find(settings: Settings, job: str) -> aiplatform.PipelineJob:
         raise
 
 
-def follow(job: aiplatform.PipelineJob) -> int:
-    """Prints every change of state of a run and its steps until the run ends, and the errors of a failed run.
-
-    Ctrl-C stops following, with exit status 130; the run continues.
-
-    Returns:
-        An exit status: 0, the run succeeded; ``FAILED``; or ``NOT_FOLLOWED``, when Vertex AI stopped answering.
-    """
-    states: dict[str, str] = {}
-    try:
-        while states.get("run") not in FINAL_STATES:
-            if states:
-                time.sleep(POLL_S)
-            before, states = states, _states(job)
-            for name, state in states.items():
-                if state != before.get(name):
-                    print(f"{datetime.now():%H:%M:%S}  {name:<9} {state.lower().replace('_', ' ')}", flush=True)
-    except KeyboardInterrupt:
-        print(f"stopped following; the run continues: {job._dashboard_uri()}; {watch_hint(job.name)}", file=sys.stderr)
-        sys.exit(130)
-    except MfError as error:
-        print(f"error: {error}; {watch_hint(job.name)}", file=sys.stderr)
-        return NOT_FOLLOWED
-    for line in _errors(job):
-        print(f"error: {line}", file=sys.stderr)
-    return 0 if states["run"] == "SUCCEEDED" else FAILED
+def follow(job: aiplatform.PipelineJob, settings: Settings) -> int:
+    """Prints every change of state of a run and its steps until the run ends; returns an exit status."""
+    watch = watch_command(settings, job.name)
+    return follow_run(lambda: _states(job), lambda: _errors(job), job._dashboard_uri(), watch)
 
 
 def _states(job: aiplatform.PipelineJob) -> dict[str, str]:
-    """State by step, for the steps that have one, and of the run."""
-    _refresh(job)
-    resource = job.gca_resource
-    # The tasks include one for the run itself, under the run's name.
-    states = {t.task_name: t.state.name for t in resource.job_detail.task_details if t.task_name != job.name}
-    return {**states, "run": resource.state.name.removeprefix("PIPELINE_STATE_")}
-
-
-def _refresh(job: aiplatform.PipelineJob) -> None:
-    """Fetches the run's state, and retries so that following a run of hours survives an outage.
+    """State by step, for the steps that have one, and of the run.
 
     Raises:
         MfError: it cannot be fetched.
     """
-    for failures in range(1, MAX_FAILED_POLLS + 1):
-        try:
-            job._sync_gca_resource()  # type: ignore[no-untyped-call]
-        except (BadRequest, Forbidden, NotFound) as error:
-            raise MfError(f"the run continues, but its state cannot be fetched: {_words(error)}") from None
-        except (GoogleAPIError, GoogleAuthError, RequestException, OSError) as error:
-            # Among them an expired token (401), a time-out (408), a cancelled request (499) and a lost connection.
-            if failures == MAX_FAILED_POLLS:
-                raise MfError(f"the run continues, but its state cannot be fetched: {_words(error)}") from None
-            time.sleep(POLL_S)
-        else:
-            return
+    # Tried again: an expired token (401), a time-out (408), a cancelled request (499), a lost connection.
+    failures = (GoogleAPIError, GoogleAuthError, RequestException, OSError)
+    fetch = job._sync_gca_resource
+    fetched(fetch, failures, lambda error: isinstance(error, BadRequest | Forbidden | NotFound), _words)
+    resource = job.gca_resource
+    # The tasks include one for the run itself, under the run's name.
+    states = {t.task_name: _name(t.state) for t in resource.job_detail.task_details if t.task_name != job.name}
+    return {**states, "run": _name(resource.state).removeprefix("PIPELINE_STATE_")}
+
+
+def _name(state: Any) -> str:
+    """The name of a state; the SDK gives one that is newer than itself as a number."""
+    return str(getattr(state, "name", f"state {state}"))
 
 
 def _errors(job: aiplatform.PipelineJob) -> Iterator[str]:
@@ -245,6 +206,8 @@ def google_errors(action: str) -> Iterator[None]:
 
 def _words(error: object) -> str:
     """An error's message in one line."""
+    if isinstance(error, DefaultCredentialsError):
+        return f"no readable credentials were found: {LOGIN}"
     return " ".join(str(error).split())
 
 

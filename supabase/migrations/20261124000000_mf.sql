@@ -248,8 +248,6 @@ begin
          'without_ids bigint[], only_ids bigint[], filters text[]',
          'TABLE(movie_id bigint, distance double precision)'),
         ('mf_run', 'of_run text', 'public.mf_runs'),
-        ('mf_user_vector',
-         'of_run text, rated bigint[], stars double precision[], weights double precision[]', 'extensions.vector'),
         ('mf_fold_in', 'of_run text, rated bigint[], stars double precision[]', 'double precision[]'),
         ('mf_recommend',
          'of_run text, stored extensions.vector, star_vector extensions.vector, star_base double precision, '
@@ -313,6 +311,7 @@ declare
   by_all constant text := format(case when cosine then 'coalesce(nullif(e.%I operator(extensions.<=>) $1, ''NaN''), 1)'
     else 'e.%I operator(extensions.<#>) $1' end, col);
   left_out constant bigint[] := array_remove(mf_nearest.without_ids, null);
+  many constant boolean := cardinality(left_out) > 2000; -- too many to sort with the others
   -- pgvector 0.8; the setting is there once the library is loaded, which vector_dims did
   iterative constant boolean := current_setting('hnsw.iterative_scan', true) is not null;
   candidates bigint[] := mf_nearest.only_ids;
@@ -335,33 +334,36 @@ begin
       perform set_config('hnsw.iterative_scan', 'strict_order', true);
     end if;
   else
-    ways := case when cardinality(left_out) > 2000 then '{all}' else '{scan,all}' end;
+    ways := '{scan,all}';
   end if;
   foreach way in array ways loop
     -- Only the index gives the order without sorting; without this, statistics of a new run may mislead the planner.
     perform set_config('enable_sort', case when way = 'index' then 'off' else 'on' end, true);
     execute 'select array_agg(near.movie_id order by near.distance, near.movie_id ), '
-      'array_agg(near.distance order by near.distance, near.movie_id ) from ('
+      'array_agg(near.distance order by near.distance, near.movie_id ) from (select * from ('
       || case way
         when 'key' then format('select e.movie_id, %s as distance from (select distinct unnest($4) as id) given '
           'cross join lateral (select m.movie_id, m.%I from %s m where m.run_id = %L and m.movie_id = given.id limit 1) e '
           'where e.movie_id <> all ($2) and %s order by distance, movie_id  limit $3',
           by_all, col, tab, mf_nearest.of_run, format(allowed, 'e'))
-        -- In a scan of all vectors `is not distinct from`, which no index serves: where the statistics do not know the run
-        -- yet, the planner would fetch its rows one by one.
+        -- In a scan of all vectors `is true`, which no index serves: where the statistics do not know the run yet, the
+        -- planner would fetch its rows one by one.
         -- Some more, since the index orders by distances with other rounding. PostgreSQL before 17 takes it for no
         -- other order than its own.
         when 'index' then format('select e.movie_id, %1$s as distance from %2$s e where e.run_id = %3$L%4$s '
           'order by %1$s limit %5$s', by_index, tab, mf_nearest.of_run,
           case when iterative then ' and e.movie_id <> all ($2) and ' || format(allowed, 'e') else '' end,
           case when iterative then mf_nearest.k + 10 else greatest(wanted, 400) end)
-        when 'scan' then format('select e.movie_id, %1$s as distance from %2$s e where e.run_id is not distinct from %3$L '
-          'order by %1$s, e.movie_id  limit %4$s', by_all, tab, mf_nearest.of_run,
-          cardinality(left_out) + mf_nearest.k)
-        else format('select e.movie_id, %1$s as distance from %2$s e where e.run_id is not distinct from %3$L '
+        when 'scan' then format('select e.movie_id, %1$s as distance from %2$s e where (e.run_id = %3$L) is true'
+          || case when many then ' and e.movie_id <> all ($2)' else '' end
+          || ' order by %1$s, e.movie_id  limit %4$s', by_all, tab, mf_nearest.of_run,
+          case when many then 0 else cardinality(left_out) end + mf_nearest.k)
+        else format('select e.movie_id, %1$s as distance from %2$s e where (e.run_id = %3$L) is true '
           'and e.movie_id <> all ($2) and %4$s order by %1$s, e.movie_id  limit $3', by_all, tab, mf_nearest.of_run, allowed_all)
-      end || ') near where near.movie_id <> all ($2) and ' || case when way in ('scan', 'index') and not (
-        way = 'index' and iterative) then format(allowed, 'near') else 'true' end
+      end || ') chosen where chosen.movie_id <> all ($2) and ' || case when way in ('scan', 'index') and not (
+        way = 'index' and iterative) then format(allowed, 'chosen') else 'true' end
+      -- Stops at the kth, so that few movies are looked up in the items table.
+      || ' order by chosen.distance, chosen.movie_id  limit $3) near'
     into ids, distances using mf_nearest.target, left_out, mf_nearest.k, candidates;
     exit when way = 'scan';
     -- A cosine index does not contain zero vectors.
@@ -408,47 +410,6 @@ begin
   elsif cardinality(mf_check_list.only_ids) > 10000 then
     raise exception 'only_ids has % entries, expected 10000 at most', cardinality(mf_check_list.only_ids);
   end if;
-end
-$mf$;
-
--- The ranking model's vector of a user with these ratings: the sum of history + rho (rating - mu) / sd * liking, as
--- mf.ranking computes it, each term times its weight. Movies unknown to the run add nothing. pgvector's avg adds in
--- double precision, its sum does not.
-create or replace function public.mf_user_vector(
-  of_run text, rated bigint[], stars double precision[], weights double precision[] default null
-) returns extensions.vector
-language plpgsql stable security invoker set search_path = pg_catalog, pg_temp set jit = off as $mf$
-declare
-  run constant public.mf_runs := public.mf_run(mf_user_vector.of_run);
-  factors constant integer := (run.ranking ->> 'factors')::integer;
-  mu constant double precision := (run.ranking ->> 'mu')::double precision;
-  -- 0 where the model does not look at the ratings
-  slope constant double precision :=
-    coalesce((run.ranking ->> 'rho')::double precision / (run.ranking ->> 'sd')::double precision, 0);
-  total double precision[];
-begin
-  -- Grouped by rating and weight, so that each pair is multiplied once.
-  select array_agg(value.total order by value.place) into total
-  from (
-    select part.place, sum(part.n * (part.history + part.likes * part.liking)) as total
-    from (
-      select coordinate.place, given.n * coalesce(given.weight, 1) as n,
-        coordinate.history::double precision as history,
-        coordinate.liking::double precision as liking, coalesce(slope * (given.star - mu), 0) as likes
-      from (
-        select each.star, each.weight, count(*) as n, extensions.avg(h.history) as history,
-          extensions.avg(h.liking) as liking
-        from unnest(mf_user_vector.rated, mf_user_vector.stars, mf_user_vector.weights) each (id, star, weight)
-        cross join lateral (select e.history, e.liking from public.mf_movie_history e
-          where e.run_id = run.run_id and e.movie_id = each.id limit 1) h
-        group by each.star, each.weight
-      ) given
-      cross join lateral unnest(given.history::real[], given.liking::real[]) with ordinality
-        coordinate (history, liking, place)
-    ) part
-    group by part.place
-  ) value;
-  return coalesce(total, array_fill(0::double precision, array[factors]))::real[]::extensions.vector;
 end
 $mf$;
 
@@ -525,7 +486,8 @@ end
 $mf$;
 
 -- The list of one user, movies `skip` + 1 to `skip` + k by score. The score is that of the ranking model, of the vector
--- `stored` or, without one, of the sum over the ratings; of a run without a ranking model it is the predicted rating
+-- `stored` or, without one, of the sum over the ratings of weight * (history + rho (rating - mu) / sd * liking), as
+-- mf.ranking computes it; movies unknown to the run add nothing. Of a run without a ranking model it is the predicted rating
 -- before clipping. That is star_base + b_m + star_vector.q or, where the star model does not know the user
 -- (star_vector is null), by the fold-in; null for a run without a star model; an unseen movie has bias 0 and a zero
 -- vector. `places` order the ratings, the newest first, for models that weight by recency. `because`: the movie, among
@@ -544,7 +506,6 @@ declare
     coalesce((run.ranking ->> 'rho')::double precision / (run.ranking ->> 'sd')::double precision, 0);
   weights double precision[];
   w double precision[];
-  target extensions.vector;
 begin
   if star_vector is null and run.mu is not null then
     star_base := run.mu;
@@ -567,22 +528,33 @@ begin
         where e.run_id = run.run_id and e.movie_id = each.id limit 1) h on true
     ) aged;
   end if;
-  target := case when run.ranking is null then star_vector else coalesce(mf_recommend.stored,
-    public.mf_user_vector(run.run_id, mf_recommend.rated, mf_recommend.stars, weights)) end;
   return query
-    with near as materialized (
-      select n.movie_id, case when run.ranking is null then star_base else 0 end - n.distance as score, n.place
-      from public.mf_nearest(run.run_id, 'ranking', target operator(extensions.||) array[1::real]::extensions.vector,
-        mf_recommend.k + mf_recommend.skip, mf_recommend.without_ids, mf_recommend.only_ids,
-        mf_recommend.filters) with ordinality n (movie_id, distance, place)
-      where n.place > mf_recommend.skip
-    ), liked as materialized (
+    with known as materialized (
       select h.movie_id, h.history, h.liking, coalesce(each.weight, 1) as weight,
-        coalesce(slope * (each.star - mu), 0) as likes
+        coalesce(slope * (each.star - mu), 0) as likes, mu is null or each.star >= mu as liked
       from unnest(mf_recommend.rated, mf_recommend.stars, weights) each (id, star, weight)
       cross join lateral (select e.movie_id, e.history, e.liking from public.mf_movie_history e
         where e.run_id = run.run_id and e.movie_id = each.id limit 1) h
-      where mu is null or each.star >= mu
+    ), sums as (
+      -- Grouped, so that each pair of a rating and a weight is multiplied once. pgvector's avg adds in double precision, its
+      -- sum does not.
+      select each.likes, each.weight * count(*) as n, extensions.avg(each.history) as history,
+        extensions.avg(each.liking) as liking
+      from known each group by each.likes, each.weight
+    ), coordinates as (
+      select part.place, sum(sums.n * (part.history + sums.likes * part.liking)) as total
+      from sums cross join lateral unnest(sums.history::real[], sums.liking::real[]) with ordinality
+        part (history, liking, place)
+      group by part.place
+    ), near as materialized (
+      select n.movie_id, case when run.ranking is null then star_base else 0 end - n.distance as score, n.place
+      from public.mf_nearest(run.run_id, 'ranking', case when run.ranking is null then star_vector else coalesce(
+          mf_recommend.stored, (select array_agg(c.total order by c.place)::real[]::extensions.vector from coordinates c),
+          array_fill(0::real, array[factors])::extensions.vector) end
+          operator(extensions.||) array[1::real]::extensions.vector,
+        mf_recommend.k + mf_recommend.skip, mf_recommend.without_ids, mf_recommend.only_ids,
+        mf_recommend.filters) with ordinality n (movie_id, distance, place)
+      where n.place > mf_recommend.skip
     ), wanted as materialized (
       select near.movie_id, extensions.subvector(m.vector, 1, factors) as q
       from near cross join lateral (select e.vector from public.mf_movie_ranking e
@@ -590,10 +562,13 @@ begin
       where run.ranking is not null
     ), reasons as (
       -- <#> is the negative inner product
-      select distinct on (wanted.movie_id) wanted.movie_id, liked.movie_id as rated
-      from wanted cross join liked
-      order by wanted.movie_id, liked.weight * ((liked.history operator(extensions.<#>) wanted.q)
-        + liked.likes * (liked.liking operator(extensions.<#>) wanted.q)), liked.movie_id 
+      select wanted.movie_id, most.movie_id as rated
+      from wanted cross join lateral (
+        select known.movie_id from known where known.liked
+        order by known.weight * ((known.history operator(extensions.<#>) wanted.q)
+          + known.likes * (known.liking operator(extensions.<#>) wanted.q)), known.movie_id 
+        limit 1
+      ) most
     )
     select near.movie_id, near.score,
       greatest(least(star_base + coalesce(e.bias - (e.embedding operator(extensions.<#>) star_vector), 0),
@@ -1014,7 +989,7 @@ $mf$;
 -- mf_runs.
 create or replace function public.mf_index(run text) returns jsonb
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set statement_timeout = '15min' set maintenance_work_mem = '256MB' as $mf$
+set search_path = pg_catalog, pg_temp set statement_timeout = '15min' as $mf$
 declare
   asked public.mf_runs;
   factors integer; -- of the vectors that are searched
@@ -1045,6 +1020,10 @@ begin
   if movies <> expected then
     raise exception 'the run % is incomplete: % of % movies are there; load it, then index it',
       asked.run_id, movies, expected;
+  end if;
+  -- Until the end of the transaction. A build whose graph does not fit takes several times as long.
+  if pg_size_bytes(current_setting('maintenance_work_mem')) < 256 * 1024 * 1024 then
+    perform set_config('maintenance_work_mem', '256MB', true);
   end if;
   -- A parallel build of an earlier pgvector can read beyond its memory (CVE-2026-3172).
   if (select string_to_array(x.extversion, '.')::integer[] < '{0,8,2}' from pg_extension x where x.extname = 'vector')
@@ -1268,7 +1247,7 @@ revoke all on public.mf_runs, public.mf_priors, public.mf_user_embeddings, publi
   public.mf_forgotten, public.mf_withheld,
   public."user_embeddings", public."movie_embeddings"
   from public, anon, authenticated;
-revoke all on function public.recommend_movies, public.similar_movies, public.popular_movies, public.recommend_from_ratings, public.mf_nearest, public.mf_run, public.mf_user_vector, public.mf_fold_in, public.mf_recommend, public.mf_check_list, public.mf_schema, public.mf_register, public.mf_load_users, public.mf_load_movies, public.mf_load_user_ranking, public.mf_load_movie_ranking, public.mf_load_movie_history, public.mf_load_movie_counts, public.mf_index, public.mf_drop_indexes, public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune, public.mf_forget_user, public.mf_drop_rows
+revoke all on function public.recommend_movies, public.similar_movies, public.popular_movies, public.recommend_from_ratings, public.mf_nearest, public.mf_run, public.mf_fold_in, public.mf_recommend, public.mf_check_list, public.mf_schema, public.mf_register, public.mf_load_users, public.mf_load_movies, public.mf_load_user_ranking, public.mf_load_movie_ranking, public.mf_load_movie_history, public.mf_load_movie_counts, public.mf_index, public.mf_drop_indexes, public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune, public.mf_forget_user, public.mf_drop_rows
   from public, anon, authenticated;
 grant select, insert, update, delete
   on public.mf_runs, public.mf_priors, public.mf_user_embeddings, public.mf_movie_embeddings, public.mf_movie_ranking,
@@ -1276,7 +1255,7 @@ grant select, insert, update, delete
   to service_role;
 grant select on public."user_embeddings", public."movie_embeddings"
   to service_role;
-grant execute on function public.recommend_movies, public.similar_movies, public.popular_movies, public.recommend_from_ratings, public.mf_nearest, public.mf_run, public.mf_user_vector, public.mf_fold_in, public.mf_recommend, public.mf_check_list, public.mf_schema, public.mf_register, public.mf_load_users, public.mf_load_movies, public.mf_load_user_ranking, public.mf_load_movie_ranking, public.mf_load_movie_history, public.mf_load_movie_counts, public.mf_index, public.mf_drop_indexes, public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune, public.mf_forget_user to service_role;
+grant execute on function public.recommend_movies, public.similar_movies, public.popular_movies, public.recommend_from_ratings, public.mf_nearest, public.mf_run, public.mf_fold_in, public.mf_recommend, public.mf_check_list, public.mf_schema, public.mf_register, public.mf_load_users, public.mf_load_movies, public.mf_load_user_ranking, public.mf_load_movie_ranking, public.mf_load_movie_history, public.mf_load_movie_counts, public.mf_index, public.mf_drop_indexes, public.mf_publish, public.mf_list_runs, public.mf_rollback, public.mf_prune, public.mf_forget_user to service_role;
 grant execute on function public.recommend_from_ratings to authenticated;
 
 -- Public read access: none by default.

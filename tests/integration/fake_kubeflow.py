@@ -1,4 +1,4 @@
-"""Fake of the REST API of Kubeflow Pipelines, for the real kfp.Client."""
+"""Fake of the REST API of Kubeflow Pipelines, for the real kfp.Client, and of what the doctor asks Kubernetes."""
 
 import itertools
 import re
@@ -22,6 +22,8 @@ class FakeKubeflow:
         url: of the API.
         states: of a run, one entry for each time that it is fetched; the last one stays.
         refused: status and message of the next requests, in place of an answer.
+        health: answer to the question whether the API is there; bytes: a page of something else.
+        objects: of Kubernetes, by path; a number is the status of a refusal.
         outages: status of the answer to the request for a run with this number, counted down to 0.
     """
 
@@ -33,14 +35,21 @@ class FakeKubeflow:
     changes: list[tuple[str, str, Any]] = field(default_factory=list)
     refused: list[tuple[int, str]] = field(default_factory=list)
     outages: list[tuple[int, int]] = field(default_factory=list)
+    health: Answer = (200, {"multi_user": False})
+    objects: dict[str, Any] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def reply(self, call: Call) -> Answer:
         path, query = call.url.path.removeprefix(API), dict(parse_qsl(call.url.query))
         if call.method != "GET":
             self.changes.append((call.method, path, call.body))
+        if path.startswith("/api/v1/"):
+            found = self.objects.get(path.removeprefix("/api/v1/"), 404)
+            return (found, {"message": "no"}) if isinstance(found, int) else (200, found)
         if path == "/healthz":
-            return 200, {"multi_user": False}
+            return self.health
+        if isinstance(self.health[1], bytes):
+            return self.health
         if self.refused:
             code, message = self.refused.pop(0)
             return code, {"error": message, "code": 7, "message": message}

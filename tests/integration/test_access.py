@@ -30,7 +30,7 @@ ARGUMENTS |= {"integer[]": [], "bigint[]": []}
 SIGNED_IN = {"recommend_for_me", "recommend_from_ratings"}
 PUBLIC = {"GET movie_embeddings", "GET mf_movie_embeddings", "similar_movies", "mf_nearest", "mf_check_list"}
 PUBLIC |= {"GET mf_movie_counts", "popular_movies"}
-HTTP = httpx.Client(trust_env=False, verify=False, timeout=30)
+HTTP = httpx.Client(trust_env=False, verify=False, timeout=300)
 
 
 class Caller:

@@ -48,7 +48,7 @@ def killed(folder: Path, argv: list[str]) -> tuple[int, str]:
                 max(ranks, key=lambda p: p.pid).send_signal(signal.SIGKILL)
                 break
         _, err = process.communicate()
-    _, alive = psutil.wait_procs(ranks, timeout=20)
+    _, alive = psutil.wait_procs(ranks, timeout=900)
     assert not alive
     return process.returncode, err
 
@@ -64,7 +64,7 @@ def test_two_processes_resume_after_a_kill_and_write_the_files_of_one(
     alone.mkdir()
     more = [*argv, "--processes=2", "--checkpoint=c.pt"]
     status, err = killed(together, more)
-    assert status == 2
+    assert status == 1
     assert re.fullmatch(r"error: training: process 2 of 2 was ended by SIGKILL, .*; the others were stopped, .*\n", err)
     assert not (together / "output").exists()
     assert (together / "c.pt").exists()

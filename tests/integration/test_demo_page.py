@@ -30,6 +30,7 @@ from mf.local.tools import default_cache, supabase_js
 from mf.ranking import RankingConfig
 from mf.ratings.config import IngestConfig
 from mf.ratings.schema import read_ratings
+from mf.ratings.titles import movies_beside
 from mf.sample import Sample, write_sample
 from mf.solvers.adam import AdamConfig
 from mf.supabase.client import connect
@@ -39,9 +40,10 @@ from mf.supabase.recommend import Recommendation, Similar, recommend_from_rating
 from mf.supabase.schema import migration
 from mf.train import train
 from pipelines.laptop import demo
+from pipelines.laptop.demo.data import sample_data
 
 ROOT = Path(__file__).parents[2]
-HTTP = httpx.Client(trust_env=False, verify=False, timeout=30)
+HTTP = httpx.Client(trust_env=False, verify=False, timeout=300)
 
 # Tables and views with their columns, and functions, of the schema that the API serves.
 COLUMNS = """
@@ -60,7 +62,7 @@ ARGUMENTS: dict[str, Any] = {
     "double precision": 0, "double precision[]": [],
 }  # fmt: skip
 FOR_ALL = {
-    "movies": {"movie_id", "title"},
+    "movies": {"movie_id", "title", "genres"},
     "movie_embeddings": {"movie_id", "bias", "embedding", "run_id"},
     "mf_movie_embeddings": {"movie_id", "bias", "embedding", "run_id"},
     "mf_movie_history": {"movie_id", "history", "run_id"},
@@ -96,12 +98,13 @@ def publish(supabase: LocalSupabase, runs: list[Path]) -> None:
 
 
 @pytest.fixture(scope="module")
-def supabase(fresh_stack: Any, sample: Sample, runs: list[Path]) -> LocalSupabase:
+def supabase(fresh_stack: Any, runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> LocalSupabase:
     """The server of `make demo`, with an earlier run beside the published one."""
     supabase = fresh_stack()
     publish(supabase, runs)
-    demo.prepare(supabase, sample.ratings_csv.parent)
-    supabase.gateway.pages.update(demo.pages(supabase, supabase_js(default_cache())))
+    data = sample_data(tmp_path_factory.mktemp("home"))
+    demo.prepare(supabase, data.ratings, data.movies)
+    supabase.gateway.pages.update(demo.pages(supabase, supabase_js(default_cache()), data.people))
     return supabase
 
 
@@ -175,7 +178,7 @@ def test_a_title_shows_similar_movies_and_the_keyboard_alone_is_enough(
         similar = shown(sample, similar_movies(service, ids[title], 6))
         assert lines(page.locator("#similar-list li"), "similarity") == similar
         title = similar[0][0]
-        page.get_by_role("dialog").get_by_role("button", name=title).press("Enter")
+        page.get_by_role("dialog").get_by_role("button", name=title, exact=True).press("Enter")
         expect(page.get_by_role("heading", name=title)).to_be_focused()
     assert accessibility_faults(page) == []
     page.keyboard.press("Escape")
@@ -187,14 +190,17 @@ def test_somebody_new_rates_a_few_movies_and_gets_recommendations_at_once(
     page: Page, service: Client, sample: Sample
 ) -> None:
     page.get_by_label("Signed in as").select_option(demo.NEWCOMER)
-    expect(page.get_by_text("What most people like.")).to_be_visible()
+    expect(page.get_by_text("What most people like")).to_be_visible()
     expect(page.locator("#recommended li")).to_have_count(10)
     rate = page.locator("#rate")
     expect(rate.get_by_role("group")).to_have_count(8)
     assert lines(page.locator("#recommended li")) == shown(sample, recommend_from_ratings(service, {}, 10))
 
+    popular = [one["movie_id"] for one in service.rpc("popular_movies", {"k": 8}).execute().data]
+    assert rate.locator("button.title").all_inner_texts() == [sample.titles[movie] for movie in popular]
     ratings: dict[Any, float] = {}
-    for movie, star in ((2, 5), (1, 1), (7, 4), (1, 3)):  # the last one changes a rating
+    for place, star in ((1, 5), (0, 1), (6, 4), (0, 3)):  # the last one changes a rating
+        movie = popular[place]
         ratings[movie] = star
         choice = rate.get_by_role("group", name=sample.titles[movie]).get_by_role("radio", name=f"{star} star")
         choice.press("Space")
@@ -207,7 +213,7 @@ def test_somebody_new_rates_a_few_movies_and_gets_recommendations_at_once(
     expect(rate.get_by_role("group")).to_have_count(16)
     expect(rate.get_by_role("radio", checked=True)).to_have_count(3)
     page.get_by_role("button", name="Start over").click()
-    expect(page.get_by_text("What most people like.")).to_be_visible()
+    expect(page.get_by_text("What most people like")).to_be_visible()
     expect(rate.get_by_role("radio", checked=True)).to_have_count(0)
 
 
@@ -235,6 +241,62 @@ def test_a_known_user_sees_reasons_and_rates_and_hides_recommended_movies(
     assert lines(page.locator("#recommended li")) == shown(sample, new)
     page.get_by_role("button", name="Show what is hidden").click()
     expect(page.get_by_role("button", name="Show what is hidden")).to_be_hidden()
+
+
+def test_every_title_of_any_list_can_be_rated_and_hidden(
+    page: Page, supabase: LocalSupabase, service: Client, sample: Sample, users: dict[str, dict[str, Any]]
+) -> None:
+    rated = dict(given_by(supabase, users["Ada"]["user_id"]))
+    best, second = list(rated)[:2]
+    page.get_by_label("Search titles").fill("train")
+    expect(page.get_by_role("region", name="Found")).to_be_visible()
+    page.locator("#recommended button").first.press("Enter")
+    expect(page.locator("#similar-list li")).to_have_count(6)
+    for selector in ("#recommended", "#found", "#history", "#similar-list"):
+        movies = page.locator(selector).locator("li:not(.skeleton)")
+        titles = page.locator(selector).locator("button.title").all_inner_texts()
+        assert len(titles) == movies.count() > 3, selector
+        for kind in ("group", "button"):
+            named = page.locator(selector).get_by_role(kind, name=re.compile("^(Rate|Hide) "), include_hidden=True)
+            assert named.count() == len(titles), selector
+    # What is changed in the dialog and in the history counts in the list.
+    similar = page.locator("#similar-list button.title").first.inner_text()
+    page.locator("#similar-list").get_by_role("button", name=f"Hide {similar}").press("Enter")
+    expect(page.locator("#similar-list li")).to_have_count(5)
+    page.keyboard.press("Escape")
+    history = page.locator("#history")
+    history.get_by_role("group", name=f"Rate {sample.titles[best]}").get_by_role("radio", name="1 star").press("Space")
+    history.get_by_role("button", name=f"Hide {sample.titles[second]}").press("Enter")
+    expect(page.get_by_role("status")).to_have_text(f"10 recommendations from {len(rated) - 1} ratings of Ada.")
+    rated = {movie: 1.0 if movie == best else rating for movie, rating in rated.items() if movie != second}
+    hidden = [second, next(movie for movie, title in sample.titles.items() if title == similar)]
+    new = recommend_from_ratings(service, rated, 10, without_ids=hidden)
+    assert lines(page.locator("#recommended li")) == shown(sample, new)
+    page.get_by_role("button", name="Show what is hidden").click()
+    expect(history).to_contain_text(sample.titles[second])
+
+
+def test_tiles_have_genres_and_skeletons_stand_where_movies_will_be(
+    page: Page, supabase: LocalSupabase, service: Client, sample: Sample, users: dict[str, dict[str, Any]]
+) -> None:
+    movies = movies_beside(str(sample.ratings_csv))
+    best = recommend_movies(service, users["Ada"]["user_id"], 10, exclude_rated=True)
+    genres = [" · ".join(movies[str(one.movie_id)].genres) for one in best]
+    assert page.locator("#recommended .genres").all_inner_texts() == genres
+    assert all(" · " in text for text in genres)
+
+    def waits(request: Request) -> Fault | None:
+        return Fault(delay_s=1.0) if request.path.endswith(("recommend_for_me", "ratings")) else None
+
+    supabase.gateway.faults.append(waits)
+    try:
+        page.get_by_label("Signed in as").select_option("Chloe")
+        expect(page.locator("#recommended .skeleton")).to_have_count(10)
+        assert accessibility_faults(page) == []
+        expect(page.get_by_role("status")).to_contain_text("of Chloe.")
+    finally:
+        supabase.gateway.faults.clear()
+    expect(page.locator(".skeleton")).to_have_count(0)
 
 
 def test_titles_are_searched_and_wildcards_are_letters(page: Page, sample: Sample) -> None:

@@ -18,9 +18,10 @@ from mf.local import LocalSupabase
 from mf.supabase.config import SchemaConfig
 from mf.supabase.schema import migration
 from pipelines.compiled import definitions
+from pipelines.doctor import settings as settings_check
+from pipelines.doctor.finding import Finding
 from pipelines.vertex import doctor
 from pipelines.vertex.doctor import images
-from pipelines.vertex.doctor.finding import Finding
 
 REGISTRY = "europe-west4-docker.pkg.dev/p1/mf"
 BUCKET_COMMAND = "gcloud storage buckets create gs://mf-bucket --project=p1 --location=europe-west4"
@@ -78,7 +79,7 @@ def examine(
 ) -> Doctor:  # fmt: skip
     """Runs the doctor and returns its lines by check. No line may hold a secret."""
     google.secrets.setdefault("projects/p1/secrets/supabase-key", f"{supabase.secret_key}\n".encode())
-    monkeypatch.setattr(doctor, "definitions", DEFINITIONS)
+    monkeypatch.setattr(settings_check, "definitions", DEFINITIONS)
     monkeypatch.setattr(doctor.machine, "checks", lambda: [("Python", lambda: Finding("ok", "3.11.9"))])
 
     def run(environ: dict[str, str] | None = None, **changed: str | bool) -> dict[str, str]:
@@ -411,6 +412,26 @@ def test_with_spot_the_account_must_be_allowed_to_act_as_itself(examine: Doctor,
     assert "role on the account itself" not in examine()
 
 
+@pytest.mark.parametrize(
+    ("reply", "line"),
+    [
+        ((200, {"schemaTitle": "system.Experiment"}), "ok       experiment: nightly"),
+        (refusal(404, "no such context"), "ok       experiment: there is no nightly yet; the first run creates it"),
+        (
+            (200, {"schemaTitle": "system.PipelineRun"}),
+            "missing  experiment: nightly exists and is no experiment but a system.PipelineRun: choose another name",
+        ),
+        ((200, {}), "missing  experiment: nightly exists and is no experiment: choose another name"),
+        (DENIED, "unknown  experiment: Google answered 403 Permission denied on resource (or it may not exist)."),
+    ],
+)
+def test_the_experiment_is_one_or_is_new(examine: Doctor, google: FakeGoogle, reply: Reply, line: str) -> None:
+    asked = "^europe-west4-aiplatform.googleapis.com/v1/projects/p1/locations/europe-west4/metadataStores/default/"
+    answers(f"{asked}contexts/nightly$", reply)(google)
+    assert examine(experiment="nightly")["experiment"] == line
+    assert "experiment" not in examine()
+
+
 def test_an_image_is_missing_when_its_code_was_edited_since(examine: Doctor, google: FakeGoogle, checkout: str) -> None:
     (images.ROOT / "README.md").write_text("not part of an image\n")
     assert examine()["gpu image"].startswith("ok ")
@@ -618,7 +639,7 @@ def test_the_command_works_without_a_network_and_exits_with_1(tmp_path: Path) ->
     """In a process of its own, as ``make doctor`` runs it, on a machine without credentials."""
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "NO_GCE_CHECK": "true"}
     command = [sys.executable, "-m", "pipelines", "doctor"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=900)
     assert (done.returncode, done.stderr) == (1, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("ok       Python: 3.")

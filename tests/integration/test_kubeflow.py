@@ -1,5 +1,6 @@
 """Open-source Kubeflow Pipelines: the compiled documents, and kfp.Client against a fake of its REST API."""
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -14,9 +15,10 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from pipelines import follow
 from pipelines.__main__ import main
 from pipelines.compiled import compile_pipeline
-from pipelines.kubeflow import submit as kubeflow_submit
+from pipelines.doctor import machine
 from pipelines.settings import Settings
 
 DIGEST = f"@sha256:{'0' * 64}"
@@ -32,6 +34,7 @@ SETTINGS = {
     "experiment": "nightly",
 }
 Run = Callable[..., str]
+Doctor = Callable[..., dict[str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def kubeflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubeflow]:
     compile_once(monkeypatch)
-    monkeypatch.setattr(kubeflow_submit, "POLL_S", 0.01)
+    monkeypatch.setattr(follow, "POLL_S", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with fake_kubeflow() as fake:
         yield fake
@@ -164,7 +167,9 @@ def test_a_refused_run_exits_with_4_and_a_missing_host_too(kubeflow: FakeKubeflo
     assert "not allowed" in said
     assert "\n" not in said.rstrip("\n")
     kubeflow.refused = []
-    assert run("submit", status=4, kubeflow_host="http://127.0.0.1:1").startswith("error: Kubeflow could not start the")
+    assert run("submit", status=4, kubeflow_host="http://127.0.0.1:1").startswith(
+        "error: Kubeflow could not be reached: "
+    )
     assert kubeflow.runs == {}
 
 
@@ -225,3 +230,169 @@ def test_a_recurring_run_is_replaced_by_name(kubeflow: FakeKubeflow, run: Run) -
     assert run("unschedule", "--name=nightly") == "there is no recurring run nightly\n"
     assert run("pause", "--name=nightly", status=2) == "error: there is no recurring run nightly\n"
     assert run("schedule", "--cron=0 3 * * *", "--tz=Europe/Berlin", status=2).startswith("error: time zone: found ")
+
+
+@pytest.mark.parametrize(
+    ("health", "said"),
+    [
+        ((403, {"error": "no session"}), "Kubeflow could not be reached: 403 Forbidden: no session"),
+        (
+            (200, b"<html>Log in</html>"),
+            "Kubeflow could not be reached: the answer is not that of Kubeflow Pipelines, but ",
+        ),
+        (
+            (502, b"<html>bad gateway</html>"),
+            "Kubeflow could not be reached: 502 Bad Gateway: <html>bad gateway</html>",
+        ),
+    ],
+)
+def test_an_api_that_refuses_or_is_none_is_one_line_and_starts_nothing(
+    kubeflow: FakeKubeflow, run: Run, health: tuple[int, Any], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    kubeflow.health = health
+    found = run("submit", status=4)
+    assert found.startswith(f"error: {said}")
+    assert (found.count("\n"), caplog.records, kubeflow.runs) == (1, [], {})
+
+
+def test_a_kubeflow_of_several_users_needs_the_namespace(kubeflow: FakeKubeflow, run: Run) -> None:
+    kubeflow.health = (200, {"multi_user": True})
+    assert run("submit", status=2).startswith("error: kubeflow_namespace is empty in ")
+    assert run("submit", kubeflow_namespace="me").startswith("submitted ")
+
+
+def test_following_ends_when_the_session_does(
+    kubeflow: FakeKubeflow, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy sends its login page with the status 200, which kfp takes for a run without a state."""
+    monkeypatch.setattr(follow, "MAX_FAILED_POLLS", 2)
+    run("submit")
+    (key,) = kubeflow.runs
+    kubeflow.states = [{"state": "RUNNING"}]
+    get = kubeflow._runs
+
+    def expiring(*call: Any) -> Any:
+        if kubeflow.health[1] == b"<html>Log in</html>":
+            return kubeflow.health
+        kubeflow.health = (200, b"<html>Log in</html>") if len(seen) else kubeflow.health
+        seen.append(call)
+        return get(*call)
+
+    seen: list[Any] = []
+    monkeypatch.setattr(kubeflow, "_runs", expiring)
+    said = run("watch", "--job", key, status=5)
+    assert "error: the run continues, but its state cannot be fetched: the answer is not that of Kubeflow Pip" in said
+    assert re.search(rf"; to follow it again: make watch SETTINGS=\S+ JOB={key}\n$", said)
+
+
+def test_without_a_host_and_without_kubectl_the_setting_is_named(
+    kubeflow: FakeKubeflow, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", "/nowhere/config")
+    said = run("submit", status=2, kubeflow_host="")
+    assert said.startswith("error: kubeflow_host is empty, and neither ")
+    assert "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80" in said
+
+
+KUBE_CONFIG = """
+apiVersion: v1
+kind: Config
+current-context: here
+contexts: [{name: here, context: {cluster: here, user: me}}]
+clusters: [{name: here, cluster: {server: "URL"}}]
+users: [{name: me, user: {token: planted-token}}]
+"""
+SECRET = "namespaces/kubeflow/secrets/supabase"
+CREATE = 'kubectl -n kubeflow create secret generic supabase --from-literal=SUPABASE_KEY="$KEY"'
+
+
+@pytest.fixture
+def doctor(
+    kubeflow: FakeKubeflow, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, str]]:
+    """Runs the doctor and returns its lines by check. Supabase does not answer there."""
+    (tmp_path / "kubeconfig").write_text(KUBE_CONFIG.replace("URL", kubeflow.url))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    monkeypatch.setattr(machine, "checks", list)
+    for name in ("SUPABASE_URL", "SUPABASE_KEY", "SUPABASE_DB_URL"):
+        monkeypatch.delenv(name, raising=False)
+    kubeflow.objects = {
+        SECRET: {"data": {"SUPABASE_KEY": base64.b64encode(b"sb_secret_planted").decode()}},
+        "namespaces/kubeflow/serviceaccounts/pipeline-runner": {"metadata": {"name": "pipeline-runner"}},
+        "nodes": {"items": [{"status": {"allocatable": {"nvidia.com/gpu": "2", "cpu": "7910m"}}}, {"status": {}}]},
+    }
+
+    def examine(status: int = 1, **changed: Any) -> dict[str, str]:
+        said = run("doctor", status=status, supabase_url="http://127.0.0.1:1", **changed)
+        assert "planted" not in said
+        return {line[9:].partition(": ")[0]: line for line in said.splitlines()}
+
+    return examine
+
+
+def test_the_doctor_finds_what_a_run_needs(doctor: Doctor, kubeflow: FakeKubeflow) -> None:
+    lines = doctor()
+    assert [line for line in lines.values() if not line.startswith("ok ")] == [
+        "missing  Supabase: http://127.0.0.1:1 does not answer: correct supabase_url, or look at the project's "
+        "dashboard: is it paused?",
+        "unknown  migration, grants, table of ratings: they need a project that accepts the key",
+    ]
+    assert lines["Kubeflow Pipelines"] == (
+        f"ok       Kubeflow Pipelines: {kubeflow.url} answers; there may be no experiment nightly yet: the first run "
+        "creates it"
+    )
+    assert lines["secret"] == "ok       secret: supabase has SUPABASE_KEY"
+    assert lines["GPU"] == "ok       GPU: 1 of 2 nodes have 1 nvidia.com/gpu or more"
+    assert re.fullmatch(r"ok       kfp-kubernetes: 2\.\S+", lines["kfp-kubernetes"])
+    assert lines["pipeline root"].startswith(
+        "ok       pipeline root: minio://mlpipeline/mf; whether the pods may write "
+    )
+    assert kubeflow.changes == []
+
+
+@pytest.mark.parametrize(
+    ("path", "found", "changed", "check", "said"),
+    [
+        (SECRET, 404, {}, "secret", f"missing  secret: there is no supabase in the namespace kubeflow: {CREATE}"),
+        (SECRET, 403, {}, "secret", "unknown  secret: Kubernetes answered 403 Forbidden"),
+        (
+            SECRET,
+            {"data": {"SUPABASE_URL": "eA=="}},
+            {},
+            "secret",
+            "missing  secret: supabase has no SUPABASE_KEY: kubectl -n kubeflow delete secret supabase && " + CREATE,
+        ),
+        ("nodes", 403, {}, "GPU", "unknown  GPU: Kubernetes answered 403 Forbidden"),
+        (
+            "nodes",
+            {"items": [{"status": {"allocatable": {"nvidia.com/mig-1g.10gb": "7"}}}]},
+            {},
+            "GPU",
+            "unknown  GPU: none of 1 nodes has 1 nvidia.com/gpu now, but there is nvidia.com/mig-1g.10gb: the ",
+        ),
+        (
+            "",
+            {},
+            {"service_account": "other"},
+            "service account",
+            "missing  service account: there is no other in the ",
+        ),
+        ("", {}, {"kubernetes_secret": ""}, "secret", "unknown  secret: the settings have no kubernetes_secret"),
+        ("", {}, {"kubernetes_secret": ""}, "settings", "missing  settings: "),
+        ("", {}, {"project": "p1"}, "settings", "missing  settings: "),
+        (
+            "",
+            {},
+            {"kubeflow_host": "http://127.0.0.1:1"},
+            "Kubeflow Pipelines",
+            "missing  Kubeflow Pipelines: Kubeflow could not be reached: ",
+        ),
+    ],
+)
+def test_what_a_cluster_lacks_is_one_line(
+    doctor: Doctor, kubeflow: FakeKubeflow,
+    path: str, found: Any, changed: dict[str, str], check: str, said: str,
+) -> None:  # fmt: skip
+    kubeflow.objects[path] = found
+    status = 0 if (path, found) == (SECRET, 403) else 1  # Supabase is not looked at without a key
+    assert doctor(status, **changed)[check].startswith(said)

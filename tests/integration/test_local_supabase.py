@@ -49,7 +49,7 @@ def no_faults(sb):
 
 def ask(sb: LocalSupabase, path: str, key: str | None, bearer: str | None = None, method: str = "GET", **options):
     headers = {"apikey": key, "Authorization": f"Bearer {bearer or key}"} if key else {}
-    return httpx.request(method, f"{sb.url}/rest/v1/{path}", headers=headers, timeout=10, **options)
+    return httpx.request(method, f"{sb.url}/rest/v1/{path}", headers=headers, timeout=300, **options)
 
 
 def test_supabase_py_reads_and_writes_with_the_secret_key(sb):
@@ -233,6 +233,6 @@ def test_a_users_token_expires_after_valid_s(sb):
 )
 def test_a_request_for_another_host_or_of_no_length_is_answered(sb, headers, status):
     lines = ["GET /rest/v1/movies HTTP/1.1", *headers, "Connection: close", "", ""]
-    with socket.create_connection(("127.0.0.1", sb.gateway.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", sb.gateway.port), timeout=300) as connection:
         connection.sendall("\r\n".join(lines).format(port=sb.gateway.port).encode())
         assert connection.makefile("rb").readline().split()[1] == str(status).encode()

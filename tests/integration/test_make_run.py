@@ -16,6 +16,7 @@ import pytest
 from mf.local import delete_home
 from pipelines.__main__ import main
 
+pytestmark = pytest.mark.database
 ROOT = Path(__file__).parents[2]
 EXECUTOR = "kfp.dsl.executor_main"
 # A training much longer than the tests.
@@ -54,7 +55,7 @@ def python_run(home: Path, *flags: str) -> list[str]:
 
 def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     env = environment() | variables
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
 
 
 @contextlib.contextmanager
@@ -88,7 +89,7 @@ def reads_until(process: subprocess.Popen[str], beginning: str) -> None:
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The program and its servers, watchdog and step, as soon as all of them run."""
     parts = ("-m pipelines run", "bin/postgres -D", "/postgrest", "watchdog.py", EXECUTOR)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline:
         processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         commands = [command(one) for one in processes]
@@ -98,7 +99,7 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     raise AssertionError(f"expected {parts}, found {commands}")
 
 
-def left(started: list[psutil.Process], homes: list[Path], timeout_s: float = 8.0) -> list[str]:
+def left(started: list[psutil.Process], homes: list[Path], timeout_s: float = 900.0) -> list[str]:
     """Commands still running after ``timeout_s``: of ``started``, or with one of ``homes`` in the command line."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -193,7 +194,7 @@ def test_ctrl_c_and_sigterm_end_all_processes_cleanly(home: Path, other_home: Pa
         programs = [*family(interrupted), *family(terminated)]
         os.killpg(interrupted.pid, signal.SIGINT)  # like a terminal, to the whole foreground group
         terminated.terminate()
-        errors = [process.communicate(timeout=30)[1] for process in (interrupted, terminated)]
+        errors = [process.communicate(timeout=900)[1] for process in (interrupted, terminated)]
         assert (interrupted.returncode, errors[0]) == (1, "stopped\n")
         assert (terminated.returncode, errors[1]) == (128 + signal.SIGTERM, "")
         assert left(programs, [home, other_home], timeout_s=0.0) == []
@@ -207,6 +208,16 @@ def test_no_process_outlives_the_program_or_its_make_when_killed_in_training(hom
         for process in (program, make):
             process.kill()
         assert left(programs, [home, other_home]) == []
+
+
+def test_a_run_whose_make_is_killed_before_it_has_begun_ends(home: Path) -> None:
+    with started(make_run(home)) as make:
+        while not (programs := psutil.Process(make.pid).children(recursive=True)):
+            time.sleep(0.01)
+        make.kill()
+        assert left(programs, [home]) == []
+        assert make.stdout
+        assert "train" not in make.stdout.read()
 
 
 def test_a_missing_file_is_one_line_before_the_line_of_make() -> None:

@@ -37,7 +37,7 @@ def test_make_compiles_submits_follows_and_schedules_as_its_variables_say(tmp_pa
                 f"SETTINGS={settings}", "PARAMS=epochs=3 lr=0.01", "WAIT=1", "CRON=0 3 * * *", "TZ=Europe/Berlin",
                 "NAME=nightly",
             ],
-            cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600,
+            cwd=ROOT, env=environ, capture_output=True, text=True, timeout=900,
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     bodies = {request.path.rpartition("/")[2]: request.body for request in vertex.changes}

@@ -62,7 +62,7 @@ def run_steps(workflow: dict[str, Any], checkout: Path, project: LocalSupabase, 
         # This interpreter, which is installed already.
         environ["MAKEFLAGS"] = f" -- PY={sys.executable} INSTALLED="
         done = subprocess.run(
-            ["bash", "-e", "-c", step["run"]], cwd=checkout, env=environ, capture_output=True, text=True, timeout=400
+            ["bash", "-e", "-c", step["run"]], cwd=checkout, env=environ, capture_output=True, text=True, timeout=900
         )
         printed += done.stdout + done.stderr
         if done.returncode:

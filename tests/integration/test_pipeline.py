@@ -4,6 +4,9 @@ import gzip
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -28,17 +31,20 @@ from mf.supabase.credentials import Credentials
 from mf.supabase.recommend import recommend_movies
 from mf.supabase.schema import migration
 from pipelines.compiled import compile_pipeline
-from pipelines.laptop.run import environment, run_steps
+from pipelines.laptop.run import LOCAL, environment, run_steps
 from pipelines.settings import Settings
 
 ROOT = Path(__file__).parents[2]
+# The pipeline for Kubeflow is the same function, whose pods get the key as an environment variable too.
+KUBEFLOW = LOCAL.model_copy(update={"target": "kubeflow", "kubernetes_secret": "supabase"})
 BAD_ROWS = ["u,m,five,0", "u,m", ",m,4,0"]
 
 
 @dataclass(frozen=True)
 class Pipeline:
     """A project whose ids are text, with a table of the sample's ratings, and what two runs of the steps made there:
-    the first from a gzipped CSV with the secret key, the second from the table with the legacy one."""
+    the first from a gzipped CSV with the secret key, the second, of the pipeline for Kubeflow, from the table with the
+    legacy one."""
 
     supabase: LocalSupabase
     work: Path  # holds all that was written, the steps' temporary files too
@@ -70,7 +76,8 @@ def pipeline(fresh_stack: Callable[..., LocalSupabase], tmp_path_factory: pytest
         printed = io.StringIO()
         with redirect_stdout(printed), redirect_stderr(printed):
             from_csv = run(supabase, supabase.secret_key, work / "csv", ratings_csv=str(csv))
-            from_table = run(supabase, supabase.service_role_key, work / "table", relevance_threshold="-1")
+            table = work / "table"
+            from_table = run(supabase, supabase.service_role_key, table, KUBEFLOW, relevance_threshold="-1")
             with environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=supabase.secret_key):
                 compile_pipeline(Settings(), work / "mf-training.yaml")
         yield Pipeline(supabase, work, sample, from_csv, from_table, printed.getvalue())
@@ -100,11 +107,11 @@ def fill(supabase: LocalSupabase, rows: list[str]) -> None:
         )
 
 
-def run(supabase: LocalSupabase, key: str, folder: Path, **parameters: Any) -> Path:
+def run(supabase: LocalSupabase, key: str, folder: Path, settings: Settings = LOCAL, **parameters: Any) -> Path:
     """The folder of the steps' outputs."""
     folder.mkdir(exist_ok=True)
     with environment(SUPABASE_URL=supabase.url, SUPABASE_KEY=key):
-        run_steps({"refit": False, **parameters, "supabase_url": supabase.url}, folder)
+        run_steps({"refit": False, **parameters, "supabase_url": supabase.url}, folder, settings)
     (outputs,) = folder.glob("mf-training-*")
     return outputs
 
@@ -245,7 +252,8 @@ def test_the_database_leaves_out_what_the_user_has_rated(pipeline: Pipeline, cli
 
 def test_every_step_shows_its_lines_and_the_rest_is_in_the_log(pipeline: Pipeline) -> None:
     lines = pipeline.printed.splitlines()
-    assert {line.split()[0] for line in lines} == {"ingest", "split", "train", "evaluate", "export"}
+    said = {line.split()[0] for line in lines if " still running, " not in line}
+    assert said == {"ingest", "split", "train", "evaluate", "export"}
     assert sum("epoch 2/12  validation RMSE 0." in line for line in lines) == 2
     for folder in ("csv", "table"):
         assert "finished with status" in (pipeline.work / folder / "log.txt").read_text()
@@ -333,3 +341,50 @@ def test_a_step_that_crashes_shows_its_traceback_and_the_run_says_where_the_log_
     said = refused(pipeline, client, pipeline.supabase.secret_key, tmp_path)
     assert said == f"the step ingest failed; see {tmp_path / 'log.txt'}"
     assert "ingest    ZeroDivisionError: division by zero\n" in capsys.readouterr().out
+
+
+# MLflow's functions that the page calls, with its names of arguments; each prints what it was given.
+MLFLOW = """
+import contextlib, json, numbers, os
+
+def say(**given):
+    print(json.dumps(given))
+
+def set_experiment(experiment_name):
+    say(experiment=experiment_name)
+
+@contextlib.contextmanager
+def start_run(run_name):
+    say(run=run_name)
+    yield
+
+def log_params(params):
+    say(params={name: str(value)[:6000] for name, value in params.items()})
+
+def log_metric(key, value):
+    assert isinstance(value, numbers.Number)
+    say(metrics={key: float(value)})
+
+def log_metrics(metrics):
+    for key, value in metrics.items():
+        log_metric(key, value)
+
+def log_artifact(local_path):
+    say(artifact=os.path.basename(local_path), bytes=os.path.getsize(local_path))
+"""
+
+
+def test_the_page_on_mlflow_logs_a_run(pipeline: Pipeline, tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/experiments.md").read_text(), re.DOTALL)
+    (tmp_path / "mlflow.py").write_text(MLFLOW)
+    command = [sys.executable, "-c", block, str(pipeline.from_csv)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert said[:2] == [{"experiment": "mf"}, {"run": run_id(pipeline.from_csv)}]
+    (params,) = [one["params"] for one in said if "params" in one]
+    assert (params["solver"], params["factors"], params["seed"]) == ("vb", "64", "0")
+    metrics = {name: value for one in said for name, value in one.get("metrics", {}).items()}
+    assert metrics.keys() == {"model_rmse", "user_movie_bias_rmse", "global_mean_rmse", "published"}
+    assert metrics["model_rmse"] == scores(pipeline.from_csv)["model"]["rmse"]
+    assert said[-1]["artifact"] == "report.html"

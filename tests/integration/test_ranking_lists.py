@@ -114,18 +114,24 @@ def test_stored_vectors_and_sums_of_the_library_and_of_sql_agree_for_10000_ratin
     for user in (7, 50, 106):
         own = trained.own(user)
         asked.append((user, ranking.movies.rows(pa.array([*own])), np.array([*own.values()])))
+    bias, embedding = (np.float64(part) for part in (ranking.model.bias, ranking.model.embedding))
     with database.connect() as connection:
         for user, rows, stars in asked:
             of_library = ranking.model.user_vector(rows, stars)
-            (found,) = connection.execute(
-                "select public.mf_user_vector(null, %s::bigint[], %s::float8[])::real[]",
-                [[ids[row] for row in rows], stars.tolist()],
-            ).fetchone()
-            tolerance = 1e-5 * np.abs(of_library).max()
-            np.testing.assert_allclose(np.float32(found), of_library, rtol=0, atol=tolerance)
             if user:
                 (row,) = ranking.users.rows(pa.array([user]))
+                tolerance = 1e-5 * np.abs(of_library).max()
                 np.testing.assert_allclose(ranking.vectors[row], of_library, rtol=0, atol=tolerance)
+            found = connection.execute(
+                "select movie_id, score from public.mf_recommend("
+                "null, null, null, null, %s::bigint[], %s::float8[], %s::bigint[], 1000, '{}', null, 0, '{}')",
+                [[ids[row] for row in rows], stars.tolist(), [1] * len(rows)],
+            ).fetchall()
+            assert len(found) == min(1000, len(ids))
+            scores = dict(zip(ids, embedding @ of_library + bias, strict=True))
+            tolerance = 1e-5 * max(map(abs, scores.values()))
+            np.testing.assert_allclose([score for _, score in found], [scores[movie] for movie, _ in found], rtol=0,
+                                       atol=tolerance)  # fmt: skip
 
 
 def test_the_most_similar_movies_have_the_nearest_history_vectors(client: Client, trained: Trained) -> None:

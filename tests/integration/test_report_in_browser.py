@@ -1,13 +1,14 @@
 """The report of a run on the sample in a real browser: opened from disk, and in a sandboxed frame as in a console."""
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
-from browser import Seen, watch
+from browser import Seen, accessibility_faults, watch
 from PIL import Image
 from playwright.sync_api import Browser, Frame, Page
 
@@ -17,6 +18,7 @@ from mf.evaluation.config import EvaluateConfig, GateConfig
 from mf.evaluation.evaluate import evaluate
 from mf.evaluation.examples import examples
 from mf.evaluation.gate import decide
+from mf.evaluation.judge import judge
 from mf.evaluation.plots import BASELINE, DARK, MODEL
 from mf.evaluation.report import Report, write_report
 from mf.ingest import ingest
@@ -52,7 +54,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ranked = evaluate(seen, test, replace(model, ranking=ranking), EvaluateConfig(bootstrap=100), validation)
     # Lists as on real ratings, whatever the sample's are like.
     lists = replace(ranked.ranking, ndcg_difference=Interval(0.01, 0.05))
-    users = examples(seen, validation, test, model, titles_beside(csv))
+    titles = titles_beside(csv)
+    users = examples(seen, validation, test, model, titles)
     facts = {"source": provenance.summary(), "hash": provenance.content_hash, "solver": "sgd"}
 
     def against(champion: float) -> Comparison:
@@ -71,9 +74,16 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     for name, (found, comparison) in cases.items():
         decision = decide(found, comparison, GateConfig(), users=len(model.users), movies=len(model.movies))
-        report = Report(found, decision, comparison, users, model.metrics["epochs"], facts)
+        parameters = {"Star model (sgd)": model.config, "Ranking model": {}, "Gate": GateConfig().model_dump()}
+        when = "28 November 2026, 21:05 UTC, 34 s after the run began"
+        report = Report(found, decision, comparison, users, model.metrics["epochs"], facts, parameters, when)
         write_report(report, folder / f"{name}.html", folder / f"{name}.json")
-    return {name: folder / f"{name}.html" for name in cases}
+
+    clicks = [part.drop_columns(["rating"]) for part in (seen, validation, test)]
+    lists_only = train(*clicks[:2], SGDConfig(), device=torch.device("cpu"), ranking=RankingConfig())
+    paths = {"html": folder / "clicks.html", "document": folder / "clicks.json"}
+    judge(lists_only, clicks[0], clicks[2], clicks[1], **paths, titles=titles)
+    return {name: folder / f"{name}.html" for name in (*cases, "clicks")}
 
 
 def opened(browser: Browser, report: Path, **options: object) -> tuple[Page, Seen]:
@@ -135,6 +145,28 @@ def test_colours_follow_the_colour_scheme_in_the_plots_too(browser: Browser, rep
     assert {MODEL, BASELINE, "#ffffff"} <= used["light"]
     assert {DARK[MODEL], DARK[BASELINE], "#14191f"} <= used["dark"]
     assert not used["dark"] & {MODEL, BASELINE, "#ffffff"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("case", ["refused", "first", "lists", "clicks"])
+def test_axe_finds_nothing(browser: Browser, reports: dict[str, Path], case: str, scheme: str) -> None:
+    page, _ = opened(browser, reports[case], viewport=PHONE, color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
+    for size in (PHONE, LAPTOP):
+        page.set_viewport_size(size)
+        assert accessibility_faults(page) == []
+    page.close()
+
+
+def test_a_report_of_clicks_speaks_of_no_stars(browser: Browser, reports: dict[str, Path]) -> None:
+    page, seen = opened(browser, reports["clicks"], viewport=PHONE)
+    assert "NDCG@10" in page.locator("#key-figures").inner_text()
+    page.evaluate("document.querySelector('#parameters').remove()")  # where limits of stars have their names
+    text = page.locator("body").inner_text()
+    assert re.findall(r".*\b(?:RMSE|ratings?|stars?)\b.*", text) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert (seen.errors, seen.failed) == ([], [])
+    page.close()
 
 
 def test_a_report_is_smaller_than_a_megabyte(reports: dict[str, Path]) -> None:

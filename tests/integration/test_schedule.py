@@ -249,7 +249,7 @@ def test_after_any_fault_the_old_one_runs_and_the_next_try_leaves_one(vertex: Fa
         (SETTINGS, [EVERY_NIGHT, "--tz=Berlin"], "error: time zone: found 'Berlin', expected an IANA name"),
         (SETTINGS, [EVERY_NIGHT, '--name=a"b'], "error: name: found 'a\"b', expected letters, digits"),
         (SETTINGS, [EVERY_NIGHT, "--param=epoch=3"], "error: the pipeline has no parameter 'epoch'"),
-        (SETTINGS | {"project": ""}, [EVERY_NIGHT], "error: the settings lack project: set them in pipelines/settings"),
+        (SETTINGS | {"project": ""}, [EVERY_NIGHT], "error: the settings lack project: set it in pipelines/settings"),
         (
             SETTINGS | {"cpu_image": "", "gpu_image": ""},
             [EVERY_NIGHT],
@@ -326,5 +326,5 @@ def test_an_error_of_google_is_one_line(vertex: FakeVertex, run: Run, command: s
 
 def test_without_a_project_no_request_is_sent(vertex: FakeVertex, run: Run) -> None:
     for command in ("schedules", "pause", "resume", "unschedule"):
-        assert run(command, settings={}, status=2).startswith("error: the settings lack project: set them in ")
+        assert run(command, settings={}, status=2).startswith("error: the settings lack project: set it in ")
     assert vertex.requests == []

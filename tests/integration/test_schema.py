@@ -38,7 +38,7 @@ EXPECTED |= {
 }
 EXPECTED |= {"recommend_movies", "similar_movies", "mf_schema", "mf_register", "mf_publish", "mf_list_runs"}
 EXPECTED |= {"mf_rollback", "mf_prune", "mf_load_users", "mf_load_movies", "mf_index", "mf_drop_indexes"}
-EXPECTED |= {"mf_nearest", "recommend_from_ratings", "mf_run", "mf_user_vector", "mf_fold_in", "mf_recommend"}
+EXPECTED |= {"mf_nearest", "recommend_from_ratings", "mf_run", "mf_fold_in", "mf_recommend"}
 EXPECTED |= {"mf_check_list", "mf_load_user_ranking", "mf_load_movie_ranking", "mf_load_movie_history"}
 EXPECTED |= {"mf_load_movie_counts", "popular_movies", "mf_forget_user"}
 # Those that run as their owner, each for the reason that stands beside it in the migration.

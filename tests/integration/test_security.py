@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -222,12 +221,10 @@ def test_nobody_but_the_service_role_can_hold_up_a_publish(database, tmp_path, r
                 held.append(attempt)
             except psycopg.errors.InsufficientPrivilege:
                 connection.execute("rollback to attempt")
-        began = time.monotonic()
         rest(database).export(planted_again(tmp_path, role).write(tmp_path), ExportConfig(hnsw_index=True))
         with api(database) as client:
             call(client.rpc("mf_rollback", {}), "roll back")
             call(client.rpc("mf_forget_user", {"forget": str(uuid.uuid4())}), "forget")
-        assert time.monotonic() - began < 60
         assert all(attempt.startswith("select 1 from") and not re.search(" for ", attempt) for attempt in held), held
         connection.execute("rollback")
 

@@ -15,10 +15,10 @@ from google.auth.exceptions import TransportError
 from google.cloud import aiplatform, storage
 from google.cloud.aiplatform import base
 
+from pipelines import follow as pipelines_follow
 from pipelines.__main__ import main
 from pipelines.compiled import compile_pipeline
 from pipelines.settings import Settings
-from pipelines.vertex import submit as pipelines_vertex
 
 SETTINGS = {
     "project": "p1",
@@ -46,7 +46,7 @@ def vertex(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVertex]:
     compile_once(monkeypatch)
     with fake_vertex() as fake:
         send_sdk_to(fake, monkeypatch)
-        monkeypatch.setattr(pipelines_vertex, "POLL_S", 0.01)
+        monkeypatch.setattr(pipelines_follow, "POLL_S", 0.01)
         yield fake
 
 
@@ -129,6 +129,11 @@ def test_without_an_account_or_a_network_none_is_sent(vertex: FakeVertex, submit
         (
             {},
             [],
+            "error: the settings lack project, pipeline_root, supabase_key_secret, supabase_url, image_repository: ",
+        ),
+        (
+            {},
+            ["supabase_url=https://example.supabase.co"],
             "error: the settings lack project, pipeline_root, supabase_key_secret, image_repository: set them in ",
         ),
         (
@@ -154,7 +159,7 @@ def test_without_an_account_or_a_network_none_is_sent(vertex: FakeVertex, submit
             "error: ratings_csv: expected gs://bucket/object, found 'https://storage.cloud.google.com/b/r.csv?x=1', an "
             "address for browsers: give gs://b/r.csv\n",
         ),
-        (SETTINGS | {"region": ""}, [], "error: the settings lack region: set them in pipelines/settings.toml\n"),
+        (SETTINGS | {"region": ""}, [], "error: the settings lack region: set it in "),
         (SETTINGS, ["epoch=3"], "error: the pipeline has no parameter 'epoch'; it has "),
         (SETTINGS, ["train_accelerator_type=L4"], "error: train_accelerator_type: found 'L4', expected one of NVIDIA_"),
         (
@@ -176,7 +181,7 @@ def test_without_an_account_or_a_network_none_is_sent(vertex: FakeVertex, submit
             [],
             "error: the settings: region us-west2 has no NVIDIA_L4; those that have are asia-",
         ),
-        (SETTINGS, ["supabase_url="], "error: supabase_url is empty: set it in pipelines/settings.toml and run"),
+        (SETTINGS, ["supabase_url="], "error: supabase_url is empty: leave the parameter out"),
         (SETTINGS, ["epochs=x"], "error: parameter epochs: expected a whole number, found 'x'\n"),
         (SETTINGS, ["columns=sb_secret_a"], "error: parameter columns looks like a Supabase secret key, and shows in "),
     ],
@@ -433,12 +438,12 @@ def test_a_run_whose_experiment_fails_afterwards_is_not_said_to_have_failed(vert
 def test_waiting_gives_up_after_a_long_outage_and_says_that_the_run_continues(
     vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines_vertex, "MAX_FAILED_POLLS", 3)
+    monkeypatch.setattr(pipelines_follow, "MAX_FAILED_POLLS", 3)
     monkeypatch.setattr(base, "_DEFAULT_RETRY", None)  # the SDK would retry for two minutes
     vertex.faults = [Fault("GET", "/pipelineJobs/", times=99)]
     said = submit("--wait", status=5)
     assert "error: the run continues, but its state cannot be fetched: 503 " in said
-    assert re.search(r"; to follow it again: make watch JOB=mf-training-\d+\n$", said)
+    assert re.search(r"; to follow it again: make watch SETTINGS=\S+ JOB=mf-training-\d+\n$", said)
     assert len([request for request in vertex.requests if "/pipelineJobs/" in request.path]) == 3
 
 

@@ -3,14 +3,31 @@
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 
-from benchmarks import data, gpu, limits, lists, naive, peers, planted, processes, rankers, report, solvers, speed
+from benchmarks import (
+    data,
+    gpu,
+    limits,
+    lists,
+    naive,
+    peers,
+    planted,
+    processes,
+    rankers,
+    report,
+    solvers,
+    speed,
+    together,
+    whole,
+)
 from benchmarks.apart import apart
 from benchmarks.bars import Bar, bars, quotient
 from mf.ranking import Interactions
@@ -52,8 +69,8 @@ def test_planted_ratings_are_half_stars_for_pairs_that_occur_once() -> None:
 
 
 def test_several_processes_are_measured_beside_one(cache: Path) -> None:
-    for case in ("sgd", processes.LISTS):
-        one, two = (processes.measure("planted:6000:0", case, n) for n in (1, 2))
+    for case in ("sgd", together.LISTS):
+        one, two = (together.measure("planted:6000:0", case, n) for n in (1, 2))
         assert all(0 < result["pass_s"] <= result["total_s"] for result in (one, two))
         assert one.get("rmse") == two.get("rmse")
 
@@ -242,9 +259,11 @@ def test_the_gpu_benchmark_runs_every_measurement_at_a_tiny_size_on_a_cpu(tmp_pa
     values = [value for result in results.values() for value in (result, *result.values()) if isinstance(value, dict)]
     assert [value["error"] for value in values if "error" in value] == []
     assert {name for name, result in results.items() if "skipped" in result} == {"waits"}
-    assert results["same as the CPU"].keys() == {*gpu.SAME, "section_s"}
+    assert results["same as the CPU"].keys() == {*gpu.SAME, "ranking model", "section_s"}
     assert all(results["same as the CPU"][label]["same_bits_twice"] for label in gpu.SAME)
-    assert results["ranking"]["lists_equal_cpu"] == 1
+    assert results["lists"]["lists_equal_cpu"] == 1
+    assert results["ranking model"]["same_bits_twice"]
+    assert results["same as the CPU"]["ranking model"]["rms"] == 0
     assert json.loads((tmp_path / "gpu.json").read_text()).keys() == results.keys()
     assert "| adam, batch 65,536" in gpu.markdown(results)
 
@@ -328,3 +347,38 @@ def test_the_section_of_lists_says_whether_the_bars_are_met(sample_csv: str, mon
     assert rows["NDCG@10 / that of popularity"].split("|")[-2].strip() == "met"
     assert rows["NDCG@10, seed 0"].split("|")[-2].strip() == "NOT MET"  # that of the sample is lower
     assert "- absent was not measured: no-such-library is not installed" in said
+
+
+def test_a_command_and_what_it_starts_are_sampled_with_their_time_and_memory() -> None:
+    child = "import sys, time; held = bytearray(60_000_000); started = time.process_time(); "
+    child += "[None for _ in iter(lambda: time.process_time() - started < 0.5, False)]; sys.exit(3)"
+    parent = f"import subprocess, sys; print('said'); sys.exit(subprocess.call([sys.executable, '-c', {child!r}]))"
+    done = processes.watch([sys.executable, "-c", parent])
+    assert (done.status, done.output) == (3, "said\n")
+    (outer,) = [seen for seen in done.processes if seen.words[-1] == parent]
+    (inner,) = [seen for seen in done.processes if seen.words[-1] == child]
+    assert inner.cpu_s > 0.2 > outer.cpu_s
+    assert inner.peak_mb > 60 > outer.peak_mb
+    assert outer.started_s == 0 <= inner.started_s < inner.ended_s <= done.seconds + 0.1
+
+
+def test_a_waterfall_has_a_row_per_step_then_per_server_with_the_fits_beside_them() -> None:
+    def seen(command: str, started: float, ended: float, cpu: float, peak: float) -> processes.Seen:
+        return processes.Seen(psutil.Process(), started, ended, cpu, peak, command.split())
+
+    them = [
+        seen("python -m pipelines run --home h", 0, 9, 1, 100),
+        seen("postgres -D data", 1, 9, 0.5, 20),
+        seen("postgres: worker", 3, 4, 0.25, 30),
+        seen("sh -ec python3 --function_to_execute train", 4, 8, 0, 1),
+        seen("python3 --function_to_execute train", 4, 8, 3, 500),
+        seen("python3 --function_to_execute split", 3, 4, 1, 50),
+    ]
+    lines = whole.grouped(processes.Finished(9.5, 0, "", them))
+    assert list(lines) == ["split", "train", "command", "PostgreSQL"]
+    assert lines["train"] == {"started_s": 4, "seconds": 4, "cpu_s": 3, "peak_mb": 500}
+    assert lines["PostgreSQL"] == {"started_s": 1, "seconds": 8, "cpu_s": 0.75, "peak_mb": 30}
+    text = whole.waterfall("Run", {"seconds": 9.5, "fits": {"train": (2.0, 0.5)}, "lines": lines})
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert rows[3] == ["train", "4.0", "4.0", "2.0", "0.5", "3.0", "500"]
+    assert rows[-1] == ["all", "0.0", "9.5", "2.0", "0.5", "5.8", "–"]

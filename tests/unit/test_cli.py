@@ -48,7 +48,8 @@ DEFAULTS = {
     "user_column": "none", "movie_column": "none", "rating_column": "none", "timestamp_column": "none",
     "max_reject_fraction": "0.01", "ignore_ratings": "none", "key_columns": "none", "rated_since": "none",
     "rated_before": "none", "hnsw_index": "off", "max_regression": "0.01", "max_ndcg_regression": "0.01",
-    "max_rmse": "0", "min_rows": "1000", "min_users": "20", "min_movies": "20", "force_publish": "off",
+    "max_rmse": "0", "min_rows": "1000", "min_users": "20", "min_movies": "20", "force_publish": "off", "trials": "0",
+    "trial_minutes": "0", "trial_objective": "rmse",
 }  # fmt: skip
 
 
@@ -575,7 +576,7 @@ def test_it_runs_as_a_program(tmp_path: Path, argv: list[str], status: int, out:
         env=environment | {"PYTHONPATH": str(Path(mf.__file__).parents[1])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert (done.returncode, done.stderr.count("\n")) == (status, int(status > 0))
     assert done.stdout.startswith(out)

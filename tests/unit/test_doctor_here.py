@@ -8,8 +8,8 @@ import pytest
 
 from mf.local.tools import VERSION
 from mf.supabase.config import SchemaConfig
-from pipelines.vertex.doctor import machine, supabase
-from pipelines.vertex.doctor.finding import HaltError, missing, ok, run_checks, unknown
+from pipelines.doctor import machine, supabase
+from pipelines.doctor.finding import HaltError, missing, ok, run_checks, unknown
 
 
 def test_a_finding_is_one_line_whatever_the_servers_message() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -15,7 +16,7 @@ import pytest
 from mf.evaluation import report
 from mf.evaluation.accuracy import CalibrationBin, ColdStart, CountBin, Distribution, RatingBin
 from mf.evaluation.bootstrap import Interval
-from mf.evaluation.champion import Comparison, PairedRmse
+from mf.evaluation.champion import Comparison, PairedNdcg, PairedRmse
 from mf.evaluation.evaluate import Evaluation
 from mf.evaluation.examples import Example, Movie
 from mf.evaluation.gate import Check, Decision
@@ -106,8 +107,10 @@ def written(
     decision: Decision = ACCEPTED,
     comparison: Comparison | None = None,
     examples: Sequence[Example] = EXAMPLES,
+    parameters: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    when: str = "",
 ) -> str:
-    described = Report(evaluation, decision, comparison, examples, history, facts)
+    described = Report(evaluation, decision, comparison, examples, history, facts, parameters, when)
     write_report(described, tmp_path / "report.html", tmp_path / "evaluation.json")
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -211,11 +214,54 @@ def test_every_plot_has_its_numbers_as_a_table(page: Page) -> None:
 def test_the_verdict_comes_first_then_each_check_of_the_gate(page: Page) -> None:
     text = page.words()
     said = (
-        f"Accepted for publication {EVALUATION.headline()}. All 2 checks of the gate passed. The gate "
-        f"passed {PASSED[0].text} no figure {PASSED[1].text}"
+        f"Accepted for publication {EVALUATION.headline()}. All 2 checks of the gate passed. Key figures The gate "
+        "Predicted ratings Recommendation lists Cold start Plots Example users The run Key figures metric this model "
+        "simple baseline NDCG@10 "
     )
-    assert said + " Predicted ratings" in text
-    assert "Published run" not in text
+    assert said in text
+    checks = f"The gate passed {PASSED[0].text} no figure {PASSED[1].text} Predicted ratings"
+    assert text.index(said) < text.index(checks)
+    assert "published run difference" not in text
+
+
+def test_key_figures_have_the_lists_first_and_the_published_run_beside_them(tmp_path: Path) -> None:
+    lists = PairedNdcg(10, 500, 0.0712, 0.0612, 0.01, Interval(0.0012, 0.0188), True, "ranking model")
+    compared = replace(COMPARISON, lists=lists)
+    text = Page(written(tmp_path, comparison=compared)).words()
+    table = text[text.index("Key figures metric this model published run difference simple baseline") :]
+    figures = [
+        "0.0712 0.060–0.083 0.0612 +0.0100 +0.0012 to +0.0188 better 0.1235 popularity",
+        "hit rate@10 share of users with a hit in their list; higher is better 0.3237 – – 0.4550 popularity",
+        "RMSE typical error of a predicted rating, in rating units; lower is better 0.8412 0.815–0.870 0.8200 +0.0212",
+        "Run run-7 was published on 2026-11-20. Difference: this model minus the published run",
+    ]
+    places = [table.index(figure) for figure in figures]
+    assert places == sorted(places)
+    worse = replace(COMPARISON.figures, interval=Interval(0.01, 0.03))  # of an error
+    chance = replace(lists, interval=Interval(-0.01, 0.03))
+    text = Page(written(tmp_path, comparison=replace(COMPARISON, figures=worse, lists=chance))).words()
+    assert "+0.0212 +0.0100 to +0.0300 worse" in text
+    assert "+0.0100 -0.0100 to +0.0300 within chance" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_first_run_and_one_of_another_source_say_why_nothing_stands_beside(tmp_path: Path) -> None:
+    assert "There is no published run to compare with: this is the first, or" in Page(written(tmp_path)).words()
+    note = "not compared: this model was trained on a.csv, the published run on b.csv"
+    text = Page(written(tmp_path, comparison=Comparison("run-7", "2026-11-20T03:15:00+00:00", note))).words()
+    assert f"Run run-7, published on 2026-11-20, is {note}." in text
+    assert "this model simple baseline" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_every_entry_of_the_contents_leads_to_a_section(tmp_path: Path) -> None:
+    page = Page(written(tmp_path, parameters={"Gate": {"max_rmse": 0.9, "force_publish": False, "note": ""}}))
+    links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
+    ids = [f"#{attributes['id']}" for tag, attributes in page.elements if "id" in attributes]
+    assert links == ids
+    assert len(ids) == 8
+    assert "Parameters Gate max_rmse 0.9 force_publish no note –" in page.words()
+    assert json.loads((tmp_path / "evaluation.json").read_text())["parameters"]["Gate"]["max_rmse"] == 0.9
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -232,7 +278,7 @@ def test_a_refusal_starts_with_its_reasons(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_a_first_run_that_is_refused_leaves_nothing_published(tmp_path: Path) -> None:
     text = Page(written(tmp_path, decision=REFUSED)).words()
-    assert f"Refused: not published {FAILED.text}. There is no published run. The gate" in text
+    assert f"Refused: not published {FAILED.text}. There is no published run. Key figures" in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -308,13 +354,17 @@ def test_names_from_outside_cannot_become_markup(tmp_path: Path) -> None:
         written(
             tmp_path,
             facts={hostile: hostile},
+            parameters={hostile: {hostile: hostile, "lists": [hostile[:5]]}},
+            when=hostile,
             decision=Decision(False, False, (hostile,), (Check("champion", 1, 1, False, hostile),)),
             comparison=replace(COMPARISON, run_id=hostile, note=hostile),
             examples=[Example(hostile, 3, movies, movies)],
         )
     )
-    assert attacked.text.count(hostile) == 12
-    assert {tag for tag, _ in attacked.elements} == {tag for tag, _ in Page(written(tmp_path)).elements}
+    assert attacked.text.count(hostile) == 17
+    assert {tag for tag, _ in attacked.elements} == {
+        tag for tag, _ in Page(written(tmp_path, comparison=COMPARISON, parameters={"a": {"b": "c"}})).elements
+    }
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -46,10 +46,12 @@ def test_the_images_have_the_torch_version_of_the_project():
     assert locked == str(torch.specifier)
 
 
-def test_the_cpu_image_installs_the_cpu_build_of_the_locked_torch():
-    cut = re.search(r'"\$\((sed .* cuda\.lock)\)"', DOCKERFILE.read_text())[1]
-    done = subprocess.run(["sh", "-c", cut], cwd=ROOT / "requirements", capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [f"torch=={version('torch').removesuffix('+cpu')}+cpu"]
+def test_the_cpu_image_installs_the_cpu_build_of_the_locked_torch_by_its_hash():
+    lock = (ROOT / "requirements" / "cpu.lock").read_text()
+    locked = re.fullmatch(r"torch==(\S+)\+cpu \\\n    --hash=sha256:[0-9a-f]{64}\n", lock)
+    assert locked
+    assert locked[1] == version("torch").removesuffix("+cpu")
+    assert "pip install -qq --require-hashes --target /opt/torch -r cpu.lock" in DOCKERFILE.read_text()
 
 
 def test_the_cuda_lock_does_not_overlap_with_the_image_lock():

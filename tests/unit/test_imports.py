@@ -18,6 +18,7 @@ ROOMS = (
     ("mf.parameters",),
     ("mf.recommender", "mf.publish", "mf.refit"),
     ("mf.reuse",),
+    ("mf.sweep",),
     ("mf.evaluation", "mf.ingest", "mf.train", "mf.local"),
     ("mf.together",),
     ("mf.warm_start",),

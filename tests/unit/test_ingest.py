@@ -74,7 +74,7 @@ def test_an_import_that_is_killed_leaves_earlier_results_as_they_were(tmp_path: 
         threading.Thread(target=kill, daemon=True).start()
         ingest(IngestConfig.of(ratings_csv=str(folder / "in.csv")), folder / "out.parquet", folder / "rejects.csv")
         """
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, timeout=900)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert [(tmp_path / name).read_bytes() for name in ("out.parquet", "rejects.csv")] == before
     assert ingest(config, tmp_path / "out.parquet", tmp_path / "rejects.csv").rows_kept == 500_000

@@ -1,6 +1,7 @@
 import pytest
 
 from mf.errors import ConfigError
+from mf.leaks import hidden
 from pipelines import leaks
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJl"
@@ -17,6 +18,18 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJl"
         (f"a_{JWT}b", "a JSON Web Token"),
         ("postgresql://h/db?user=me&password=hunter2", "a text with a password"),
         ("host=h user=me password=hunter2 dbname=d", "a text with a password"),
+        ("host=h password='hunter2 and more'", "a text with a password"),
+        ('{"password": "hunter2"}', "a text with a password"),
+        ("https://h/r.csv?X-Amz-Signature=hunter2", "a text with a password"),
+        ("https://h/r.csv?token=hunter2", "a text with a password"),
+        ("apikey=hunter2", "a text with a password"),
+        ("Authorization: Bearer hunter2", "a text with a password"),
+        ("Passwd = hunter2", "a text with a password"),
+        ("SBP_v0_hunter2hunter2", "a Supabase access token"),
+        ("sb_secret_N7UND0UgjKTVK-hunter2_x", "a Supabase secret key"),
+        ("postgres://me:hun@hunter2@h/d", "an address with a password"),
+        (f"ghp_{'hunter2' * 6}", "a token of a cloud or a code host"),
+        ("AKIAHUNTER2HUNTER2AB", "a token of a cloud or a code host"),
         ("Server=h;Pwd=hunter2", "a text with a password"),
         (f"key {JWT}", "a JSON Web Token"),
         ("postgres://postgres:hunter2@db.example.co:5432/postgres", "an address with a password"),
@@ -30,6 +43,7 @@ def test_what_looks_like_a_secret_is_refused_and_not_shown(text: str, kind: str)
         leaks.refuse("parameter columns", text)
     assert str(error.value).startswith(f"parameter columns looks like {kind}, and shows in the console")
     assert text not in str(error.value)
+    assert "hunter2" not in hidden(text).lower()
 
 
 @pytest.mark.parametrize(
@@ -37,6 +51,9 @@ def test_what_looks_like_a_secret_is_refused_and_not_shown(text: str, kind: str)
     [
         "",
         "userId,movieId,rating",
+        "expected the form postgresql://USER:PASSWORD@HOST:5432/postgres",
+        "supabase_key_secret=projects/p/secrets/supabase-key/versions/latest",
+        "the password of the bearer is not valid: Token, signature and secret",
         "https://project.supabase.co:8443/rest",
         "gs://bucket/a@b:c/ratings.csv",
         "sb_publishable_N7UND0UgjKTVK",
@@ -47,3 +64,4 @@ def test_what_looks_like_a_secret_is_refused_and_not_shown(text: str, kind: str)
 )
 def test_what_is_no_secret_passes(text: str) -> None:
     leaks.refuse("a setting", text)
+    assert hidden(text) == text

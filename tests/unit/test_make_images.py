@@ -177,9 +177,34 @@ def test_an_uncommitted_file_of_the_images_is_refused_before_building(machine, t
     assert not (tmp_path / "calls").exists()
 
 
+@pytest.mark.parametrize("file", ["mf/key.py", "requirements/index.txt"])
+@pytest.mark.parametrize(
+    "secret", ["sb_secret_hunter2-hunter2", "https://me:hunter2@index.example", "-----BEGIN PRIVATE KEY-----hunter2"]
+)
+def test_a_committed_secret_or_one_in_the_base_images_name_is_refused(machine, tmp_path, file, secret):
+    root = machine(docker=ENGINE)
+    with pytest.raises(ConfigError, match=r"^BASE_IMAGE looks like"):
+        images.make_images(SETTINGS, base_image=secret)
+    (root / file).write_text(f"KEY = {secret!r}\n")
+    git = ["git", "-C", root, "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    for command in (["add", "."], ["commit", "--quiet", "--message=more"]):
+        subprocess.run([*git, *command], check=True)
+    with pytest.raises(ConfigError, match=f"^{file} holds an? .*, and would be in the image") as refused:
+        images.make_images(SETTINGS)
+    assert "hunter2" not in str(refused.value)
+    assert not (tmp_path / "calls").exists()
+
+
+def test_an_index_with_a_password_is_not_sent_to_cloud_build(machine, tmp_path):
+    machine(gcloud=CLOUD)
+    with pytest.raises(ConfigError, match=r"^TORCH_INDEX looks like an address with a password"):
+        images.make_images(SETTINGS, torch_index="https://me:hunter2@torch.example")
+    assert not (tmp_path / "calls").exists()
+
+
 def test_settings_without_a_registry_path_are_refused(machine):
     machine(docker=ENGINE)
-    with pytest.raises(ConfigError, match="image_repository: found '', which names no registry"):
+    with pytest.raises(ConfigError, match="image_repository is empty: set it in "):
         images.make_images(Settings())
 
 

@@ -5,6 +5,7 @@ from mf.flags import Parser
 from mf.parameters import (
     OR_SOLVERS_OWN,
     SOLVERS_OWN,
+    check,
     check_gpus,
     chosen_solver,
     evaluate_config,
@@ -190,6 +191,13 @@ def test_every_fault_is_named_in_one_error() -> None:
         "train_accelerator_type",
     ]
     assert str(error.value) == f"13 values are not valid: {'; '.join(error.value.faults)}"
+
+
+def test_what_several_gpus_cannot_do_is_refused_before_anything_is_spent() -> None:
+    given = {"solver": "adam", "solver_options": {"clip_grad": 1.0}, "ratings_csv": "gs://bucket/r.csv"}
+    check(complete(given, DEFINITIONS))
+    with pytest.raises(ConfigError, match="clip_grad: found 1 with 2 processes, expected none"):
+        check(complete({**given, "train_accelerator_count": 2}, DEFINITIONS))
 
 
 def test_options_of_a_ranking_model_that_is_not_trained_are_refused() -> None:

@@ -296,6 +296,26 @@ def test_times_of_eight_digits_are_dates(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("20150102", datetime(2015, 1, 2)),
+        ("201501022359", datetime(2015, 1, 2, 23, 59)),
+        ("20150102235958", datetime(2015, 1, 2, 23, 59, 58)),
+        ("20150102235958.0", datetime(2015, 1, 2, 23, 59, 58)),
+        ("2015-01-02t23:59:58z", datetime(2015, 1, 2, 23, 59, 58)),
+        ("201501022460", None),
+        ("20151302000000", None),
+    ],
+)
+def test_digits_of_a_date_and_a_time_of_day_are_no_milliseconds(
+    tmp_path: Path, text: str, moment: datetime | None
+) -> None:
+    read = Read(tmp_path, f"userId,movieId,rating,timestamp\n1,1,3,{text}\n1,2,3,\n".encode())
+    assert read.table[RATED_AT].to_pylist() == ([moment.replace(tzinfo=UTC), None] if moment else [None])
+    assert len(read.rejects) == (moment is None)
+
+
 @pytest.mark.parametrize("block", [64, 300, 1 << 20])
 @pytest.mark.parametrize("careful", [False, True])
 def test_dates_beside_epoch_times_are_refused_wherever_the_file_is_cut_into_blocks(
@@ -622,6 +642,24 @@ def test_a_web_address_is_refused_with_the_way_out() -> None:
             'no column recognised as movie_id, found "user_id, film, rat',
         ),
         (b"\n<!DOCTYPE html>\n<html>", {}, "an HTML page, expected a CSV file: download the file itself"),
+        (b"<!-- saved -->\n<html>", {}, "an HTML page, expected a CSV file: download the file itself"),
+        (b"<Error><Code>AccessDenied</Code></Error>", {}, "an XML document, expected a CSV file"),
+        (
+            b"# made by me\n1,2,3\n",
+            {},
+            'line 1: a comment, "# made by me", expected a header: delete the comment lines',
+        ),
+        (b"#userId,movieId,rating\n1,2,3\n", {}, "delete the comment lines, and the sign before a header"),
+        (b"COPY public.ratings (user_id) FROM stdin;\n1\t2\t3\n", {}, "a database dump, expected a CSV file: load it"),
+        (b"-- PostgreSQL database dump\n", {}, "a database dump, expected a CSV file: load it"),
+        (b"PGDMP\x01", {}, "a database dump, expected a CSV file: load it"),
+        (gzip.compress(gzip.compress(b"userId,movieId,rating\n")), {}, "a compressed file, within another one or of"),
+        (b"\x1f\x9d\x90abc", {}, "a compressed file, within another one or of a kind that is not read"),
+        (zipped({"ratings.csv.gz": gzip.compress(b"userId,movieId,rating\n")}), {}, "a compressed file, within"),
+        (gzip.compress(b"RDX3\nX\n"), {}, "a file of a statistics program, expected a CSV file"),
+        (b"\x89PNG\r\n\x1a\n", {}, "an image or a program, expected a CSV file"),
+        ("userId,movieId,rating,t\n1,2,3,\xe9\n".encode("latin-1"), {}, "or save the file as UTF-8 (iconv -f LATIN1"),
+        (b'{"userId": 1, "movieId": 2, "rating": NaN}\n', {}, 'line 1: rating "nan" is not finite'),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "a git-lfs pointer, not the file itself"),
         (zipped({"xl/workbook.xml": b"", "[Content_Types].xml": b""}), {}, "a spreadsheet or document (xlsx, ods)"),
         (zipped({"a.csv": b"", "b.csv": b""}), {}, "a zip archive of a.csv, b.csv; expected one file of ratings"),
@@ -629,6 +667,7 @@ def test_a_web_address_is_refused_with_the_way_out() -> None:
         (bz2.compress(b"userId,movieId,rating\n1,2,3\n")[:-5], {}, "the bzip2 file is damaged or cut short"),
         (lzma.compress(b"userId,movieId,rating\n1,2,3\n")[:-5], {}, "the xz file is damaged or cut short"),
         (b"userId,movieId,rating\r1,2,3\r", {}, "line 1: a carriage return that does not end the line"),
+        (b"userId,movieId,rating\r1,2,3\r", {}, r"with line feeds (tr '\r' '\n')"),
         (
             b"userId,movieId,rating\n1,2,x\n",
             {},
@@ -647,6 +686,11 @@ def test_a_file_that_cannot_be_used_is_one_line_that_says_why(
     tmp_path: Path, content: bytes, config: dict[str, object], message: str
 ) -> None:
     assert message in error_of(tmp_path, content, **config)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-8-sig"])
+def test_every_encoding_of_unicode_is_read(tmp_path: Path, encoding: str) -> None:
+    assert Read(tmp_path, "userId,movieId,rating\n1,2,3\n4,5,6\n".encode(encoding)).rows == [(1, 2, 3.0), (4, 5, 6.0)]
 
 
 def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:

@@ -235,8 +235,10 @@ def test_the_pipeline_root_may_end_with_a_slash_and_be_a_bucket(file: Path) -> N
 def test_images_that_docker_hub_would_be_asked_for_are_refused(repository: str) -> None:
     with pytest.raises(ConfigError) as error:
         Settings(image_repository=repository, image_tag="v1").check_images()
-    assert str(error.value).startswith(f"image_repository: found {repository!r}, which names no registry, and an image")
-    assert "docker.pkg.dev/PROJECT/mf, in pipelines/settings.toml, then run `make images`" in str(error.value)
+    found = f": found {repository!r}, which names no registry, and an image" if repository else " is empty: set it"
+    assert str(error.value).startswith(f"image_repository{found}")
+    assert "docker.pkg.dev/PROJECT/mf, " in str(error.value)
+    assert "then run `make images`" in str(error.value)
     Settings(image_repository=repository, cpu_image=CPU, gpu_image=GPU).check_images()
 
 

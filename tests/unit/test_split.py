@@ -1,5 +1,6 @@
 from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -7,8 +8,19 @@ import pytest
 
 from mf.errors import DataError
 from mf.ratings.config import SplitConfig
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, TIMESTAMP, USER
-from mf.ratings.split import split
+from mf.ratings.quantiles import cuts
+from mf.ratings.schema import (
+    MOVIE,
+    RATED_AT,
+    RATING,
+    TIMESTAMP,
+    USER,
+    Provenance,
+    content_hash,
+    read_ratings,
+    write_ratings,
+)
+from mf.ratings.split import split, split_file
 
 SPLITS = ["random", "hash", "time", "leave_last"]
 
@@ -157,3 +169,50 @@ def test_text_ids_that_are_numbers_are_split_as_the_numbers() -> None:
     config = SplitConfig.of(split="hash")
     test = split(texts, config).test
     assert {(int(str(u)), m) for u, m in keys(test)} == set(keys(split(numbers, config).test))
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+@pytest.mark.parametrize("text_ids", [False, True])
+def test_a_file_is_split_in_batches_as_a_table_is_at_once(
+    kind: str, text_ids: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ratings, config = planted(text_ids), SplitConfig.of(split=kind, val_size=0.1, test_size=0.2, seed=3)
+    ratings = ratings.sort_by([(USER, "ascending"), (MOVIE, "ascending")])
+    whole = split(ratings, config)
+    write_ratings(ratings, tmp_path / "ratings", Provenance("planted", len(ratings), 0, 0, len(ratings)))
+    monkeypatch.setattr("mf.ratings.batches.ROWS", 7)
+    files = [tmp_path / name for name in whole._fields]
+    written = split_file(tmp_path / "ratings", files, config)
+    assert written.rows == tuple(len(part) for part in whole)
+    for part, file, provenance in zip(whole, files, written.files, strict=True):
+        assert read_ratings(file) == (part, provenance)
+        assert provenance.content_hash == content_hash(part)
+
+
+def test_a_file_that_is_not_sorted_is_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = table([(1, 1, 1), (2, 1, 1), (1, 2, 1), (3, 1, 1)])
+    write_ratings(rows, tmp_path / "ratings", Provenance("planted", 4, 0, 0, 4))
+    monkeypatch.setattr("mf.ratings.batches.ROWS", 2)
+    with pytest.raises(DataError, match=r"rows 2 to 4: expected ratings sorted by user and movie"):
+        split_file(tmp_path / "ratings", [tmp_path / "a", tmp_path / "b", tmp_path / "c"], SplitConfig.of(split="hash"))
+    assert [path.name for path in tmp_path.iterdir()] == ["ratings"]
+
+
+def test_a_random_split_of_too_many_ratings_names_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mf.ratings.split.MOST_RANDOM", 500)
+    rows = len(planted())
+    with pytest.raises(DataError, match=f"^split random: found {rows} ratings, expected at most 500, .*use split hash"):
+        split(planted(), SplitConfig.of(split="random"))
+
+
+@pytest.mark.parametrize("spread", [1, 3, 1 << 40, 1 << 62])
+def test_cuts_are_those_of_a_stable_sort(spread: int) -> None:
+    times = np.random.default_rng(spread).integers(-spread, spread, 200)
+    times[:20] = np.iinfo(np.int64).min
+    order = np.argsort(times, kind="stable")
+    positions = [0, 7, 7, 100, 199]
+    for position, cut in zip(positions, cuts(lambda: np.array_split(times, 8), positions), strict=True):
+        row = order[position]
+        assert cut == (times[row], np.count_nonzero(times[:row] == times[row]))

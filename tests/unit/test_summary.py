@@ -1,8 +1,11 @@
 """The summary at the end of a local run."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
+from mf.ratings.schema import Provenance, write_ratings
 from pipelines.laptop.summary import example_user, lists_line, print_decision
 
 
@@ -10,11 +13,14 @@ def table(users: list[int], movies: list[int], ratings: list[float]) -> pa.Table
     return pa.table({"user_id": users, "movie_id": movies, "rating": pa.array(ratings, pa.float32())})
 
 
-def test_the_example_is_the_user_with_most_ratings_and_the_best_known_favourite() -> None:
+def test_the_example_is_the_user_with_most_ratings_and_the_best_known_favourite(tmp_path: Path) -> None:
     users = [1, 1, 1, 2, 2, 3, *range(10, 30)]
     movies = [1, 2, 3, 2, 3, 2, *range(10, 30)]
     ratings = [5.0, 5.0, 1.0, 3, 3, 3, *[3.0] * 20]
-    assert example_user(table(users, movies, ratings)) == (1, 2)
+    made = table(users, movies, ratings)
+    assert example_user(made) == (1, 2)
+    write_ratings(made, tmp_path / "ratings.parquet", Provenance("r.csv", 26, 0, 0, 26))
+    assert example_user(tmp_path / "ratings.parquet") == (1, 2)
 
 
 def test_a_user_who_has_rated_nearly_every_movie_is_left_out() -> None:

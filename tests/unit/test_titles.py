@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mf.errors import DataError
-from mf.ratings.titles import read_titles, titles_beside
+from mf.ratings.titles import Movie, read_movies, read_titles, titles_beside
 
 FILES = {
     "MovieLens": b"movieId,title,genres\n1,Toy Story (1995),Comedy\n2,\"Postman, The (Il Postino)\",Drama\n",
@@ -74,3 +74,20 @@ def test_a_line_says_why_there_are_no_titles(tmp_path: Path) -> None:
 def test_the_titles_of_a_folder_are_in_it_and_act_on_no_terminal(tmp_path: Path) -> None:
     (tmp_path / "movies.csv").write_text("movieId,title\n1,\x1b[31mRed\u202e\n")
     assert titles_beside(str(tmp_path)) == {"1": r"\x1b[31mRed\u202e"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("movieId,title,genres\n1,Toy (1995),Comedy|Drama|Comedy\n", Movie("Toy (1995)", ("Comedy", "Drama"))),
+        ("movie_id;Name;Genre;Year\n1;Toy;Sci-Fi, War;1995\n", Movie("Toy (1995)", ("Sci-Fi", "War"))),
+        ('id,title,genres,release_date\n1,Toy (1995),"[""A"", ""B""]",1996-01-01\n', Movie("Toy (1995)", ("A", "B"))),
+        ("1::Toy::Comedy|War\n", Movie("Toy", ("Comedy", "War"))),
+        ("itemId,title,genres,year\n1,Toy,(no genres listed),unknown\n", Movie("Toy")),
+        ("itemId,title,genres\n1,Toy\n", Movie("Toy")),
+        ("itemId,title,genres\n1,Toy,\x1b[31mRed\n", Movie("Toy", (r"\x1b[31mRed",))),
+    ],
+)
+def test_genres_and_years_are_read_as_the_titles_are(text: str, expected: Movie, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    assert read_movies(str(tmp_path / "m.csv")) == {"1": expected}

@@ -17,7 +17,7 @@ from mf.config import Config
 from mf.errors import ConfigError, DataError
 from mf.model_directory import TrainedModel
 from mf.parameters import OR_SOLVERS_OWN, SOLVER_PARAMETERS, SOLVERS_OWN
-from mf.ratings.schema import Provenance, ratings_schema, write_ratings
+from mf.ratings.schema import Provenance, ratings_schema, read_ratings, write_ratings
 from mf.solvers import SOLVERS, EpochReport, configure
 from mf.solvers.config import ORIGINAL, AdamConfig
 from mf.solvers.vb import VBConfig
@@ -126,6 +126,7 @@ def test_a_resumed_training_has_the_metrics_of_an_uninterrupted_one() -> None:
         train(RATINGS, VALIDATION, CONFIG, device=CPU, checkpoint=checkpoint)
     model = train(RATINGS, VALIDATION, CONFIG, device=CPU, checkpoint=checkpoint)
     for metrics in (whole.metrics, model.metrics):
+        del metrics["seconds"]
         for epoch in metrics["epochs"]:
             del epoch["seconds"], epoch["ratings_per_second"]
     assert len(model.metrics["epochs"]) == 3
@@ -146,6 +147,25 @@ def test_the_run_id_holds_the_time_and_is_unique() -> None:
 def test_the_same_ratings_config_and_seed_give_the_same_predictions() -> None:
     predicted = [fitted().predict(RATINGS["user_id"], RATINGS["movie_id"]) for _ in range(2)]
     assert np.array_equal(*predicted)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ratings_read_with_encoded_ids_give_the_same_model(processes: int, tmp_path: Path) -> None:
+    plain = RATINGS.set_column(0, "user_id", RATINGS["user_id"].cast(pa.string()))
+    parts = [plain, plain.slice(0, 2)]
+    provenance = Provenance("planted", len(plain), 0, 0, len(plain))
+    encoded = []
+    for i, part in enumerate(parts):
+        write_ratings(part, tmp_path / f"{i}", provenance)
+        encoded.append(read_ratings(tmp_path / f"{i}", encoded=True)[0])
+    assert pa.types.is_dictionary(encoded[0]["user_id"].type)
+    given = {"config": CONFIG, "device": CPU, "provenance": provenance, "processes": processes}
+    ours, theirs = train(*encoded, **given), train(*parts, **given)
+    assert ours.trained_on == theirs.trained_on
+    assert ours.users.ids.equals(theirs.users.ids)
+    assert ours.predict(plain["user_id"], plain["movie_id"]).tolist() == (
+        theirs.predict(plain["user_id"], plain["movie_id"]).tolist()
+    )
 
 
 def test_no_ratings_are_an_error_that_says_what_to_do() -> None:

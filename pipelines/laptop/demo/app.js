@@ -10,6 +10,7 @@ const SHOWN = 8 // movies of a history, or to rate, before "show more"
 // In a product these are two constants: your project's URL and its publishable key, which is not a secret.
 const config = await (await fetch('config.json')).json()
 let user = config.users[0] // the signed-in user: { name, user_id, token, is_new }
+const { scale } = config // lowest and highest rating, { min, max }; null without ratings (clicks, plays, purchases)
 
 // Part 1: calls to Supabase.
 
@@ -26,14 +27,13 @@ async function rowsOf(call) {
 
 // The table's policy returns only the user's own rows, so no filter is needed here. The API returns at most 1000 rows.
 async function myRatings() {
-  const rows = await rowsOf(
-    supabase
-      .from('ratings')
-      .select('movie_id, rating, movies(title)') // the title comes through the foreign key
-      .order('rating', { ascending: false })
-      .order('rated_at', { ascending: false })
-  )
-  return rows.map(({ movie_id, rating, movies }) => ({ movie_id, rating, title: movies.title }))
+  const { data, count, error } = await supabase
+    .from('ratings')
+    .select('movie_id, rating, movies(title, genres)', { count: 'exact' }) // the movie comes through the foreign key
+    .order('rating', { ascending: false })
+    .order('rated_at', { ascending: false })
+  if (error) throw new Error(error.message)
+  return { count, rated: data.map(({ movies, ...rating }) => ({ ...rating, ...movies })) }
 }
 
 // For a user that the published model knows. without_ids: movies that the user does not want to see.
@@ -47,30 +47,29 @@ const recommendFromRatings = async (ratings, without_ids) =>
 const similarMovies = async (movie) =>
   withTitles(await rowsOf(supabase.rpc('similar_movies', { for_movie: movie.movie_id, k: 6 })))
 
-const movies = (from, count) =>
-  rowsOf(supabase.from('movies').select('movie_id, title').order('movie_id').range(from, from + count - 1))
+const popularMovies = async (skip) => withTitles(await rowsOf(supabase.rpc('popular_movies', { k: SHOWN, skip })))
 
 // % and _ are wildcards of ilike.
 const search = (text) =>
   rowsOf(
     supabase
       .from('movies')
-      .select('movie_id, title')
+      .select('movie_id, title, genres')
       .ilike('title', `%${text.replaceAll(/[\\%_]/g, '\\$&')}%`)
       .order('title')
       .limit(RECOMMENDED)
   )
 
-// Recommendations are movie ids; the titles come from the app's own table. `because` is a movie, too.
+// Recommendations are movie ids; titles and genres come from the app's own table. `because` is a movie, too.
 async function withTitles(rows) {
   const ids = [...new Set(rows.flatMap((row) => [row.movie_id, row.because ?? row.movie_id]))]
-  const found = await rowsOf(supabase.from('movies').select('movie_id, title').in('movie_id', ids))
-  const titles = new Map(found.map((movie) => [movie.movie_id, movie.title]))
-  const title = (id) => titles.get(id) ?? `Movie ${id}`
+  const found = await rowsOf(supabase.from('movies').select('movie_id, title, genres').in('movie_id', ids))
+  const movies = new Map(found.map((movie) => [movie.movie_id, movie]))
+  const movie = (id) => movies.get(id) ?? { title: `Movie ${id}`, genres: [] }
   return rows.map((row) => ({
     ...row,
-    title: title(row.movie_id),
-    because: row.because == null ? null : title(row.because)
+    ...movie(row.movie_id),
+    because: row.because == null ? null : movie(row.because).title
   }))
 }
 
@@ -79,7 +78,8 @@ async function withTitles(rows) {
 const byId = (id) => document.getElementById(id)
 const newRatings = new Map() // ratings since the sign-in, by movie id
 const hidden = new Set() // movies that the user does not want to see
-let ownRatings = [] // the user's stored ratings
+let ownRatings = [] // the user's stored ratings, best first, as many as the API returns
+let ownCount = 0 // all of them
 const requests = new Map() // number of the latest request of each list, so that an earlier response is ignored
 
 // Runs `request` and passes its result to `show`, unless the list was requested again or another user signed in
@@ -90,15 +90,30 @@ async function load(list, request, show) {
   const isLate = () => requests.get(list) !== turn || user !== requestedBy
   requests.set(list, turn)
   list.setAttribute('aria-busy', 'true')
+  if (!list.children.length && list.tagName === 'OL') list.append(...skeletons())
   try {
     const result = await request()
-    if (!isLate()) say(show(result))
+    if (!isLate()) {
+      removeSkeletons(list)
+      say(show(result))
+    }
   } catch (error) {
-    if (!isLate()) sayError(error)
+    if (!isLate()) {
+      removeSkeletons(list)
+      sayError(error)
+    }
   } finally {
     if (requests.get(list) === turn) list.removeAttribute('aria-busy')
   }
 }
+
+// What stands in an empty list until its movies are there.
+const skeletons = () =>
+  Array.from({ length: RECOMMENDED }, () =>
+    element('li', { className: 'skeleton', ariaHidden: 'true' }, element('span', { className: 'cover' }), element('span'))
+  )
+
+const removeSkeletons = (list) => list.querySelectorAll('.skeleton').forEach((skeleton) => skeleton.remove())
 
 function say(sentence, isError = false) {
   byId('status').textContent = sentence
@@ -126,8 +141,10 @@ function signIn(newUser) {
   ownRatings = []
   say('Loading …')
   for (const id of ['recommended', 'history', 'rate']) byId(id).replaceChildren()
+  byId('recommended').append(...skeletons())
   byId('history-section').hidden = user.is_new
   byId('rate-section').hidden = !user.is_new
+  byId('rate-note').textContent = scale ? '' : 'Choose what you like.'
   showFound()
   if (user.is_new) {
     showMoviesToRate()
@@ -138,47 +155,62 @@ function signIn(newUser) {
 }
 
 function showKnownUser() {
-  load(byId('history'), myRatings, (rated) => {
+  load(byId('history'), myRatings, ({ rated, count }) => {
     ownRatings = rated
-    byId('history-note').textContent = `By user ${user.user_id}, best first.`
-    const rows = rated.map((movie) => row(movie, ...stars(movie.rating)))
-    rows.slice(SHOWN).forEach((line) => (line.hidden = true))
-    byId('history').replaceChildren(...rows)
-    byId('history-more').hidden = rows.length <= SHOWN
-    byId('history-more').textContent = `Show all ${rows.length}`
+    ownCount = count
+    byId('history-note').textContent = scale ? `By ${user.name}, best first.` : `By ${user.name}, newest first.`
+    showHistory(SHOWN)
     recommend()
     return 'Loading …'
   })
 }
 
-// The list of the signed-in user. With a rating that the database does not have, the list of a new user with all of
-// them: the scores are the same sum.
+function showHistory(count) {
+  const rows = ownRatings.filter(({ movie_id }) => !hidden.has(movie_id))
+  byId('history').replaceChildren(...rows.slice(0, count).map((movie) => row(movie, ...given(movie))))
+  byId('history-more').hidden = rows.length <= count
+  byId('history-more').textContent = `Show all ${rows.length}`
+}
+
+// The list of the signed-in user. With ratings other than the database's, the list of a new user with all of them: the
+// scores are the same sum.
 function recommend() {
-  const given = [...newRatings].map(([movie_id, rating]) => ({ movie_id, rating }))
-  const ratings = [...ownRatings.map(({ movie_id, rating }) => ({ movie_id, rating })), ...given]
-  const known = !user.is_new && !given.length
-  byId('recommended-note').textContent = ratings.length ? `For ${user.name}.` : 'What most people like.'
+  const stored = ownRatings.filter(({ movie_id }) => !hidden.has(movie_id) && !newRatings.has(movie_id))
+  const ratings = [...stored.map(({ movie_id, rating }) => [movie_id, rating]), ...newRatings]
+    .filter(([movie_id]) => !hidden.has(movie_id))
+    .slice(-1000) // the most that the function takes
+    .map(([movie_id, rating]) => ({ movie_id, rating }))
+  const known = !user.is_new && stored.length === ownRatings.length && !newRatings.size
+  const whose = ratings.length ? `For ${user.name}.` : 'What most people like.'
+  byId('recommended-note').textContent = scale ? `${whose} Golden stars predict a rating, grey ones take yours.` : whose
   byId('show-hidden').hidden = !hidden.size
   load(
     byId('recommended'),
     () => (known ? recommendForMe([...hidden]) : recommendFromRatings(ratings, [...hidden])),
     (best) => {
       byId('recommended').replaceChildren(...best.map(tile))
-      const rated = `${ratings.length} ${ratings.length === 1 ? 'rating' : 'ratings'}`
+      const one = scale ? 'rating' : 'choice'
+      const count = known ? ownCount : ratings.length
+      const rated = `${count} ${count === 1 ? one : `${one}s`}`
       return `${best.length} recommendations from ${rated} of ${user.name}.`
     }
   )
 }
 
-function rate(movie, stars) {
-  newRatings.set(movie.movie_id, stars)
+function rate(movie, rating) {
+  newRatings.set(movie.movie_id, rating)
   recommend()
 }
 
-function hide(movie) {
+// A hidden movie is in no list, and its rating does not count.
+function hide(movie, place) {
   hidden.add(movie.movie_id)
+  const next = place.nextElementSibling ?? place.previousElementSibling
+  const list = place.parentElement
+  place.remove()
+  if (list.id === 'recommended') byId('recommended-heading').focus() // the list is loaded again
+  else (next?.querySelector('button') ?? byId('recommended-heading')).focus()
   recommend()
-  byId('recommended-heading').focus() // the button is gone
 }
 
 function showFound() {
@@ -190,8 +222,8 @@ function showFound() {
     byId('found'),
     () => search(text),
     (found) => {
-      byId('found').replaceChildren(...found.map(tile))
-      return found.length ? `${found.length} titles with “${text}”.` : `No title has “${text}” in it.`
+      byId('found').replaceChildren(...found.filter(({ movie_id }) => !hidden.has(movie_id)).map(tile))
+      return found.length ? `${found.length} ${found.length === 1 ? 'title' : 'titles'} with “${text}”.` : `No title has “${text}” in it.`
     }
   )
 }
@@ -200,47 +232,73 @@ function showMoviesToRate() {
   const list = byId('rate')
   load(
     list,
-    () => movies(list.children.length, SHOWN),
+    () => popularMovies(list.querySelectorAll('li:not(.skeleton)').length),
     (more) => {
-      list.append(...more.map(rateable))
+      list.append(...more.map((movie) => row(movie)))
       byId('rate-more').hidden = more.length < SHOWN
       return `${list.children.length} movies to rate.`
     }
   )
 }
 
-function rateable(movie) {
-  return rating(movie, element('legend', {}, movie.title))
-}
-
-// Five stars are five radio buttons, so that arrow keys work and a screen reader says "3 stars".
-function rating(movie, legend) {
-  const place = `${legend.className}-${movie.movie_id}` // a movie may stand in two lists
+// Five stars are five radio buttons, so that arrow keys work and a screen reader says "3 stars". Without ratings (clicks)
+// it is one button.
+let groups = 0 // a movie may stand in several lists
+function rating(movie) {
+  if (!scale) return choice(movie)
+  const given = newRatings.get(movie.movie_id) ?? movie.rating
+  const name = `rating-${(groups += 1)}`
   const choices = [1, 2, 3, 4, 5].map((n) => {
-    const checked = newRatings.get(movie.movie_id) === n
-    const input = element('input', { type: 'radio', name: `movie-${place}`, value: n, checked })
-    input.addEventListener('change', () => rate(movie, n))
-    const name = element('span', { className: 'hidden-text' }, n === 1 ? '1 star' : `${n} stars`)
-    return element('label', {}, input, element('span', { className: 'star' }), name)
+    const checked = given != null && Math.round(starsOf(given)) === n
+    const input = element('input', { type: 'radio', name, value: n, checked })
+    input.addEventListener('change', () => rate(movie, ratingOf(n)))
+    return element('label', {}, input, element('span', { className: 'star' }), hiddenText(n === 1 ? '1 star' : `${n} stars`))
   })
+  const legend = element('legend', { className: 'hidden-text' }, `Rate ${movie.title}`)
   return element('fieldset', {}, legend, ...choices)
 }
 
-// A movie as a tile: generated cover, title, prediction, reason, rating and a button that hides it.
+function choice(movie) {
+  const button = element('button', { type: 'button', className: 'small' }, 'I like it', hiddenText(`: ${movie.title}`))
+  button.ariaPressed = newRatings.has(movie.movie_id)
+  button.addEventListener('click', () => {
+    const chosen = newRatings.delete(movie.movie_id) ? false : newRatings.set(movie.movie_id, null)
+    button.ariaPressed = Boolean(chosen)
+    recommend()
+  })
+  return button
+}
+
+// Ratings from 0 or 1 to 5 are stars as they are; other ranges are divided into five.
+const isStars = scale && scale.max === 5 && scale.min >= 0 && scale.min <= 1
+const starsOf = (rating) => (isStars ? rating : 1 + (4 * (rating - scale.min)) / (scale.max - scale.min))
+const ratingOf = (stars) => (isStars ? stars : scale.min + ((scale.max - scale.min) * (stars - 1)) / 4)
+
+// A movie as a tile: generated cover, title, genres, prediction, reason, rating and a button that hides it.
 function tile(movie) {
   const because = movie.because ? [element('p', { className: 'because' }, `Because you rated ${movie.because}`)] : []
+  if (!scale && movie.because) because[0].textContent = `Because you chose ${movie.because}`
   const predicted = movie.predicted_rating == null ? [] : [line(...stars(movie.predicted_rating, 2))]
-  const away = element('button', { type: 'button', className: 'hide' }, 'Hide', hiddenText(` ${movie.title}`))
-  away.addEventListener('click', () => hide(movie))
-  const legend = element('legend', { className: 'hidden-text' }, `Rate ${movie.title}`)
-  return element('li', {}, cover(movie), titleButton(movie), ...predicted, ...because, rating(movie, legend), away)
+  const place = element('li', {}, cover(movie), titleButton(movie), ...genres(movie), ...predicted, ...because)
+  place.append(actions(movie, place))
+  return place
 }
+
+const actions = (movie, place) => element('div', { className: 'actions' }, rating(movie), hideButton(movie, place))
+
+function hideButton(movie, place) {
+  const button = element('button', { type: 'button', className: 'small' }, 'Hide', hiddenText(` ${movie.title}`))
+  button.addEventListener('click', () => hide(movie, place))
+  return button
+}
+
+const genres = ({ genres }) => (genres?.length ? [element('p', { className: 'genres' }, genres.slice(0, 3).join(' · '))] : [])
 
 // The same colours for the same title, and the first letters of its words.
 function cover({ title }) {
   const code = [...title].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 9973, 7)
   const words = title.replace(/\(\d{4}\)$/, '').split(/\s+/).filter((word) => !/^(the|a|an|of|and)$/i.test(word))
-  const letters = words.slice(0, 3).map((word) => [...word][0] ?? '').join('')
+  const letters = words.flatMap((word) => word.match(/[\p{L}\p{N}]/u) ?? []).slice(0, 3).join('')
   const node = element('span', { className: 'cover', ariaHidden: 'true' }, letters)
   node.style.setProperty('--hue', code % 360)
   node.style.setProperty('--turn', `${code % 180}deg`)
@@ -257,16 +315,23 @@ function showSimilar(movie) {
     byId('similar-list'),
     () => similarMovies(movie),
     (found) => {
-      byId('similar-list').replaceChildren(...found.map((other) => row(other, number(other.similarity, 'similarity'))))
-      return `${found.length} movies similar to ${movie.title}.`
+      const shown = found.filter(({ movie_id }) => !hidden.has(movie_id))
+      byId('similar-list').replaceChildren(...shown.map((other) => row(other, number(other.similarity, 'similarity'))))
+      return `${shown.length} movies similar to ${movie.title}.`
     }
   )
 }
 
-// A row of a list: the title, a button that shows similar movies, and figures.
+// A row of a list: the title, a button that shows similar movies, genres, figures, rating and a button that hides it.
 function row(movie, ...figures) {
-  return element('li', {}, titleButton(movie), ...figures)
+  const name = element('div', { className: 'name' }, titleButton(movie), ...genres(movie))
+  const place = element('li', {}, name, ...figures)
+  place.append(actions(movie, place))
+  return place
 }
+
+// The rating that the user has given.
+const given = ({ rating }) => (scale && rating != null ? [number(rating, UNIT, isStars || scale.max < 20 ? 1 : 0)] : [])
 
 function titleButton(movie) {
   const [, name, year] = /^(.*?)( \(\d{4}\))?$/s.exec(movie.title)
@@ -276,13 +341,14 @@ function titleButton(movie) {
   return button
 }
 
+const UNIT = isStars ? 'of 5 stars' : `from ${scale?.min} to ${scale?.max}`
 const line = (...parts) => element('p', { className: 'line' }, ...parts)
 const hiddenText = (text) => element('span', { className: 'hidden-text' }, text)
 
-function stars(rating, digits = 1) {
+function stars(rating, digits) {
   const bar = element('span', { className: 'stars', ariaHidden: 'true' })
-  bar.style.setProperty('--rating', rating)
-  return [bar, number(rating, 'of 5 stars', digits)]
+  bar.style.setProperty('--rating', starsOf(rating))
+  return [bar, number(rating, UNIT, digits)]
 }
 
 function number(value, unit, digits = 2) {
@@ -298,11 +364,10 @@ function element(tag, properties, ...children) {
 
 byId('user').append(...config.users.map(({ name }, i) => element('option', { value: i }, name)))
 byId('user').addEventListener('change', (event) => signIn(config.users[event.target.value]))
-byId('history-more').addEventListener('click', (event) => {
-  const first = byId('history').querySelector('[hidden]')
-  for (const line of byId('history').children) line.hidden = false
-  event.target.hidden = true
-  first.querySelector('button').focus()
+byId('history-more').addEventListener('click', () => {
+  const before = byId('history').children.length
+  showHistory(ownRatings.length)
+  byId('history').children[before].querySelector('button').focus()
 })
 let typing
 byId('search').addEventListener('input', () => {
@@ -312,6 +377,7 @@ byId('search').addEventListener('input', () => {
 byId('try-again').addEventListener('click', () => signIn(user))
 byId('show-hidden').addEventListener('click', () => {
   hidden.clear()
+  if (!user.is_new) showHistory(SHOWN)
   recommend()
 })
 byId('rate-more').addEventListener('click', showMoviesToRate)

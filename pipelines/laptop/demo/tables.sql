@@ -3,7 +3,8 @@ drop table if exists public.ratings, public.movies;
 
 create table public.movies (
   movie_id bigint primary key,
-  title text not null
+  title text not null,
+  genres text[] not null default '{}'
 );
 create table public.ratings (
   user_id uuid not null, -- auth.users.id, in a project with Supabase Auth

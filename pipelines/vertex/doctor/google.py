@@ -8,11 +8,11 @@ from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, Tra
 from google.auth.transport.requests import AuthorizedSession, Request
 from google.oauth2.credentials import Credentials
 
-from pipelines.vertex.doctor.finding import Finding, HaltError, missing, ok, unknown
+from pipelines.doctor.finding import Finding, HaltError, missing, ok, unknown
+from pipelines.vertex.grants import LOGIN
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 TIMEOUT_S = 8.0
-LOGIN = "gcloud auth application-default login"
 
 
 class Response(NamedTuple):

@@ -6,7 +6,7 @@ The registry is asked over the API of the OCI distribution specification, which 
 import re
 import subprocess
 
-from pipelines.vertex.doctor.finding import Finding, missing, ok, unknown
+from pipelines.doctor.finding import Finding, missing, ok, unknown
 from pipelines.vertex.doctor.google import Google, Response
 from pipelines.vertex.images import ROOT, SOURCES
 

@@ -7,7 +7,7 @@ project inherits from the folder or organisation above it.
 from typing import Any
 from urllib.parse import quote
 
-from pipelines.vertex.doctor.finding import Finding, missing, ok, unknown
+from pipelines.doctor.finding import Finding, missing, ok, unknown
 from pipelines.vertex.doctor.google import Google
 
 # The roles that the service account needs, and the roles that include each.

@@ -19,7 +19,7 @@ from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
 from mf.supabase.schema import command, migration
-from pipelines.vertex.doctor.finding import Check, Finding, HaltError, missing, ok, unknown
+from pipelines.doctor.finding import Check, Finding, HaltError, missing, ok, run_checks, unknown
 
 TIMEOUT_S = 8.0
 KEY = "set SUPABASE_KEY to the project's secret key (sb_secret_…), or correct the secret that holds it"
@@ -50,6 +50,38 @@ class Project:
     accepts_key: bool = False
     migration: SchemaConfig | None = None
     paths: Mapping[str, Any] = field(default_factory=dict)
+
+
+def examine(
+    url: str,
+    key: SecretStr | None,
+    database: SecretStr | None,
+    environ: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    *,
+    online: bool,
+) -> bool:
+    """Prints one line per check of the project; true when nothing is missing.
+
+    Args:
+        url, key, database: of the settings and the secrets that they name, as far as these could be read.
+        environ: its ``SUPABASE_URL``, ``SUPABASE_KEY`` and ``SUPABASE_DB_URL`` override them.
+        parameters: default values of the pipeline's parameters.
+        online: other servers have answered.
+    """
+    with httpx.Client(timeout=TIMEOUT_S) as http:
+        project = Project(
+            url=environ.get("SUPABASE_URL") or url,
+            key=SecretStr(environ.get("SUPABASE_KEY", "")) or key,
+            database=SecretStr(environ.get("SUPABASE_DB_URL", "")) or database,
+            http=http,
+            ratings_table="" if parameters["ratings_csv"] else parameters["import_table"],
+            online=online,
+        )
+        all_there = run_checks(checks(project))
+    if project.database:
+        all_there &= run_checks([("database", lambda: direct_connection(project))])
+    return all_there
 
 
 def checks(project: Project) -> list[Check]:

@@ -13,9 +13,9 @@ from packaging.requirements import Requirement
 from mf.errors import MfError
 from mf.local.place import find_programs
 from mf.local.tools import VERSION, default_cache, postgrest_binary
-from pipelines.vertex.doctor.finding import Check, Finding, missing, ok
+from pipelines.doctor.finding import Check, Finding, missing, ok
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 LOCKS = tuple(ROOT / "requirements" / name for name in ("all.lock", "pipeline-components.lock"))  # of make install
 PYPROJECT = ROOT / "pyproject.toml"
 OLDEST_PYTHON = (3, 11)
