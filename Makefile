@@ -80,16 +80,16 @@ images: $(INSTALLED) ## build and push the images of the steps: CPU_ONLY=1 train
 compile: $(INSTALLED) ## write build/mf-training.yaml for Vertex AI Pipelines; TARGET=kubeflow: for Kubeflow Pipelines
 	@$(PY) -m pipelines compile $(settings)
 
-submit: compile ## run it on Vertex AI, as pipelines/settings.toml says; WAIT=1 follows the run to its end
+submit: compile ## run it on Vertex AI or Kubeflow, as pipelines/settings.toml says; WAIT=1 follows the run to its end
 	@$(PY) -m pipelines submit $(settings) $(params) $(if $(value WAIT),--wait)
 
 watch: $(INSTALLED) ## follow a run to its end: JOB=… as make submit prints it
 	@$(PY) -m pipelines watch $(settings) --job="$$GIVEN_JOB"
 
-schedule: compile ## run it on Vertex AI on a schedule: CRON="0 3 * * *" TZ=Europe/Berlin (else UTC) NAME=nightly
+schedule: compile ## run it there on a schedule: CRON="0 3 * * *" TZ=Europe/Berlin (else UTC) NAME=nightly
 	@$(PY) -m pipelines schedule $(settings) --cron="$$GIVEN_CRON" $(call typed_flag,TZ,--tz) $(call typed_flag,NAME,--name) $(params)
 
-doctor: $(INSTALLED) ## check everything that a run on Vertex AI needs; print the command for each missing thing
+doctor: $(INSTALLED) ## check everything that a run on Vertex AI or Kubeflow needs; print the command for each missing thing
 	@$(PY) -m pipelines doctor $(settings)
 
 unschedule: $(INSTALLED) ## delete the schedule: NAME=nightly

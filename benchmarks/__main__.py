@@ -13,12 +13,12 @@ from benchmarks import (
     gpu,
     limits,
     lists,
+    processes,
     publish,
     ranking,
     retrieval,
     speed,
     table_import,
-    together,
     whole,
 )
 from benchmarks.planted import FULL
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "limits": limits.section,
         "accuracy": partial(accuracy.section, given.ratings),
         "speed": partial(speed.section, given.rows),
-        "processes": partial(together.section, given.rows),
+        "processes": partial(processes.section, given.rows),
         "csv": partial(csv_ingest.section, given.rows),
         "import": partial(table_import.section, given.rows),
         "export": export.section,

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from benchmarks.apart import Result, apart, cores, run
+from benchmarks.apart import Result, apart, run
 from benchmarks.bars import Bar, bars, quotient
 from benchmarks.data import CACHE, load
 from benchmarks.report import failures, number, ratio, table
 from mf.ingest import ingest
+from mf.parallel import cores
 from mf.ratings.config import IngestConfig
 
 REPEATS = 3  # in turns; the fastest counts, as others may be at work on the machine

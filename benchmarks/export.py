@@ -15,11 +15,12 @@ import pyarrow.dataset  # pyarrow.parquet imports it when it first reads
 import pyarrow.parquet as pq
 from psycopg import sql
 
-from benchmarks.apart import Result, cores, run
+from benchmarks.apart import Result, run
 from benchmarks.bars import Bar, bars, quotient
 from benchmarks.report import failures, number, ratio, table
 from mf.local import LocalSupabase, delete_home
 from mf.model_directory import read_model
+from mf.parallel import cores
 from mf.supabase.binary_copy import COPY_BEGIN, COPY_END, copy_records
 from mf.supabase.config import ExportConfig, SchemaConfig
 from mf.supabase.credentials import Credentials

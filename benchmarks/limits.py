@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.apart import Result, cores, run
+from benchmarks.apart import Result, run
 from benchmarks.report import table
+from mf.parallel import cores
 
 COPIED = 64 << 20  # floats: 256 MB, beyond every cache
 SIDE = 4096  # of the matrices that are multiplied

@@ -13,16 +13,17 @@ import torch
 from scipy.sparse import csr_matrix
 
 from benchmarks import data
-from benchmarks.apart import Result, cores, run
+from benchmarks.apart import Result, run
 from benchmarks.bars import Bar, bars, quotient
+from benchmarks.encoded import EncodedRatings
 from benchmarks.planted import FULL
 from benchmarks.rankers import HEAD, OURS, RANKERS, Ranker, Scorer, ours, popularity, rated
 from benchmarks.report import failures, number, ratio, table
 from mf.biases import Ints
-from mf.evaluation.encoded import EncodedRatings
 from mf.evaluation.metrics import CATALOGUE_METRICS, LIST_METRICS
 from mf.evaluation.ranking import find_hits, score_users
 from mf.evaluation.topk import top_k
+from mf.parallel import cores
 from mf.ranking import Interactions, RankingConfig
 from mf.ranking.fit import fit
 from mf.ranking.interactions import UserRows

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.apart import Result, cores
+from benchmarks.apart import Result
 from benchmarks.data import Ratings, Split, load
+from mf.parallel import cores
 
 Floats = npt.NDArray[np.floating]
 # From options and a split: seconds of preparation (ratings to the library's format), seconds of training, and

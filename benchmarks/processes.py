@@ -1,89 +1,94 @@
-"""Time and memory of a command's processes, sampled while it runs."""
+"""Several processes against one with as many threads, in one run on one machine: speed and equal results."""
 
-import contextlib
-import subprocess
-import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
-import psutil
+import numpy as np
+import pyarrow as pa
+import torch
 
-EVERY_S = 0.1
+from benchmarks.apart import Result, run
+from benchmarks.data import Ratings, load
+from benchmarks.report import NONE, failures, number, ratio, table
+from mf.parallel import cores
+from mf.ranking import RankingConfig
+from mf.ratings.schema import MOVIE, RATING, USER
+from mf.solvers import EpochReport, configure
+from mf.together import Job, fit_together
+from mf.train import train, train_ranking
 
-
-@dataclass
-class Seen:
-    """A process of a command: seconds since the command began, CPU seconds, largest resident memory in MB."""
-
-    process: psutil.Process
-    started_s: float
-    ended_s: float = 0.0
-    cpu_s: float = 0.0
-    peak_mb: float = 0.0
-    words: Sequence[str] = field(default_factory=list)  # its command line
-
-
-@dataclass(frozen=True)
-class Finished:
-    """An ended command, with its output on stdout and stderr."""
-
-    seconds: float
-    status: int
-    output: str
-    processes: list[Seen]
+CPU = torch.device("cpu")
+LISTS = "lists"
+# adam draws from blocks of users on both sides, as several processes do.
+CASES: dict[str, dict[str, Any]] = {
+    "sgd": {"epochs": 4},
+    "adam": {"epochs": 3, "batch_size": 65_536, "block_users": 8192},
+    "vb": {"epochs": 4, "fits": 1},
+    "gibbs": {"epochs": 4, "burn_in": 1},
+    LISTS: {},
+}
 
 
-def watch(command: Sequence[str]) -> Finished:
-    """Runs a command and samples it and its descendants every ``EVERY_S``.
+def section(rows: int, processes: int = 2) -> str:
+    """Speed of one process and of several on ``rows`` planted ratings, as Markdown."""
+    data, lines = f"planted:{rows}:0", []
+    results: dict[str, Result] = {}
+    for case in CASES:
+        one, several = (
+            run(f"{case}, {n} process{'es' if n > 1 else ''}", measure, data=data, case=case, processes=n)
+            for n in (1, processes)
+        )
+        results |= {f"{case} by one process": one, f"{case} by {processes} processes": several}
+        lines.append(
+            (
+                case,
+                *(number(result.get("pass_s"), 2) for result in (one, several)),
+                ratio(one.get("pass_s"), several.get("pass_s")),
+                *(number(result.get("total_s"), 1) for result in (one, several)),
+                ratio(one.get("total_s"), several.get("total_s")),
+                NONE if case == LISTS else f"{abs(one.get('rmse', 0) - several.get('rmse', 0)):.1e}",
+            )
+        )
+    header = (
+        "", "s per epoch, 1 process", f"{processes} processes", "× as fast",
+        "s in all, 1 process", f"{processes} processes", "× as fast", "RMSE differs by",
+    )  # fmt: skip
+    explained = (
+        f"{rows:,} planted ratings (`benchmarks/planted.py`); a tenth is held out for the RMSE of every epoch; "
+        f"{cores()} cores, which one process uses by threads. Seconds per epoch are the shortest of a training's; of "
+        "the lists, those of the whole fit and its user vectors. Seconds in all are those of a training from the "
+        "tables of ratings on, the start of the processes included."
+    )
+    return "\n\n".join(part for part in (explained, table(header, lines), failures(results)) if part)
 
-    The figures of a process are those of its last sample, so its CPU time and end may be up to ``EVERY_S`` too low.
+
+def measure(data: str, case: str, processes: int) -> Result:
+    """Trains one of ``CASES`` by some processes.
+
+    Returns:
+        pass_s: seconds of the fastest epoch, or of the fit of the lists; total_s; rmse of the last epoch.
     """
-    began, started = time.time(), time.perf_counter()
-    ended = threading.Event()
-    before = set(psutil.pids())
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        seen: dict[int, Seen] = {}
-        sampler = threading.Thread(target=_sample, args=(process.pid, began, before, seen, ended), daemon=True)
-        sampler.start()
-        output, _ = process.communicate()
-        seconds = time.perf_counter() - started
-        ended.set()
-        sampler.join()
-    return Finished(seconds, process.returncode, output, list(seen.values()))
+    split = load(data)
+    ratings, held_out = _table(split.train), _table(split.test)
+    torch.ones(1).sum()
+    started = time.perf_counter()
+    if case == LISTS:
+        if processes > 1:
+            _, lists = fit_together(ratings, held_out, Job(None, RankingConfig(), False, processes))
+        else:
+            lists = train_ranking(ratings, RankingConfig(), device=CPU)
+        assert lists is not None
+        return {"pass_s": lists.metrics["seconds"], "total_s": time.perf_counter() - started}
+    epochs: list[EpochReport] = []
+    options: Mapping[str, Any] = CASES[case]
+    train(ratings, held_out, configure(case, options), device=CPU, callbacks=[epochs.append], processes=processes)
+    total = time.perf_counter() - started
+    rmse = epochs[-1].validation_rmse
+    return {"pass_s": min(epoch.seconds for epoch in epochs), "total_s": total, "rmse": rmse}
 
 
-def _sample(root: int, began: float, others: set[int], seen: dict[int, Seen], ended: threading.Event) -> None:
-    """Samples the process ``root`` and its descendants into ``seen`` by process id, until ``ended``."""
-    while not ended.wait(EVERY_S):
-        for pid in psutil.pids():
-            if pid not in others:
-                with contextlib.suppress(psutil.Error, OSError):
-                    _look(pid, root, began, seen)
-
-
-def _look(pid: int, root: int, began: float, seen: dict[int, Seen]) -> None:
-    if pid not in seen:
-        process = psutil.Process(pid)
-        if pid != root and process.ppid() not in seen:
-            return
-        # Their clock is coarse, so the first one's creation is the beginning.
-        first = seen[root].process if seen else process
-        seen[pid] = Seen(process, process.create_time() - first.create_time())
-    one = seen[pid]
-    peak = _peak_mb(one.process)
-    times = one.process.cpu_times()
-    one.cpu_s, one.peak_mb = times.user + times.system, max(one.peak_mb, peak)
-    one.ended_s = time.time() - began
-    one.words = one.process.cmdline() or one.words
-
-
-def _peak_mb(process: psutil.Process) -> float:
-    status = Path(f"/proc/{process.pid}/status")
-    if status.exists():
-        peak = status.read_text().partition("VmHWM:")[2].split()
-        if not peak:  # it has ended, and its parent has not asked yet
-            raise psutil.ZombieProcess(process.pid)
-        return int(peak[0]) / 1024
-    return float(process.memory_info().rss) / (1 << 20)
+def _table(ratings: Ratings) -> pa.Table:
+    order = np.argsort(ratings.users, kind="stable")
+    users, movies = (ids[order].astype(np.int64) for ids in (ratings.users, ratings.movies))
+    return pa.table({USER: users, MOVIE: movies, RATING: ratings.ratings[order]})

@@ -12,8 +12,8 @@ from scipy.sparse import coo_matrix, csr_matrix
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import normalize
 
-from benchmarks.apart import cores
 from mf.biases import Ints
+from mf.parallel import cores
 from mf.ranking import Interactions, RankingConfig
 from mf.ranking.fit import fit
 

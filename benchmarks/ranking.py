@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.apart import Result, cores, run
+from benchmarks.apart import Result, run
 from benchmarks.bars import Bar, bars
 from benchmarks.data import CACHE, Ratings, load
 from benchmarks.report import failures, number, table
 from mf.evaluation.evaluate import evaluate
 from mf.evaluation.metrics import LIST_METRICS, plain
 from mf.model_directory import TrainedModel
+from mf.parallel import cores
 from mf.ratings.schema import MOVIE, RATING, USER
 from mf.solvers import configure
 from mf.train import train

@@ -68,6 +68,17 @@ def number(value: float | None, digits: int) -> str:
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
+REPRODUCED = 0.05  # relative difference of two runs up to which one figure stands for both
+
+
+def figure(result: Mapping[str, Any], key: str, digits: int) -> str:
+    """A measured value as ``number``; as a range where the second run, ``result["again"]``, has another."""
+    found = [run[key] for run in (result, result.get("again", {})) if run.get(key) is not None]
+    if not found or max(found) - min(found) <= REPRODUCED * max(found):
+        return number(found[0] if found else None, digits)
+    return f"{number(min(found), digits)}–{number(max(found), digits)}"
+
+
 def failures(results: Mapping[str, Mapping[str, Any]]) -> str:
     """One line per failed measurement, with the reason."""
     return "\n".join(f"- {name} was not measured: {r['error']}" for name, r in results.items() if "error" in r)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from pydantic import SecretStr
 
-from benchmarks.apart import Result, cores, run
+from benchmarks.apart import Result, run
 from benchmarks.bars import Bar, bars, quotient
 from benchmarks.data import Ratings, load
 from benchmarks.planted import FULL
@@ -25,6 +25,7 @@ from benchmarks.report import number, ratio, table
 from mf.local import LocalSupabase, delete_home
 from mf.model import MatrixFactorization
 from mf.model_directory import TrainedModel, TrainedRanking
+from mf.parallel import cores
 from mf.ranking import RankingConfig, RankingModel
 from mf.ratings.schema import MOVIE, RATING, USER
 from mf.ratings.vocabulary import Vocabulary

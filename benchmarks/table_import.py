@@ -13,13 +13,14 @@ import adbc_driver_postgresql.dbapi as adbc
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.apart import Result, cores, run
+from benchmarks.apart import Result, run
 from benchmarks.bars import Bar, bars, quotient
 from benchmarks.planted import generate
 from benchmarks.report import failures, number, ratio, table
 from mf.ingest import Read
 from mf.local import LocalSupabase, delete_home
 from mf.local.gateway import Gateway, Request, Response
+from mf.parallel import cores
 from mf.ratings.collect import Collector
 from mf.ratings.config import IngestConfig
 from mf.supabase.client import connect

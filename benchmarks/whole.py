@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.apart import Result, apart, cores
+from benchmarks.apart import Result, apart
 from benchmarks.bars import Bar, bars
 from benchmarks.csv_ingest import write
 from benchmarks.data import CACHE
 from benchmarks.planted import FULL
-from benchmarks.processes import Finished, Seen, watch
 from benchmarks.report import NONE, number, table
+from benchmarks.sampled import Finished, Seen, watch
+from mf.parallel import cores
 
 SIZES = (250_000, 4_000_000, FULL)
 STEPS = ("ingest", "split", "train", "evaluate", "refit", "export")

@@ -33,7 +33,8 @@ def evaluate(
     from mf.files import written_aside
     from mf.model_directory import TrainedModel
     from mf.parameters import evaluate_config, gate_config, run_of
-    from mf.ratings.schema import read_ratings
+    from mf.ratings.batches import Batches
+    from mf.ratings.schema import read_provenance
     from mf.ratings.titles import titles_beside
     from mf.supabase.find import find_target
     from mf.train import pick_device
@@ -46,9 +47,10 @@ def evaluate(
         target = find_target(supabase_url)
         trained = TrainedModel.load(Path(model.path))
         trained.to(pick_device(use_cuda=True)[0])
-        train, provenance = read_ratings(Path(train_ratings.path))
-        validation, _ = read_ratings(Path(validation_ratings.path))
-        test, _ = read_ratings(Path(test_ratings.path))
+        provenance = read_provenance(Path(train_ratings.path))
+        train, validation, test = (
+            Batches(Path(part.path)) for part in (train_ratings, validation_ratings, test_ratings)
+        )
         print(
             f"evaluating model {trained.run_id} on {len(test):,} test rows, beside baselines and the published run",
             flush=True,

@@ -37,8 +37,8 @@ def refit(
             return
         if refit:
             device, where = pick_device(use_cuda=True, gpus=train_accelerator_count)
-            table, provenance = read_ratings(Path(ratings.path))
-            train_part, _ = read_ratings(Path(train_ratings.path))
+            table, provenance = read_ratings(Path(ratings.path), encoded=True)
+            train_part, _ = read_ratings(Path(train_ratings.path), encoded=True)
             print(f"{where}: fitting model {judged.run_id} to all {len(table):,} ratings", flush=True)
             # In the run's folder, which is the same for every attempt.
             checkpoint = CheckpointFile(Path(model.path).parents[1] / "refit.checkpoint", share=0.01)

@@ -51,10 +51,10 @@ def train(
         where += f", machine {nodes.rank + 1} of {nodes.count}" if nodes.count > 1 else ""
         config, lists, sweep = solver_config(parameters), ranking_config(parameters), sweep_config(parameters)
         if sweep.wanted:
-            sweep.check(val_size=1, processes={"train_nodes": nodes.count})
             check_optuna()
-        ratings, provenance = read_ratings(Path(train_ratings.path))
-        validation, _ = read_ratings(Path(validation_ratings.path))
+        ratings, provenance = read_ratings(Path(train_ratings.path), encoded=True)
+        validation, _ = read_ratings(Path(validation_ratings.path), encoded=True)
+        sweep.check(val_size=len(validation), processes={"train_nodes": nodes.count})
         chosen, why = chosen_solver(parameters)
         what = f"solver {chosen}, {factors} factors" if provenance.has_ratings else "lists alone, there are no ratings"
         print(f"{where}: {what}, {len(ratings):,} training and {len(validation):,} validation rows", flush=True)
@@ -65,19 +65,6 @@ def train(
         # In the run's folder, which is the same for every attempt.
         checkpoint = CheckpointFile(Path(model.path).parents[1] / "train.checkpoint", share=0.01)
         earlier = EarlierModel.read(Path(initial_model.path)) if Path(initial_model.path).exists() else None
-        if nodes.rank:  # only the first machine writes outputs
-            assist(
-                ratings,
-                validation,
-                config,
-                nodes=nodes,
-                device=device,
-                checkpoint=checkpoint,
-                earlier=earlier,
-                ranking=lists,
-                processes=processes,
-            )
-            return
         found, journal = None, Path(model.path).parents[1] / "train.trials.json"
         if sweep.wanted:
             found = search(
@@ -93,6 +80,19 @@ def train(
             )
             config, lists = found.config, found.ranking
             print(found.line(), flush=True)
+        if nodes.rank:  # only the first machine writes outputs
+            assist(
+                ratings,
+                validation,
+                config,
+                nodes=nodes,
+                device=device,
+                checkpoint=checkpoint,
+                earlier=earlier,
+                ranking=lists,
+                processes=processes,
+            )
+            return
         trained = train_model(
             ratings,
             validation,

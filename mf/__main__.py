@@ -30,6 +30,7 @@ from mf.solvers import SOLVER_HELP, SOLVERS, check_warm, configure, for_processe
 from mf.solvers.config import DEFAULT_SOLVER, INIT_FROM, ORIGINAL
 from mf.supabase.config import ExportConfig
 from mf.sweep.config import Choices, SweepConfig
+from mf.terminal import Printable, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,6 +113,7 @@ def run() -> None:
 
 def _run(prog: str) -> None:
     warnings.showwarning = _show_warning
+    sys.stdout = Printable(sys.stdout)
     try:
         main(sys.argv[1:], prog)
     except KeyboardInterrupt:
@@ -119,7 +121,7 @@ def _run(prog: str) -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print("warning:", printable(str(message)), file=sys.stderr)
 
 
 def train_command(argv: Sequence[str], prog: str) -> None:

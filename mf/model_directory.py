@@ -9,27 +9,30 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from mf.errors import DataError, TrainingError
 from mf.files import directory_written_aside
-from mf.model import MatrixFactorization
-from mf.ranking import RankingModel
 from mf.ratings.schema import MOVIE, USER, IdType, TrainedOn, id_type
-from mf.ratings.vocabulary import Vocabulary
-from mf.tensors import load_tensors
+from mf.ratings.vocabulary import Vocabulary, distinct_ids
+
+# PyTorch is imported where it is used: publishing a model directory needs none of it.
+if TYPE_CHECKING:
+    import torch
+
+    from mf.model import MatrixFactorization
+    from mf.ranking import RankingModel
 
 FORMAT = 1
 WEIGHTS = "model.pt"
@@ -137,8 +140,8 @@ class MovieCounts:
     @classmethod
     def of(cls, movies: pa.ChunkedArray) -> "MovieCounts":
         """From the movie of each rating."""
-        counts = pc.value_counts(movies)
-        return cls(counts.field("values"), counts.field("counts").to_numpy().astype(np.int32))
+        ids, codes = distinct_ids(movies)
+        return cls(ids, np.bincount(codes, minlength=len(ids)).astype(np.int32))
 
     @classmethod
     def read(cls, directory: Path, card: Mapping[str, Any]) -> "MovieCounts | None":
@@ -196,7 +199,7 @@ class PublishedModel:
 class TrainedRanking:
     """A ranking model with its ids, the vectors of its users and its training record."""
 
-    model: RankingModel
+    model: "RankingModel"
     users: Vocabulary
     movies: Vocabulary
     vectors: npt.NDArray[np.float32]  # [users, factors], p
@@ -247,6 +250,8 @@ class TrainedRanking:
         read = _read_ranking(directory, _ranking_numbers(directory / CARD, card))
         # Copies, because Arrow's memory is read-only and PyTorch wants to write.
         arrays = {name: getattr(read, name).copy() for name in ("bias", *RANKING_COLUMNS)}
+        from mf.ranking import RankingModel
+
         return cls(
             RankingModel(**arrays, **{name: card[name] for name in RANKING_NUMBERS}),
             Vocabulary(read.user_ids),
@@ -261,7 +266,7 @@ class TrainedRanking:
 class TrainedModel:
     """A trained model with its ids and its training record."""
 
-    module: MatrixFactorization | None  # the star model; None: trained on clicks, there is only the ranking model
+    module: "MatrixFactorization | None"  # the star model; None: trained on clicks, there is only the ranking model
     users: Vocabulary  # of the star model; without one, of the ranking model, as the movies
     movies: Vocabulary
     run_id: str  # identifies this training, also once published
@@ -295,6 +300,8 @@ class TrainedModel:
         Raises:
             DataError: there is no star model.
         """
+        import torch
+
         module = self.star_model()
         users, movies = (
             torch.from_numpy(v.rows(i)).to(self.device) for v, i in ((self.users, user_ids), (self.movies, movie_ids))
@@ -302,7 +309,7 @@ class TrainedModel:
         predictions: npt.NDArray[np.float32] = module.predict(users, movies).cpu().numpy()
         return predictions
 
-    def star_model(self) -> MatrixFactorization:
+    def star_model(self) -> "MatrixFactorization":
         """The star model.
 
         Raises:
@@ -318,11 +325,13 @@ class TrainedModel:
         return self.module.factors if self.module else self.ranking.factors if self.ranking else 0
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         """Where predictions and lists are computed."""
+        import torch
+
         return self.module.mu.device if self.module else torch.device("cpu")
 
-    def to(self, device: torch.device) -> None:
+    def to(self, device: "torch.device") -> None:
         """Move the star model, if there is one, to ``device``."""
         if self.module:
             self.module.to(device)
@@ -378,14 +387,14 @@ class TrainedModel:
             DataError: a file is missing or does not match the others.
         """
         try:
-            card = json.loads((directory / CARD).read_text())
+            card = json.loads((directory / CARD).read_text(encoding="utf-8"))
             if card["format"] != FORMAT:
                 raise ValueError(f"{CARD} has format {card['format']}, expected {FORMAT}")
             record = {name: card[name] for name in ("run_id", "solver", "config", "rows", "metrics", "git_sha")}
             ranking = TrainedRanking.read(directory, card["ranking"]) if card.get("ranking") is not None else None
             counts = MovieCounts.read(directory, card)
             module: MatrixFactorization | None = None
-            if card["mu"] is None and ranking:
+            if ranking and all(card[name] is None for name in STARS):
                 users, movies = ranking.users, ranking.movies
             else:
                 module, users, movies = _read_star_model(directory, card)
@@ -407,8 +416,11 @@ class TrainedModel:
         )
 
 
-def _read_star_model(directory: Path, card: Mapping[str, Any]) -> tuple[MatrixFactorization, Vocabulary, Vocabulary]:
+def _read_star_model(directory: Path, card: Mapping[str, Any]) -> "tuple[MatrixFactorization, Vocabulary, Vocabulary]":
     """The module, the users and the movies; sizes and values are checked before they are read."""
+    from mf.model import MatrixFactorization
+    from mf.tensors import load_tensors
+
     header = _header(directory / CARD, card)
     if header.rating_min is None or header.rating_max is None or header.factors is None:
         raise ValueError(f"{CARD} has neither a star model nor a ranking model")
@@ -416,7 +428,7 @@ def _read_star_model(directory: Path, card: Mapping[str, Any]) -> tuple[MatrixFa
         if _check_size(directory / file) != header.factors:
             raise ValueError(f"{file}: its vectors do not have {header.factors} values, as {CARD} says")
     users, movies = (
-        Vocabulary(pq.read_table(directory / file, columns=[key])[key].combine_chunks())
+        Vocabulary(_checked_ids(_read_columns(directory / file, key)[0], directory / file, key))
         for key, file in PARQUET.items()
     )
     module = MatrixFactorization(
@@ -424,8 +436,13 @@ def _read_star_model(directory: Path, card: Mapping[str, Any]) -> tuple[MatrixFa
     )
     state = load_tensors(directory / WEIGHTS)
     module.load_state_dict(state)
-    if wrong := [name for name, values in state.items() if not values.isfinite().all()]:
-        raise ValueError(f"{WEIGHTS}: {wrong[0]} holds a value that is not finite")
+    for name, values in state.items():
+        if not values.is_floating_point():
+            raise ValueError(f"{WEIGHTS}: {name} is of {values.dtype}, expected floating-point numbers")
+        if not values.isfinite().all():
+            raise ValueError(f"{WEIGHTS}: {name} holds a value that is not finite")
+    if problem := _mu_problem(*(float(state[name]) for name in STARS)):
+        raise ValueError(f"{WEIGHTS}: {problem}")
     return module, users, movies
 
 
@@ -442,13 +459,15 @@ def _write(
     card: Mapping[str, Any],
     users: Embeddings | None,
     movies: Embeddings | None,
-    state: Mapping[str, Tensor] | None = None,
+    state: "Mapping[str, torch.Tensor] | None" = None,
     also: Sequence[Path] = (),
     ranking: TrainedRanking | None = None,
     counts: MovieCounts | None = None,
 ) -> None:
     with directory_written_aside(directory, seal=CARD) as aside:
         if state is not None:
+            import torch
+
             torch.save(state, aside / WEIGHTS)
         for key, rows in ((USER, users), (MOVIE, movies)) if users and movies else ():
             counted = counts.columns(rows.ids) if counts and key == MOVIE and not ranking else {}
@@ -536,9 +555,11 @@ def _content_hash(directory: Path, header: Header, ranking: dict[str, Any] | Non
 def _read_card(path: Path) -> dict[str, Any]:
     try:
         card: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}): is this a model directory?") from None
-    return card if isinstance(card, dict) else {}
+    if not isinstance(card, dict):
+        raise DataError(f"{path}: found a {type(card).__name__}, expected an object: is this a model directory?")
+    return card
 
 
 def _header(path: Path, card: Mapping[str, Any]) -> Header:
@@ -560,8 +581,8 @@ def _checked_factors(path: Path, name: str, value: Any) -> int:
 
 
 def _checked_number(path: Path, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{path}: {name} is {value!r}, expected a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise DataError(f"{path}: {name} is {repr(value)[:40]}, expected a finite number")
     return float(value)
 
 
@@ -612,6 +633,8 @@ def _ranking_numbers(path: Path, entry: Any) -> dict[str, Any]:
     for name in RANKING_NUMBERS:
         if name != "recency" and not (name in WITH_RATINGS and entry.get(name, "") is None):
             _checked_number(path, f"ranking.{name}", entry.get(name))
+    if entry["sd"] is not None and entry["sd"] <= 0:
+        raise DataError(f"{path}: ranking.sd is {entry['sd']}, expected a number above 0")
     return entry
 
 

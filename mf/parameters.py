@@ -201,11 +201,12 @@ def record_run(parameters: Parameters, started: datetime) -> dict[str, Any]:
 
 
 def run_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """``parameters`` and ``started`` of ``record_run``; empty where there is no record."""
+    """``parameters`` (None: left to the solver) and ``started`` of ``record_run``; empty where there is no record."""
     if RUN not in metadata:
         return {}
     run = json.loads(metadata[RUN])
-    return {"parameters": run["parameters"], "started": datetime.fromisoformat(run["started"])}
+    unset = {name: None for name in OR_SOLVERS_OWN if run["parameters"].get(name) == SOLVERS_OWN}
+    return {"parameters": run["parameters"] | unset, "started": datetime.fromisoformat(run["started"])}
 
 
 def check_gpus(parameters: Parameters, gpus: Mapping[str, Collection[int]]) -> None:

@@ -98,8 +98,10 @@ def options_of(judged: TrainedModel) -> tuple[Config, RankingConfig | None]:
 def _sample(ratings: pa.Table) -> pa.Table:
     if len(ratings) <= COMPARED:
         return ratings
-    rows = np.random.default_rng(0).choice(len(ratings), COMPARED, replace=False)
-    return ratings.take(pa.array(np.sort(rows)))
+    chosen = np.zeros(len(ratings), np.bool_)
+    chosen[np.random.default_rng(0).choice(len(ratings), COMPARED, replace=False)] = True
+    # A mask: ``take`` fails on more than 2 GiB of text, whose offsets have 32 bits.
+    return ratings.filter(pa.array(chosen))
 
 
 def _rmse(model: TrainedModel, ratings: pa.Table) -> float:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr
 
 from mf.files import directory_written_aside
 
@@ -87,6 +86,8 @@ def _rated_pairs(rng: np.random.Generator, taste: Floats) -> tuple[npt.NDArray[n
 
 def _expected_rating(score: Floats) -> Floats:
     """E[clip(round(score + noise))] = 0.5 + Σ 0.5 · P(rating ≥ level) over the half-star levels above 0.5."""
+    from scipy.special import ndtr  # half a second to import, and most runs need no sample
+
     levels = np.arange(1.0, 5.01, 0.5)
     expected: Floats = 0.5 + 0.5 * ndtr((score[:, None] - (levels - 0.25)) / NOISE).sum(1)
     return expected

@@ -1,10 +1,11 @@
 """Foreign text on a terminal, in a log or report: control characters as escapes."""
 
 import re
+from typing import Any, TextIO
 
 # Control characters, bidi marks, separators of lines and other characters without a shape of their own (tags, fillers).
 UNSAFE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb"
     r"\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
@@ -13,3 +14,17 @@ def printable(text: str) -> str:
     """``text`` with each unsafe character as an escape, such as ``\\x1b``, so that it has one line and no effect on a
     terminal."""
     return UNSAFE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+class Printable:
+    """A stream whose text acts on no terminal: what ``printable`` escapes, but line ends and tabs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(UNSAFE.sub(lambda match: match[0] if match[0] in "\n\t" else printable(match[0]), text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

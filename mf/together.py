@@ -31,6 +31,7 @@ from mf.nodes import Nodes
 from mf.ranking import Interactions, PassReport, RankingConfig, RankingModel
 from mf.ranking.fit import fit as fit_ranking
 from mf.ranks import Ranks
+from mf.ratings.collect import by_pair
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, Provenance, has_ratings, times, write_ratings
 from mf.ratings.share import ShareOfUsers, is_sorted
 from mf.ratings.vocabulary import Vocabulary
@@ -115,9 +116,8 @@ def fit_together(
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         folder = Path(scratch)
         for name, table in ((TRAIN, ratings), (VALIDATION, validation)):
-            ordered = table if is_sorted(table) else table.sort_by(USER)
-            kept = ordered.select(columns)
-            write_ratings(kept, folder / name, Provenance("scratch", len(table), 0, 0, len(table)))
+            ordered = table.select(columns) if is_sorted(table) else by_pair(table.select(columns))
+            write_ratings(ordered, folder / name, Provenance("scratch", len(table), 0, 0, len(table)))
         if earlier:
             earlier.save(folder / EARLIER)
         (folder / REPORTS).touch()

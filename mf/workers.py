@@ -1,15 +1,14 @@
 """Threads for independent pieces of work, and sums in a fixed order."""
 
-import math
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from mf.parallel import cores
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -37,7 +36,7 @@ class Workers:
 
     def __init__(self, device: torch.device, threads: int | None = None) -> None:
         self.device = device
-        count = (threads or _cores()) if device.type == "cpu" else 1
+        count = (threads or cores()) if device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) if count > 1 else None
 
     def map(self, work: Callable[[Item], Outcome], items: Iterable[Item]) -> list[Outcome]:
@@ -63,15 +62,3 @@ class Workers:
         torch.set_num_threads(self._threads)
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    """Cores that this process may use, by its affinity and its container's quota; not every system can tell. torchrun's
-    processes share them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # another system, or no quota ("max")
-        pass
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

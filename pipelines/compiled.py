@@ -12,6 +12,7 @@ from kfp import compiler
 
 from mf.errors import ConfigError
 from mf.files import written_aside
+from pipelines.addresses import check_ratings_csv
 from pipelines.kubeflow import gpus as kubeflow_gpus
 from pipelines.parameters import Definitions, parse
 from pipelines.settings import Settings
@@ -45,7 +46,7 @@ def compiled(settings: Settings) -> str:
     """The YAML that ``compile_pipeline`` writes: one document for Vertex AI, two for Kubeflow."""
     known = definitions(settings.target)
     try:
-        defaults = parse(settings.defaults(), known, machine_check(settings))
+        defaults = parse(settings.defaults(), known, target_check(settings))
     except ConfigError as error:
         raise ConfigError(f"the settings: {error}") from None
     with tempfile.TemporaryDirectory() as folder:
@@ -54,13 +55,32 @@ def compiled(settings: Settings) -> str:
         return file.read_text()
 
 
-def machine_check(settings: Settings) -> Callable[[Mapping[str, Any]], None]:
-    """A check of a run's parameters against the machines and GPUs of the target, for ``parse``."""
+def target_check(settings: Settings) -> Callable[[Mapping[str, Any]], None]:
+    """A check of a run's parameters for ``parse``, against what the target has: machines, GPUs, buckets."""
+
+    def check(parameters: Mapping[str, Any]) -> None:
+        faults: list[str] = []
+        for one in (_check_machines, _check_file):
+            try:
+                one(settings, parameters)
+            except ConfigError as error:
+                faults += error.faults
+        if faults:
+            raise ConfigError(*faults)
+
+    return check
+
+
+def _check_machines(settings: Settings, parameters: Mapping[str, Any]) -> None:
     if settings.target == "kubeflow":
-        return lambda parameters: kubeflow_gpus.check(parameters, has_gpu=settings.has_gpu)
-    return lambda parameters: machines.check(
-        machines_of(settings), parameters, settings.region, has_gpu=settings.has_gpu, cuda=settings.cuda
-    )
+        kubeflow_gpus.check(parameters, has_gpu=settings.has_gpu)
+    else:
+        steps = machines_of(settings)
+        machines.check(steps, parameters, settings.region, has_gpu=settings.has_gpu, cuda=settings.cuda)
+
+
+def _check_file(settings: Settings, parameters: Mapping[str, Any]) -> None:
+    check_ratings_csv(parameters["ratings_csv"], settings.target)
 
 
 def definitions(target: str = "vertex") -> Definitions:

@@ -57,6 +57,9 @@ def follow_run(
         return NOT_FOLLOWED
     if now["run"] == "SUCCEEDED":
         return 0
+    if now["run"] == "PAUSED":
+        print(f"error: the run is paused; {again}", file=sys.stderr)
+        return NOT_FOLLOWED
     for line in errors():
         print(f"error: {line}", file=sys.stderr)
     return FAILED
@@ -66,6 +69,7 @@ def fetched(
     fetch: Callable[[], T],
     failures: tuple[type[Exception], ...],
     is_final: Callable[[Exception], bool],
+    is_gone: Callable[[Exception], bool],
     words: Callable[[object], str],
 ) -> T:
     """What ``fetch`` returns, tried for some minutes, so that following a run of hours survives an outage.
@@ -73,6 +77,7 @@ def fetched(
     Args:
         failures: the errors that it raises when it cannot reach the service.
         is_final: whether one of them would come again.
+        is_gone: whether one of them says that there is no such run.
         words: an error in one line.
 
     Raises:
@@ -83,6 +88,8 @@ def fetched(
         try:
             return fetch()
         except failures as error:
+            if is_gone(error):
+                raise MfError("there is no such run any more; it may have been deleted") from error
             failed += 1
             if failed == MAX_FAILED_POLLS or is_final(error):
                 raise MfError(f"the run continues, but its state cannot be fetched: {words(error)}") from error

@@ -1,6 +1,7 @@
 """Settings of the pipeline on Vertex AI: ``settings.toml``, overridden by the environment."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -10,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
-from mf.config import Config
+from mf.config import Config, did_you_mean
 from mf.errors import ConfigError
 from mf.files import written_aside
 from mf.supabase.credentials import NAME_FORM, SECRET_NAME, address_problem, project_url
@@ -46,13 +47,13 @@ def _form(pattern: str, expected: str, *hints: tuple[str, str]) -> AfterValidato
     Args:
         pattern: regular expression.
         expected: in words.
-        hints: pattern that begins a text that is not valid, and what to say about it.
+        hints: pattern that begins a text that is not valid, and what to say about it; the first that fits is said.
     """
 
     def check(text: str) -> str:
         if not text or re.fullmatch(pattern, text):
             return text
-        said = "; ".join(hint for start, hint in hints if re.match(start, text))
+        said = next((hint for start, hint in hints if re.match(start, text)), "")
         # The type under which mf.config does not show a value.
         message = expected + (f"; {said}" if said else "")
         raise PydanticCustomError("string_pattern_mismatch", "expected {message}", {"message": message})
@@ -69,12 +70,12 @@ LabelName = Annotated[
 Value = bool | int | float | str
 LabelValue = Annotated[str, _form(r"[a-z0-9_-]{0,63}", "at most 63 of a-z, 0-9, _ and -")]
 Digest = Annotated[str, _form(r"[^\s@]+@sha256:[0-9a-f]{64}", "an image by digest, REGISTRY/NAME@sha256:…")]
+BLANK = (r"(?s).*\s", "it holds a blank")
 Root = Annotated[
     str,
     _form(
-        r"(?a)(gs|s3|minio)://[a-z0-9][a-z0-9._-]+(/[\w.~+=,@:-]+)*/?",
+        r"(?a)(gs|s3|minio)://[a-z0-9](?!.*\.\.)[a-z0-9._-]*[a-z0-9](/(?!\.{1,2}(/|$))[\w.~+=,@:-]+)*/?",
         "gs://bucket/folder, of letters, digits and . _ ~ + = , @ : - between single slashes",
-        (r"gs:/(?!/)", "gs: is followed by two slashes"),
         (
             r"https?://storage\.(cloud\.google|googleapis)\.com/",
             "this is a link for browsers: write gs:// and what follows the host",
@@ -83,14 +84,64 @@ Root = Annotated[
             r"https?://console\.cloud\.google\.com/storage/browser/",
             "this is a page of the console: write gs:// and what follows browser/",
         ),
-        (r"(?s).*\s", "it holds a blank"),
+        BLANK,
         (r"(?s).*[^\x00-\x7f]", "it holds a character that is not ASCII"),
+        (r"/gcs/", "write gs:// in place of /gcs/"),
+        (r"gcs:", "write gs:// in place of gcs:"),
+        (r"gs:(?!//)", "gs: is followed by two slashes"),
+        (r"(?!gs|s3|minio)(?i:gs|s3|minio)://", "gs is written in small letters"),
+        (r"\w+://[^/]*[A-Z]", "a bucket's name has no capital letters"),
+        (r"\w+://(/|$)", "it names no bucket"),
+        (r"\w+://[^/]{1,2}(/|$)", "a bucket's name has 3 characters or more"),
         (r"\w+://.*//", "a folder has no name"),
+        (r"\w+://.*/\.\.?(/|$)", "a folder is named . or .."),
+        (r"[a-z0-9._-]+(/|$)", "write gs:// before it"),
+    ),
+]
+Account = Annotated[
+    str,
+    _form(
+        r"[^\s@:/]+@[^\s@:/]+|" + K8S_NAME,
+        "an account: its e-mail address on Vertex AI, its Kubernetes name on Kubeflow",
+        BLANK,
+        (r"serviceAccount:", "leave out serviceAccount:"),
+        (r"projects/", "leave out what stands before its e-mail address"),
+    ),
+]
+Repository = Annotated[
+    str,
+    _form(
+        r"[a-z0-9][a-z0-9.-]*(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*",
+        "a registry path such as europe-west4-docker.pkg.dev/my-project/mf",
+        (r"https?://", "leave out https://"),
+        (r".*/$", "leave out the slash at its end"),
+        BLANK,
+        (r".*PROJECT", "put your project's id in place of PROJECT"),
+        (r".*[A-Z]", "it has no capital letters"),
+        (r"[^/]+/.*[:@]", "leave out the tag: that is the setting image_tag"),
     ),
 ]
 
 
+def _list(value: Any) -> Any:
+    if isinstance(value, str):
+        raise PydanticCustomError("list", 'expected a list, ["me@example.com"]')
+    return value
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+        raise PydanticCustomError("value", "expected a text, a finite number, true or false")
+    return value
+
+
+def _parameter(value: Any) -> Any:
+    return {key: _scalar(one) for key, one in value.items()} if isinstance(value, dict) else _scalar(value)
+
+
 def _address(url: str) -> str:
+    if "://PROJECT." in url:
+        raise PydanticCustomError("address", "expected the project's address: PROJECT stands for its reference")
     if url and (problem := address_problem(project_url(url))):
         # Braces would be a template's.
         raise PydanticCustomError("address", "the address {problem}", {"problem": problem})
@@ -100,6 +151,8 @@ def _address(url: str) -> str:
 def _secret_name(name: str) -> str:
     if name and not SECRET_NAME.fullmatch(name):
         raise PydanticCustomError("secret_name", f"a name of the form {NAME_FORM} is expected")
+    if name.startswith("projects/PROJECT/"):
+        raise PydanticCustomError("secret_name", "PROJECT stands for the project's id: put yours in its place")
     return name
 
 
@@ -108,16 +161,12 @@ SecretName = Annotated[str, AfterValidator(_secret_name)]
 
 def _region(name: str) -> str:
     if name and not is_region(name):
-        raise PydanticCustomError("region", "expected one of " + ", ".join(all_regions()))
-    return name
-
-
-def _repository(path: str) -> str:
-    if path.endswith("/") or not re.fullmatch(r"[a-z0-9][a-z0-9._:/-]*", path or "a") or "//" in path:
+        regions = all_regions()
+        near = did_you_mean(re.sub("-[a-z]$", "", name.strip().lower()), regions)
         raise PydanticCustomError(
-            "repository", "expected a registry path such as europe-west4-docker.pkg.dev/PROJECT/mf"
+            "region", "expected one of {regions}{near}", {"regions": ", ".join(regions), "near": near}
         )
-    return path
+    return name
 
 
 class Resources(Config):
@@ -154,13 +203,11 @@ class Settings(Config):
     ] = Field("", description="Google Cloud project of the runs")
     region: Annotated[str, AfterValidator(_region)] = Field("europe-west4", description="region of the runs")
     pipeline_root: Root = Field("", description="gs://bucket/folder for artifacts")
-    service_account: str = Field("", description="service account of the steps; empty: the project's default")
+    service_account: Account = Field("", description="service account of the steps; empty: the project's default")
     network: Annotated[
         str, _form(r"projects/[^/\s]+/global/networks/[^/\s]+", "projects/NUMBER/global/networks/NAME")
     ] = Field("", description="VPC network that the steps are peered with; empty: none")
-    image_repository: Annotated[str, AfterValidator(_repository)] = Field(
-        "", description="registry path that the images were pushed to"
-    )
+    image_repository: Repository = Field("", description="registry path that the images were pushed to")
     image_tag: Annotated[str, _form(r"[A-Za-z0-9_][\w.-]{0,127}", "a tag: letters, digits, . _ and -")] = Field(
         "", description="their tag; empty: the commit"
     )
@@ -196,10 +243,17 @@ class Settings(Config):
         False, description="log one line at the end of every run, with severity ERROR if it failed"
     )
     model_registry: bool = Field(False, description="upload every published model to the Model Registry")
-    notify_emails: tuple[Email, ...] = Field((), description="e-mail addresses to notify when a run ends")
-    kubeflow_host: Annotated[str, _form(r"https?://[^\s/]+(/\S*)?", "an address such as http://localhost:8080")] = (
-        Field("", description="address of the Kubeflow Pipelines API; empty: kfp finds it in the cluster or by kubectl")
+    notify_emails: Annotated[tuple[Email, ...], BeforeValidator(_list)] = Field(
+        (), description="e-mail addresses to notify when a run ends"
     )
+    kubeflow_host: Annotated[
+        str,
+        _form(
+            r"https?://[^\s/]+(/\S*)?",
+            "an address such as http://localhost:8080",
+            (r"[\w.-]+(:\d+)?(/|$)", "put http:// or https:// before it"),
+        ),
+    ] = Field("", description="address of the Kubeflow Pipelines API; empty: kfp finds it in the cluster or by kubectl")
     kubeflow_namespace: Annotated[str, _form(K8S_NAME, "a Kubernetes name: a-z, 0-9 and -")] = Field(
         "", description="namespace of the runs, where Kubeflow has several users"
     )
@@ -210,7 +264,7 @@ class Settings(Config):
         default_factory=dict, description="labels of every run, besides git_sha and version"
     )
     machines: dict[str, Resources] = Field(default_factory=dict, description="CPU and memory of the steps, by step")
-    parameters: dict[str, Value | dict[str, Value]] = Field(
+    parameters: dict[str, Annotated[Any, AfterValidator(_parameter)]] = Field(
         default_factory=dict, description="defaults of the pipeline's parameters"
     )
 
@@ -309,7 +363,7 @@ class Settings(Config):
     def has_gpu(self) -> bool:
         """Whether the train step has a GPU; not so for ``train_accelerator_count = 0`` under ``parameters``."""
         try:
-            return int(self.parameters.get("train_accelerator_count", 1)) != 0  # type: ignore[arg-type]
+            return int(self.parameters.get("train_accelerator_count", 1)) != 0
         except (TypeError, ValueError):
             return True  # compiling refuses it
 
@@ -336,7 +390,12 @@ class Settings(Config):
                 f"image_repository is empty: set it in {self.file} to the registry path of the images, such as "
                 "europe-west4-docker.pkg.dev/PROJECT/mf, then run `make images`"
             )
-        host, slash, _ = self.image_repository.partition("/")
+        host, slash, path = self.image_repository.partition("/")
+        if host.endswith(".pkg.dev") and "/" not in path:
+            raise ConfigError(
+                f"image_repository: found {self.image_repository!r}, expected the project and the repository after the "
+                f"host, {host}/my-project/mf"
+            )
         if not slash or not ("." in host or ":" in host or host == "localhost"):
             raise ConfigError(
                 f"image_repository: found {self.image_repository!r}, which names no registry, and an image without one "

@@ -27,7 +27,7 @@ class ColdStart:
     @classmethod
     def counted(cls, ids: EncodedIds) -> Self:
         """The counts alone, without predictions."""
-        return cls(int((ids.test_id_rows < 0).sum()), int((ids.test_rows < 0).sum()), None)
+        return cls(int((ids.train_counts == 0).sum()), int(ids.is_cold.sum()), None)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def score_ratings(
 
 def cold_start(ids: EncodedIds, actual: Floats, predicted: Floats, baseline: Floats, global_mean: Floats) -> ColdStart:
     """RMSE on the ratings of users, or of movies, without a training rating."""
-    cold = ids.test_rows < 0
+    cold = ids.is_cold
     counted = ColdStart.counted(ids)
     if not cold.any():
         return counted

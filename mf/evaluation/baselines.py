@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from mf.biases import BiasModel
 from mf.evaluation.encoded import EncodedRatings
 from mf.evaluation.metrics import RMSE
 from mf.model_directory import TrainedModel
@@ -29,16 +28,13 @@ class BesideBaselines:
             DataError: the parts have ids of different types.
         """
         ratings = EncodedRatings.of(train, held_out)
-        users, movies = ratings.users, ratings.movies
-        biases = BiasModel.fit(
-            users.train_rows, movies.train_rows, ratings.train_ratings, len(users.vocabulary), len(movies.vocabulary)
-        )
+        biases = ratings.biases()
         module = model.star_model()
         low, high = module.rating_min.item(), module.rating_max.item()
         # In float64: a sum of millions of squares in float32 is inexact.
         actual = ratings.test_ratings.astype(np.float64)
         predicted = model.predict(held_out[USER], held_out[MOVIE]).astype(np.float64)
-        baseline = np.clip(biases.predict(users.test_rows, movies.test_rows), low, high)
+        baseline = np.clip(biases.predict(ratings.users.test_index, ratings.movie_rows), low, high)
         return cls(
             len(held_out),
             RMSE.of(actual, predicted),

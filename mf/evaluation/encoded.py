@@ -1,150 +1,204 @@
-"""Training and test ratings with user and movie ids encoded as row numbers."""
+"""Test ratings with ids as numbers, and totals of the training part, which is read in batches."""
 
 from dataclasses import dataclass
-from typing import Self
+from functools import cached_property
+from typing import Self, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.sparse import csr_array
 
-from mf.biases import Floats, Ints
+from mf.biases import DAMPING, BiasModel, Floats, Ints
 from mf.errors import DataError
+from mf.ratings.batches import Batches
+from mf.ratings.hashing import id_hashes, mixed
+from mf.ratings.quantiles import cuts
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, UNKNOWN_TIME, USER, has_ratings, times
 from mf.ratings.vocabulary import Vocabulary
+
+Part: TypeAlias = pa.Table | Batches  # ratings in memory, or read in batches
+
+Values = TypeVar("Values", Ints, Floats)
+
+# Test ratings that are scored, at most; of more, those of a random sample of users are, in which the RMSE has an
+# interval of about ±0.001.
+SCORED_RATINGS = 5_000_000
+MERGED = 16  # batches whose totals are merged at a time
 
 
 @dataclass(frozen=True)
 class EncodedIds:
-    """One id column (users or movies) of the training and the test part."""
+    """The users or the movies of the test part."""
 
-    vocabulary: Vocabulary  # distinct ids of the training part
-    train_rows: Ints  # int32[training ratings], row in ``vocabulary``
-    test_ids: pa.Array  # distinct ids of the test part, sorted
+    test_ids: pa.Array  # distinct, sorted
     test_index: Ints  # int32[test ratings], index into ``test_ids``
-    test_id_rows: Ints  # int64[len(test_ids)], row in ``vocabulary``; -1: cold start, no training rating
-
-    @classmethod
-    def of(cls, train: pa.ChunkedArray, test: pa.ChunkedArray) -> Self:
-        """Encodes the id column of both parts.
-
-        Raises:
-            DataError: one part has integer ids and the other has text.
-        """
-        vocabulary, train_rows = Vocabulary.encode(train)
-        in_test, test_index = Vocabulary.encode(test)
-        return cls(vocabulary, train_rows, in_test.ids, test_index, vocabulary.rows(in_test.ids))
+    train_counts: Ints  # int64[len(test_ids)], training ratings; 0: cold start
 
     @property
-    def test_rows(self) -> Ints:
-        """int64[test ratings], row in ``vocabulary``; -1: cold start."""
-        return self.test_id_rows[self.test_index]
-
-    @property
-    def train_counts(self) -> Ints:
-        """int64[len(test_ids)], number of training ratings per test id."""
-        # Row -1 reads the appended zero.
-        return np.append(np.bincount(self.train_rows, minlength=len(self.vocabulary)), 0)[self.test_id_rows]
+    def is_cold(self) -> npt.NDArray[np.bool_]:
+        """bool[test ratings], those without a training rating of the same id."""
+        cold: npt.NDArray[np.bool_] = (self.train_counts == 0)[self.test_index]
+        return cold
 
 
 @dataclass(frozen=True)
 class EncodedRatings:
-    """Training and test part, encoded, and their tables."""
+    """The test part, encoded, and totals of the training part."""
 
     users: EncodedIds
     movies: EncodedIds
-    train_ratings: npt.NDArray[np.float32]  # of clicks all 1, as the next one
-    test_ratings: npt.NDArray[np.float32]
-    train: pa.Table  # as it came
-    validation: pa.Table | None
+    test_ratings: npt.NDArray[np.float32]  # of clicks all 1
+    train: Batches
+    validation: Batches | None
+    catalogue: Vocabulary  # movies with a training rating
+    movie_counts: Ints  # int64[catalogue], training ratings
+    movie_sums: Floats  # [catalogue], sum of the training ratings, as the next one; 0 for clicks
+    user_sums: Floats  # [test users]
+    range: npt.NDArray[np.float32]  # lowest and highest training rating; 1 and 1 for clicks
 
     @classmethod
-    def of(cls, train: pa.Table, test: pa.Table, validation: pa.Table | None = None) -> Self:
-        """Encodes tables of ratings (``mf.ratings.schema``).
+    def of(cls, train: Part, test: pa.Table, validation: Part | None = None) -> Self:
+        """Encodes ``test`` and reads ``train``, both ratings as ``mf.ratings.schema`` has them.
 
         Raises:
             DataError: the training or the test part is empty, or their ids are of different types.
         """
+        train = Batches(train)
         if len(test) == 0:
             raise DataError(f"the test part is empty (the training part has {len(train):,} ratings): raise test_size")
         if len(train) == 0:
             raise DataError(f"the training part is empty (the test part has {len(test):,} ratings): lower test_size")
-        users, movies = (EncodedIds.of(train[column], test[column]) for column in (USER, MOVIE))
-        if has_ratings(train) != has_ratings(test):
+        if train.has_ratings != has_ratings(test):
             named = {True: "has ratings", False: "has none"}
-            parts = (
-                f"the {name} part {named[has_ratings(part)]}" for name, part in (("training", train), ("test", test))
-            )
-            raise DataError(
-                f"{' and '.join(parts)}: name the rating column of both, or use rating_column=none for both"
-            )
-        return cls(users, movies, _ratings(train), _ratings(test), train, validation)
+            parts = (("training", train.has_ratings), ("test", has_ratings(test)))
+            found = " and ".join(f"the {name} part {named[rated]}" for name, rated in parts)
+            raise DataError(f"{found}: name the rating column of both, or use rating_column=none for both")
+        (users, user_index), (movies, movie_index) = (Vocabulary.encode(test[column]) for column in (USER, MOVIE))
+        of_movies, user_counts, user_sums = [], np.zeros(len(users), np.int64), np.zeros(len(users))
+        ends = [] if train.has_ratings else [(1.0, 1.0)]
+        for batch in train.read(*[name for name in (USER, MOVIE, RATING) if name in train.schema.names]):
+            if train.has_ratings:
+                ends.append(tuple(pc.min_max(batch[RATING]).as_py().values()))
+            _add(_totals(batch, USER), users, user_counts, user_sums)
+            of_movies.append(_totals(batch, MOVIE))
+            if len(of_movies) > MERGED:
+                of_movies = [_merged(of_movies)]
+        totals = _merged(of_movies)
+        catalogue = Vocabulary.of(totals["id"])
+        movie_counts, movie_sums = np.zeros(len(catalogue), np.int64), np.zeros(len(catalogue))
+        _add(totals, catalogue, movie_counts, movie_sums)
+        rows = catalogue.rows(movies.ids)
+        return cls(
+            EncodedIds(users.ids, user_index, user_counts),
+            # Row -1 reads the appended zero.
+            EncodedIds(movies.ids, movie_index, np.append(movie_counts, 0)[rows]),
+            test[RATING].to_numpy() if has_ratings(test) else np.ones(len(test), np.float32),
+            train,
+            None if validation is None else Batches(validation),
+            catalogue,
+            movie_counts,
+            movie_sums,
+            user_sums,
+            np.array([min(low for low, _ in ends), max(high for _, high in ends)], np.float32),
+        )
 
     @property
     def has_ratings(self) -> bool:
         """Whether there are ratings; without them every test pair is relevant."""
-        return has_ratings(self.train)
+        return self.train.has_ratings
 
-    def train_times(self) -> npt.NDArray[np.int64] | None:
-        """int64[training ratings], microseconds, ``UNKNOWN_TIME`` where unknown; None where all are unknown."""
-        if RATED_AT not in self.train.column_names:
+    @cached_property
+    def movie_rows(self) -> Ints:
+        """int64[test ratings], row in ``catalogue``; -1: no training rating."""
+        return self.catalogue.rows(self.movies.test_ids)[self.movies.test_index]
+
+    def biases(self) -> BiasModel:
+        """``BiasModel.fit`` of the training part: biases of the test users and of the movies of ``catalogue``."""
+        mean = float(self.movie_sums.sum() / len(self.train))
+        movie_bias = (self.movie_sums - self.movie_counts * mean) / (self.movie_counts + DAMPING)
+        users = Vocabulary(self.users.test_ids)
+        counts_read, of_movies = np.zeros(len(users), np.int64), np.zeros(len(users))
+        for batch in self.train.read(USER, MOVIE):
+            values = movie_bias[self.catalogue.rows(batch[MOVIE])]
+            _add(_totals(pa.table({USER: batch[USER], RATING: values}), USER), users, counts_read, of_movies)
+        counts = self.users.train_counts
+        return BiasModel(mean, (self.user_sums - counts * mean - of_movies) / (counts + DAMPING), movie_bias)
+
+    def recent_counts(self, share: float) -> tuple[Ints, int] | None:
+        """int64[catalogue], training ratings among the newest ``share`` of those with a time, and the time of the
+        oldest of them in microseconds; None without times."""
+        if not self.train.has_times:
             return None
-        found = times(self.train)
-        return None if (found == UNKNOWN_TIME).all() else found
+        unknown = sum(int(np.count_nonzero(batch == UNKNOWN_TIME)) for batch in self.train.times())
+        known = len(self.train) - unknown
+        if not known:
+            return None
+        # As NumPy's quantile by "inverted_cdf"; unknown times come first.
+        position = unknown + max(0, int(np.ceil(known * (1 - share) - 1)))
+        since = cuts(self.train.times, [position])[0].time
+        counts = np.zeros(len(self.catalogue), np.int64)
+        for batch in self.train.read(MOVIE, RATED_AT):
+            newest = batch[MOVIE].filter(pa.array(times(batch) >= since))
+            counts += np.bincount(self.catalogue.rows(newest), minlength=len(counts))
+        return counts, since
 
-    def known(self) -> pa.Table:
-        """The ratings of the training and the validation part."""
-        return self.train if self.validation is None else pa.concat_tables([self.train, self.validation])
-
-    def train_columns(self, catalogue: Vocabulary) -> Ints:
-        """[training ratings], row in ``catalogue`` of each training rating's movie; -1: not in it."""
-        if catalogue is self.movies.vocabulary:
-            return self.movies.train_rows
-        return catalogue.rows(self.movies.vocabulary.ids)[self.movies.train_rows]
-
-    def of_train_movies(self, values: Floats, catalogue: Vocabulary) -> Floats:
-        """float64[catalogue], ``values`` [training movies]; 0 for a movie without a training rating."""
+    def in_catalogue(self, values: Values, catalogue: Vocabulary) -> Values:
+        """[catalogue], ``values`` [self.catalogue] of these movies; 0 for a movie without a training rating."""
+        if catalogue is self.catalogue:
+            return values
         # Row -1 reads the appended zero.
-        return (
-            values
-            if catalogue is self.movies.vocabulary
-            else np.append(values, 0.0)[self.movies.vocabulary.rows(catalogue.ids)]
-        )
-
-    def already_rated(self, catalogue: Vocabulary) -> csr_array:
-        """bool[test users, catalogue]: rated in the training or the validation part."""
-        index = np.full(len(self.users.vocabulary), -1, np.int32)  # training user -> test user
-        in_train = self.users.test_id_rows >= 0
-        index[self.users.test_id_rows[in_train]] = np.flatnonzero(in_train)
-        users, movies = index[self.users.train_rows], self.train_columns(catalogue)
-        if self.validation is not None:
-            more = Vocabulary(self.users.test_ids).rows(self.validation[USER])
-            users = np.concatenate([users, more])
-            movies = np.concatenate([movies, catalogue.rows(self.validation[MOVIE])])
-        return self._matrix(users, movies, catalogue)
+        return np.append(values, np.zeros(1, values.dtype))[self.catalogue.rows(catalogue.ids)]
 
     def relevant(self, threshold: float, catalogue: Vocabulary) -> csr_array:
         """bool[test users, catalogue]: rated ``threshold`` or higher in the test part."""
         liked = self.test_ratings >= threshold
         columns = catalogue.rows(self.movies.test_ids)[self.movies.test_index[liked]]
-        return self._matrix(self.users.test_index[liked], columns, catalogue)
+        return pairs(self.users.test_index[liked], columns, (len(self.users.test_ids), len(catalogue)))
 
     def relevant_counts(self, threshold: float) -> Ints:
         """int64[test users], test ratings of ``threshold`` or higher, movies outside the catalogue included."""
         return np.bincount(self.users.test_index[self.test_ratings >= threshold], minlength=len(self.users.test_ids))
 
-    def _matrix(self, users: Ints, movies: Ints, catalogue: Vocabulary) -> csr_array:
-        """bool[test users, catalogue], true at these pairs; a pair with a -1 is left out."""
-        both = (users >= 0) & (movies >= 0)
-        shape = len(self.users.test_ids), len(catalogue)
-        return csr_array((np.ones(both.sum(), np.bool_), (users[both], movies[both])), shape)
+
+def _totals(ratings: pa.Table, column: str) -> pa.Table:
+    """``id``, ``count`` and ``sum``: number and sum of the ratings per user or per movie; a sum of 0 for clicks."""
+    sums = [(RATING, "sum")] if has_ratings(ratings) else []
+    # In one thread, so that sums are the same each time.
+    totals = ratings.group_by(column, use_threads=False).aggregate([([], "count_all"), *sums])
+    total = totals["rating_sum"] if sums else np.zeros(len(totals))
+    return pa.table({"id": totals[column], "count": totals["count_all"], "sum": total})
 
 
-def _ratings(table: pa.Table) -> npt.NDArray[np.float32]:
-    if not has_ratings(table):
-        return np.ones(len(table), np.float32)
-    values: npt.NDArray[np.float32] = table[RATING].to_numpy()
-    return values
+def _merged(parts: list[pa.Table]) -> pa.Table:
+    """Several ``_totals`` as one."""
+    totals = pa.concat_tables(parts).group_by("id", use_threads=False).aggregate([("count", "sum"), ("sum", "sum")])
+    return totals.select(["id", "count_sum", "sum_sum"]).rename_columns(["id", "count", "sum"])
+
+
+def _add(totals: pa.Table, ids: Vocabulary, counts: Ints, sums: Floats) -> None:
+    """Adds ``_totals`` to the numbers of the ids that are among ``ids``."""
+    rows = ids.rows(totals["id"])
+    known = rows >= 0
+    counts[rows[known]] += totals["count"].to_numpy()[known]
+    sums[rows[known]] += totals["sum"].to_numpy()[known]
+
+
+def scored_part(test: Part, seed: int) -> pa.Table:
+    """The test ratings to score: all, or of more than ``SCORED_RATINGS`` about as many, by a random sample of users."""
+    batches = Batches(test)
+    if len(batches) <= SCORED_RATINGS:
+        return batches.table()
+    hashes, share = id_hashes(seed), SCORED_RATINGS / len(batches)
+    drawn = (batch.filter(pa.array(mixed(hashes(batch[USER])) / 2.0**64 < share)) for batch in batches.read())
+    return pa.concat_tables([batches.schema.empty_table(), *drawn])
+
+
+def pairs(users: Ints, movies: Ints, shape: tuple[int, int]) -> csr_array:
+    """bool[shape], true at these pairs; a pair with a -1 is left out."""
+    both = (users >= 0) & (movies >= 0)
+    return csr_array((np.ones(both.sum(), np.bool_), (users[both], movies[both])), shape)
 
 
 def take_rows(vectors: npt.NDArray[np.float32], rows: Ints) -> npt.NDArray[np.float32]:

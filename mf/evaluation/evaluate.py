@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mf.biases import BiasModel, Floats
+from mf.biases import Floats
 from mf.errors import DataError
 from mf.evaluation.accuracy import (
     CalibrationBin,
@@ -24,10 +24,11 @@ from mf.evaluation.accuracy import (
 )
 from mf.evaluation.bootstrap import Interval
 from mf.evaluation.config import EvaluateConfig
-from mf.evaluation.encoded import EncodedRatings
+from mf.evaluation.encoded import EncodedRatings, Part, scored_part
 from mf.evaluation.metrics import METRICS, RATING_METRICS, Scores
 from mf.evaluation.ranking import ColdStartCurve, ExposureBin, PublishedLists, Ranking, score_lists
 from mf.model_directory import TrainedModel
+from mf.ratings.batches import Batches
 from mf.ratings.schema import MOVIE, RATING, USER, has_ratings
 
 LABELS = {
@@ -45,7 +46,7 @@ class Evaluation:
     """Metrics of a model and of the baselines; "baseline" alone means user + movie biases."""
 
     train_rows: int
-    test_rows: int
+    test_rows: int  # scored
     test_users: int
     model: Scores  # rating metrics, as are the next two; none of the three has any where the data are clicks
     global_mean: Scores  # baseline: every prediction is the mean of the training ratings
@@ -63,6 +64,7 @@ class Evaluation:
     ranking_unseen_users: Ranking  # for cold-start users, whose lists are ordered by movie bias
     exposure: tuple[ExposureBin, ...]  # deciles of the catalogue, the least rated first; empty without lists
     cold_start_curve: ColdStartCurve | None = None  # None without a ranking model
+    test_rows_drawn_from: int = 0  # test ratings, of which ``test_rows`` are those of a random sample of users
     constant: tuple[str, ...] = ()  # which of predicted ratings and ranking scores are the same for all test ratings
 
     @property
@@ -74,6 +76,11 @@ class Evaluation:
     def rows_are(self) -> str:
         """What a row of the parts is: ``ratings`` or ``clicks``."""
         return "ratings" if self.has_ratings else "clicks"
+
+    @property
+    def of_all(self) -> str:
+        """``of 98,000,000 `` where a sample of the test part is scored."""
+        return f"of {self.test_rows_drawn_from:,} " if self.test_rows < self.test_rows_drawn_from else ""
 
     def scores(self) -> dict[str, Scores]:
         """Rating and list metrics together, by the name of the model or baseline (``LABELS``); the model first."""
@@ -93,7 +100,7 @@ class Evaluation:
         gain = metric.gain(value, baseline)
         difference = f"{metric.text(abs(gain))} {'better' if gain > 0 else 'worse'} than" if gain else "no better than"
         on = (
-            f"on {self.test_rows:,} test {self.rows_are}"
+            f"on {self.test_rows:,} {self.of_all}test {self.rows_are}"
             if metric in RATING_METRICS
             else f"for {self.ranking.users:,} users"
         )
@@ -114,27 +121,30 @@ class Evaluation:
 
 
 def evaluate(
-    train: pa.Table,
-    test: pa.Table,
+    train: Part,
+    test: Part,
     model: TrainedModel,
     config: EvaluateConfig | None = None,
-    validation: pa.Table | None = None,
+    validation: Part | None = None,
 ) -> Evaluation:
     """As ``evaluate_with_lists``, without the lists."""
     return evaluate_with_lists(train, test, model, config, validation)[0]
 
 
 def evaluate_with_lists(
-    train: pa.Table,
-    test: pa.Table,
+    train: Part,
+    test: Part,
     model: TrainedModel,
     config: EvaluateConfig | None = None,
-    validation: pa.Table | None = None,
+    validation: Part | None = None,
+    *,
+    drawn_from: int = 0,
 ) -> tuple[Evaluation, PublishedLists | None]:
     """Scores ``model`` on ``test`` beside baselines fitted to ``train``, on the model's device.
 
     A model of clicks is scored by its lists alone, in which every test pair is relevant: ratings of the parts, and
-    ``config.relevance_threshold``, are not looked at.
+    ``config.relevance_threshold``, are not looked at. Of a large test part a sample is scored (``scored_part``). Memory
+    does not grow with the other parts: they are read in batches.
 
     Args:
         train: the ratings that the model was trained on; the ranking model on ``validation`` too.
@@ -143,6 +153,7 @@ def evaluate_with_lists(
         config: options; default: ``EvaluateConfig()``.
         validation: ratings that steered the training; a user's list leaves out the movies that the user has rated in
             ``train`` or here.
+        drawn_from: the number of test ratings where ``test`` is a sample of them already.
 
     Returns:
         The evaluation, and the lists of the ranking model; ``None`` without one.
@@ -152,9 +163,10 @@ def evaluate_with_lists(
             or a number of the model is not finite.
     """
     config = config or EvaluateConfig()
+    drawn_from, test = drawn_from or len(Batches(test)), scored_part(test, config.seed)
     if model.module is None:
-        train, test = _clicks(train), _clicks(test)
-        validation = None if validation is None else _clicks(validation)
+        train, test = Batches(train).clicks(), _clicks(test)
+        validation = None if validation is None else Batches(validation).clicks()
     ratings = EncodedRatings.of(train, test, validation)
     if model.module and not ratings.has_ratings:
         raise DataError(f"the test part has no ratings to score model {model.run_id} on, which predicts ratings")
@@ -162,8 +174,9 @@ def evaluate_with_lists(
     constant = accuracy.pop("constant")
     lists = score_lists(ratings, model, movie_bias, config)
     evaluation = Evaluation(
-        train_rows=len(train),
+        train_rows=len(ratings.train),
         test_rows=len(test),
+        test_rows_drawn_from=drawn_from,
         test_users=len(ratings.users.test_ids),
         **accuracy,
         ranking=lists.seen,
@@ -195,13 +208,11 @@ def _accuracy(
     users, movies = ratings.users, ratings.movies
     predictions = model.predict(test[USER], test[MOVIE])
     _check_finite(test, predictions)
-    biases = BiasModel.fit(
-        users.train_rows, movies.train_rows, ratings.train_ratings, len(users.vocabulary), len(movies.vocabulary)
-    )
+    biases = ratings.biases()
     module = model.star_model()
     low, high = module.rating_min.item(), module.rating_max.item()
     actual, predicted = ratings.test_ratings.astype(np.float64), predictions.astype(np.float64)
-    baseline = np.clip(biases.predict(users.test_rows, movies.test_rows), low, high)
+    baseline = np.clip(biases.predict(users.test_index, ratings.movie_rows), low, high)
     mean = np.full(len(test), biases.mean)
     (model_scores, mean_scores, baseline_scores), difference = score_ratings(
         users.test_index, actual, [predicted, mean, baseline], config.bootstrap, config.seed

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
-from mf.evaluation.encoded import take_rows
+from mf.evaluation.encoded import Part, take_rows
 from mf.model_directory import TrainedModel
+from mf.ratings.batches import Batches
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, has_ratings
+from mf.ratings.vocabulary import Vocabulary
 
 ACTIVITY = (0.1, 0.5, 0.9)  # quantiles of the users' numbers of ratings: a light, a median and a heavy user
 SHOWN = 8  # movies per list
@@ -38,42 +39,42 @@ class Example:
 
 
 def examples(
-    train: pa.Table, validation: pa.Table | None, test: pa.Table, model: TrainedModel, titles: Mapping[str, str]
+    train: Part, validation: Part | None, test: pa.Table, model: TrainedModel, titles: Mapping[str, str]
 ) -> tuple[Example, ...]:
     """A light, a median and a heavy user; the same ones whatever the order of the rows.
 
     Args:
-        train, validation, test: tables of ratings with ids of the same types; validation may be None.
+        train, validation, test: ratings with ids of the same types; validation may be None.
         model: trained on ``train``.
         titles: movie titles by id as text; may be incomplete.
     """
-    chosen = _choose_users(train, test)
+    parts = [Batches(part) for part in (train, validation) if part is not None]
+    chosen = _choose_users(parts[0], test)
     if not chosen:
         return ()
-    users = pa.array(chosen, train[USER].type)
-    parts = [part for part in (train, validation) if part is not None]
-    rated = pa.concat_tables([_ratings_of(users, part) for part in parts])
-    test = _ratings_of(users, test)
-    return tuple(_example(user, _ratings_of(user, rated), _ratings_of(user, test), model, titles) for user in chosen)
+    users = pa.array(chosen, test[USER].type)
+    rated = pa.concat_tables([part.of_users(users) for part in parts])
+    test = Batches(test).of_users(users)
+
+    def of(user: Any, ratings: pa.Table) -> pa.Table:
+        return Batches(ratings).of_users(pa.array([user], users.type))
+
+    return tuple(_example(user, of(user, rated), of(user, test), model, titles) for user in chosen)
 
 
-def _choose_users(train: pa.Table, test: pa.Table) -> list[Any]:
+def _choose_users(train: Batches, test: pa.Table) -> list[Any]:
     """Users at the quantiles ``ACTIVITY`` among those in both parts, by number of training ratings."""
-    counts = train[USER].value_counts()
-    in_test = pc.is_in(counts.field("values"), value_set=pc.unique(test[USER]))
-    users = pa.table({"user": counts.field("values"), "ratings": counts.field("counts")}).filter(in_test)
+    found = Vocabulary.of(test[USER])
+    counts = np.zeros(len(found), np.int64)
+    for batch in train.read(USER):
+        rows = found.rows(batch[USER])
+        counts += np.bincount(rows[rows >= 0], minlength=len(counts))
+    # Of equal counts the lower id comes first.
+    users = np.argsort(counts, kind="stable")[np.count_nonzero(counts == 0) :]
     if not len(users):
         return []
-    users = users.sort_by([("ratings", "ascending"), ("user", "ascending")])
-    rows = sorted({int(quantile * (len(users) - 1)) for quantile in ACTIVITY})
-    return list(users["user"].take(rows).to_pylist())
-
-
-def _ratings_of(users: Any, ratings: pa.Table) -> pa.Table:
-    """The ratings of ``users``, an array of ids or one id."""
-    column = ratings[USER]
-    users = users if isinstance(users, pa.Array) else pa.array([users], column.type)
-    return ratings.filter(pc.is_in(column, value_set=users))
+    chosen = sorted({int(quantile * (len(users) - 1)) for quantile in ACTIVITY})
+    return list(found.ids.take(pa.array(users[chosen])).to_pylist())
 
 
 def _example(user: Any, rated: pa.Table, test: pa.Table, model: TrainedModel, titles: Mapping[str, str]) -> Example:

@@ -8,16 +8,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import pyarrow as pa
-
 from mf.evaluation.champion import Comparison, compare
 from mf.evaluation.config import EvaluateConfig, GateConfig
+from mf.evaluation.encoded import Part, scored_part
 from mf.evaluation.evaluate import Evaluation, evaluate_with_lists
 from mf.evaluation.examples import examples
 from mf.evaluation.gate import Decision, decide
 from mf.evaluation.metrics import METRICS
 from mf.evaluation.report import Report, write_report
 from mf.model_directory import TrainedModel
+from mf.ratings.batches import Batches
 from mf.ratings.schema import Provenance
 from mf.supabase.target import Target
 
@@ -58,9 +58,9 @@ class Judgement:
 
 def judge(
     model: TrainedModel,
-    train: pa.Table,
-    test: pa.Table,
-    validation: pa.Table | None = None,
+    train: Part,
+    test: Part,
+    validation: Part | None = None,
     *,
     html: Path,
     document: Path,
@@ -92,13 +92,14 @@ def judge(
     """
     config, gate = config or EvaluateConfig(), gate or GateConfig()
     began = time.monotonic()
-    evaluation, lists = evaluate_with_lists(train, test, model, config, validation)
-    comparison = compare(model, test, target, config.seed, lists) if target else None
+    drawn_from, scored = len(Batches(test)), scored_part(test, config.seed)
+    evaluation, lists = evaluate_with_lists(train, scored, model, config, validation, drawn_from=drawn_from)
+    comparison = compare(model, scored, target, config.seed, lists) if target else None
     decision = decide(evaluation, comparison, gate, users=len(model.users), movies=len(model.movies))
-    users = examples(train, validation, test, model, titles)
+    users = examples(train, validation, scored, model, titles)
     epochs = model.metrics.get("epochs", [])
     seconds, now = time.monotonic() - began, datetime.now(UTC)
-    facts = {**_facts(model, train, provenance), **_times(model, epochs, seconds)}
+    facts = {**_facts(model, evaluation.train_rows, provenance), **_times(model, epochs, seconds)}
     whole = f", {duration((now - started).total_seconds())} after the run began" if started else ""
     report = Report(
         evaluation, decision, comparison, users, epochs, facts, _parameters(model, config, gate, parameters),
@@ -108,13 +109,13 @@ def judge(
     return Judgement(evaluation, comparison, decision, html, document)
 
 
-def _facts(model: TrainedModel, train: pa.Table, provenance: Provenance | None) -> dict[str, str]:
+def _facts(model: TrainedModel, train_rows: int, provenance: Provenance | None) -> dict[str, str]:
     """Ratings, model and code of the run, by label."""
     how = f"solver {model.solver}" if model.module else "lists only"
     rows = "ratings" if model.module else "clicks"
     facts = {
         "model": f"{model.run_id}, {how}, {model.factors} factors",
-        "trained on": f"{len(train):,} {rows} of {len(model.users):,} users and {len(model.movies):,} movies",
+        "trained on": f"{train_rows:,} {rows} of {len(model.users):,} users and {len(model.movies):,} movies",
     }
     if ranking := model.ranking:
         size = f"{len(ranking.users):,} users and {len(ranking.movies):,} movies of training and validation part"

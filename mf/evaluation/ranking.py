@@ -15,13 +15,13 @@ from mf.biases import Floats, Ints
 from mf.evaluation.accuracy import deciles
 from mf.evaluation.bootstrap import Interval, bootstrap_ratios, percentile_interval
 from mf.evaluation.config import EvaluateConfig
-from mf.evaluation.encoded import EncodedRatings, take_rows
+from mf.evaluation.encoded import EncodedRatings, pairs, take_rows
 from mf.evaluation.metrics import CATALOGUE_METRICS, LIST_METRICS, NDCG, Hits, Scores
 from mf.evaluation.topk import top_k_by_product, top_k_in_one_order
 from mf.model_directory import TrainedModel
 from mf.ranking import Interactions, RankingModel
 from mf.ranking.relevance import default_threshold
-from mf.ratings.schema import UNKNOWN_TIME
+from mf.ratings.schema import MOVIE, RATING, USER, times
 from mf.ratings.vocabulary import Vocabulary
 
 RECENT = 0.1  # the newest tenth of the training ratings, which recent popularity counts
@@ -129,7 +129,7 @@ class PublishedLists:
     movies: Vocabulary  # the catalogue
     rated: csr_array  # bool[users, movies], what the lists leave out
     lists: Ints  # int64[users, k], rows of ``movies``; -1: empty position
-    known: pa.Table  # the ratings of the training and the validation part, of all users
+    known: pa.Table  # their ratings of the training and the validation part, and some other users'
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,13 @@ class _Task:
     config: EvaluateConfig
     threshold: float
     catalogue: Vocabulary
-    columns: Ints  # [training ratings], rows of the catalogue
-    rated: csr_array  # bool[test users, catalogue]
     relevant: csr_array  # bool[test users, catalogue]
     relevant_counts: Ints  # [test users], movies outside the catalogue included
     train_counts: Ints  # [catalogue], training ratings
     orders: dict[str, Floats | Ints]  # [catalogue], scores by which a baseline orders the movies for everybody
     recent_since: str | None
+    trained: pa.Table  # training ratings of the users whose lists are scored
+    known: pa.Table  # these and their validation ratings
 
     @property
     def device(self) -> torch.device:
@@ -191,10 +191,20 @@ def score_lists(
         movie_bias: float64[training movies], b_m of the bias baseline; None for clicks.
         config: k, threshold, bootstrap and seed.
     """
-    task = _task(ratings, model, movie_bias, config)
-    known = model.ranking.users.rows(ratings.users.test_ids) if model.ranking else ratings.users.test_id_rows
-    seen, group = _score_group(task, known >= 0, "seen")
-    unseen, _ = _score_group(task, known < 0, "unseen")
+    threshold = config.relevance_threshold
+    if threshold is None or not ratings.has_ratings:
+        threshold = default_threshold(ratings.range)
+    counts = ratings.relevant_counts(threshold)
+    is_seen = ratings.users.train_counts > 0
+    if model.ranking:
+        is_seen = model.ranking.users.rows(ratings.users.test_ids) >= 0
+    some_seen, some_unseen = (
+        sample(np.flatnonzero(here & (counts > 0)), SCORED_USERS, config.seed) for here in (is_seen, ~is_seen)
+    )
+    ids = ratings.users.test_ids.take(pa.array([*some_seen, *some_unseen], pa.int64()))
+    task = _task(ratings, model, movie_bias, config, threshold, counts, ids)
+    seen, group = _score_group(task, is_seen, some_seen, "seen")
+    unseen, _ = _score_group(task, ~is_seen, some_unseen, "unseen")
     shown = {name: group.lists[name] for name in EXPOSED if name in group.lists}
     exposed = exposure(task.train_counts, shown) if seen.users else ()
     if not model.ranking:
@@ -206,48 +216,57 @@ def score_lists(
         task.catalogue,
         group.rated,
         group.lists["model"],
-        ratings.known(),
+        task.known,
     )
     return ListResults(seen, unseen, exposed, _cold_start_curve(task, model.ranking.model, group), published)
 
 
-def _task(ratings: EncodedRatings, model: TrainedModel, movie_bias: Floats | None, config: EvaluateConfig) -> _Task:
-    threshold = config.relevance_threshold
-    if threshold is None or not ratings.has_ratings:
-        threshold = default_threshold(ratings.train_ratings)
-    catalogue = model.ranking.movies if model.ranking else ratings.movies.vocabulary
-    columns = ratings.train_columns(catalogue)
-    train_counts = _count(columns, len(catalogue))
+def _task(
+    ratings: EncodedRatings,
+    model: TrainedModel,
+    movie_bias: Floats | None,
+    config: EvaluateConfig,
+    threshold: float,
+    relevant_counts: Ints,
+    users: pa.Array,
+) -> _Task:
+    catalogue = model.ranking.movies if model.ranking else ratings.catalogue
+    train_counts = ratings.in_catalogue(ratings.movie_counts, catalogue)
     orders: dict[str, Floats | Ints] = {"popularity": train_counts}
     if movie_bias is not None:
-        orders["user_movie_bias"] = ratings.of_train_movies(movie_bias, catalogue)
+        orders["user_movie_bias"] = ratings.in_catalogue(movie_bias, catalogue)
     since = None
-    if model.ranking and (recent := _recent(ratings)):
-        chosen, since = recent
+    if model.ranking and (recent := ratings.recent_counts(RECENT)):
+        newest, micros = recent
+        since = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)).isoformat()
         # Of movies with equally many recent ratings the more popular one comes first.
-        orders["recent_popularity"] = _count(columns[chosen], len(catalogue)) + train_counts / (train_counts.max() + 1)
+        recently = ratings.in_catalogue(newest, catalogue)
+        orders["recent_popularity"] = recently + train_counts / (train_counts.max() + 1)
+    trained = ratings.train.of_users(users)
     return _Task(
         model=model,
         ratings=ratings,
         config=config,
         threshold=threshold,
         catalogue=catalogue,
-        columns=columns,
-        rated=ratings.already_rated(catalogue),
         relevant=ratings.relevant(threshold, catalogue),
-        relevant_counts=ratings.relevant_counts(threshold),
+        relevant_counts=relevant_counts,
         train_counts=train_counts,
         orders=orders,
         recent_since=since,
+        trained=trained,
+        known=pa.concat_tables([trained, ratings.validation.of_users(users)]) if ratings.validation else trained,
     )
 
 
-def _score_group(task: _Task, everybody: npt.NDArray[np.bool_], kind: str) -> tuple[Ranking, _Group]:
-    """Scores of the test users ``everybody`` bool[test users], who are "seen" or "unseen" in training."""
+def _score_group(task: _Task, everybody: npt.NDArray[np.bool_], users: Ints, kind: str) -> tuple[Ranking, _Group]:
+    """Scores of the test users ``everybody`` bool[test users], who are "seen" or "unseen" in training, by the lists of
+    ``users``, a sample of those with a relevant test movie."""
     own, config, ratings = task.model.ranking, task.config, task.ratings
-    eligible = np.flatnonzero(everybody & (task.relevant_counts > 0))
-    users = sample(eligible, SCORED_USERS, config.seed)
-    ids, rated = ratings.users.test_ids.take(pa.array(users)), task.rated[users]
+    eligible = int((everybody & (task.relevant_counts > 0)).sum())
+    ids = ratings.users.test_ids.take(pa.array(users))
+    cells = Vocabulary(ids).rows(task.known[USER]), task.catalogue.rows(task.known[MOVIE])
+    rated = pairs(*cells, (len(ids), len(task.catalogue)))
     if own:
         p = torch.from_numpy(take_rows(own.vectors, own.users.rows(ids))).to(task.device)
         lists = {"model": ranking_lists(own.model, p, rated, config.k)}
@@ -269,8 +288,8 @@ def _score_group(task: _Task, everybody: npt.NDArray[np.bool_], kind: str) -> tu
         movies=len(task.catalogue),
         left_out="training" if ratings.validation is None else "training and validation",
         users=len(users),
-        users_without=int(everybody.sum()) - len(eligible),
-        drawn_from=len(eligible),
+        users_without=int(everybody.sum()) - eligible,
+        drawn_from=eligible,
         relevant=total,
         out_of_reach=total - group.relevant.nnz,
         reason="" if len(users) else _reason(int(everybody.sum()), kind, task.threshold),
@@ -286,21 +305,6 @@ def _score_group(task: _Task, everybody: npt.NDArray[np.bool_], kind: str) -> tu
 def sample(rows: Ints, most: int, seed: int) -> Ints:
     """At most ``most`` of ``rows``, drawn at random, in their order."""
     return rows if len(rows) <= most else np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
-
-
-def _count(columns: Ints, movies: int) -> Ints:
-    """int64[movies], how often each occurs in ``columns``; -1 is no movie."""
-    return np.bincount(columns[columns >= 0], minlength=movies)
-
-
-def _recent(ratings: EncodedRatings) -> tuple[npt.NDArray[np.bool_], str] | None:
-    """Which training ratings are recent, bool[training ratings], and the time of the oldest of them; ``None`` without
-    times."""
-    rated_at = ratings.train_times()
-    if rated_at is None:
-        return None
-    since = np.quantile(rated_at[rated_at != UNKNOWN_TIME], 1 - RECENT, method="inverted_cdf")
-    return rated_at >= since, (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(since))).isoformat()
 
 
 def ranking_lists(model: RankingModel, p: Tensor, rated: csr_array, k: int) -> Ints:
@@ -330,14 +334,14 @@ def _cold_start_curve(task: _Task, model: RankingModel, group: _Group) -> ColdSt
     chosen = sample(suitable, FOLDED_IN_USERS, config.seed)
     if not len(chosen):
         return ColdStartCurve(0, 0)
-    number = np.full(len(ratings.users.vocabulary), -1)  # training user -> number among the chosen
-    number[ratings.users.test_id_rows[group.users[chosen]]] = np.arange(len(chosen))
-    rows = np.flatnonzero(number[ratings.users.train_rows] >= 0)
-    rows = rng.permutation(rows)
-    rows = rows[np.argsort(number[ratings.users.train_rows[rows]], kind="stable")]  # each user's in a random order
-    users = number[ratings.users.train_rows[rows]]
+    number = Vocabulary(group.ids.take(pa.array(chosen))).rows(task.trained[USER])
+    rows = rng.permutation(np.flatnonzero(number >= 0))
+    rows = rows[np.argsort(number[rows], kind="stable")]  # each user's in a random order
+    users, trained = number[rows], task.trained
     place = np.arange(len(rows)) - np.searchsorted(users, users)
-    rated_at = ratings.train_times()
+    movies = task.catalogue.rows(trained[MOVIE])
+    stars = trained[RATING].to_numpy() if ratings.has_ratings else None
+    rated_at = times(trained) if ratings.train.has_times else None
     rated, relevant, counts = (part[chosen] for part in (group.rated, group.relevant, group.relevant_counts))
     lists = {}
     for n in FOLDED_IN:
@@ -345,8 +349,8 @@ def _cold_start_curve(task: _Task, model: RankingModel, group: _Group) -> ColdSt
         at = rows[first]
         some = Interactions(
             torch.from_numpy(users[first]),
-            torch.from_numpy(task.columns[at]),
-            torch.from_numpy(ratings.train_ratings[at]) if ratings.has_ratings else None,
+            torch.from_numpy(movies[at]),
+            None if stars is None else torch.from_numpy(stars[at]),
             len(chosen),
             len(model.bias),
             None if rated_at is None else torch.from_numpy(rated_at[at]),

@@ -191,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The response to a request that is not to be read."""
         # Another name for 127.0.0.1 is a page of the web that reads this one (DNS rebinding).
         own = {f"127.0.0.1:{self.gateway.port}", f"localhost:{self.gateway.port}"}
-        if (self.headers.get_all("Host") or [""]) not in [[host] for host in own]:
+        if [host.lower() for host in self.headers.get_all("Host") or [""]] not in [[host] for host in own]:
             return _refusal(403, "this server answers on 127.0.0.1 only")
         if "Transfer-Encoding" in self.headers:
             return _refusal(411, "Length Required")

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mf.errors import DataError
-from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, read_provenance, times
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, read_provenance, read_ratings, times
 
 ROWS = 1 << 20  # per batch
 
@@ -26,13 +26,17 @@ class Batches:
     """
 
     def __init__(self, ratings: "pa.Table | Path | Batches") -> None:
-        self._source: pa.Table | Path = ratings._source if isinstance(ratings, Batches) else ratings
-        if isinstance(self._source, pa.Table):
-            self.schema, self._rows = self._source.schema, len(self._source)
+        self._source: pa.Table | Path
+        self.schema: pa.Schema
+        if isinstance(ratings, Batches):
+            self._source, self.schema, self._rows = ratings._source, ratings.schema, len(ratings)
+        elif isinstance(ratings, pa.Table):
+            self._source, self.schema, self._rows = ratings, ratings.schema, len(ratings)
         else:
-            read_provenance(self._source)
-            about = pq.read_metadata(self._source)
-            self.schema, self._rows = about.schema.to_arrow_schema().remove_metadata(), about.num_rows
+            read_provenance(ratings)
+            about = pq.read_metadata(ratings)
+            schema = about.schema.to_arrow_schema().remove_metadata()
+            self._source, self.schema, self._rows = ratings, schema, about.num_rows
 
     def __len__(self) -> int:
         return int(self._rows)
@@ -56,6 +60,23 @@ class Batches:
         with pq.ParquetFile(self._source) as file:
             for batch in file.iter_batches(ROWS, columns=names):
                 yield pa.table(batch).select(names).replace_schema_metadata(None)
+
+    def clicks(self) -> "Batches":
+        """The same rows without ratings."""
+        rows = Batches(self)
+        if rows.has_ratings:
+            rows.schema = rows.schema.remove(rows.schema.get_field_index(RATING))
+        return rows
+
+    def table(self) -> pa.Table:
+        """All rows in memory."""
+        table = self._source if isinstance(self._source, pa.Table) else read_ratings(self._source)[0]
+        return table.select(self.schema.names)
+
+    def of_users(self, ids: pa.Array) -> pa.Table:
+        """The rows of some users, whose ids have the column's type."""
+        found = (batch.filter(pc.is_in(batch[USER], value_set=ids)) for batch in self.read())
+        return pa.concat_tables([self.schema.empty_table(), *found])
 
     def times(self) -> Iterator[npt.NDArray[np.int64]]:
         """``mf.ratings.schema.times`` of each batch."""

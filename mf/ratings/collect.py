@@ -37,7 +37,7 @@ MOST_TEXT = (1 << 31) - 1  # bytes of text in a string array, whose offsets have
 MOST_VALUES = 10_000  # distinct ratings to count
 EARLY = 100_000  # rows of a source of unknown length before it is refused early
 MOST_ODD = 10_000  # rows with an id that is not an integer before a source may turn out to be one of text ids
-BATCH = 1 << 20  # rows per write to the temporary file
+BATCH = 1 << 19  # rows per write to the temporary file
 
 
 class Collector:

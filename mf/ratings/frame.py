@@ -8,7 +8,6 @@ from uuid import UUID
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import issparse
 
 from mf.errors import DataError
 from mf.progress import Progress
@@ -41,6 +40,8 @@ def to_arrow(frame: Any, what: str = "ratings") -> pa.Table:
     Raises:
         DataError: it is something else, or Arrow cannot read a column.
     """
+    from scipy.sparse import issparse  # takes a while, and files need none of it
+
     try:
         if issparse(frame):
             matrix = frame.tocoo()

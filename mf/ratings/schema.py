@@ -110,9 +110,15 @@ class TrainedOn:
     def read(cls, record: Any) -> "TrainedOn | None":
         """The record from its JSON object; None where it is missing or something else."""
         try:
-            return cls(**record)
-        except TypeError:
+            read = cls(**record)
+            if read.until is not None:
+                datetime.fromisoformat(read.until)
+            if read.split and not {"seed", "test_size"} <= read.split.keys():
+                return None
+        except (TypeError, ValueError, AttributeError):
             return None
+        texts = (read.source, read.content_hash, read.seen_hash)
+        return read if isinstance(read.columns, dict) and all(isinstance(text, str) for text in texts) else None
 
     def held_out_too(self, other: "TrainedOn") -> bool:
         """Whether a model of these ratings has seen no test rating of ``other``: both are of the same split=hash."""
@@ -219,14 +225,27 @@ class RatingsWriter:
             self._waiting.clear()
 
 
-def read_ratings(path: Path) -> tuple[pa.Table, Provenance]:
+def read_ratings(path: Path, *, encoded: bool = False) -> tuple[pa.Table, Provenance]:
     """Read a file of ``write_ratings``.
+
+    Args:
+        encoded: ids as dictionary columns, 4 bytes per row, with one row group of plain ids in memory at a time.
 
     Raises:
         DataError: the file is missing, not Parquet, or not a table of ratings.
     """
     provenance = read_provenance(path)
+    if encoded:
+        with pq.ParquetFile(path) as file:
+            groups = [_encoded(file.read_row_group(group)) for group in range(file.num_row_groups)]
+            return pa.concat_tables(groups or [_encoded(file.schema_arrow.empty_table())]), provenance
     return pq.read_table(path, partitioning=None).replace_schema_metadata(None), provenance
+
+
+def _encoded(ratings: pa.Table) -> pa.Table:
+    """The same ratings with ids as dictionary columns."""
+    columns = {name: ratings[name] for name in ratings.column_names}
+    return pa.table({name: c.dictionary_encode() if name in (USER, MOVIE) else c for name, c in columns.items()})
 
 
 def read_provenance(path: Path) -> Provenance:
@@ -249,7 +268,8 @@ def read_provenance(path: Path) -> Provenance:
 
 
 def content_hash(table: pa.Table) -> str:
-    """16 hexadecimal digits of the rows' values and their order; the same however the columns are chunked."""
+    """16 hexadecimal digits of the rows' values and their order; the same however the columns are chunked or
+    encoded."""
     content = _ContentHash(table.schema)
     content.update(table)
     return content.digits()
@@ -259,7 +279,8 @@ class _ContentHash:
     """The ``content_hash`` of a table in parts: the digest of one digest per column."""
 
     def __init__(self, schema: pa.Schema) -> None:
-        self._types = ",".join(map(str, schema.types))
+        types = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in schema.types]
+        self._types = ",".join(map(str, types))
         self._columns = [hashlib.sha256() for _ in schema]
 
     def update(self, part: pa.Table) -> None:
@@ -274,6 +295,8 @@ class _ContentHash:
 
 def _bytes(values: pa.Array) -> Any:
     """A buffer that identifies at least one value; the buffers of two arrays join to that of both together."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
     if pa.types.is_string(values.type):
         # Each text ends with a byte that UTF-8 never has.
         ended = pc.binary_join_element_wise(values.cast(pa.binary()), pa.scalar(b"", pa.binary()), b"\xff")

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from mf.errors import DataError
 from mf.ratings.schema import USER
+from mf.ratings.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class ShareOfUsers:
 
 def is_sorted(ratings: pa.Table) -> bool:
     """Whether ratings are sorted by user id."""
-    users = ratings[USER]
-    return len(users) < 2 or bool(pc.all(pc.less_equal(users[:-1], users[1:])).as_py())
+    _, rows = Vocabulary.encode(ratings[USER])
+    return bool((rows[1:] >= rows[:-1]).all())
 
 
 class _RowGroups:

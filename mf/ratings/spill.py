@@ -19,7 +19,7 @@ Int32s = npt.NDArray[np.int32]
 # Users and movies as codes; rated_at as ``mf.ratings.schema.times`` gives it.
 ROW = np.dtype([(USER, np.int32), (MOVIE, np.int32), (RATING, np.float32)])
 TIMED_ROW = np.dtype([*ROW.descr, (RATED_AT, np.int64)])
-PART = 1 << 20  # rows per part, more only where one user has more
+PART = 1 << 18  # rows per part, more only where one user has more
 MOST_PARTS = 256  # so that a part's number is one byte, which NumPy sorts by radix
 IN_MEMORY = 32 << 20  # bytes; fewer need no file
 

@@ -1,10 +1,8 @@
 """Train, validation and test split, by batches of rows."""
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +15,9 @@ from mf.progress import Progress
 from mf.ratings.batches import Batches, is_sorted, whole_users
 from mf.ratings.collect import by_pair, ranked
 from mf.ratings.config import SplitConfig
+from mf.ratings.hashing import id_hashes, mixed
 from mf.ratings.quantiles import Cut, cuts
 from mf.ratings.schema import MOVIE, USER, Provenance, RatingsWriter, read_provenance, times
-from mf.ratings.vocabulary import distinct_ids
 
 # The part of each row, uint8[rows]: its position in ``Parts``.
 Labels = npt.NDArray[np.uint8]
@@ -28,7 +26,6 @@ PARTS = ("training", "validation", "test")
 
 # Ratings of a random split, at most: scikit-learn shuffles all row numbers in memory, 20 bytes per rating.
 MOST_RANDOM = 250_000_000
-REMEMBERED = 1 << 18  # hashes of ids, those last used
 
 
 class Parts(NamedTuple):
@@ -149,30 +146,11 @@ def _random(source: Batches, config: SplitConfig) -> Iterator[tuple[pa.Table, La
 
 def _by_hash(source: Batches, config: SplitConfig) -> Iterator[tuple[pa.Table, Labels]]:
     held_out = config.test_size + config.val_size
-    # Movies occur in every batch.
-    user, movie = (lru_cache(REMEMBERED)(partial(_hash_id, config.seed + more)) for more in (0, 1))
+    user, movie = id_hashes(config.seed), id_hashes(config.seed + 1)
     for batch in source.checked():
-        place = mixed(_hashes(batch[USER], user) ^ mixed(_hashes(batch[MOVIE], movie))) / 2.0**64  # in 0 to 1
+        place = mixed(user(batch[USER]) ^ mixed(movie(batch[MOVIE]))) / 2.0**64  # in 0 to 1
         labels = np.where(place < config.test_size, TEST, np.where(place < held_out, VALIDATION, 0))
         yield batch, labels.astype(np.uint8)
-
-
-def _hash_id(seed: int, id: int | str) -> int:
-    """A hash of an id and the seed, the same on every machine; 5 and "5" have the same."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{id}".encode(), digest_size=8).digest(), "little")
-
-
-def _hashes(ids: pa.ChunkedArray, of: Callable[[int | str], int]) -> npt.NDArray[np.uint64]:
-    """uint64[len(ids)], the hash of each id."""
-    distinct, rows = distinct_ids(ids)
-    return np.array([of(one) for one in distinct.to_pylist()], np.uint64)[rows]
-
-
-def mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """A bijection of 64 bits in which every bit of the input changes half of the output (SplitMix64's finaliser)."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
-    return values
 
 
 def _newest(source: Batches, config: SplitConfig) -> Iterator[tuple[pa.Table, Labels]]:

@@ -14,6 +14,8 @@ class Vocabulary:
 
     Args:
         ids: int64 or string, no nulls, sorted, each once.
+
+    The columns that it encodes or looks up are of the same type, plain or dictionary-encoded.
     """
 
     def __init__(self, ids: pa.Array) -> None:
@@ -23,7 +25,7 @@ class Vocabulary:
     @classmethod
     def of(cls, column: pa.Array | pa.ChunkedArray) -> "Vocabulary":
         """The vocabulary of the ids in ``column``."""
-        ids = pc.unique(column)
+        ids = distinct_ids(column)[0] if pa.types.is_dictionary(column.type) else pc.unique(column)
         return cls(pc.take(ids, pc.array_sort_indices(ids)))
 
     @classmethod
@@ -44,8 +46,9 @@ class Vocabulary:
         Raises:
             DataError: the ids are of another type than the vocabulary's.
         """
-        if pa.types.is_integer(column.type) != pa.types.is_integer(self.ids.type):
-            raise DataError(f"ids of type {column.type} cannot be looked up among ids of type {self.ids.type}")
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if pa.types.is_integer(kind) != pa.types.is_integer(self.ids.type):
+            raise DataError(f"ids of type {kind} cannot be looked up among ids of type {self.ids.type}")
         if pa.types.is_integer(column.type):
             return self._lookup(column)
         # Each distinct text is looked up once: making a Python object per row takes ten times as long.
@@ -60,7 +63,12 @@ class Vocabulary:
 def distinct_ids(column: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int32]]:
     """The distinct ids of ``column`` in order of appearance, and the code (position among them) of every entry."""
     chunked = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
-    coded = chunked.dictionary_encode().unify_dictionaries()
+    is_encoded = pa.types.is_dictionary(chunked.type)
+    coded = (chunked if is_encoded else chunked.dictionary_encode()).unify_dictionaries()
     if not coded.num_chunks:
-        return pa.array([], chunked.type), np.empty(0, np.int32)
-    return coded.chunk(0).dictionary, np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
+        return pa.array([], chunked.type.value_type if is_encoded else chunked.type), np.empty(0, np.int32)
+    ids, codes = coded.chunk(0).dictionary, np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
+    if is_encoded and not (used := np.bincount(codes, minlength=len(ids)) > 0).all():
+        # A dictionary may have more ids than its rows.
+        ids, codes = ids.filter(pa.array(used)), (np.cumsum(used, dtype=np.int32) - np.int32(1))[codes]
+    return ids, codes

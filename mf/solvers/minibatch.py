@@ -260,11 +260,12 @@ class Tables:
         derivatives of r̂ by q_m and by p_u, float32[B, factors] each."""
         users, movies, ratings = batch
         p, q = self.p.index_select(0, users), self.q.index_select(0, movies)
-        keep = 1 - dropout
-        mask = [torch.empty_like(x).bernoulli_(keep, generator=rng).div_(keep) for x in (p, q)]
-        scale = mask[0] * mask[1]
-        p, q = p * scale, q * scale
-        dot = torch.linalg.vecdot(p, self.q.index_select(0, movies))
+        # Only products of two entries count: one mask drops a pair as often as a mask for each would.
+        keep = (1 - dropout) ** 2
+        mask = torch.empty_like(p).bernoulli_(keep, generator=rng).div_(keep)
+        p *= mask
+        dot = torch.linalg.vecdot(p, q)
+        q *= mask
         error = ratings - self.b_u.index_select(0, users) - self.b_m.index_select(0, movies) - dot
         return error, (p, q)
 

@@ -220,7 +220,14 @@ _GRANT = (
     "the key's role lacks a grant: use the secret (service_role) key, and grant it what it needs (see docs/supabase.md)"
 )
 _MIGRATE = "is the name right, and is the migration applied? `python -m mf schema` prints it"
+_ELSEWHERE = "is this the URL of a Supabase project? It is the project's own, https://PROJECT.supabase.co"
+_FULL = "the project's disk is full, or it is over its quota: see its usage in the dashboard"
 _HINTS = {
+    **dict.fromkeys(("301", "302", "303", "307", "308", "404", "PGRST125"), _ELSEWHERE),
+    "402": "the project is over the quota of its plan: see its usage in the dashboard",
+    "403": "a firewall or proxy refused the request: look at the project's network restrictions, and at a proxy here",
+    "25006": _FULL,
+    "53100": _FULL,
     "42501": _GRANT,
     "42P01": _MIGRATE,
     "PGRST205": _MIGRATE,

@@ -17,6 +17,14 @@ from mf.errors import ConfigError, SupabaseError, needs_extra
 KEY_HELP = "set SUPABASE_KEY, or SUPABASE_KEY_SECRET to the name of a Secret Manager secret"
 # (?!sb_) refuses a Supabase key pasted as NAME.
 SECRET_NAME = re.compile(r"projects/[^/\s]+/secrets/(?!sb_)[\w-]+(/versions/[\w-]+)?")
+_COPY = "copy the project's secret key (sb_secret_… or the service_role JWT)"
+NO_KEYS = (
+    (r"(?s:.*[^\x21-\x7e].*)", "holds characters that no Supabase key has: copy it again"),
+    ("[\"'].*[\"']", "has quotes around it: leave them out"),
+    (SECRET_NAME.pattern, "is the name of a secret: put it into SUPABASE_KEY_SECRET"),
+    ("sbp_.*", f"is an access token of an account: {_COPY}"),
+    (".*://.*", f"is an address: {_COPY}"),
+)
 NAME_FORM = "projects/PROJECT/secrets/NAME/versions/latest"
 
 
@@ -51,9 +59,10 @@ class Credentials:
             key = from_secret_manager(name, "SUPABASE_KEY_SECRET", "Supabase key")
         if key is None or not key.get_secret_value().strip():
             raise ConfigError(f"no key for {url}: {KEY_HELP}")
-        if not re.fullmatch(r"[\x21-\x7e]+", key.get_secret_value().strip()):
-            raise ConfigError(f"the key for {url} holds characters that no Supabase key has: copy it again")
-        return cls(url, SecretStr(key.get_secret_value().strip()))
+        key = SecretStr(key.get_secret_value().strip())
+        if problem := _key_problem(key):
+            raise ConfigError(f"the key for {url} {problem}")
+        return cls(url, key)
 
     @property
     def role(self) -> str:
@@ -68,6 +77,11 @@ class Credentials:
             return str(claims["role"])
         except (IndexError, KeyError, TypeError, ValueError, binascii.Error):
             return "unknown"
+
+
+def _key_problem(key: SecretStr) -> str:
+    """What is wrong with a key, "" if nothing is."""
+    return next((said for form, said in NO_KEYS if re.fullmatch(form, key.get_secret_value())), "")
 
 
 def variable(name: str, environ: Mapping[str, str] | None) -> str:
@@ -91,7 +105,8 @@ def secret_name(name: str, environ: Mapping[str, str] | None) -> str:
 
 def project_url(url: str) -> str:
     """A project's URL without white space at its ends and without the path of one of its services."""
-    return re.sub(r"/(rest|auth|storage|functions|graphql)/v1/?$", "", url.strip().rstrip("/")).rstrip("/")
+    url = re.sub(r"/(rest|auth|storage|functions|graphql|realtime)/v1(/[^?#]*)?$", "", url.strip().rstrip("/"))
+    return url.rstrip("/")
 
 
 def address_problem(url: str, environ: Mapping[str, str] | None = None) -> str:
@@ -110,14 +125,22 @@ def address_problem(url: str, environ: Mapping[str, str] | None = None) -> str:
     if parts.scheme in ("postgres", "postgresql"):
         return f"{form}: it is the address of a database, which belongs in SUPABASE_DB_URL"
     if parts.scheme not in ("http", "https"):
+        if re.match("[\"'<]", url):
+            return f"{form}: leave out the quotes around it"
         is_host = re.fullmatch(r"[\w-]+\.supabase\.(co|in)/?", url)
         return f"{form}: put https:// before it" if is_host else form
     if not host or port == 0 or parts.username or parts.password or parts.query or parts.fragment:
         return form
-    if any(c.isspace() for c in url):
+    if not re.fullmatch(r"[\w.-]+|[0-9a-f:.]+", host) or any(c.isspace() or not c.isprintable() for c in url):
         return form
+    if host in ("http", "https"):
+        return f"{form}: it begins twice with http"
+    if re.match(r"(your[-_]?)?project([-_]?(id|ref))?\.supabase\.", host):
+        return f"{form}: it is still the example: the project's is in the Connect dialog"
     if host in ("supabase.com", "www.supabase.com", "app.supabase.com", "app.supabase.io", "api.supabase.com"):
         return f"{form}: it is the dashboard's; the project's is in the Connect dialog"
+    if re.fullmatch(r"[\w-]+\.(functions|storage|realtime)\.supabase\.(co|in)|[\w-]+\.supabase\.com", host):
+        return f"{form}: leave out the name of the service, and end it with .co"
     if (host.startswith("db.") and host.endswith((".supabase.co", ".supabase.com"))) or ".pooler.supabase." in host:
         return f"{form}: it is the database's host; the project's address has no db. or pooler in it"
     if parts.scheme == "http" and not _is_loopback(host) and variable("SUPABASE_INSECURE", environ) != "1":

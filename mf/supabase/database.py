@@ -119,6 +119,10 @@ def _problem(url: SecretStr) -> str:
     """What is wrong with the URL, "" if nothing is."""
     if "[YOUR-PASSWORD]" in url.get_secret_value():
         return "SUPABASE_DB_URL still holds [YOUR-PASSWORD]: replace it with the database's password"
+    if re.match(r"postgres(ql)?://[^\s/@:]*:(\[[^\s@]*\]|<[^\s@]*>)@", url.get_secret_value()):
+        return "SUPABASE_DB_URL has its password in brackets, which belong to the example: leave them out"
+    if re.match("[\"'<]", url.get_secret_value()):
+        return f"SUPABASE_DB_URL is not of the form {FORM}: leave out the quotes around it"
     parts = _parts(url)
     # The name of an option is shown only where it cannot be a part of a password.
     options = re.fullmatch(r"postgres(?:ql)?://[^\s/@?]+@[^\s/@?]+/[^\s@?]+\?([^\s@?]+)", url.get_secret_value())

@@ -23,8 +23,7 @@ from mf.progress import Progress
 from mf.supabase.binary_copy import COPY_BEGIN, COPY_END, copy_records
 from mf.supabase.config import ExportConfig
 from mf.supabase.database import Database
-from mf.supabase.recommend import READ_RUN, incomplete
-from mf.supabase.run_tables import RunTable, TableRows, rows_of
+from mf.supabase.run_tables import READ_RUN, RunTable, TableRows, incomplete, rows_of
 from mf.supabase.snapshot import select, snapshot
 from mf.supabase.target import HINTS, MigrationOptions, PublishedRun, Target
 

@@ -4,8 +4,6 @@ from pydantic import SecretStr
 
 from mf.supabase.credentials import Credentials
 from mf.supabase.database import Database
-from mf.supabase.direct_target import DirectTarget
-from mf.supabase.rest_target import RestTarget
 from mf.supabase.target import Target
 
 
@@ -16,7 +14,12 @@ def find_target(url: str = "", key: SecretStr | None = None) -> Target:
         ConfigError: neither is set, one is malformed, or the two are different projects.
         SupabaseError: Secret Manager does not return a secret.
     """
+    # Either client is imported only where it is used.
     if database := Database.find():
+        from mf.supabase.direct_target import DirectTarget
+
         database.check_project(url)
         return DirectTarget(database)
+    from mf.supabase.rest_target import RestTarget
+
     return RestTarget(Credentials.find(url, key))

@@ -6,14 +6,11 @@ from uuid import UUID
 
 from supabase import Client
 
-from mf.errors import SupabaseError
 from mf.supabase.client import call
-from mf.supabase.run_tables import MOVIES, USERS, Entity, RunTable
+from mf.supabase.run_tables import MOVIES, READ_RUN, USERS, Entity, RunTable, incomplete
 
 Id = int | str | UUID
 Page = list[dict[str, Any]]
-
-READ_RUN = "read the published run"
 
 
 class Recommendation(NamedTuple):
@@ -218,13 +215,6 @@ def table_pages(client: Client, table: RunTable, run_id: str, n: int) -> Iterato
             return
         yield rows
         last, missing = rows[-1][table.key], missing - len(rows)
-
-
-def incomplete(run_id: str) -> SupabaseError:
-    """The error for a run that is missing rows."""
-    return SupabaseError(
-        f"run {run_id} is not, or no longer, complete in the database: start again with the published run"
-    )
 
 
 def _json(value: Id) -> int | str:

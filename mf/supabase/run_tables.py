@@ -8,9 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mf.errors import SupabaseError
 from mf.model_directory import PublishedModel
 
 Entity = Literal["user", "movie"]
+
+READ_RUN = "read the published run"  # in errors
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,10 @@ def rows_of(model: PublishedModel, options: Mapping[str, Any]) -> list[TableRows
         if stores_user_ranking(options):
             rows.append(TableRows(USER_RANKING, ranking.user_ids, (ranking.vectors,)))
     return rows
+
+
+def incomplete(run_id: str) -> SupabaseError:
+    """The error for a run that is missing rows."""
+    return SupabaseError(
+        f"run {run_id} is not, or no longer, complete in the database: start again with the published run"
+    )

@@ -40,11 +40,8 @@ class Found:
 
     def record(self) -> dict[str, Any]:
         """The sweep as it stands in ``model.json``, in ``metrics``."""
-        tried = [
-            {"number": t.number, "solver": t.solver, "options": t.options, "value": t.value, "seconds": t.seconds}
-            | ({"failure": t.failure} if t.failure else {})
-            for t in self.trials
-        ]
+        shown = ("number", "solver", "options", "value", "seconds", "failure")
+        tried = [{name: getattr(trial, name) for name in shown} for trial in self.trials]
         return {
             "objective": self.objective,
             "trials": len(tried),

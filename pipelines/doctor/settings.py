@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mf.errors import ConfigError
-from pipelines.compiled import definitions, machine_check
+from pipelines.compiled import definitions, target_check
 from pipelines.doctor.finding import Finding, missing, ok
 from pipelines.parameters import complete, parse
 from pipelines.settings import Settings
@@ -27,7 +27,7 @@ def read(
     parameters = complete({}, known)
     try:
         settings = Settings.load(file, environ)
-        parameters = complete(parse(settings.defaults(), known, machine_check(settings)), known)
+        parameters = complete(parse(settings.defaults(), known, target_check(settings)), known)
     except ConfigError as error:
         return settings, parameters, missing(str(error), "correct it")
     required = (*required, *(() if settings.pinned else ("image_repository",)))

@@ -131,7 +131,8 @@ def secret(cluster: Cluster) -> Finding:
     found = _read(cluster, "read_namespaced_secret", name, cluster.namespace)
     if isinstance(found, Finding):
         return found
-    create = f'kubectl -n {cluster.namespace} create secret generic {name} --from-literal=SUPABASE_KEY="$KEY"'
+    create = f"kubectl -n {cluster.namespace} create secret generic {name} --from-file=SUPABASE_KEY=/dev/stdin"
+    create = f'read -rs KEY && printf %s "$KEY" | {create}'
     if found is None:
         return missing(f"there is no {name} in the namespace {cluster.namespace}", create)
     values = {entry: _decoded(text) for entry, text in (found.data or {}).items()}

@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 
 from mf.errors import ConfigError, MfError
 from mf.parameters import WITHOUT_GPU
-from pipelines.compiled import check_current, definitions_in, machine_check
+from pipelines.compiled import check_current, definitions_in, target_check
 from pipelines.follow import fetched, follow_run, watch_command
 from pipelines.parameters import complete, parse
 from pipelines.settings import Settings
@@ -92,16 +92,13 @@ def check_run(settings: Settings, file: Path, given: Iterable[str]) -> tuple[dic
     definitions = definitions_in(file)
     if not settings.has_gpu and (asked := [pair for pair in given if pair.partition("=")[0] in NO_GPU]):
         raise ConfigError(f"{', '.join(asked)}: found in the run, {WITHOUT_GPU}")
-    parameters = parse(given, definitions, machine_check(settings))
+    parameters = parse(given, definitions, target_check(settings))
     all_parameters = complete(parameters, definitions)
     if not all_parameters["supabase_url"]:
         raise ConfigError(
             "supabase_url is empty: leave the parameter out, for the address in the settings, or give "
             "supabase_url=https://PROJECT.supabase.co"
         )
-    file_name = all_parameters["ratings_csv"]
-    if file_name and not file_name.startswith(("gs://", "s3://")):
-        raise ConfigError(f"ratings_csv: expected s3://bucket/object or gs://bucket/object, found {file_name!r}")
     return parameters, all_parameters
 
 
@@ -183,7 +180,7 @@ def follow(run: Run, settings: Settings) -> int:
     ended: list[Any] = []  # the run as it was fetched last
 
     def states() -> dict[str, str]:
-        ended[:] = [fetched(lambda: _get(run), FAILURES, _is_final, words)]
+        ended[:] = [fetched(lambda: _get(run), FAILURES, _has_status(400, 403), _has_status(404), words)]
         details = ended[0].run_details.task_details if ended[0].run_details else None
         steps = {t.display_name: t.state for t in details or [] if t.state and t.display_name in STEPS}
         return {**steps, "run": ended[0].state or "PENDING"}
@@ -202,8 +199,8 @@ def _get(run: Run) -> Any:
     return found
 
 
-def _is_final(error: Exception) -> bool:
-    return getattr(error, "status", 0) in (400, 403, 404)
+def _has_status(*codes: int) -> Callable[[Exception], bool]:
+    return lambda error: getattr(error, "status", 0) in codes
 
 
 def _console(run: Run) -> str:

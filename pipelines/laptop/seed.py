@@ -12,7 +12,7 @@ from mf.ingest import ingest
 from mf.local import LocalSupabase, recreate_database
 from mf.ratings.config import IngestConfig
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, id_type, read_ratings
-from mf.ratings.titles import titles_beside
+from mf.ratings.titles import movies_beside
 from mf.sample import write_sample
 from pipelines.laptop.sources import check_table_name, ingest_parameters
 
@@ -39,7 +39,7 @@ def seed_table(name: str, path: Path | None, parameters: Mapping[str, Any], home
         ratings, _ = read_ratings(Path(work) / "ratings.parquet")
     types = {USER: id_type(ratings[USER]), MOVIE: id_type(ratings[MOVIE]), RATING: "real", RATED_AT: "timestamptz"}
     columns = [sql.SQL("{} {}").format(sql.Identifier(c), sql.SQL(types[c])) for c in ratings.column_names]
-    titles = titles_beside(str(path))
+    movies = movies_beside(str(path))
     database = f"table_{name}"
     recreate_database(home / "supabase", database)
     with (
@@ -51,13 +51,15 @@ def seed_table(name: str, path: Path | None, parameters: Mapping[str, Any], home
             "create table public.{table} ({columns}, primary key (user_id, movie_id));"
             "alter table public.{table} enable row level security;"
             "grant select on public.{table} to service_role;"
-            "create table public.movies (movie_id text primary key, title text not null);"
-            "alter table public.movies enable row level security"
+            "create table public.movies (movie_id text primary key, title text not null, genres text[]);"
+            "alter table public.movies enable row level security;"
+            "grant select on public.movies to service_role"
         )
         connection.execute(create.format(table=sql.Identifier(name), columns=sql.SQL(", ").join(columns)))
         rows = (row.values() for batch in ratings.to_batches(max_chunksize=10_000) for row in batch.to_pylist())
         _copy(connection, name, ratings.column_names, rows)
-        _copy(connection, "movies", ["movie_id", "title"], titles.items())
+        titles = ((movie, found.title, list(found.genres)) for movie, found in movies.items())
+        _copy(connection, "movies", ["movie_id", "title", "genres"], titles)
     return f"{provenance.summary()}\nthe table {name} holds these ratings now: make run IMPORT_TABLE={name}"
 
 

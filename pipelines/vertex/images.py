@@ -59,7 +59,13 @@ def make_images(
     settings.model_copy(update={"cpu_image": "", "image_tag": "any"}).check_images()
     leaks.refuse("BASE_IMAGE", base_image)
     sha = commit()
-    names = {kind: f"{settings.image_repository}/mf-python-{kind}:{sha}" for kind in KINDS[: 1 if cpu_only else 2]}
+    kinds = KINDS[:1] if cpu_only else settings.image_kinds
+    names = {kind: f"{settings.image_repository}/mf-python-{kind}:{sha}" for kind in kinds}
+    if cpu_only and settings.has_gpu:
+        print(
+            "without an image for GPUs: the pipeline needs train_accelerator_count = 0 under [parameters] in "
+            f"{settings.file}"
+        )
     arguments = {"GIT_SHA": sha, **({"BASE_IMAGE": base_image} if base_image else {})}
     if settings.cuda != DEFAULT_CUDA:
         arguments["CUDA"] = settings.cuda
@@ -71,6 +77,8 @@ def make_images(
         if engine := find_engine():
             digests = build_here(engine, source, names, arguments, torch_index)
         else:
+            if settings.target == "kubeflow":
+                raise MfError("found no working docker or podman: install one of them, or start it")
             digests = build_in_cloud(source, names, arguments, torch_index, settings.project, settings.build_region)
     for kind, name in names.items():
         print(f"\n{name}\n  {digests[kind]}")
@@ -86,6 +94,8 @@ def commit() -> str:
     Raises:
         ConfigError: a file of the images is not committed, or this folder is not a git checkout.
     """
+    if not shutil.which("git"):
+        raise ConfigError("git is missing, and the images are built from this checkout's commit: install it")
     changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--", *SOURCES).splitlines()
     if changed:
         raise ConfigError(
@@ -141,16 +151,23 @@ def build_here(
 
 def push(engine: str, name: str) -> str:
     """Pushes an image; returns its digest in the registry."""
-    hint = f"may this machine push there? gcloud auth configure-docker {name.partition('/')[0]}"
+    host = name.partition("/")[0]
+    of_google = host.endswith((".pkg.dev", "gcr.io"))
+    login = f"gcloud auth configure-docker {host}" if of_google else f"{engine} login {host}"
+    hint = f"may this machine push there? {login}"
     if engine == "podman":
         # podman inspect gives another digest, that of the uncompressed layers.
         with tempfile.NamedTemporaryFile("r") as digest:
             _run(engine, "push", f"--digestfile={digest.name}", name, hint=hint)
             return Path(digest.name).read_text().strip()
     _run(engine, "push", name, hint=hint)
-    pushed: list[str] = json.loads(_output(engine, "inspect", "--format={{json .RepoDigests}}", name))
-    repository = name.rpartition(":")[0]
-    return next(digest.partition("@")[2] for digest in pushed if digest.startswith(f"{repository}@"))
+    pushed: list[str] = json.loads(_output(engine, "inspect", "--format={{json .RepoDigests}}", name)) or []
+    # Docker leaves out its own registry.
+    repository = name.rpartition(":")[0].removeprefix("docker.io/").removeprefix("library/")
+    for one in pushed:
+        if one.partition("@")[0].removeprefix("docker.io/") == repository:
+            return one.partition("@")[2]
+    raise MfError(f"{name} is pushed, but docker does not tell its digest: {', '.join(pushed) or 'it has none'}")
 
 
 def layers(engine: str, name: str) -> list[tuple[float, str]]:
@@ -158,8 +175,9 @@ def layers(engine: str, name: str) -> list[tuple[float, str]]:
     listing = _output(engine, "history", "--no-trunc", "--format={{.Size}}\t{{.CreatedBy}}", name).splitlines()
     sizes = []
     for size, _, command in (line.partition("\t") for line in reversed(listing)):
-        number, unit = re.fullmatch(r"([\d.]+) ?([kMG]?)B", size).groups()  # type: ignore[union-attr]
-        megabytes = float(number) * {"": 1e-6, "k": 1e-3, "M": 1, "G": 1e3}[unit]
+        if not (parts := re.fullmatch(r"([\d.]+) ?([kMGT]?)i?B", size)):
+            continue
+        megabytes = float(parts[1]) * {"": 1e-6, "k": 1e-3, "M": 1, "G": 1e3, "T": 1e6}[parts[2]]
         if megabytes >= 0.05:
             sizes.append((megabytes, re.sub(r"^/bin/sh -c (#\(nop\) )?", "", command).strip()[:90]))
     return sizes
@@ -231,13 +249,17 @@ def _digest_of_build(gcloud: Sequence[str], build: str, name: str) -> str:
         if failures == MAX_FAILED_POLLS:
             reason = " ".join(described.stderr.split())
             raise MfError(f"the build {build} of {name} goes on, but its state cannot be read: {reason}")
-        record: dict[str, Any] = {"status": "UNKNOWN"} if failures else json.loads(described.stdout)
-        if record["status"] not in BUILDING:
+        record: dict[str, Any] = {} if failures else json.loads(described.stdout)
+        if record.get("status", "UNKNOWN") not in BUILDING:
             break
         time.sleep(POLL_S)
     if record["status"] != "SUCCESS":
-        raise MfError(f"Cloud Build could not build {name}: {record['status']}, its log: {record.get('logUrl')}")
-    digests: dict[str, str] = {image["name"]: image["digest"] for image in record["results"]["images"]}
+        log = f", its log: {record['logUrl']}" if record.get("logUrl") else ""
+        raise MfError(f"Cloud Build could not build {name}: {record['status']}{log}")
+    pushed = record.get("results", {}).get("images", [])
+    digests: dict[str, str] = {image["name"]: image["digest"] for image in pushed}
+    if name not in digests:
+        raise MfError(f"the build {build} succeeded and pushed {', '.join(digests) or 'nothing'}, expected {name}")
     return digests[name]
 
 
@@ -246,12 +268,18 @@ def _run(*command: str, hint: str = "the lines above say why") -> None:
     environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
     status = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment).returncode
     if status:
-        raise MfError(f"{' '.join(command[:2])} ended with status {status}: {hint}")
+        raise MfError(f"{_name(command)} ended with status {status}: {hint}")
 
 
 def _output(*command: str) -> str:
     """Runs a command and returns its output; its error output goes to the terminal."""
     result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     if result.returncode:
-        raise MfError(f"{' '.join(command[:2])} ended with status {result.returncode}: the lines above say why")
+        raise MfError(f"{_name(command)} ended with status {result.returncode}: the lines above say why")
     return result.stdout.rstrip()
+
+
+def _name(command: Sequence[str]) -> str:
+    """The program and its subcommand: ``git status`` of ``git -C folder status --porcelain``."""
+    words = [word for word in command if not word.startswith("-") and word != str(ROOT)]
+    return " ".join(words[:2])

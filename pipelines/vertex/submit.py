@@ -15,13 +15,12 @@ import mf
 from mf.errors import ConfigError, MfError
 from mf.parameters import WITHOUT_GPU
 from mf.version import git_sha
-from pipelines.compiled import check_current, definitions_in, machine_check
+from pipelines.compiled import check_current, definitions_in, target_check
 from pipelines.follow import fetched, follow_run, watch_command
 from pipelines.parameters import complete, parse
 from pipelines.settings import Settings
 from pipelines.training import NAME, machines_of
 from pipelines.vertex import machines
-from pipelines.vertex.addresses import check_ratings_csv
 from pipelines.vertex.grants import LOGIN, grant_bucket
 
 REQUIRED = ("project", "region", "pipeline_root", "supabase_key_secret")
@@ -81,7 +80,6 @@ def check_run(settings: Settings, file: Path, given: Iterable[str]) -> tuple[dic
             "supabase_url is empty: leave the parameter out, for the address in the settings, or give "
             "supabase_url=https://PROJECT.supabase.co"
         )
-    check_ratings_csv(all_parameters["ratings_csv"])
     _check_bucket(settings)
     return parameters, all_parameters
 
@@ -99,7 +97,7 @@ def check_parameters(settings: Settings, file: Path, given: Iterable[str]) -> tu
         given = [pair for pair in given if pair.replace(" ", "") != "train_accelerator_count=0"]
         if asked := [pair.partition("=")[0] for pair in given if pair.partition("=")[0] in machines.TRAIN]:
             raise ConfigError(f"{', '.join(asked)}: found in the run, {WITHOUT_GPU}")
-    parameters = parse(given, definitions, machine_check(settings))
+    parameters = parse(given, definitions, target_check(settings))
     return parameters, complete(parameters, definitions)
 
 
@@ -174,7 +172,7 @@ def _states(job: aiplatform.PipelineJob) -> dict[str, str]:
     # Tried again: an expired token (401), a time-out (408), a cancelled request (499), a lost connection.
     failures = (GoogleAPIError, GoogleAuthError, RequestException, OSError)
     fetch = job._sync_gca_resource
-    fetched(fetch, failures, lambda error: isinstance(error, BadRequest | Forbidden | NotFound), _words)
+    fetched(fetch, failures, lambda e: isinstance(e, BadRequest | Forbidden), lambda e: isinstance(e, NotFound), _words)
     resource = job.gca_resource
     # The tasks include one for the run itself, under the run's name.
     states = {t.task_name: _name(t.state) for t in resource.job_detail.task_details if t.task_name != job.name}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, Playwright, Request, Response, sync_playwright
 
 from mf.local.tools import Package, default_cache, fetch
@@ -63,6 +64,18 @@ def accessibility_faults(page: Page) -> list[str]:
     page.evaluate(script.read_text())
     found = page.evaluate("axe.run()")["violations"]
     return [f"{fault['id']}: {node['html'][:200]}" for fault in found for node in fault["nodes"]]
+
+
+def picture(page: Page, name: str, folder: Path) -> Path:
+    """Saves what ``page`` shows as ``name.png`` in ``folder``, or in the folder that MF_PICTURES names.
+
+    ``MF_PICTURES=docs/pictures`` renews the README's pictures.
+    """
+    path = Path(os.environ.get("MF_PICTURES", folder)) / f"{name}.png"
+    page.screenshot(path=path)
+    with Image.open(path) as whole:  # with few colours, as pages have, a quarter of the bytes
+        whole.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    return path
 
 
 @dataclass

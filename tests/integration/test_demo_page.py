@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import httpx
 import psutil
 import pytest
 import torch
-from browser import accessibility_faults, watch
+from browser import accessibility_faults, picture, watch
 from faults import Fault
 from playwright.sync_api import Browser, Locator, Page, expect
 from pydantic import SecretStr
@@ -40,6 +41,7 @@ from mf.supabase.recommend import Recommendation, Similar, recommend_from_rating
 from mf.supabase.schema import migration
 from mf.train import train
 from pipelines.laptop import demo
+from pipelines.laptop.demo import data
 from pipelines.laptop.demo.data import sample_data
 
 ROOT = Path(__file__).parents[2]
@@ -191,7 +193,7 @@ def test_somebody_new_rates_a_few_movies_and_gets_recommendations_at_once(
 ) -> None:
     page.get_by_label("Signed in as").select_option(demo.NEWCOMER)
     expect(page.get_by_text("What most people like")).to_be_visible()
-    expect(page.locator("#recommended li")).to_have_count(10)
+    expect(page.locator("#recommended li:not(.skeleton)")).to_have_count(10)
     rate = page.locator("#rate")
     expect(rate.get_by_role("group")).to_have_count(8)
     assert lines(page.locator("#recommended li")) == shown(sample, recommend_from_ratings(service, {}, 10))
@@ -383,6 +385,25 @@ def test_nothing_is_cut_off_too_small_to_touch_or_without_a_name(page: Page, wid
     assert not re.search(r"- (button|radio|combobox|listitem|heading|region)\s*$", snapshot, re.MULTILINE)
 
 
+@pytest.mark.parametrize(("width", "height", "scheme"), [(1280, 800, "light"), (390, 844, "dark")])
+def test_pictures_of_the_demo(
+    browser: Browser, supabase: LocalSupabase, tmp_path: Path, width: int, height: int, scheme: str
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page.goto(supabase.url)
+    expect(page.get_by_role("status")).to_contain_text("10 recommendations")
+    if width == 390:
+        page.get_by_label("Signed in as").select_option(demo.NEWCOMER)
+        expect(page.get_by_role("status")).to_contain_text("of Somebody new.")
+        tile = page.locator("#recommended li").first.bounding_box()
+        assert tile is not None
+        assert tile["y"] + tile["height"] < height  # the list of a new user is on a phone's first screen
+    expect(page.locator("[aria-busy]")).to_have_count(0)
+    assert accessibility_faults(page) == []
+    assert picture(page, f"demo-{width}-{scheme}", tmp_path).stat().st_size < 200_000
+    page.close()
+
+
 def test_the_page_sends_only_its_key_and_one_users_token(
     browser: Browser, supabase: LocalSupabase, users: dict[str, dict[str, Any]]
 ) -> None:
@@ -550,3 +571,69 @@ def test_make_demo_serves_the_published_run_until_ctrl_c_and_leaves_nothing_runn
                 os.killpg(process.pid, signal.SIGKILL)
     assert (process.returncode, said[1]) == (0, "")
     assert [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.fixture
+def other(request: pytest.FixtureRequest, fresh_stack: Any, tmp_path: Path) -> LocalSupabase:
+    """The server of `make demo RATINGS=…` with ratings of 10 to 100, text ids and hostile titles, or with clicks."""
+    rng = random.Random(0)
+    pairs = [(user, movie) for user in range(40) for movie in range(60) if rng.random() < 0.3]
+    if request.param == "clicks":
+        rows = ["userId,itemId", *(f"{user},{movie}" for user, movie in pairs)]
+    else:
+        rows = ["userId,itemId,rating", *(f"{u},m {m},{10 * rng.randint(1, 10)}" for u, m in pairs)]
+        hostile = '"<img src=x onerror=document.title=1>"'
+        titles = ["item_id;name;genre;year", *(f"m {movie};{hostile}{movie};<b>war;1999" for movie in range(60))]
+        (tmp_path / "movies.csv").write_text("\n".join(titles))
+    (tmp_path / "ratings.csv").write_text("\n".join(rows))
+    found = data.file_data(tmp_path / "ratings.csv", {}, tmp_path / "home")
+    config, lists = AdamConfig(factors=4, epochs=2), RankingConfig(factors=4)
+    model = train(found.ratings, found.ratings.slice(0, 0), config, device=torch.device("cpu"), ranking=lists)
+    model.save(tmp_path / "model")
+    supabase: LocalSupabase = fresh_stack()
+    demo.prepare(supabase, found.ratings, found.movies)
+    rest(supabase).export(tmp_path / "model", ExportConfig())
+    supabase.gateway.pages.update(demo.pages(supabase, supabase_js(default_cache()), found.people))
+    return supabase
+
+
+@pytest.mark.parametrize("other", ["clicks", "ratings"], indirect=True)
+def test_ratings_of_another_range_and_clicks_are_shown_too(
+    browser: Browser, other: LocalSupabase, request: pytest.FixtureRequest
+) -> None:
+    clicks = request.node.callspec.params["other"] == "clicks"
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    seen = watch(page)
+    page.goto(other.url)
+    status = page.get_by_role("status")
+    expect(status).to_have_text(re.compile(r"10 recommendations from \d+ (ratings|choices) of User \d+\."))
+    assert ("choices" in status.inner_text()) == clicks
+    before = page.locator("#recommended button.title").all_inner_texts()
+    rated = int(re.findall(r"from (\d+)", status.inner_text())[0])
+    tile = page.locator("#recommended li").first
+    if clicks:
+        assert page.locator(".stars, .star, .number").count() == 0
+        assert all(re.fullmatch(r"Movie \d+", title) for title in before)
+        tile.get_by_role("button", name=f"I like it {before[0]}").press("Enter")
+    else:
+        assert re.fullmatch(r"<img src=x onerror=document.title=1>\d+ \(1999\)", before[0])
+        assert page.locator("#recommended .genres").first.inner_text() == "<b>war"
+        figures = [float(text.split()[0]) for text in tile.locator(".number").all_text_contents()]
+        assert 10 <= figures[0] <= 100
+        assert "from 10 to 100" in (tile.locator(".number").first.text_content() or "")
+        assert set(page.locator("#history .number").all_text_contents()) <= {
+            f"{10 * n} from 10 to 100" for n in range(1, 11)
+        }
+        tile.get_by_role("radio", name="5 stars").press("Space")
+    unit = "choices" if clicks else "ratings"
+    expect(status).to_have_text(re.compile(rf"from {rated + 1} {unit} of"))
+    expect(page.locator("#recommended[aria-busy]")).to_have_count(0)
+    assert before[0] not in page.locator("#recommended button.title").all_inner_texts()
+    page.get_by_label("Signed in as").select_option(demo.NEWCOMER)
+    expect(status).to_contain_text("of Somebody new.")
+    expect(page.locator("[aria-busy]")).to_have_count(0)
+    assert page.locator("#rate li").count() == 8
+    assert accessibility_faults(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert (seen.errors, seen.failed) == ([], [])
+    page.close()

@@ -183,6 +183,10 @@ def test_a_refused_run_exits_with_4_and_a_missing_host_too(kubeflow: FakeKubeflo
         (["--param=train_accelerator_count=0"], "error: train_accelerator_count: found 0 in a run of a pipeline that "),
         (["--param=train_accelerator_count=17"], "error: train_accelerator_count: found 17, a machine has 1, 2, "),
         (["--param=ratings_csv=r.csv"], "error: ratings_csv: expected s3://bucket/object or gs://bucket/object, found"),
+        (
+            ["--param=ratings_csv=/gcs/b/r.csv"],
+            "error: ratings_csv: expected s3://bucket/object or gs://bucket/object, found",
+        ),
         (["--param=epoch=1"], "error: the pipeline has no parameter 'epoch'; it has "),
         (["--param=supabase_url="], "error: supabase_url is empty: "),
     ],
@@ -303,7 +307,10 @@ clusters: [{name: here, cluster: {server: "URL"}}]
 users: [{name: me, user: {token: planted-token}}]
 """
 SECRET = "namespaces/kubeflow/secrets/supabase"
-CREATE = 'kubectl -n kubeflow create secret generic supabase --from-literal=SUPABASE_KEY="$KEY"'
+CREATE = (
+    'read -rs KEY && printf %s "$KEY" | '
+    "kubectl -n kubeflow create secret generic supabase --from-file=SUPABASE_KEY=/dev/stdin"
+)
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import io
 import re
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
-from browser import Seen, accessibility_faults, watch
+from browser import Seen, accessibility_faults, picture, watch
 from PIL import Image
 from playwright.sync_api import Browser, Frame, Page
 
@@ -22,14 +22,17 @@ from mf.evaluation.judge import judge
 from mf.evaluation.plots import BASELINE, DARK, MODEL
 from mf.evaluation.report import Report, write_report
 from mf.ingest import ingest
+from mf.model_directory import Header, TrainedModel
 from mf.ranking import RankingConfig
 from mf.ratings.config import IngestConfig, SplitConfig
 from mf.ratings.schema import read_ratings
 from mf.ratings.split import split
 from mf.ratings.titles import titles_beside
 from mf.sample import write_sample
+from mf.solvers.config import VBConfig
 from mf.solvers.sgd import SGDConfig
-from mf.train import train, train_ranking
+from mf.supabase.target import Judged, PublishedRun
+from mf.train import train
 
 PHONE, LAPTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
 MEGABYTE = 1 << 20
@@ -41,6 +44,18 @@ HEADLINES = {
 }
 
 
+class Published:
+    """A target whose published run has ``model``, in ``directory``, as its judged twin."""
+
+    def __init__(self, model: TrainedModel, directory: Path) -> None:
+        header = Header("20261123-031500-5f0c7a", model.factors, 3.4, 0.5, 5.0)
+        judged = Judged(False, run_id=model.run_id, model=str(directory))
+        self.run = PublishedRun(header, 320, 240, "2026-11-23T03:15:00+00:00", model.trained_on, judged=judged)
+
+    def published_run(self) -> PublishedRun:
+        return self.run
+
+
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run better than the published one, a run worse than it, a first run, and one with a ranking model."""
@@ -50,10 +65,6 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     seen, validation, test = split(read_ratings(folder / "ratings.parquet")[0], SplitConfig())
     model = train(seen, validation, SGDConfig(epochs=5), device=torch.device("cpu"))
     evaluation = evaluate(seen, test, model, EvaluateConfig(bootstrap=100), validation)
-    ranking = train_ranking(pa.concat_tables([seen, validation]), RankingConfig(), device=torch.device("cpu"))
-    ranked = evaluate(seen, test, replace(model, ranking=ranking), EvaluateConfig(bootstrap=100), validation)
-    # Lists as on real ratings, whatever the sample's are like.
-    lists = replace(ranked.ranking, ndcg_difference=Interval(0.01, 0.05))
     titles = titles_beside(csv)
     users = examples(seen, validation, test, model, titles)
     facts = {"source": provenance.summary(), "hash": provenance.content_hash, "solver": "sgd"}
@@ -63,14 +74,13 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         interval = Interval(difference - 0.01, difference + 0.01)
         note = "clean: the published run was trained on the same ratings as this model, not on these"
         figures = PairedRmse(len(test), evaluation.model["rmse"], champion, difference, interval, clean=True)
-        paired = PairedNdcg(10, 500, 0.25, 0.24, 0.01, Interval(0.001, 0.02), True, "ranking model")
+        paired = PairedNdcg(10, 500, 0.25, 0.24, 0.01, Interval(0.001, 0.02), True, "ranking model", note)
         return Comparison("20261123-031500-5f0c7a", "2026-11-23T03:15:00+00:00", note, figures, paired)
 
     cases = {
         "accepted": (evaluation, against(evaluation.model["rmse"] + 0.02)),
         "refused": (replace(evaluation, model=evaluation.global_mean), against(evaluation.model["rmse"] - 0.05)),
         "first": (evaluation, None),
-        "lists": (replace(ranked, ranking=lists), against(evaluation.model["rmse"] + 0.02)),
     }
     for name, (found, comparison) in cases.items():
         decision = decide(found, comparison, GateConfig(), users=len(model.users), movies=len(model.movies))
@@ -79,11 +89,23 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         report = Report(found, decision, comparison, users, model.metrics["epochs"], facts, parameters, when)
         write_report(report, folder / f"{name}.html", folder / f"{name}.json")
 
+    # As a run of the pipeline, beside a smaller one that is published.
+    cpu = {"device": torch.device("cpu"), "provenance": provenance}
+    smaller = train(seen, validation, SGDConfig(epochs=5), ranking=RankingConfig(factors=2), **cpu)
+    smaller.save(folder / "published")
+    best = train(seen, validation, VBConfig(), ranking=RankingConfig(), **cpu)
+    judge(
+        best, seen, test, validation,
+        html=folder / "lists.html", document=folder / "lists.json", target=Published(smaller, folder / "published"),
+        titles=titles, provenance=replace(provenance, source="ratings.csv"), parameters={"solver": "", "epochs": -1},
+        started=datetime.now(UTC) - timedelta(seconds=34),
+    )  # fmt: skip
+
     clicks = [part.drop_columns(["rating"]) for part in (seen, validation, test)]
     lists_only = train(*clicks[:2], SGDConfig(), device=torch.device("cpu"), ranking=RankingConfig())
     paths = {"html": folder / "clicks.html", "document": folder / "clicks.json"}
     judge(lists_only, clicks[0], clicks[2], clicks[1], **paths, titles=titles)
-    return {name: folder / f"{name}.html" for name in (*cases, "clicks")}
+    return {name: folder / f"{name}.html" for name in (*cases, "lists", "clicks")}
 
 
 def opened(browser: Browser, report: Path, **options: object) -> tuple[Page, Seen]:
@@ -166,6 +188,22 @@ def test_a_report_of_clicks_speaks_of_no_stars(browser: Browser, reports: dict[s
     assert re.findall(r".*\b(?:RMSE|ratings?|stars?)\b.*", text) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert (seen.errors, seen.failed) == ([], [])
+    page.close()
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(LAPTOP, "light"), (PHONE, "dark")], ids=["laptop", "phone"])
+def test_pictures_of_the_report(
+    browser: Browser, reports: dict[str, Path], tmp_path: Path, size: dict[str, int], scheme: str
+) -> None:
+    page, seen = opened(browser, reports["lists"], viewport=size, color_scheme=scheme)
+    text = page.locator("#key-figures").inner_text()
+    assert "Run 20261123-031500-5f0c7a was published on 2026-11-23" in text
+    figures = r"\s+-?0\.\d{4}\s+[+-]0\.\d{4}\s+[+-]0\.\d{4} to [+-]0\.\d{4}\s+(better|within chance)"
+    assert len(re.findall(figures, text)) == 2
+    assert " s after the run began" in page.locator("header").inner_text()
+    taken = picture(page, f"report-{size['width']}-{scheme}", tmp_path)
+    assert taken.stat().st_size < 200_000
+    assert seen.errors == []
     page.close()
 
 

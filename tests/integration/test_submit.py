@@ -159,6 +159,31 @@ def test_without_an_account_or_a_network_none_is_sent(vertex: FakeVertex, submit
             "error: ratings_csv: expected gs://bucket/object, found 'https://storage.cloud.google.com/b/r.csv?x=1', an "
             "address for browsers: give gs://b/r.csv\n",
         ),
+        (
+            SETTINGS,
+            ["ratings_csv=gs://b"],
+            "error: ratings_csv: expected gs://bucket/object, found 'gs://b', which names no",
+        ),
+        (
+            SETTINGS,
+            ["ratings_csv=GS://b/r.csv"],
+            "error: ratings_csv: expected gs://bucket/object, found 'GS://b/r.csv': give",
+        ),
+        (
+            SETTINGS,
+            ["ratings_csv=s3:/b/r.csv"],
+            "error: ratings_csv: expected gs://bucket/object, found 's3:/b/r.csv': give s",
+        ),
+        (
+            SETTINGS,
+            ["ratings_csv=minio://b/r.csv"],
+            "error: ratings_csv: expected gs://bucket/object, found 'minio://b/r.csv'",
+        ),
+        (
+            SETTINGS,
+            ["ratings_csv=r.csv", "epochs=0"],
+            "error: 2 values are not valid: epochs: Input should be greater than or equal to 1 (given: 0); rat",
+        ),
         (SETTINGS | {"region": ""}, [], "error: the settings lack region: set it in "),
         (SETTINGS, ["epoch=3"], "error: the pipeline has no parameter 'epoch'; it has "),
         (SETTINGS, ["train_accelerator_type=L4"], "error: train_accelerator_type: found 'L4', expected one of NVIDIA_"),
@@ -322,6 +347,19 @@ def test_waiting_for_a_failed_run_exits_with_6_and_the_errors(vertex: FakeVertex
     assert said.endswith("error: the step train failed: out of memory\nerror: the run failed: The DAG failed.\n")
 
 
+def test_a_paused_run_has_not_failed(vertex: FakeVertex, submit: Submit) -> None:
+    vertex.states = [state("PAUSED")]
+    assert re.search(r"^error: the run is paused; to follow it again: make watch ", submit("--wait", status=5), re.M)
+
+
+def test_a_state_that_is_newer_than_the_sdk_is_shown_as_its_number(vertex: FakeVertex, submit: Submit) -> None:
+    vertex.states = [
+        {"state": 99, "jobDetail": {"taskDetails": [{"taskName": "train", "state": 98}]}},
+        state("SUCCEEDED"),
+    ]
+    assert changes(submit("--wait")) == ["train state 98", "run state 99", "run succeeded"]
+
+
 def test_waiting_survives_an_outage(vertex: FakeVertex, submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
     vertex.states = [state("RUNNING"), state("SUCCEEDED")]
     vertex.faults = [Fault("GET", "/pipelineJobs/", times=5)]
@@ -352,10 +390,19 @@ def test_waiting_survives_a_lost_connection(
     assert changes(submit("--wait")) == ["run running", "run succeeded"]
 
 
-@pytest.mark.parametrize("code", [403, 404])
-def test_waiting_ends_at_once_where_asking_again_is_of_no_use(vertex: FakeVertex, submit: Submit, code: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (400, "error: the run continues, but its state cannot be fetched: 400 "),
+        (403, "error: the run continues, but its state cannot be fetched: 403 "),
+        (404, "error: there is no such run any more; it may have been deleted; "),
+    ],
+)
+def test_waiting_ends_at_once_where_asking_again_is_of_no_use(
+    vertex: FakeVertex, submit: Submit, code: int, said: str
+) -> None:
     vertex.faults = [Fault("GET", "/pipelineJobs/", code=code)]
-    assert "error: the run continues, but its state cannot be fetched: " in submit("--wait", status=5)
+    assert said in submit("--wait", status=5)
     assert len([request for request in vertex.requests if "/pipelineJobs/" in request.path]) == 1
 
 

@@ -237,6 +237,22 @@ def test_dropout_changes_the_training_and_is_off_in_the_fitted_model() -> None:
     assert torch.equal(dropped(train.users, train.movies), dropped(train.users, train.movies))
 
 
+def test_dropout_keeps_a_pair_of_entries_where_both_are_kept_and_the_mean_of_the_prediction() -> None:
+    n, factors = 2000, 16
+    tables = Tables(torch.full((n, factors), 2.0), torch.full((n, factors), 3.0), torch.zeros(n), torch.zeros(n))
+    rows = torch.arange(n, dtype=torch.int32)
+    error, (by_movie, by_user) = tables.residuals_with_dropout(
+        (rows, rows, torch.zeros(n)), 0.5, torch.Generator().manual_seed(0)
+    )
+    # Each entry is kept in half of the cases and then doubled, so their product in a quarter and times four.
+    assert by_movie.unique().tolist() == [0, 8]
+    assert torch.equal(by_user / 3, by_movie / 2)
+    assert (by_user > 0).float().mean() == pytest.approx(0.25, abs=0.01)
+    assert torch.allclose(-error, (by_movie * 3).sum(1))
+    assert tables.p.unique().tolist() == [2]
+    assert tables.q.unique().tolist() == [3]
+
+
 OVERFITTING = original(epochs=60, lr=0.1, factors=16, batch_size=32, patience=3)
 
 

@@ -582,3 +582,20 @@ def test_it_runs_as_a_program(tmp_path: Path, argv: list[str], status: int, out:
     assert done.stdout.startswith(out)
     assert done.stderr.startswith(err)
     assert (tmp_path / "output" / "model.json").exists() is (status == 0)
+
+
+def test_foreign_text_acts_on_no_terminal_whichever_command_prints_it(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text(ratings())
+    foreign = "o\x1b]0;title\x07\u202e"
+    program = "import sys; from mf.__main__ import run; sys.argv[0] = 'mf'; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", "--ratings_csv=r.csv", "--factors=2", f"--output_dir={foreign}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(mf.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert r"in o\x1b]0;title\x07\u202e/" in done.stdout
+    assert not set("\x1b\x07\u202e") & set(done.stdout + done.stderr)
+    assert (tmp_path / foreign / "model.json").exists()

@@ -196,6 +196,10 @@ def test_the_settings_say_other_defaults(tmp_path: Path) -> None:
         ({"columns": "sb_secret_hunter2"}, "parameter columns looks like a Supabase secret key"),
         ({"train_accelerator_type": "NVIDIA_TESLA_A100"}, "region europe-west6 has no NVIDIA_TESLA_A100; those that"),
         ({"train_accelerator_type": "NVIDIA_TESLA_V100"}, "train_accelerator_type: PyTorch's build cu130 has no code"),
+        (
+            {"ratings_csv": "r.csv"},
+            "ratings_csv: expected gs://bucket/object, found 'r.csv', which the steps cannot read",
+        ),
         ({"train_accelerator_count": -1}, "train_accelerator_count: found -1, a machine has 1, 2, 4, 8 of NVIDIA_L4"),
     ],
 )

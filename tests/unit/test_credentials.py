@@ -116,7 +116,25 @@ def test_the_key_shows_in_no_text_and_in_no_traceback_with_locals() -> None:
     assert KEY not in shown
 
 
-@pytest.mark.parametrize("path", ["", "/", "/rest/v1", "/rest/v1/", "/auth/v1", " ", "/\n", "//"])
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("'sb_secret_hunter2'", "has quotes around it"),
+        ("sbp_hunter2hunter2", "is an access token of an account"),
+        ("projects/hunter2/secrets/key/versions/1", "is the name of a secret: put it into SUPABASE_KEY_SECRET"),
+        ("postgresql://me:hunter2@h/d", "is an address"),
+        ("Bearer hunter2", "holds characters that no Supabase key has"),
+    ],
+)
+def test_what_is_no_key_is_named_and_not_shown(key: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^the key for {URL} {said}") as error:
+        Credentials.find(environ={"SUPABASE_URL": URL, "SUPABASE_KEY": key})
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/", "/rest/v1", "/rest/v1/ratings", "/auth/v1/token", "/rest/v1/", "/auth/v1", " ", "/\n", "//"]
+)
 def test_white_space_and_the_path_of_a_service_are_taken_off_the_url(path: str) -> None:
     assert found(SUPABASE_URL=f" {URL}{path}", SUPABASE_KEY=KEY) == (URL, KEY)
 
@@ -135,7 +153,14 @@ FORM = "the Supabase URL is not of the form https://PROJECT.supabase.co"
         ("https://aws-0-eu-west-1.pooler.supabase.com", f"{FORM}: it is the database's host"),
         ("postgresql://postgres:hunter2@db.abc.supabase.co:5432/postgres", f"{FORM}: it is the address of a database"),
         ("https://abc.supabase.co?apikey=hunter2", FORM),
-        ("'https://abc.supabase.co'", FORM),
+        ("'https://abc.supabase.co'", f"{FORM}: leave out the quotes"),
+        ("https://https://abc.supabase.co", f"{FORM}: it begins twice"),
+        ("https://PROJECT.supabase.co", f"{FORM}: it is still the example"),
+        ("https://your-project-ref.supabase.co", f"{FORM}: it is still the example"),
+        ("https://abc.functions.supabase.co", f"{FORM}: leave out the name of the service"),
+        ("https://abc.supabase.com", f"{FORM}: leave out the name of the service, and end it with .co"),
+        ("https://abc.supabase.co\u200b", FORM),
+        ("https://<ref>.supabase.co", FORM),
         ("http://abc.supabase.co", "the Supabase URL begins with http://, over which the key would go unencrypted"),
         ("http://10.0.0.7:8000", "the Supabase URL begins with http://"),
         ("http://127.0.0.1.nip.io", "the Supabase URL begins with http://"),

@@ -76,6 +76,11 @@ def test_the_transaction_pooler_and_a_placeholder_are_refused_with_advice() -> N
     assert find("postgresql://me@127.0.0.1:6543/db").port == "6543"
     with pytest.raises(ConfigError, match=r"still holds \[YOUR-PASSWORD\]"):
         find(DIRECT.replace(PASSWORD, "[YOUR-PASSWORD]"))
+    for password in ("[hunter2]", "<password>", "[YOUR_PASSWORD]"):
+        with pytest.raises(ConfigError, match="password in brackets, which belong to the example"):
+            find(DIRECT.replace(PASSWORD, password))
+    with pytest.raises(ConfigError, match="leave out the quotes around it"):
+        find(f"'{DIRECT}'")
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,17 @@ def test_the_interval_of_a_mean_agrees_with_scipy() -> None:
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
 
 
+def test_many_users_are_drawn_in_groups_with_intervals_of_the_same_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, errors = planted(np.random.default_rng(0), 6000, 3)
+
+    def width() -> float:
+        return float(np.mean([(found := rmse_interval(rows, errors, seed)).high - found.low for seed in range(10)]))
+
+    apart = width()
+    monkeypatch.setattr("mf.evaluation.bootstrap.MOST_DRAWN", 1000)
+    assert width() == pytest.approx(apart, rel=0.05)
+
+
 def test_95_percent_of_the_intervals_contain_the_true_rmse() -> None:
     held = 0
     for seed in range(200):

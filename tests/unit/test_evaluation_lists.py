@@ -22,7 +22,8 @@ from mf.evaluation.ranking import PREDICTED_RATING, RANKING_MODEL
 from mf.model import MatrixFactorization
 from mf.model_directory import Embeddings, Header, PublishedRanking, TrainedModel, TrainedRanking
 from mf.ranking import RankingModel
-from mf.ratings.schema import RATED_AT, TIMESTAMP, TrainedOn
+from mf.ratings.batches import Batches
+from mf.ratings.schema import RATED_AT, TIMESTAMP, USER, Provenance, TrainedOn, write_ratings
 from mf.ratings.vocabulary import Vocabulary
 from mf.supabase.target import PublishedRun
 
@@ -194,6 +195,33 @@ def test_the_curve_is_of_a_seeded_sample_of_users_with_enough_ratings(monkeypatc
     none = evaluated().cold_start_curve
     assert none
     assert (none.users, none.points, none.popularity) == (0, (), None)
+
+
+@pytest.mark.parametrize("text_ids", [False, True])
+def test_parts_in_files_are_scored_in_batches_as_tables_are(
+    text_ids: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, parts = FOLDED, [FOLDED_TRAIN, FOLDED_TEST]
+    if text_ids:
+        parts = [part.set_column(0, USER, part[USER].cast(pa.string())) for part in parts]
+        users = Vocabulary(FOLDED.users.ids.cast(pa.string()))
+        model = replace(FOLDED, users=users, ranking=replace(FOLDED.ranking, users=users))
+    config = replace_config(bootstrap=50)
+    whole = evaluate(*parts, model, config)
+    monkeypatch.setattr("mf.ratings.batches.ROWS", 3)
+    monkeypatch.setattr("mf.evaluation.encoded.MERGED", 2)
+    files = [tmp_path / name for name in ("train", "test")]
+    for part, file in zip(parts, files, strict=True):
+        write_ratings(part, file, Provenance("planted", len(part), 0, 0, len(part)))
+    assert evaluate(*map(Batches, files), model, config) == whole
+
+
+def test_of_a_large_test_part_the_ratings_of_a_sample_of_users_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mf.evaluation.encoded.SCORED_RATINGS", 5)
+    found = evaluated()
+    assert 0 < found.test_rows < found.test_rows_drawn_from == 8
+    assert found.test_users < 6
+    assert f"on {found.test_rows} of 8 test ratings" in found.headline()
 
 
 class Target:

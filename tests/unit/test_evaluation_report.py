@@ -260,7 +260,7 @@ def test_every_entry_of_the_contents_leads_to_a_section(tmp_path: Path) -> None:
     ids = [f"#{attributes['id']}" for tag, attributes in page.elements if "id" in attributes]
     assert links == ids
     assert len(ids) == 8
-    assert "Parameters Gate max_rmse 0.9 force_publish no note –" in page.words()
+    assert "Gate max_rmse 0.9 force_publish no note –" in page.words()
     assert json.loads((tmp_path / "evaluation.json").read_text())["parameters"]["Gate"]["max_rmse"] == 0.9
 
 

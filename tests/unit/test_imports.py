@@ -1,6 +1,8 @@
 """Which room may import which: no import runs upwards, there are no cycles, and the library knows no pipeline."""
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -102,3 +104,16 @@ def test_a_room_does_not_know_what_it_must_not(room: str, forbidden: str) -> Non
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     TopologicalSorter({a: {b for b in names if b in IMPORTS} for a, names in IMPORTS.items()}).prepare()
+
+
+@pytest.mark.parametrize(
+    ("of_a_step", "unwanted"),
+    [
+        ("mf.parameters, mf.reuse", {"torch", "supabase", "scipy", "sklearn", "matplotlib"}),  # ingest, split
+        ("mf.parameters, mf.supabase.find, mf.supabase.direct_target", {"torch", "supabase", "scipy", "sklearn"}),
+    ],
+)
+def test_a_step_imports_no_large_package_that_it_does_not_use(of_a_step: str, unwanted: set[str]) -> None:
+    program = f"import sys; before = {{*sys.modules}}; import {of_a_step}; print(*({{*sys.modules}} - before))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert unwanted & {*done.stdout.split()} == set()

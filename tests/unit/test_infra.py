@@ -26,12 +26,12 @@ def parse(text: str) -> dict[str, Any]:
     return dict(hcl2.loads(text))
 
 
-def whole() -> dict[str, Any]:
+def all_text() -> str:
     """All files as one."""
-    return parse("\n".join(file.read_text() for file in sorted((ROOT / "infra").glob("*.tf"))))
+    return "\n".join(file.read_text() for file in sorted((ROOT / "infra").glob("*.tf")))
 
 
-INFRA = whole()
+INFRA = parse(all_text())
 LOCALS = {name: value for block in INFRA["locals"] for name, value in block.items()}
 
 
@@ -91,6 +91,58 @@ def test_a_planted_fault_is_found(found: str, planted: str, said: str) -> None:
     assert said_of == [said]
 
 
+# Attributes that the provider computes; the schema in google.json holds arguments only.
+COMPUTED = {
+    "google_service_account": {"email", "member", "name"},
+    "google_iam_workload_identity_pool": {"name"},
+    "google_iam_workload_identity_pool_provider": {"name"},
+}
+
+
+def loose_references(text: str) -> list[str]:
+    """References to resources, attributes, variables and locals that there are not."""
+    tree = parse(text)
+    declared = {(kind, name): {*GOOGLE[kind], *COMPUTED.get(kind, ())} for kind, name, _ in resources(tree)}
+    known = {f"var.{name}" for one in tree["variable"] for name in map(unquoted, one)}
+    known |= {f"local.{name}" for one in tree["locals"] for name in one}
+    found = [one for one in re.findall(r"\b(?:var|local)\.\w+", text) if one not in known]
+    for kind, name, attribute in re.findall(r"\b(google_\w+)\.(\w+)(?:\[[^\]]*\])?(?:\.(\w+))?", text):
+        if (kind, name) not in declared or (attribute and attribute not in declared[kind, name]):
+            found.append(f"{kind}.{name}" + (f".{attribute}" if attribute else ""))
+    return found
+
+
+def unquoted(value: Any) -> str:
+    return str(value).strip('"')
+
+
+def test_every_reference_leads_to_something() -> None:
+    assert loose_references(all_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "planted", "said"),
+    [
+        (
+            "google_service_account.steps.email",
+            "google_service_account.steps.mail",
+            "google_service_account.steps.mail",
+        ),
+        ("google_storage_bucket.artifacts.name", "google_storage_bucket.runs.name", "google_storage_bucket.runs.name"),
+        (
+            "google_service_account.deploy[0].name",
+            "google_service_account.deploy[0].nam",
+            "google_service_account.deploy.nam",
+        ),
+        ("var.keep_days > 0", "var.keep_day > 0", "var.keep_day"),
+        ("= local.bucket\n", "= local.buckets\n", "local.buckets"),
+    ],
+)
+def test_a_planted_reference_to_nothing_is_found(found: str, planted: str, said: str) -> None:
+    assert found in all_text()
+    assert loose_references(all_text().replace(found, planted, 1)) == [said]
+
+
 def test_the_schema_is_of_every_resource_and_of_the_version_that_is_pinned() -> None:
     assert {kind for kind, _, _ in resources(INFRA)} == GOOGLE.keys() == schema.resources()
     (provider,) = re.findall(r' version = "(.*)"', (ROOT / "infra/versions.tf").read_text())
@@ -101,19 +153,15 @@ def test_the_apis_are_those_of_the_doctor_and_of_the_document() -> None:
     enabled = re.search(r"gcloud services enable ((?:.*\\\n)*.*)", DOCUMENT)
     assert enabled
     documented = re.findall(r"(\w+)\.googleapis\.com", enabled[1])
-    assert [text(api) for api in LOCALS["apis"]] == list(APIS) == documented
+    assert [unquoted(api) for api in LOCALS["apis"]] == list(APIS) == documented
     for kind, _, body in resources(INFRA):
         assert kind != "google_project_service" or str(body["disable_on_destroy"]).lower() == "false"
 
 
-def text(value: Any) -> str:
-    return str(value).strip('"')
-
-
 def roles_of(account: str) -> set[str]:
     """Roles that infra/ grants to an account."""
-    found = {text(body["role"]) for kind, _, body in resources(INFRA) if kind.endswith("_iam_member")
-             and f"google_service_account.{account}" in text(body["member"])}  # fmt: skip
+    found = {unquoted(body["role"]) for kind, _, body in resources(INFRA) if kind.endswith("_iam_member")
+             and f"google_service_account.{account}" in unquoted(body["member"])}  # fmt: skip
     return {role for role in found if role.startswith("roles/")}
 
 
@@ -134,11 +182,11 @@ def test_the_steps_account_has_exactly_the_roles_that_the_document_names_and_the
 
 
 def test_github_builds_and_submits_with_the_roles_of_somebody_who_is_not_the_owner() -> None:
-    granted = roles_of("deploy") | {text(role) for role in re.findall(r"roles/[\w.]+", str(LOCALS["deploy_roles"]))}
+    granted = roles_of("deploy") | {unquoted(role) for role in re.findall(r"roles/[\w.]+", str(LOCALS["deploy_roles"]))}
     assert granted == documented_roles()["you"]
     assert BUCKET_READER in granted
     (provider,) = [body for kind, _, body in resources(INFRA) if kind.endswith("_pool_provider")]
-    assert text(provider["attribute_condition"]) == (
+    assert unquoted(provider["attribute_condition"]) == (
         "assertion.sub == 'repo:${var.github_repository}:ref:refs/heads/main'"
     )
 
@@ -153,8 +201,8 @@ def test_the_names_are_those_of_the_document() -> None:
     said = {name: body for _, name, body in resources(INFRA)}
     for name in ("mf-steps@$PROJECT.iam", "repositories create mf ", "secrets create supabase-key", "$PROJECT-mf"):
         assert name in DOCUMENT
-    assert text(said["images"]["repository_id"]) == "mf"
-    accounts = {text(body["account_id"]) for kind, _, body in resources(INFRA) if kind == "google_service_account"}
+    assert unquoted(said["images"]["repository_id"]) == "mf"
+    accounts = {unquoted(body["account_id"]) for kind, _, body in resources(INFRA) if kind == "google_service_account"}
     assert accounts == {"mf-steps", "mf-deploy"}
 
 

@@ -57,6 +57,9 @@ elif "describe" in called:
     asked.write_text("x" * (before + 1))
     if os.environ.get("DESCRIBE_DENIED") or before == int(os.environ.get("LOST", "-1")):
         sys.exit("ERROR: (gcloud.builds.describe) no answer")
+    if os.environ.get("RECORD"):
+        print(os.environ["RECORD"])
+        sys.exit()
     working = before < int(os.environ.get("WORKING", "0"))
     status = "WORKING" if working else os.environ.get("STATUS", "SUCCESS")
     ended = {"status": status, "logUrl": "https://log.example/1"}
@@ -220,10 +223,85 @@ def test_a_failed_build_is_one_line(machine):
         images.make_images(SETTINGS)
 
 
-def test_a_refused_push_says_how_to_log_in(machine):
+@pytest.mark.parametrize(
+    ("repository", "said"),
+    [
+        ("eu-docker.pkg.dev/p1/mf", r"gcloud auth configure-docker eu-docker\.pkg\.dev$"),
+        ("registry.example/team/mf", r"podman login registry\.example$"),
+    ],
+)
+def test_a_refused_push_says_how_to_log_in_there(machine, repository, said):
     machine(podman="sys.exit(called[0] == 'push')")
-    with pytest.raises(MfError, match=r"podman push .* gcloud auth configure-docker registry.example$"):
+    with pytest.raises(MfError, match=rf"podman push ended with status 1: may this machine push there\? {said}"):
+        images.make_images(SETTINGS.model_copy(update={"image_repository": repository}), cpu_only=True)
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        ("null", "is pushed, but docker does not tell its digest: it has none"),
+        ("[]", "is pushed, but docker does not tell its digest: it has none"),
+        ('["elsewhere.example/mf@sha256:0"]', "does not tell its digest: elsewhere.example/mf@sha256:0"),
+    ],
+)
+def test_a_docker_that_knows_no_digest_is_one_line(machine, listed, said):
+    machine(docker=ENGINE.replace("print(json.dumps([", f"print({listed!r}); sys.exit()\n    print(json.dumps(["))
+    with pytest.raises(MfError, match=said):
+        images.make_images(SETTINGS, cpu_only=True)
+
+
+def test_docker_hubs_digests_have_no_host(machine):
+    machine(docker=ENGINE.replace('name + "@"', 'name.removeprefix("docker.io/") + "@"'))
+    made = images.make_images(SETTINGS.model_copy(update={"image_repository": "docker.io/me/mf"}), cpu_only=True)
+    assert made["cpu_image"] == f"docker.io/me/mf/mf-python-cpu@{CPU_DIGEST}"
+
+
+def test_layers_of_unknown_size_are_left_out(machine):
+    machine(docker=ENGINE.replace("0B\\t", "<missing>\\tRUN x\\n1.5MiB\\tRUN y\\n0B\\t"))
+    assert images.layers("docker", "a:1") == [(2700.0, "RUN   a base"), (1.23, "COPY dir:1 in /opt/mf"), (1.5, "RUN y")]
+
+
+def test_without_git_or_a_checkout_the_command_says_so(machine, tmp_path, capfd):
+    root = machine(docker=ENGINE)
+    shutil.rmtree(root / ".git")
+    with pytest.raises(MfError, match="git status ended with status 128: the lines above say why"):
         images.make_images(SETTINGS)
+    assert "not a git repository" in capfd.readouterr().err
+    (tmp_path / "bin" / "git").unlink()
+    with pytest.raises(ConfigError, match="git is missing, and the images are built from this checkout's commit"):
+        images.make_images(SETTINGS)
+
+
+def test_a_pipeline_without_a_gpu_needs_one_image(machine, tmp_path, capfd):
+    machine(docker=ENGINE)
+    images.make_images(SETTINGS.model_copy(update={"parameters": {"train_accelerator_count": 0}}))
+    assert [call[-1] for call in calls(tmp_path, "push")] == [CPU]
+    images.make_images(SETTINGS, cpu_only=True)
+    assert "the pipeline needs train_accelerator_count = 0 under [parameters] in pipelines/s" in capfd.readouterr().out
+
+
+def test_cloud_build_is_not_used_for_kubeflow(machine):
+    machine(gcloud=CLOUD)
+    with pytest.raises(MfError, match="found no working docker or podman: install one of them, or start it"):
+        images.make_images(Settings(target="kubeflow", image_repository="registry.example/team/mf"))
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"status": "TIMEOUT"}, f"Cloud Build could not build {CPU}: TIMEOUT$"),
+        ({"status": "SUCCESS"}, f"build-cpu succeeded and pushed nothing, expected {CPU}$"),
+        (
+            {"status": "SUCCESS", "results": {"images": [{"name": "other:1", "digest": "sha256:0"}]}},
+            "build-cpu succeeded and pushed other:1, expected ",
+        ),
+    ],
+)
+def test_a_build_that_ends_otherwise_is_one_line(machine, monkeypatch, record, said):
+    machine(gcloud=CLOUD)
+    monkeypatch.setenv("RECORD", json.dumps(record))
+    with pytest.raises(MfError, match=said):
+        images.make_images(SETTINGS, cpu_only=True)
 
 
 def test_pip_in_the_build_gets_the_configuration_of_pip_on_the_machine(machine, tmp_path, monkeypatch):

@@ -51,6 +51,8 @@ def test_the_content_hash_follows_the_published_content_and_nothing_else(tmp_pat
         ({"factors": 2.0}, "model.json: factors is 2.0, expected an integer of 1 or more"),
         ({"factors": True}, "model.json: factors is True, expected an integer of 1 or more"),
         ({"mu": float("nan")}, "model.json: mu is nan, expected a finite number"),
+        ({"mu": 10**400}, "model.json: mu is 1000000000000000000000000000000000000000, expected a finite number"),
+        ({"mu": "3"}, "model.json: mu is '3', expected a finite number"),
         ({"mu": -4.8}, "model.json: mu is -4.8, expected a mean rating within the rating range 0.5 to 5: train the"),
         ({"mu": 5.01}, "model.json: mu is 5.01, expected a mean rating within the rating range 0.5 to 5: train the"),
         ({"rating_max": None}, "model.json: rating_max is None, expected a finite number"),
@@ -112,6 +114,9 @@ def test_an_empty_a_missing_and_a_malformed_file_are_refused(tmp_path):
         read_model(tmp_path)
     with pytest.raises(DataError, match=r"model\.json: cannot be read as JSON"):
         read_model(tmp_path / "nowhere")
+    (tmp_path / "model.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"model\.json: cannot be read as JSON \(maximum recursion depth"):
+        read_model(tmp_path)
 
 
 NUMBERS = {
@@ -176,6 +181,7 @@ def test_a_model_of_implicit_feedback_has_no_scale_of_ratings(tmp_path):
         ({"factors": 2.0}, "ranking.factors is 2.0, expected an integer of 1 or more"),
         ({"factors": 3}, "embedding has 2 values, model.json says ranking.factors 3"),
         ({"rho": None}, "model.json: ranking.rho is None, expected a finite number"),
+        ({"sd": 0}, "model.json: ranking.sd is 0, expected a number above 0"),
         ({"sd": float("inf")}, "model.json: ranking.sd is inf, expected a finite number"),
         ({"recency": None}, "model.json: ranking.recency is None, expected true or false"),
     ],

@@ -1,9 +1,12 @@
+import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from mf.parallel import MOST_WORKERS, in_order
+from mf import parallel
+from mf.parallel import MOST_WORKERS, cores, in_order
 
 
 def test_results_keep_the_order_of_the_items() -> None:
@@ -44,3 +47,18 @@ def test_exceptions_are_passed_on_in_order(culprit: str) -> None:
     with pytest.raises(ZeroDivisionError):
         results.extend(in_order(work, items()))
     assert len(results) == 7 if culprit == "function" else len(results) <= 20
+
+
+def test_the_cores_are_those_of_the_affinity_and_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def quota(text: str) -> None:
+        (tmp_path / "cpu.max").write_text(text)
+
+    monkeypatch.setattr(parallel, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert cores() == 8  # there is no such file on other systems
+    for text, found in (("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("1600000 100000", 8)):
+        quota(text)
+        assert cores() == found
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert cores() == 2

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from benchmarks.encoded import EncodedRatings
 from mf import sample
 from mf.evaluation.bootstrap import bootstrap_ratios, percentile_interval
-from mf.evaluation.encoded import EncodedRatings
 from mf.evaluation.metrics import LIST_METRICS
 from mf.evaluation.ranking import find_hits, score_users
 from mf.evaluation.topk import top_k_in_one_order

@@ -108,6 +108,41 @@ def test_the_parameters_that_it_shows_are_the_pipelines_own_defaults() -> None:
             "project, spot: without a meaning on open-source Kubeflow Pipelines; leave them empty, or set target = ",
         ),
         ('target = "kubeflow"\nservice_account = "a@b.co"', "service_account: expected a Kubernetes name"),
+        ('pipeline_root = "gs://My-Bucket/runs"', "; a bucket's name has no capital letters"),
+        ('pipeline_root = "GS://bucket/runs"', "; gs is written in small letters"),
+        ('pipeline_root = "gs://"', "; it names no bucket"),
+        ('pipeline_root = "gs://b/runs"', "; a bucket's name has 3 characters or more"),
+        ('pipeline_root = "gs://bucket/../runs"', "; a folder is named . or .."),
+        ('pipeline_root = "gs://bu..cket/runs"', "pipeline_root: expected gs://bucket/folder, "),
+        ('pipeline_root = "gcs://bucket/runs"', "; write gs:// in place of gcs:"),
+        ('pipeline_root = "/gcs/bucket/runs"', "; write gs:// in place of /gcs/"),
+        ('pipeline_root = "gs:bucket/runs"', "; gs: is followed by two slashes"),
+        ('pipeline_root = "bucket/runs"', "; write gs:// before it"),
+        ('service_account = "serviceAccount:a@b.co"', "on Kubeflow; leave out serviceAccount:"),
+        ('service_account = "projects/p/serviceAccounts/a@b.co"', "; leave out what stands before its e-mail address"),
+        ('service_account = "a@b.co "', "; it holds a blank"),
+        ('image_repository = "https://eu-docker.pkg.dev/p/mf"', "; leave out https://"),
+        ('image_repository = "eu-docker.pkg.dev/p/mf/"', "; leave out the slash at its end"),
+        ('image_repository = "eu-docker.pkg.dev/PROJECT/mf"', "; put your project's id in place of PROJECT"),
+        ('image_repository = "eu-docker.pkg.dev/p/mf:v1"', "; leave out the tag: that is the setting image_tag"),
+        (
+            'supabase_url = "https://PROJECT.supabase.co"',
+            "supabase_url: expected the project's address: PROJECT s",
+        ),
+        (
+            'supabase_key_secret = "projects/PROJECT/secrets/k"',
+            "supabase_key_secret: PROJECT stands for the project",
+        ),
+        ('region = "europe-west4-b"', "; did you mean europe-west4? (given: "),
+        ('region = "US-Central1"', "; did you mean us-central1? (given: "),
+        ('notify_emails = "me@example.com"', 'notify_emails: expected a list, ["me@example.com"]'),
+        ("[parameters]\nlr = nan", "parameters.lr: expected a text, a finite number, true or false (given: nan)"),
+        ("[parameters]\nepochs = 2026-01-01", "parameters.epochs: expected a text, a finite number, true or false"),
+        (
+            "[parameters.solver_options]\nl2 = [1]",
+            "parameters.solver_options: expected a text, a finite ",
+        ),
+        ('target = "kubeflow"\nkubeflow_host = "localhost:8080"', "; put http:// or https:// before it"),
         ("[machines.train]\ngpus = 1", "machines.train.gpus: Extra inputs are not permitted"),
         ('region = "mars"\nspot = "maybe"', "2 values are not valid: region: expected one of"),
         ("project = p", "is no TOML: Invalid value (at line 1, column 11)"),
@@ -221,7 +256,7 @@ def test_an_image_that_is_not_named_by_digest_is_not_written(file: Path) -> None
 def test_no_error_shows_a_regular_expression(file: Path) -> None:
     names = ("project", "pipeline_root", "service_account", "network", "image_tag", "cpu_image", "experiment")
     said = refusal(file, "".join(f'{name} = "( )"\n' for name in names))
-    assert said.startswith(f"{file}: 6 values are not valid: ")  # the account is checked with the target, last
+    assert said.startswith(f"{file}: 7 values are not valid: ")
     assert not re.search(r"[\^$\\]|\[\^|\(\?", said.removeprefix(str(file)))
 
 
@@ -240,6 +275,12 @@ def test_images_that_docker_hub_would_be_asked_for_are_refused(repository: str) 
     assert "docker.pkg.dev/PROJECT/mf, " in str(error.value)
     assert "then run `make images`" in str(error.value)
     Settings(image_repository=repository, cpu_image=CPU, gpu_image=GPU).check_images()
+
+
+@pytest.mark.parametrize("repository", ["europe-west4-docker.pkg.dev", "europe-west4-docker.pkg.dev/my-project"])
+def test_a_path_of_artifact_registry_has_a_project_and_a_repository(repository: str) -> None:
+    with pytest.raises(ConfigError, match="expected the project and the repository after the host, europe"):
+        Settings(image_repository=repository, image_tag="v1").check_images()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import yaml
+from google.cloud.aiplatform_v1.types import HyperparameterTuningJob
+from google.protobuf import json_format
 
 import mf
 from mf.__main__ import main
@@ -21,6 +24,7 @@ from mf.config import Config
 from mf.errors import ConfigError, DataError, MfError, TrainingError
 from mf.evaluation.config import EvaluateConfig
 from mf.evaluation.evaluate import evaluate
+from mf.evaluation.judge import judge
 from mf.parameters import check
 from mf.ranking import RankingConfig
 from mf.ratings.schema import MOVIE, RATING, USER
@@ -185,6 +189,13 @@ def test_a_trial_that_diverges_is_a_failed_one_and_the_sweep_goes_on(
     assert f"best of 8 trials, {len(failed)} failed: trial " in found.line()
     assert all(trial.failure.startswith("epoch ") for trial in failed)
     assert sum(": epoch " in line for line in said) == len(failed)
+    # The report names them, as the model's metrics do.
+    model = train(TRAIN, VALIDATION, found.config, device=CPU)
+    model.metrics["sweep"] = found.record()
+    judge(model, TRAIN, VALIDATION, html=tmp_path / "report.html", document=tmp_path / "evaluation.json")
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("<td>failed</td>") == len(failed)
+    assert f" {len(failed)} failed." in report
     # A resumed sweep knows of them.
     again, _ = swept(choices(row_damping=0.0), trials=8, journal=tmp_path / "journal.json")
     assert again.trials == found.trials
@@ -356,3 +367,43 @@ def test_optunas_log_is_as_loud_after_a_sweep_as_before() -> None:
     loud = before()
     swept(choices(), trials=2)
     assert before() == loud
+
+
+def test_the_job_of_the_page_is_one_that_vertex_knows_and_its_script_writes_the_figure(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/sweeps.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    job = yaml.safe_load(block) | {"displayName": "mf", "maxTrialCount": 20, "parallelTrialCount": 4}
+    message = json_format.ParseDict(job, HyperparameterTuningJob.pb()(), ignore_unknown_fields=False)
+    (pool,) = message.trial_job_spec.worker_pool_specs
+    assert [one.parameter_id for one in message.study_spec.parameters] == ["lr", "l2"]
+
+    script, name = pool.container_spec.args
+    script = script.replace("gs://BUCKET/ratings.csv", str(written(tmp_path))).replace(
+        "/tmp/model", str(tmp_path / "m")
+    )
+    metrics = tmp_path / "hypertune" / "output.metrics"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SUPABASE_")}
+    environ |= {"CLOUD_ML_HP_METRIC_FILE": str(metrics), "CLOUD_ML_TRIAL_ID": "7"}
+    environ["PYTHONPATH"] = str(Path(mf.__file__).parents[1])
+    environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
+    # The flags stand behind the arguments, as Vertex AI appends them.
+    command = [*pool.container_spec.command, script, name, "--lr=0.02", "--l2=0.05", "--epochs=3"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    model = json.loads((tmp_path / "m" / "model.json").read_text())
+    assert (model["config"]["lr"], model["config"]["l2"]) == (0.02, 0.05)
+    # As cloudml-hypertune writes it: one JSON object per line, all values but the time are texts.
+    figure = json.loads(metrics.read_text())
+    assert figure.pop("timestamp") > 0
+    rmse = str(model["metrics"]["validation_rmse"])
+    assert figure == {"trial": "7", "validation_rmse": rmse, "global_step": "1"}
+    failed = subprocess.run([*command, "--lr=-1"], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: lr: ")
+
+
+def test_the_page_names_the_options_that_are_searched() -> None:
+    page = (Path(__file__).parents[2] / "docs/sweeps.md").read_text()
+    for name, options in SEARCHED.items():
+        (row,) = re.findall(rf"^\| `{name}`.*", page, re.MULTILINE)
+        assert re.findall(r"`(\w+)`", row)[1:] == [*options]

@@ -268,6 +268,23 @@ def test_hostile_weights_do_not_load_and_pytorchs_unsafe_advice_is_not_passed_on
     torch.save(state, weights)
     with pytest.raises(DataError, match="mu holds a value that is not finite"):
         TrainedModel.load(tmp_path)
+    for mu, said in (
+        (torch.tensor(100.0), r"model\.pt: mu is 100, expected"),
+        (torch.tensor(3), "mu is of torch.int64"),
+    ):
+        torch.save(state | {"mu": mu}, weights)
+        with pytest.raises(DataError, match=said):
+            TrainedModel.load(tmp_path)
+
+
+def test_ids_that_are_missing_or_occur_twice_do_not_load(tmp_path: Path) -> None:
+    trained().save(tmp_path)
+    path = tmp_path / "movie_embeddings.parquet"
+    table = pq.read_table(path)
+    for ids, said in ((pa.nulls(len(table), pa.int64()), "is null"), (pa.array([5] * len(table)), "more than one row")):
+        pq.write_table(table.set_column(0, "movie_id", ids), path)
+        with pytest.raises(DataError, match=said):
+            TrainedModel.load(tmp_path)
 
 
 def test_a_file_of_vectors_that_unpacks_to_far_more_than_its_size_is_not_read(

@@ -45,6 +45,8 @@ def test_what_was_noted_is_read_back_and_anything_else_is_nothing() -> None:
     noted = TrainedOn.of(PROVENANCE, table(2001), table())
     assert TrainedOn.read(asdict(noted)) == noted
     assert [TrainedOn.read(other) for other in (None, {}, "text", {**asdict(noted), "more": 1})] == [None] * 4
+    wrong: list[dict[str, object]] = [{"until": "yesterday"}, {"until": 5}, {"columns": 5}, {"split": {"a": 1}}]
+    assert [TrainedOn.read({**asdict(noted), **values}) for values in wrong] == [None] * 4
 
 
 def test_a_training_that_starts_from_a_model_has_seen_what_that_one_has() -> None:

@@ -25,6 +25,20 @@ def test_rows_are_the_places_of_ids_that_are_sorted(ids: str, chunks: int) -> No
     assert vocabulary.rows(column).tolist() == ROWS[ids]
 
 
+@pytest.mark.parametrize("ids", IDS)
+def test_an_encoded_column_is_its_values_and_not_those_of_its_dictionaries(ids: str) -> None:
+    column = pa.chunked_array([IDS[ids], IDS[ids][:1]])
+    whole = pa.chunked_array([chunk.dictionary_encode() for chunk in column.chunks])
+    vocabulary, rows = Vocabulary.encode(whole)
+    assert vocabulary.ids.equals(Vocabulary.of(column).ids)
+    assert rows.tolist() == [*ROWS[ids], ROWS[ids][0]]
+    assert vocabulary.rows(whole).tolist() == rows.tolist()
+    part = whole.slice(1, 2)
+    assert Vocabulary.of(part).ids.to_pylist() == sorted(set(IDS[ids][1:3]))
+    assert vocabulary.rows(part).tolist() == rows[1:3].tolist()
+    assert len(Vocabulary.of(whole.slice(0, 0))) == 0
+
+
 def test_an_id_that_is_not_there_has_row_minus_1() -> None:
     assert Vocabulary.of(pa.array([4, 2])).rows(pa.array([2, 3, 4])).tolist() == [0, -1, 1]
     assert Vocabulary.of(pa.array(["a"])).rows(pa.array(["b", "a"])).tolist() == [-1, 0]

@@ -83,7 +83,7 @@ let ownCount = 0 // all of them
 const requests = new Map() // number of the latest request of each list, so that an earlier response is ignored
 
 // Runs `request` and passes its result to `show`, unless the list was requested again or another user signed in
-// meanwhile. An error is shown as a sentence.
+// meanwhile; `show` returns a sentence for the status, or none. An error is shown as a sentence.
 async function load(list, request, show) {
   const turn = (requests.get(list) ?? 0) + 1
   const requestedBy = user
@@ -95,7 +95,8 @@ async function load(list, request, show) {
     const result = await request()
     if (!isLate()) {
       removeSkeletons(list)
-      say(show(result))
+      const sentence = show(result)
+      if (sentence) say(sentence)
     }
   } catch (error) {
     if (!isLate()) {
@@ -230,13 +231,14 @@ function showFound() {
 
 function showMoviesToRate() {
   const list = byId('rate')
+  const isFirst = !list.children.length // the status speaks of the recommendations then
   load(
     list,
     () => popularMovies(list.querySelectorAll('li:not(.skeleton)').length),
     (more) => {
       list.append(...more.map((movie) => row(movie)))
       byId('rate-more').hidden = more.length < SHOWN
-      return `${list.children.length} movies to rate.`
+      return isFirst ? '' : `${list.children.length} movies to rate.`
     }
   )
 }
@@ -259,7 +261,7 @@ function rating(movie) {
 }
 
 function choice(movie) {
-  const button = element('button', { type: 'button', className: 'small' }, 'I like it', hiddenText(`: ${movie.title}`))
+  const button = element('button', { type: 'button', className: 'small' }, 'I like it', hiddenText(` ${movie.title}`))
   button.ariaPressed = newRatings.has(movie.movie_id)
   button.addEventListener('click', () => {
     const chosen = newRatings.delete(movie.movie_id) ? false : newRatings.set(movie.movie_id, null)
