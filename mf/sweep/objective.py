@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from mf.biases import Ints
 from mf.config import Config
 from mf.errors import DataError
-from mf.evaluation.encoded import EncodedRatings
+from mf.evaluation.encoded import pairs
 from mf.evaluation.metrics import ndcg
 from mf.evaluation.ranking import SCORED_USERS, find_hits, ranking_lists, sample
 from mf.evaluation.topk import top_k_by_product
@@ -16,7 +17,8 @@ from mf.model import MatrixFactorization
 from mf.ranking import Interactions, RankingConfig
 from mf.ranking.fit import fit as fit_ranking
 from mf.ranking.relevance import default_threshold
-from mf.ratings.schema import RATED_AT, times
+from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, has_ratings, times
+from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, RatingTensors, fit
 
 K = 10  # length of the lists
@@ -48,12 +50,15 @@ class Objective:
         tick: Callable[[], None],
     ) -> None:
         self.device, self.by_lists, self.tick = device, by_lists, tick
-        self.encoded = encoded = EncodedRatings.of(ratings, validation)
-        self.size = len(encoded.users.vocabulary), len(encoded.movies.vocabulary)
-        self.train = self._tensors(encoded.users.train_rows, encoded.movies.train_rows, encoded.train_ratings)
-        self.validation = self._tensors(encoded.users.test_rows, encoded.movies.test_rows, encoded.test_ratings)
+        for name, part in (("training", ratings), ("validation", validation)):
+            if not len(part):
+                raise DataError(f"trials: the {name} part is empty, expected ratings to compare trials by")
+        (users, train_users), (movies, train_movies) = (Vocabulary.encode(ratings[name]) for name in (USER, MOVIE))
+        self.size = len(users), len(movies)
+        self.train = self._tensors(train_users, train_movies, ratings)
+        self.validation = self._tensors(users.rows(validation[USER]), movies.rows(validation[MOVIE]), validation)
         if by_lists:
-            self._prepare_lists(relevance_threshold)
+            self._prepare_lists(ratings, relevance_threshold)
 
     @property
     def rows(self) -> int:
@@ -78,31 +83,32 @@ class Objective:
         module = fit(self.train, self.validation, config, self.device, [note])
         return self._ndcg_of_stars(module) if self.by_lists else kept[-1]
 
-    def _tensors(self, users: np.ndarray, movies: np.ndarray, ratings: np.ndarray) -> RatingTensors:
-        rows = torch.from_numpy(users), torch.from_numpy(movies)
-        return RatingTensors(*rows, torch.tensor(ratings), *self.size)
+    def _tensors(self, users: Ints, movies: Ints, ratings: pa.Table) -> RatingTensors:
+        stars = ratings[RATING].to_numpy() if has_ratings(ratings) else np.ones(len(ratings), np.float32)
+        return RatingTensors(torch.from_numpy(users), torch.from_numpy(movies), torch.tensor(stars), *self.size)
 
-    def _prepare_lists(self, threshold: float | None) -> None:
+    def _prepare_lists(self, ratings: pa.Table, threshold: float | None) -> None:
         """Finds the users whose lists are scored, what they leave out and what they should hold."""
-        encoded, catalogue = self.encoded, self.encoded.movies.vocabulary
-        if threshold is None or not encoded.has_ratings:
-            threshold = default_threshold(encoded.train_ratings)
-        counts = encoded.relevant_counts(threshold)
-        eligible = np.flatnonzero((encoded.users.test_id_rows >= 0) & (counts > 0))
-        users = sample(eligible, SCORED_USERS, seed=0)
-        if not len(users):
+        if threshold is None or not has_ratings(ratings):
+            threshold = default_threshold(self.train.ratings.numpy())
+        held_out = self.validation
+        users, movies = held_out.users.numpy(), held_out.movies.numpy()
+        liked = held_out.ratings.numpy() >= threshold
+        counts = np.bincount(users[liked & (users >= 0)], minlength=self.size[0])
+        chosen = sample(np.flatnonzero(counts), SCORED_USERS, seed=0)
+        if not len(chosen):
             raise DataError(
                 f"trials: no user of the training part has a validation rating of {threshold:g} or higher to score "
                 "lists by: raise val_size, lower relevance_threshold, or compare trials by rmse"
             )
-        self.users, self.counts = encoded.users.test_id_rows[users], counts[users]
-        self.rated = encoded.already_rated(catalogue)[users]
-        self.relevant = encoded.relevant(threshold, catalogue)[users]
-        known = times(encoded.train) if RATED_AT in encoded.train.column_names else None
+        self.users, self.counts = chosen, counts[chosen]
+        self.rated = pairs(self.train.users.numpy(), self.train.movies.numpy(), self.size)[chosen]
+        self.relevant = pairs(users[liked], movies[liked], self.size)[chosen]
+        known = times(ratings) if RATED_AT in ratings.column_names else None
         self.interactions = Interactions(
             self.train.users,
             self.train.movies,
-            self.train.ratings if encoded.has_ratings else None,
+            self.train.ratings if has_ratings(ratings) else None,
             *self.size,
             None if known is None else torch.tensor(known),
         )
