@@ -31,6 +31,8 @@ from benchmarks.data import CACHE
 from benchmarks.report import table
 from mf.evaluation.topk import top_k_by_product
 from mf.model import MatrixFactorization
+from mf.ranking import Interactions, RankingConfig, RankingModel
+from mf.ranking.fit import fit as fit_ranking
 from mf.solvers import SOLVERS, EpochReport, RatingTensors, configure, fit
 from mf.solvers.base import Share
 from mf.solvers.minibatch import MiniBatchTraining
@@ -123,7 +125,8 @@ class Bench:
         self.section("speed", 20, partial(self.speed, full, main))
         self.section("naive loops", 20, partial(self.naive_loops, full))
         self.section("DataLoader loop", 5, partial(self.loader_loop, full[0]))
-        self.section("ranking", 20, partial(self.ranking, full))
+        self.section("ranking model", 20, partial(self.ranking_model, full))
+        self.section("lists", 20, partial(self.lists, full))
         self.section("speed, small batch", 40, partial(self.speed, full, ["adam, batch 2,048"]))
         del full
         small = self.ratings("small")
@@ -433,7 +436,17 @@ class Bench:
         result: Result = {}
         for label, (solver, options) in SAME.items():
             result[label] = self.guarded(label, 25, partial(self.compared, data, on_cpu, solver, options))
+        result["ranking model"] = self.guarded("ranking model", 25, partial(self.compared_lists, on_cpu[0]))
         return result
+
+    def compared_lists(self, data: RatingTensors) -> Result:
+        """Scores of the ranking model fitted on the device and on the CPU: differences in standard deviations."""
+        scores = []
+        for device in (self.device, CPU):
+            model = fit_ranking(of_ratings(data), RankingConfig(), device)
+            scores.append(model.scores(model.user_vectors(of_ratings(data))[:500]))
+        difference = (scores[0] - scores[1]) / scores[1].std()
+        return {"rms": float(np.sqrt(np.square(difference).mean())), "largest": float(np.abs(difference).max())}
 
     def compared(self, data: Data, on_cpu: Data, solver: str, options: Mapping[str, Any]) -> Result:
         """Two trainings on the device and one on the CPU."""
@@ -472,7 +485,27 @@ class Bench:
         found = [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
         return {"waits": len(found), "places": ", ".join(sorted(set(found)))}
 
-    def ranking(self, data: Data) -> Result:
+    def ranking_model(self, data: Data) -> Result:
+        """Seconds and memory of a fit of the ranking model and of its user vectors, twice, and whether the bits of both
+        fits are the same."""
+        fits: list[RankingModel] = []
+        result: Result = {"ratings": len(data[0])}
+        given = of_ratings(data[0])
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        for label in ("first_fit_s", "second_fit_s"):
+            started = time.perf_counter()
+            fits.append(fit_ranking(given, RankingConfig(), self.device))
+            result[label] = time.perf_counter() - started
+        if self.cuda:
+            result["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        started = time.perf_counter()
+        fits[0].user_vectors(given)
+        result["user_vectors_s"] = time.perf_counter() - started
+        result["same_bits_twice"] = bool(np.array_equal(fits[0].embedding, fits[1].embedding))
+        return {**result, "teacher_rank": fits[0].teacher_rank, "energy_beyond": fits[0].energy_beyond}
+
+    def lists(self, data: Data) -> Result:
         """Top-10 lists of all users out of all movies, and for some users compared with the CPU's."""
         train = data[0]
         rng = torch.Generator(self.device).manual_seed(1)
@@ -494,6 +527,11 @@ class Bench:
             "lists_equal_cpu": float((lists[:some] == on_cpu).all(1).mean()),
             "tflops": 2 * 65 * train.n_users * train.n_movies / seconds / 1e12,
         }
+
+
+def of_ratings(data: RatingTensors) -> Interactions:
+    """Ratings as the ranking model takes them."""
+    return Interactions(data.users.cpu(), data.movies.cpu(), data.ratings.cpu(), data.n_users, data.n_movies)
 
 
 def captured(work: Callable[[], object]) -> Callable[[], None]:

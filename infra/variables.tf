@@ -28,7 +28,7 @@ variable "secrets" {
 }
 
 variable "spot" {
-  description = "Whether the settings have spot = true: the run then starts a job that acts as the steps' account."
+  description = "Whether the settings have spot = true or train_nodes above 1: the run then starts a job that acts as the steps' account."
   type        = bool
   default     = false
 }

@@ -68,6 +68,7 @@ def check(parameters: Parameters, *more: Callable[[Parameters], object]) -> None
         _check_supabase_url,
         _check_init_from,
         _check_clicks,
+        _check_processes,
         _check_sweep,
         *more,
     )
@@ -270,6 +271,12 @@ def _check_init_from(parameters: Parameters) -> None:
     solver, _ = chosen_solver(parameters)
     if parameters["init_from"] and solver in SOLVERS:
         check_warm(solver)
+
+
+def _check_processes(parameters: Parameters) -> None:
+    from mf.solvers import for_processes
+
+    for_processes(solver_config(parameters), int(parameters.get("train_accelerator_count", 0)) or 1)
 
 
 def _check_sweep(parameters: Parameters) -> None:

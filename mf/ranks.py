@@ -87,6 +87,18 @@ class Ranks:
             end += len(part)
         return rows
 
+    def sum_on(self, x: Tensor, rank: int) -> None:
+        """On ``rank`` ``x`` is overwritten with its sum over all ranks; on the others what it holds is lost."""
+        if self.world > 1:
+            dist.reduce(x, rank)
+            self.sent += 0 if self.rank == rank else _bytes(x)
+
+    def take_from(self, x: Tensor, rank: int) -> None:
+        """``x`` overwritten with that of ``rank``."""
+        if self.world > 1:
+            dist.broadcast(x, rank)
+            self.sent += (self.world - 1) * _bytes(x) if self.rank == rank else 0
+
     def same(self, x: Tensor) -> Tensor:
         """Rank 0's ``x``: for results that must not differ where processors round differently."""
         if self.world > 1:

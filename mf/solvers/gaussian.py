@@ -249,8 +249,9 @@ def update(
     """
 
     failures: list[Tensor] = []  # read once, after all blocks: a GPU is not waited for at each
+    errors = own.mean.new_empty(len(own.mean))
 
-    def work(block: Block, equations: Equations) -> Tensor:
+    def work(block: Block, equations: Equations) -> None:
         gram, linear = equations.gram, equations.linear
         precision = alpha[block.rows] if alpha.dim() else alpha.expand(len(gram))
         factor, info = torch.linalg.cholesky_ex(torch.add(prior.precision, gram * precision.view(-1, 1, 1)))
@@ -258,30 +259,47 @@ def update(
         z, covariance = mean_or_sample(factor, precision.unsqueeze(1) * linear + prior.linear(block.rows), block.rows)
         second = own.set_rows(block.rows, z, covariance)
         # Σ (y - b)² - 2 z·Σ (y - b) x + zᵀ (Σ x xᵀ) z
-        return equations.offset - 2 * (z * linear).sum(1) + (second * gram).sum((1, 2))
+        errors[block.rows] = equations.offset - 2 * (z * linear).sum(1) + (second * gram).sum((1, 2))
 
-    errors = torch.cat(each_block(work, ratings, other, workers, weights))
-    if torch.stack(failures).any():
+    each_block(work, ratings, other, workers, weights, written=(own.table, errors))
+    if ratings.side.scattered:
+        own.mean.copy_(own.table[:, -own.mean.shape[1] :])
+    if ratings.side.ranks.sum(torch.stack([alpha.new_zeros((), dtype=torch.bool), *failures]).sum()):
         raise torch.linalg.LinAlgError("a precision is not positive definite")  # type: ignore[attr-defined]
     return errors
 
 
 def each_block(
-    work: Callable[[Block, Equations], Tensor],
+    work: Callable[[Block, Equations], None],
     ratings: RatingsByRow,
     other: PosteriorMoments,
     workers: Workers,
     weights: Tensor | None = None,
-) -> list[Tensor]:
-    """[work(block, its equations) for each block], the equations summed over the ratings of all ranks."""
-    if not ratings.side.scattered:
-        return workers.map(lambda block: work(block, _equations(_sums(block, other, weights), other)), ratings.blocks)
-    # All sums before all work: the ranks send theirs in the same order.
-    packed = workers.map(lambda block: torch.cat(_sums(block, other, weights), 1), ratings.blocks)
-    d = other.mean.shape[1]
-    sums = [torch.split(ratings.side.sum_of_ratings(x), [d * (d + 1) // 2, d, 1], 1) for x in packed]
-    pairs = zip(ratings.blocks, sums, strict=True)
-    return workers.map(lambda pair: work(pair[0], _equations(pair[1], other)), pairs)
+    written: Sequence[Tensor] = (),
+) -> None:
+    """Calls work(block, its equations) for each block, the equations summed over the ratings of all ranks.
+
+    Where the ratings of a row lie on several ranks each of them works on every so many blocks.
+
+    Args:
+        written: what ``work`` writes the rows of its block of; afterwards every rank has all of them.
+    """
+    side, blocks = ratings.side, ratings.blocks
+    if not side.scattered:
+        workers.map(lambda block: work(block, _equations(_sums(block, other, weights), other)), blocks)
+        return
+    ranks, d = side.ranks, other.mean.shape[1]
+    packed = workers.map(lambda block: torch.cat(_sums(block, other, weights), 1), blocks)
+    for i, sums in enumerate(packed):
+        ranks.sum_on(sums, i % ranks.world)
+
+    def on_sums(i: int) -> None:
+        work(blocks[i], _equations(torch.split(packed[i], [d * (d + 1) // 2, d, 1], 1), other))
+
+    workers.map(on_sums, range(ranks.rank, len(blocks), ranks.world))
+    for i, block in enumerate(blocks):
+        for table in written:
+            ranks.take_from(table[block.rows], i % ranks.world)
 
 
 def _sums(block: Block, other: PosteriorMoments, weights: Tensor | None) -> tuple[Tensor, ...]:

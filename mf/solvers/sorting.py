@@ -54,7 +54,7 @@ class Segments:
         rows: int64[S], the row of each run; or a slice of S rows with one run each, possibly empty.
         offsets: int32[S], the start of each run.
         counts: float32[S], the length of each run. On CUDA, where no size may depend on the data, the last runs are
-            padding: empty, with arbitrary rows.
+            padding: empty, the i-th run with row i, so that no row is written by many at a time.
         padded: whether there may be padding.
     """
 
@@ -65,7 +65,7 @@ class Segments:
 
     @classmethod
     def of(cls, ordered: Tensor, at_most: int) -> "Segments":
-        """The runs of ``ordered`` int32[N], N > 0; ``at_most`` bounds their number."""
+        """The runs of ``ordered`` int32[N], N > 0, whose entries are below ``at_most``."""
         if ordered.is_cuda:
             return cls.of_known_size(ordered, at_most)
         rows, counts = torch.unique_consecutive(ordered, return_counts=True)
@@ -86,7 +86,9 @@ class Segments:
         torch.cumsum(ordered[1:] != ordered[:-1], 0, dtype=torch.int32, out=run[1:])
         numbers = torch.arange(min(n, at_most) + 1, dtype=torch.int32, device=ordered.device)
         edges = torch.searchsorted(run, numbers, out_int32=True)
-        return cls(ordered[edges[:-1].clamp(max=n - 1)].long(), edges[:-1], edges.diff().float(), padded=True)
+        counts = edges.diff()
+        rows = ordered[edges[:-1].clamp(max=n - 1)].where(counts > 0, numbers[:-1]).long()
+        return cls(rows, edges[:-1], counts.float(), padded=True)
 
     def weighted_sums(self, rows: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
         """Sum of ``weights`` × ``vectors[rows]`` per run, float32[S, K]; weights float32[N], rows int32[N]."""
@@ -94,6 +96,9 @@ class Segments:
 
     def sums(self, values: Tensor) -> Tensor:
         """Sum of ``values`` float32[N] per run, float32[S]."""
+        if self.padded:  # on a GPU a cumulative sum in floating point does not have the same bits twice
+            ends = pad(self.offsets, (0, 1), value=len(values)).long()
+            return torch.segment_reduce(values, "sum", offsets=ends, unsafe=True, initial=0)
         ends = pad(values.double().cumsum(0), (1, 0))
         start, end = self.offsets, self.offsets + self.counts.int()
         return (ends.index_select(0, end) - ends.index_select(0, start)).float()

@@ -175,14 +175,17 @@ def _ridge_regressions(
     # For factors that are 0 in all rows.
     prior += (1e-9 * prior.trace() + 1e-30) * torch.eye(k, dtype=prior.dtype, device=prior.device)
 
-    def work(block: Block, equations: Equations) -> Tensor:
+    found = rows.new_empty(rows.shape)
+
+    def work(block: Block, equations: Equations) -> None:
         gram, linear, start = equations.gram[:, :k, :k].double(), equations.linear[:, :k].double(), rows[block.rows]
         start = start.double()
         gradient = linear - (gram @ start.unsqueeze(2)).squeeze(2)
-        factor = torch.linalg.cholesky(gram + prior)
-        return (start + torch.cholesky_solve(gradient.unsqueeze(2), factor).squeeze(2)).float()
+        factor, _ = torch.linalg.cholesky_ex(gram + prior)  # a failure leaves NaN, which ``truncated`` raises at
+        found[block.rows] = (start + torch.cholesky_solve(gradient.unsqueeze(2), factor).squeeze(2)).float()
 
-    return torch.cat(each_block(work, ratings, moments, workers))
+    each_block(work, ratings, moments, workers, written=(found,))
+    return found
 
 
 def _damped_biases(train: Share, spread: float) -> tuple[Tensor, Tensor]:

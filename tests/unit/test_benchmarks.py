@@ -261,9 +261,11 @@ def test_the_gpu_benchmark_runs_every_measurement_at_a_tiny_size_on_a_cpu(tmp_pa
     values = [value for result in results.values() for value in (result, *result.values()) if isinstance(value, dict)]
     assert [value["error"] for value in values if "error" in value] == []
     assert {name for name, result in results.items() if "skipped" in result} == {"waits"}
-    assert results["same as the CPU"].keys() == {*gpu.SAME, "section_s"}
+    assert results["same as the CPU"].keys() == {*gpu.SAME, "ranking model", "section_s"}
     assert all(results["same as the CPU"][label]["same_bits_twice"] for label in gpu.SAME)
-    assert results["ranking"]["lists_equal_cpu"] == 1
+    assert results["lists"]["lists_equal_cpu"] == 1
+    assert results["ranking model"]["same_bits_twice"]
+    assert results["same as the CPU"]["ranking model"]["rms"] == 0
     assert json.loads((tmp_path / "gpu.json").read_text()).keys() == results.keys()
     assert "| adam, batch 65,536" in gpu.markdown(results)
 

@@ -193,6 +193,13 @@ def test_every_fault_is_named_in_one_error() -> None:
     assert str(error.value) == f"13 values are not valid: {'; '.join(error.value.faults)}"
 
 
+def test_what_several_gpus_cannot_do_is_refused_before_anything_is_spent() -> None:
+    given = {"solver": "adam", "solver_options": {"clip_grad": 1.0}, "ratings_csv": "gs://bucket/r.csv"}
+    check(complete(given, DEFINITIONS))
+    with pytest.raises(ConfigError, match="clip_grad: found 1 with 2 processes, expected none"):
+        check(complete({**given, "train_accelerator_count": 2}, DEFINITIONS))
+
+
 def test_options_of_a_ranking_model_that_is_not_trained_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^ranking_options: found rho, expected none of them with ranking=none$"):
         parse(["ranking=none", "ranking_options.rho=1"], DEFINITIONS)

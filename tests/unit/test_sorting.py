@@ -98,12 +98,12 @@ def test_a_batchs_gradients_are_those_of_autograd_in_float64(
     by_user, by_movie = tables.gradient_sums(batch, residuals, derivatives, spans)
     assert isinstance(by_user.segments.rows, slice) == (runs == "within spans")
 
-    # What is dropped is drawn anew as the batch drew it: of the users' vectors, then of the movies'.
-    again = torch.Generator().manual_seed(1)
-    kept_p, kept_q = (torch.empty(50, 4).bernoulli_(1 - dropout, generator=again) / (1 - dropout) for _ in range(2))
+    # What is dropped is drawn anew as the batch drew it: of the products of two entries.
+    keep = (1 - dropout) ** 2
+    kept = torch.empty(50, 4).bernoulli_(keep, generator=torch.Generator().manual_seed(1)) / keep
     model.double()
     p, q, b_u, b_m = model.embed(users, movies)
-    error = ratings - (b_u + b_m + (kept_p * p * kept_q * q).sum(1))
+    error = ratings - (b_u + b_m + (kept * p * q).sum(1))
     torch.autograd.backward(error.square().sum() / 2)
     torch.testing.assert_close(residuals.double(), error, rtol=1e-5, atol=1e-5)
     for side, factors, bias in (

@@ -80,7 +80,7 @@ def checks(cloud: Cloud) -> list[Check]:
     named: list[tuple[str, Any]] = [("credentials", credentials), ("project", project), ("APIs", apis)]
     named += [("bucket", bucket), ("service account", account), ("role on the project", role_on_project)]
     named += [("role on the bucket", role_on_bucket)]
-    named += [("role on the account itself", role_on_itself)] if cloud.settings.spot else []
+    named += [("role on the account itself", role_on_itself)] if cloud.settings.custom_job else []
     for name in cloud.secrets:
         short = name.split("/")[3]
         named += [(f"secret {short}", functools.partial(secret, name=name))]
@@ -207,7 +207,7 @@ def role_on_bucket(cloud: Cloud) -> Finding:
 
 
 def role_on_itself(cloud: Cloud) -> Finding:
-    """The account may start the spot machine's job, which acts as the account."""
+    """The account may start the custom job of a spot machine or of several machines, which acts as the account."""
     bind = f"gcloud iam service-accounts {BIND} {cloud.account} --project={cloud.project}"
     return _role(cloud, "roles/iam.serviceAccountUser", "accounts", cloud.account, bind)
 
@@ -286,6 +286,7 @@ def quota(cloud: Cloud) -> Finding:
     """The project's quota in the region covers the GPUs of the train step."""
     gpu, count = cloud.parameters["train_accelerator_type"], int(cloud.parameters["train_accelerator_count"])
     region, spot = cloud.settings.region, cloud.settings.spot
+    count *= cloud.settings.train_nodes
     if not count:
         return ok("the train step asks for no GPU")
     if gpu not in QUOTAS:
