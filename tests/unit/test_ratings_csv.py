@@ -685,7 +685,7 @@ def test_a_web_address_is_refused_with_the_way_out() -> None:
             {},
             "a compressed file, within",
         ),
-        (gzip.compress(b"RDX3\nX\n"), {}, "a file of a statistics program, expected a CSV file"),
+        (gzip.compress(b"RDX3\nX\n", mtime=0), {}, "a file of a statistics program, expected a CSV file"),
         (b"\x89PNG\r\n\x1a\n", {}, "an image or a program, expected a CSV file"),
         ("userId,movieId,rating,t\n1,2,3,\xe9\n".encode("latin-1"), {}, "or save the file as UTF-8 (iconv -f LATIN1"),
         (b'{"userId": 1, "movieId": 2, "rating": NaN}\n', {}, 'line 1: rating "nan" is not finite'),
