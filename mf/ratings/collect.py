@@ -334,9 +334,22 @@ class _Ids:
             chunks.insert(0, pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), self._ids))
         if len({chunk.dictionary.type for chunk in chunks}) > 1:
             chunks = [pa.DictionaryArray.from_arrays(c.indices, c.dictionary.cast(pa.string())) for c in chunks]
+        self._check_room([chunk.dictionary for chunk in chunks])
         chunks = pa.chunked_array(chunks).unify_dictionaries().chunks
         self._ids = chunks[0].dictionary
         return np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
+
+    def _check_room(self, parts: list[pa.Array]) -> None:
+        """Refuse more text than one array of distinct ids holds, beyond which Arrow crashes."""
+        if pa.types.is_integer(parts[0].type if parts else pa.int64()) or sum(p.nbytes for p in parts) <= MOST_TEXT:
+            return
+        known = self._ids.cast(parts[0].type)
+        new = [part.filter(pc.invert(pc.is_in(part, value_set=known))) for part in parts]
+        if known.nbytes + sum(part.nbytes for part in new) > MOST_TEXT:
+            raise DataError(
+                f"found more than {MOST_TEXT:,} bytes of different text ids of users or of movies, expected no more "
+                "(53 million UUIDs): use shorter ids, or integers"
+            )
 
     def ranked(self) -> tuple[pa.Array, npt.NDArray[np.int32]]:
         """The sorted ids, and the rank of each id by its code (int32)."""

@@ -155,3 +155,19 @@ def test_the_result_does_not_depend_on_how_the_source_was_cut(
         assert provenance.rows_replaced == 400 - len(kept) > 0
         hashes.add(provenance.content_hash)
     assert len(hashes) == 1
+
+
+def test_more_different_text_than_an_array_holds_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def collected(ids: list[str]) -> None:
+        sink = Collector("source", 0.0)
+        for _ in range(2):  # ids that are known take no more room
+            sink.add(
+                pa.table({"user_id": ids, "movie_id": [1] * len(ids), "rating": pa.array([3.0] * len(ids), "float")})
+            )
+            sink._flush()
+        sink.finish(tmp_path / "ratings", tmp_path / "rejects", {})
+
+    monkeypatch.setattr("mf.ratings.collect.MOST_TEXT", 1000)
+    collected([f"{i:04}" for i in range(100)])
+    with pytest.raises(DataError, match="found more than 1,000 bytes of different text ids"):
+        collected([f"{i:04}" for i in range(200)])
