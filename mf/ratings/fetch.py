@@ -101,7 +101,7 @@ def _download(bucket_name: str, name: str, folder: Path, address: str) -> list[S
     with needs_extra("gcp", f"reading {address}"):
         from google.api_core import exceptions
         from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
-        from google.cloud import storage  # type: ignore[attr-defined]
+        from google.cloud import storage
         from google.cloud.storage.retry import DEFAULT_RETRY
         from requests import RequestException
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from google.api_core.exceptions import BadRequest, Forbidden, GoogleAPIError, NotFound
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
-from google.cloud import aiplatform, storage  # type: ignore[attr-defined]
+from google.cloud import aiplatform, storage
 from requests import RequestException
 
 import mf
