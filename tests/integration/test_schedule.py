@@ -249,7 +249,7 @@ def test_after_any_fault_the_old_one_runs_and_the_next_try_leaves_one(vertex: Fa
         (SETTINGS, [EVERY_NIGHT, "--tz=Berlin"], "error: time zone: found 'Berlin', expected an IANA name"),
         (SETTINGS, [EVERY_NIGHT, '--name=a"b'], "error: name: found 'a\"b', expected letters, digits"),
         (SETTINGS, [EVERY_NIGHT, "--param=epoch=3"], "error: the pipeline has no parameter 'epoch'"),
-        (SETTINGS | {"project": ""}, [EVERY_NIGHT], "error: the settings lack project: set it in pipelines/settings"),
+        (SETTINGS | {"project": ""}, [EVERY_NIGHT], "error: the settings lack project: set it in "),
         (
             SETTINGS | {"cpu_image": "", "gpu_image": ""},
             [EVERY_NIGHT],
