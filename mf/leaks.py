@@ -10,7 +10,7 @@ FORMS = {
     "a Supabase access token": r"(?i:sbp_)\w{8,}",
     "a JSON Web Token": r"eyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*",
     # The password may hold an @ that should have been %40. Left as they are: the form that errors tell, and Python's.
-    "an address with a password": r"(?<=://)(?!USER:PASSWORD@|\{)[^/\s@:]*:[^\s]+(?=@)",
+    "an address with a password": r"(?<=:/{2})(?!USER:PASSWORD@|\{)[^/\s@:]*:[^\s]+(?=@)",
     # The name is shown, and the name of a secret of Secret Manager.
     ASSIGNED: rf"(?i)((?:{_NAMES})\s?=\s?|[\"'](?:{_NAMES})[\"']\s?:\s?|authorization: bearer\s)"
     r"(?!projects/)(?:'[^']+'?|\"[^\"]+\"?|[^\s&'\"…]+)",

@@ -12,6 +12,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from mf.leaks import kind_of
+from pipelines.vertex.images import SOURCES
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "images" / "Dockerfile"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -98,3 +101,10 @@ def test_the_image_holds_every_library_that_a_step_imports():
     for module in sorted(modules - set(sys.stdlib_module_names) - {"mf", "components"}):
         names = {canonicalize_name(name) for name in distributions[module]}
         assert names & held, f"{module} is of {names}, which requirements/image.lock does not hold"
+
+
+def test_what_goes_into_an_image_holds_no_secret() -> None:
+    files = [path for source in SOURCES for path in sorted((ROOT / source).rglob("*")) or [ROOT / source]]
+    texts = {path: path.read_text(errors="replace") for path in files if path.is_file()}
+    assert len(texts) > 100
+    assert {path: kind for path, text in texts.items() if (kind := kind_of(text, code=True))} == {}
