@@ -27,7 +27,7 @@ from pipelines.laptop import sources  # noqa: E402
 KEPT = {
     "contourpy": "matplotlib's, for its contour plots",
     "google-crc32c": "google-cloud-storage's, when it downloads a file",
-    **dict.fromkeys(("colorlog", "optuna", "pyyaml"), "for a sweep, which this run has none of"),
+    **dict.fromkeys(("colorlog", "optuna", "PyYAML"), "for a sweep, which this run has none of"),
     **dict.fromkeys(("filelock", "fsspec", "mpmath", "networkx", "sympy"), "torch's, when it traces or compiles"),
 }
 TRACED = "import time:"  # prefix of Python's lines for imported modules
