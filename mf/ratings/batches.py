@@ -57,7 +57,8 @@ class Batches:
             table = self._source.select(names)
             yield from (table.slice(start, ROWS) for start in range(0, len(table), ROWS))
             return
-        with pq.ParquetFile(self._source) as file:
+        # Without pre_buffer=False the whole file is read ahead into memory.
+        with pq.ParquetFile(self._source, pre_buffer=False) as file:
             for batch in file.iter_batches(ROWS, columns=names):
                 yield pa.table(batch).select(names).replace_schema_metadata(None)
 

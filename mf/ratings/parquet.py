@@ -70,7 +70,7 @@ def read(
 
 def _opened(path: Path, name: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, pre_buffer=False)  # the default reads the whole file ahead
     except (OSError, pa.ArrowException) as error:
         raise _damaged(name, error) from None
 
