@@ -139,13 +139,15 @@ def _parameters(
     model: TrainedModel, config: EvaluateConfig, gate: GateConfig, given: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """All options of the run by group: as given, and as the models, the evaluation and the gate used them."""
-    return {
-        "Pipeline": dict(given),
-        f"Star model ({model.solver})": dict(model.config),
+    swept = "sweep" in model.metrics
+    groups = {
+        "Pipeline": {name: value for name, value in given.items() if swept or not name.startswith("trial")},
+        f"Star model ({model.solver})": dict(model.config) if model.module else {},
         "Ranking model": dict(model.ranking.config) if model.ranking else {},
         "Evaluation": config.model_dump(),
         "Gate": gate.model_dump(),
     }
+    return {group: options for group, options in groups.items() if options}
 
 
 def duration(seconds: float) -> str:

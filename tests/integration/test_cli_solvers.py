@@ -29,7 +29,7 @@ def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def card(folder: Path) -> dict[str, Any]:
     """model.json without what differs from run to run."""
     found: dict[str, Any] = json.loads((folder / "output" / "model.json").read_text())
-    del found["run_id"], found["git_sha"], found["ranking"]["metrics"]["seconds"]
+    del found["run_id"], found["git_sha"], found["ranking"]["metrics"]["seconds"], found["metrics"]["seconds"]
     for epoch in found["metrics"]["epochs"]:
         del epoch["seconds"], epoch["ratings_per_second"]
     return found

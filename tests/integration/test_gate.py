@@ -5,7 +5,6 @@ The steps run their own source text with KFP's executor in this process. One pro
 and ``test_make_run``, would import PyTorch fifty times.
 """
 
-import functools
 import io
 import json
 import re
@@ -32,8 +31,7 @@ from mf.supabase.config import SchemaConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.recommend import Recommendation, recommend_movies
 from mf.supabase.schema import migration
-from pipelines.laptop import run as laptop
-from pipelines.laptop.run import environment, run_steps
+from pipelines.laptop.run import LOCAL, environment, run_steps
 from pipelines.settings import Settings
 
 # Ratings are planted with biases and two factors; a model with one factor learns half of them.
@@ -94,7 +92,9 @@ class Project:
     supabase: LocalSupabase
     folder: Path
 
-    def run(self, name: str, file: Path, *, direct: bool = False, **parameters: Any) -> Outcome:
+    def run(
+        self, name: str, file: Path, *, direct: bool = False, settings: Settings = LOCAL, **parameters: Any
+    ) -> Outcome:
         """Runs the pipeline on ``file``, over the direct database connection if ``direct``."""
         folder, printed = self.folder / name, io.StringIO()
         folder.mkdir()
@@ -103,7 +103,7 @@ class Project:
             supabase = {"SUPABASE_DB_URL": self.supabase.db_url}
         parameters = {"ratings_csv": str(file), "supabase_url": self.supabase.url, **parameters}
         with environment(**supabase), redirect_stdout(printed):
-            run_steps(parameters, folder)
+            run_steps(parameters, folder, settings)
         (outputs,) = folder.glob("mf-training-*")
         evaluation = json.loads((outputs / "evaluate" / "evaluation.json").read_text())
         with connect(Credentials(self.supabase.url, SecretStr(self.supabase.secret_key))) as client:
@@ -157,10 +157,9 @@ def story(project: Project) -> dict[str, Outcome]:
     then("nothing to start from", file, **UNTRAINED, init_from="published")
     then("first", file, **ONE_FACTOR)
     then("better", file, **TWO_FACTORS, direct=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(laptop, "Settings", functools.partial(Settings, notify_log=True))
-        then("worse", file, **ONE_FACTOR)
-        then("forced", file, **ONE_FACTOR, force_publish=True)
+    telling = Settings(retries=0, notify_log=True)
+    then("worse", file, **ONE_FACTOR, settings=telling)
+    then("forced", file, **ONE_FACTOR, settings=telling, force_publish=True)
     then("another source", copy, **ONE_FACTOR)
     then("untrained", file, **UNTRAINED)
     write(copy, ROWS)
