@@ -38,12 +38,13 @@ def _grammar(delimiter: str) -> _Grammar:
     closed = rf'{blank}"(?>[^"]++|"")*+"{blank}(?={end}|\r?\n|\Z)'
     on_one_line = rf'{blank}"(?>[^"\n]++|"")*+"[^{end}\n]*+'
     field = rf'(?>{closed}|{on_one_line}|(?!{blank}")[^{end}\n]*+)'
-    before = rf"(?:{field}{end})*+"
+    # Each repeated group is atomic: without, Python before 3.11.5 keeps half of the last try (its issue 106052).
+    before = rf"(?>{field}{end})*+"
     record = rf"{before}{field}(?:\r?\n|\Z)"
-    regular = rf'(?:(?>{blank}"[^"{end}\r\n]*"{blank}|[^"{end}\n]*)(?:{end}|\r?\n|\Z))*+'
+    regular = rf'(?>(?>{blank}"[^"{end}\r\n]*"{blank}|[^"{end}\n]*)(?:{end}|\r?\n|\Z))*+'
     return _Grammar(
         re.compile(regular.encode()),
-        re.compile(rf"(?:{record})*+".encode()),
+        re.compile(rf"(?>{record})*+".encode()),
         re.compile(record.encode()),
         re.compile(before.encode()),
         re.compile(rf"(?:^|{end})({field})"),
