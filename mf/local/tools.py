@@ -152,6 +152,10 @@ def _run(command: list[str], failure: str, package: Package, cwd: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
     if done.returncode:
         reason = next((line for line in done.stderr.splitlines() if "error" in line.lower()), "no message")
-        full = "ENOSPC" in done.stderr or "No space left" in done.stderr
-        advice = f"the disk of {cwd} is full: free some room" if full else "check the network"
+        if "ENOSPC" in done.stderr or "No space left" in done.stderr:
+            advice = f"the disk of {cwd} is full: free some room"
+        elif "CERT" in done.stderr.upper():
+            advice = "name the certificate of your network's proxy (NODE_EXTRA_CA_CERTS for npm, PIP_CERT for pip)"
+        else:
+            advice = "check the network"
         raise SupabaseError(f"{failure} {package.title} ({reason.strip()}): {advice}, or {package.alternative}")

