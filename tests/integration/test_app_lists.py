@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,7 @@ def sql(database: LocalSupabase):
                     copy.write_row(row)
 
 
-def rate(sql: Any, who: str, ratings: dict[int, float | None]) -> None:
+def rate(sql: Any, who: str, ratings: Mapping[int, float | Decimal | None]) -> None:
     for movie, rating in ratings.items():
         sql("insert into public.ratings (user_id, movie_id, rating) values (%s, %s, %s)", who, movie, rating)
 
@@ -179,7 +181,7 @@ def test_one_star_for_the_top_five_moves_the_list_at_once(client: Client, traine
 
 def test_ratings_that_training_would_not_take_only_leave_their_movie_out(client: Client, trained: Trained, sql) -> None:
     who, good = user(901), {3: 4.5, 60: 1.0}
-    bad = {6: 9.0, 9: -1.0, 12: None, 15: float("nan"), 18: 1e300, 21: 2.0}
+    bad = {6: 9.0, 9: -1.0, 12: None, 15: float("nan"), 18: 1e300, 21: 2.0, 24: Decimal("1e400"), 27: Decimal("1e-400")}
     rate(sql, who, good | bad)
     sql("update public.mf_runs set ignore_ratings = '{2}'")
     try:
@@ -421,6 +423,74 @@ def test_a_table_that_the_migrations_owner_cannot_read_is_refused_and_a_later_po
                 connection.execute("rollback; reset role")
         finally:
             connection.execute("rollback; reset role; drop owned by weak; drop role weak")
+
+
+GONE = "the table of ratings is no longer the public.ratings that the migration was applied to"
+DROPPED = "the view mf_items, of the movies to choose from, was dropped: apply the migration again"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("alter table public.ratings rename to votes", GONE),
+        ("alter table public.ratings rename column rating to stars", GONE),
+        ("alter table public.ratings drop column movie_id", GONE),
+        ("alter table public.ratings alter rating type text", GONE),
+        (
+            "alter table public.movies drop column genre cascade",
+            DROPPED,
+        ),
+        ("drop table public.movies cascade", DROPPED),
+    ],
+)
+def test_a_table_that_changed_after_the_migration_is_named(database, change: str, said: str) -> None:
+    with database.connect() as connection, connection.transaction(force_rollback=True):
+        connection.execute(change.encode())
+        calls = ["recommend_movies(%(who)s)"]
+        if said == DROPPED:
+            calls += ["similar_movies(3)", "popular_movies()", "recommend_from_ratings('[]')"]
+        for call_ in calls:
+            with pytest.raises(psycopg.Error, match=said), connection.transaction():
+                connection.execute(f"select * from public.{call_}", {"who": user(20)})
+
+
+ODD = """
+create table public.films (id numeric, data json, genre text);
+insert into public.films (id, genre) select id, genre from public.movies where id > 3
+  union all select odd, 'war' from unnest(array[6.4, 1e30, 'NaN', null]) odd;
+create table public.stars (user_id uuid, movie_id numeric, rating boolean, score numeric);
+insert into public.stars (user_id, movie_id, score) select user_id, movie_id, rating from public.ratings
+  union all select uuid '00000000-0000-0000-0000-000000000014', odd, 5 from unnest(array[6.4, 1e30, 'NaN', null]) odd
+"""
+
+
+def test_ids_of_a_numeric_column_are_those_that_bigint_has_and_columns_that_cannot_be_compared_are_refused(
+    database, trained: Trained
+) -> None:
+    who = user(20)
+    expected = [(m, score, why) for m, score, why in trained.best(trained.own(who), 21) if m > 3][:20]
+    odd = {"user_id_type": "uuid", "ratings_table": "stars", "rating_column": "score", "items_table": "films"}
+    with database.connect() as connection, connection.transaction(force_rollback=True):
+        connection.execute(ODD)
+
+        def migrate(**options: str) -> None:
+            sql = migration(SchemaConfig(**odd | options))
+            connection.execute(sql.replace("begin;\n", "", 1).removesuffix("commit;\n").encode())
+
+        for options, said in (
+            ({"items_filter": "genre,data"}, "public.films.data is json, whose values cannot be compared with ="),
+            (
+                {"rating_column": "rating"},
+                "public.stars.rating is boolean, .* give --rating_column another column, or none",
+            ),
+        ):
+            with pytest.raises(psycopg.Error, match=said), connection.transaction():
+                migrate(**options)
+        migrate(items_filter="genre")
+        rows = connection.execute("select movie_id, because from public.recommend_movies(%s, 20)", [who]).fetchall()
+        assert rows == [(movie, because) for movie, _, because in expected]
+        wars = connection.execute("select movie_id from public.recommend_movies(%s, 1000, genre => 'war')", [who])
+        assert {genre(movie) for (movie,) in wars.fetchall()} == {"war"}
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def test_functions_for_signed_in_users_and_public_policies_are_printed_only_on_r
         ({"user_id_type": "int"}, "user_id_type: Input should be 'bigint', 'text' or 'uuid' (given: 'int')"),
         ({"public_read": "all"}, "public_read: Input should be 'none' or 'movies' (given: 'all')"),
         ({"users_table": "x"}, "users_table: "),
+        ({"items_table": "movies", "items_filter": "year,found"}, "the column 'found' has the name of an argument"),
     ],
 )
 def test_an_invalid_name_or_type_is_refused_in_one_line(values, said):
