@@ -1281,6 +1281,7 @@ declare
   began constant timestamptz := clock_timestamp();
   changed boolean := false;
   side record;
+  build text;
 begin
   -- One build at a time; see mf_register for why it is no advisory lock. A client of the API asks again each minute: the
   -- lock's time limit keeps these calls from holding all connections of the API meanwhile.
@@ -1319,9 +1320,16 @@ begin
     where v.searched
   loop
     if to_regclass('public.' || side.index) is null then
-      execute format('create index %I on public.%I using hnsw ((%I::extensions.vector(%s)) extensions.%I) '
+      build := format('create index %I on public.%I using hnsw ((%I::extensions.vector(%s)) extensions.%I) '
         'with (m = {{ m }}, ef_construction = {{ ef_construction }}) where run_id = %L',
         side.index, side.tab, side.col, side.dimensions, side.class, asked.run_id);
+      begin
+        execute build;
+      exception when disk_full or out_of_memory then
+        -- A parallel build needs shared memory, of which a container often has 64 MB (/dev/shm); one process does not.
+        perform set_config('max_parallel_maintenance_workers', '0', true);
+        execute build;
+      end;
       changed := true;
     end if;
   end loop;

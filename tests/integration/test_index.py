@@ -130,6 +130,16 @@ def test_an_index_is_built_in_parallel_only_by_a_pgvector_that_does_so_safely(da
     assert any("parallel workers" in message for message in told) == safe
 
 
+def test_an_index_is_built_by_one_process_where_there_is_too_little_shared_memory(database, client, model):
+    """As in a container, whose /dev/shm has 64 MB."""
+    with database.connect() as connection, connection.transaction(force_rollback=True):
+        connection.execute("alter table public.mf_movie_ranking set (parallel_workers = 1)")
+        connection.execute("select public.mf_drop_indexes('indexed')")
+        connection.execute("set local maintenance_work_mem = '1TB'")
+        ((built,),) = connection.execute("select public.mf_index('indexed')").fetchall()
+    assert built["changed"]
+
+
 def test_indexing_again_changes_nothing(client, model):
     again = call(client.rpc("mf_index", {"run": "indexed"}), "index")
     assert (again["run_id"], again["changed"]) == ("indexed", False)
