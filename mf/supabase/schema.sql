@@ -513,6 +513,17 @@ begin
       'popular_movies choose: grant select (%) on public.% to anon, authenticated; and give them a policy',
       found.cols, quote_ident({{ items_table | literal }});
   end if;
+  select string_agg(asked.role, ', ') as roles into found from (values ('anon'), ('authenticated')) asked (role)
+  where (select c.relrowsecurity from pg_class c where c.oid = items) and not exists (
+    select from pg_policy p, unnest(p.polroles) holder
+    where p.polrelid = items and p.polpermissive and p.polcmd in ('r', '*')
+      and case when holder = 0 then true else pg_has_role(asked.role, holder, 'usage') end);
+  if found.roles is not null then
+    raise exception 'with --public_read movies everybody needs to read public.%, and its row-level security has no policy '
+      'for %, who would get empty lists; run: create policy "movies are public" on public.% for select '
+      'to anon, authenticated using (true);', quote_ident({{ items_table | literal }}), found.roles,
+      quote_ident({{ items_table | literal }});
+  end if;
 {% endif %}
 
   -- The row of the items table, which the API embeds in lists: select=predicted_rating,movies(title), and that of the

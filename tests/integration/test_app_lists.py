@@ -460,6 +460,20 @@ def test_a_table_that_changed_after_the_migration_is_named(database, change: str
                 connection.execute(f"select * from public.{call_}", {"who": user(20)})
 
 
+@pytest.mark.parametrize("role", ["anon", "authenticated"])
+def test_public_lists_that_row_level_security_would_empty_are_refused_with_the_policy_to_create(database, role) -> None:
+    sql = migration(SCHEMA).replace("begin;\n", "", 1).removesuffix("commit;\n").encode()
+    with database.connect() as connection, connection.transaction(force_rollback=True):
+        connection.execute(f"alter policy visible on public.movies to {role}".encode())
+        with pytest.raises(psycopg.Error, match="would get empty lists; run: ") as error, connection.transaction():
+            connection.execute(sql)
+        assert f"no policy for {'anon' if role == 'authenticated' else 'authenticated'}," in str(error.value)
+        connection.execute(str(error.value).split("; run: ")[1].splitlines()[0].encode())
+        connection.execute(sql)
+        connection.execute("set local role anon")
+        assert len(connection.execute("select * from public.popular_movies()").fetchall()) == 10
+
+
 ODD = """
 create table public.films (id numeric, data json, genre text);
 insert into public.films (id, genre) select id, genre from public.movies where id > 3
