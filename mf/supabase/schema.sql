@@ -119,26 +119,30 @@ begin
 {% if rating_column != "none" %}
                  ('rating', {{ rating_column | literal }}, 'double precision', 'ratings'),
 {% endif %}
-{% if time_column not in ("none", "") %}
-                 ('time', {{ time_column | literal }}, '', 'times'),
-{% endif %}
+{% for column in ([time_column] if time_column else times) if column != "none" %}
+                 ('time', {{ column | literal }}, '', 'times'),
+{% endfor %}
                  ('movie', {{ movie_column | literal }}, '{{ movie_id_type }}', 'movie ids'))
       asked (flag, col, type, holds)
     left join pg_attribute a on a.attrelid = {{ ratings | literal }}::regclass
       and a.attname = asked.col and a.attnum > 0 and not a.attisdropped
+    order by array_position('{user,movie,rating,time}'::text[], asked.flag)
   loop
-{% if rating_column == "rating" %}
-    continue when found.has is null and found.flag = 'rating';
-{% endif %}
+    -- Those that were not named are taken where the table has them.
+    continue when found.has is null and found.flag in ({{ "'rating'" if rating_column == "rating" else "''" }}, {{ "''" if time_column else "'time'" }});
     if found.has is null then
       raise exception 'the table public.% has no column %: give --%_column the name of its column of %',
         {{ ratings_table | literal }}, found.col, found.flag,
         found.holds || case when found.flag in ('rating', 'time') then ', or none' else '' end;
     end if;
-    continue when found.type = '';
     begin
-      execute format('select null::%s = null::%s', found.has, found.type);
+      execute case found.flag when 'time' then format('select null::%s < null::%1$s', found.has)
+        else format('select null::%s = null::%s', found.has, found.type) end;
     exception when undefined_function or ambiguous_function then
+      if found.flag = 'time' then
+        raise exception 'public.%.% is %, whose values have no order: give --time_column another column, or none',
+          {{ ratings_table | literal }}, found.col, found.has;
+      end if;
       raise exception 'public.%.% is %, which cannot be compared with % of type %: give --%_column another column, or %',
         {{ ratings_table | literal }}, found.col, found.has, found.holds, found.type, found.flag, case found.flag
           when 'rating' then 'none' else 'print the migration with another --user_id_type or --movie_id_type' end;

@@ -478,7 +478,7 @@ ODD = """
 create table public.films (id numeric, data json, genre text);
 insert into public.films (id, genre) select id, genre from public.movies where id > 3
   union all select odd, 'war' from unnest(array[6.4, 1e30, 'NaN', null]) odd;
-create table public.stars (user_id uuid, movie_id numeric, rating boolean, score numeric);
+create table public.stars (user_id uuid, movie_id numeric, rating boolean, score numeric, at json);
 insert into public.stars (user_id, movie_id, score) select user_id, movie_id, rating from public.ratings
   union all select uuid '00000000-0000-0000-0000-000000000014', odd, 5 from unnest(array[6.4, 1e30, 'NaN', null]) odd
 """
@@ -498,6 +498,7 @@ def test_ids_of_a_numeric_column_are_those_that_bigint_has_and_columns_that_cann
             connection.execute(sql.replace("begin;\n", "", 1).removesuffix("commit;\n").encode())
 
         for options, said in (
+            ({"time_column": "at"}, "public.stars.at is json, whose values have no order: give --time_column another"),
             ({"items_filter": "genre,data"}, "public.films.data is json, whose values cannot be compared with ="),
             (
                 {"rating_column": "rating"},
