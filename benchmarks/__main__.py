@@ -25,7 +25,7 @@ from benchmarks import (
 from benchmarks.planted import FULL
 from benchmarks.report import TITLES, machine, write_section
 
-NOT_OF_THE_WHOLE = ("gpu", "steps", "million")  # a GPU, 20 GB of disk, and a quarter of an hour
+NOT_OF_THE_WHOLE = ("gpu", "steps", "million")  # a GPU, 20 GB of disk, and half an hour
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -37,8 +37,8 @@ INTRODUCTION = """# Benchmarks
 (`requirements/bench.in`; some are compiled and need a C++ compiler). `RATINGS=ratings.csv` adds MovieLens
 latest-small, or another file of that layout, to accuracy and lists, and measures new users. `ROWS=2000000` makes speed,
 imports, the cost of lists, the evaluation and whole runs smaller. `ONLY=limits`, or another section, leaves the rest of
-the page unchanged; `ONLY=gpu` needs a GPU, `ONLY=steps` 20 GB of disk and `ONLY=million` a quarter of
-an hour: they are not part of the whole. Every
+the page unchanged; `ONLY=gpu` needs a GPU, `ONLY=steps` 20 GB of disk and `ONLY=million` half an hour and
+6 GB of memory: they are not part of the whole. Every
 measurement runs in a process of its own. The machine should be idle: threads that share cores wait for each other,
 those of the naive loop most.
 """

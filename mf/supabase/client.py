@@ -32,6 +32,7 @@ TRANSIENT = {
 # A proxy's 5xx is transient too, except for features it lacks.
 PERMANENT_STATUS = (501, 505, 511)
 PAUSED = 540  # Supabase's status of a paused project
+NO_RESPONSE = "no response"  # in place of a code in ``hints``: the time limit of the client or of a proxy
 T = TypeVar("T")
 _server = threading.local()  # .retry_after_s: seconds, from this thread's last response
 
@@ -197,13 +198,17 @@ def explain(error: Exception, doing: str, hints: Mapping[str, str] | None = None
     if isinstance(error, _PausedError):
         return f"cannot {doing}: the project is paused: restore it in the dashboard, and run this again"
     if isinstance(error, _TransientStatusError):
-        return f"cannot {doing}: the server still responds {error}: try again later"
+        advice = dict(hints or {}).get(NO_RESPONSE, "try again later")
+        return f"cannot {doing}: the server still responds {error}: {advice}"
     if isinstance(error, httpx.LocalProtocolError):
         # Its text shows the header that cannot be sent, usually the key.
         return f"cannot {doing}: the request cannot be sent: check SUPABASE_KEY and the URL"
     if not isinstance(error, APIError):
         reason = str(error) or type(error).__name__
-        return f"cannot {doing}: no response from Supabase ({reason}): check the URL and the network"
+        advice = "check the URL and the network"
+        if isinstance(error, httpx.ReadTimeout):
+            advice = dict(hints or {}).get(NO_RESPONSE, advice)
+        return f"cannot {doing}: no response from Supabase ({reason}): {advice}"
     message = " ".join(str(error.message or error.details or "no message").split())
     hint = (_HINTS | dict(hints or {})).get(str(error.code))
     if "expired" in message and str(error.code) in ("PGRST301", "PGRST303"):

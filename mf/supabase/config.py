@@ -12,6 +12,7 @@ BECAUSE_OF = "because_of"  # function that embeds the movie in ``because``
 # Arguments and result columns of the functions that take filters: a filter of the same name would be ambiguous.
 TAKEN = {"for_user", "k", "exclude_rated", "without_ids", "only_ids", "skip", "of_run", "ratings", "for_movie"}
 TAKEN |= {"movie_id", "score", "predicted_rating", "because", "run_id", "similarity"}
+TAKEN |= {"found"}  # a variable that every function of PL/pgSQL has
 MAX_NAME_BYTES = 63  # PostgreSQL truncates longer identifiers without an error
 
 

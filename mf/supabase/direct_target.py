@@ -4,10 +4,11 @@ An export is one transaction: COPY of users and movies, then the publish; old ru
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from mf.progress import Progress
 from mf.supabase.binary_copy import COPY_BEGIN, COPY_END, copy_records
 from mf.supabase.config import ExportConfig
 from mf.supabase.database import Database
+from mf.supabase.index_progress import index_progress
 from mf.supabase.run_tables import READ_RUN, RunTable, TableRows, incomplete, rows_of
 from mf.supabase.snapshot import select, snapshot
 from mf.supabase.target import HINTS, MigrationOptions, PublishedRun, Target
@@ -107,6 +109,12 @@ def _floats(column: pa.Array) -> npt.NDArray[np.float32]:
     return np.asarray(column.flatten().to_numpy().reshape(len(column), -1), dtype=np.float32)
 
 
+def _show_notice(notice: psycopg.errors.Diagnostic) -> None:
+    """Print what pgvector says of a graph that no longer fits into ``maintenance_work_mem``."""
+    if "maintenance_work_mem" in (notice.message_primary or ""):
+        print(f"{notice.message_primary}: {notice.message_hint}", file=sys.stderr, flush=True)
+
+
 class _DirectSession:
     """Calls and COPY in one transaction until ``commit``."""
 
@@ -119,11 +127,22 @@ class _DirectSession:
         )
         values = {name: Jsonb(value) if isinstance(value, dict) else value for name, value in arguments.items()}
         statement = sql.SQL("select public.{}({})").format(sql.Identifier(function), named)
-        # No time limit for building an index.
-        self.set(statement_timeout="0" if function == "mf_index" else SETTINGS["statement_timeout"])
+        if function == "mf_index":
+            # A build of a million movies takes a quarter of an hour: no time limit, and progress.
+            self.set(statement_timeout="0")
+            (pid,) = self._row("select pg_backend_pid()", doing)
+            self._connection.add_notice_handler(_show_notice)
+            with index_progress(self._second, pid):
+                return self._row(statement, doing, values)[0]
+        self.set(statement_timeout=SETTINGS["statement_timeout"])
+        return self._row(statement, doing, values)[0]
+
+    def _row(self, statement: sql.Composed | LiteralString, doing: str, values: dict[str, Any] | None = None) -> Any:
         with self._explained(doing):
-            row = self._connection.execute(statement, values).fetchone()
-        return row[0] if row else None
+            return self._connection.execute(statement, values).fetchone()
+
+    def _second(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self._database.conninfo.get_secret_value(), prepare_threshold=None)
 
     def load(self, model: PublishedModel, options: MigrationOptions, config: ExportConfig) -> None:
         run_id = model.header.run_id

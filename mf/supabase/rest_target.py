@@ -17,13 +17,19 @@ from mf.errors import SupabaseError
 from mf.model_directory import PublishedModel
 from mf.progress import Progress
 from mf.supabase import recommend
-from mf.supabase.client import call, connect
+from mf.supabase.client import NO_RESPONSE, call, connect
 from mf.supabase.config import ExportConfig
 from mf.supabase.credentials import Credentials
 from mf.supabase.run_tables import RunTable, TableRows, rows_of
 from mf.supabase.target import HINTS, ExportResult, Judged, MigrationOptions, PublishedRun, Target
 
 NO_TABLE = ("42P01", "PGRST205")  # error codes of a missing table
+# Advice for the API's time limits; a build that has begun goes on for up to a quarter of an hour.
+_BUILDING = (
+    "an index of many movies takes longer than the API waits, and the database may still be building it: export again "
+    "in a quarter of an hour, or set SUPABASE_DB_URL, which has no time limit"
+)
+INDEX_HINTS = HINTS | dict.fromkeys((NO_RESPONSE, "57014", "55P03"), _BUILDING)
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class _RestSession:
         self._credentials, self._client = credentials, client
 
     def call(self, function: str, doing: str, **arguments: Any) -> Any:
-        return call(self._client.rpc(function, arguments), doing, HINTS)
+        return call(self._client.rpc(function, arguments), doing, INDEX_HINTS if function == "mf_index" else HINTS)
 
     def commit(self, doing: str) -> None:
         """Nothing to do."""

@@ -116,29 +116,36 @@ begin
   for found in
     select asked.flag, asked.col, asked.type, asked.holds, format_type(a.atttypid, a.atttypmod) as has
     from (values ('user', {{ user_column | literal }}, '{{ user_id_type }}', 'user ids'),
-{% if rating_column not in ("none", "rating") %}
+{% if rating_column != "none" %}
                  ('rating', {{ rating_column | literal }}, 'double precision', 'ratings'),
 {% endif %}
-{% if time_column not in ("none", "") %}
-                 ('time', {{ time_column | literal }}, '', 'times'),
-{% endif %}
+{% for column in ([time_column] if time_column else times) if column != "none" %}
+                 ('time', {{ column | literal }}, '', 'times'),
+{% endfor %}
                  ('movie', {{ movie_column | literal }}, '{{ movie_id_type }}', 'movie ids'))
       asked (flag, col, type, holds)
     left join pg_attribute a on a.attrelid = {{ ratings | literal }}::regclass
       and a.attname = asked.col and a.attnum > 0 and not a.attisdropped
+    order by array_position('{user,movie,rating,time}'::text[], asked.flag)
   loop
+    -- Those that were not named are taken where the table has them.
+    continue when found.has is null and found.flag in ({{ "'rating'" if rating_column == "rating" else "''" }}, {{ "''" if time_column else "'time'" }});
     if found.has is null then
       raise exception 'the table public.% has no column %: give --%_column the name of its column of %',
         {{ ratings_table | literal }}, found.col, found.flag,
         found.holds || case when found.flag in ('rating', 'time') then ', or none' else '' end;
     end if;
-    continue when found.type = '';
     begin
-      execute format('select null::%s = null::%s', found.has, found.type);
+      execute case found.flag when 'time' then format('select null::%s < null::%1$s', found.has)
+        else format('select null::%s = null::%s', found.has, found.type) end;
     exception when undefined_function or ambiguous_function then
-      raise exception 'public.%.% is %, which cannot be compared with % of type %: give --%_column another column, or '
-        'print the migration with another --user_id_type or --movie_id_type',
-        {{ ratings_table | literal }}, found.col, found.has, found.holds, found.type, found.flag;
+      if found.flag = 'time' then
+        raise exception 'public.%.% is %, whose values have no order: give --time_column another column, or none',
+          {{ ratings_table | literal }}, found.col, found.has;
+      end if;
+      raise exception 'public.%.% is %, which cannot be compared with % of type %: give --%_column another column, or %',
+        {{ ratings_table | literal }}, found.col, found.has, found.holds, found.type, found.flag, case found.flag
+          when 'rating' then 'none' else 'print the migration with another --user_id_type or --movie_id_type' end;
     end;
   end loop;
 {% endif %}
@@ -148,14 +155,22 @@ begin
     raise exception 'there is no table public.%: give --items_table the name of the table that holds the movies',
       {{ items_table | literal }};
   end if;
-  select asked.name as col into found from unnest({{ filters | array }}) asked (name)
-  where not exists (
-    select from pg_attribute a where a.attrelid = {{ items | literal }}::regclass and a.attname = asked.name
-      and a.attnum > 0 and not a.attisdropped);
-  if found.col is not null then
-    raise exception 'the table public.% has no column %: give --items_filter names of its columns',
-      {{ items_table | literal }}, found.col;
-  end if;
+  for found in
+    select asked.name as col, format_type(a.atttypid, null) as has from unnest({{ filters | array }}) asked (name)
+    left join pg_attribute a on a.attrelid = {{ items | literal }}::regclass and a.attname = asked.name
+      and a.attnum > 0 and not a.attisdropped
+  loop
+    if found.has is null then
+      raise exception 'the table public.% has no column %: give --items_filter names of its columns',
+        {{ items_table | literal }}, found.col;
+    end if;
+    begin
+      execute format('select null::%s = null::%1$s', found.has);
+    exception when undefined_function then
+      raise exception 'public.%.% is %, whose values cannot be compared with =: give --items_filter other columns, or '
+        '--items_table a view that casts it', {{ items_table | literal }}, found.col, found.has;
+    end;
+  end loop;
   {{ items_key("found") | indent(2) }};
   if found.col is null then
     raise exception 'the table public.% has no column %: give --items_column the name of its column of movie ids',
@@ -452,16 +467,22 @@ drop view if exists public.mf_items;
 do $mf$
 declare
   items constant regclass := {{ items | literal }}::regclass;
+  condition text := {{ (items_where or "true") | literal }};
   key record;
   rule record;
   found record;
 begin
   {{ items_key("key") | indent(2) }};
+{% if id == "bigint" %}
+  if key.has in ('numeric', 'real', 'double precision') then
+    condition := format('(%s) and abs(item.%I) < 9e18', condition, key.col); -- ids that fit into bigint
+  end if;
+{% endif %}
   -- for functions and types that items_where names without a schema
   set local search_path = pg_catalog, public, extensions, pg_temp;
   begin
     execute format('create view public.mf_items with (security_invoker = true) as select item.%I as movie_id%s '
-      'from %s item where (%s)', key.col, {{ filter_columns | literal }}, items, {{ (items_where or "true") | literal }});
+      'from %s item where (%s)', key.col, {{ filter_columns | literal }}, items, condition);
   exception when others then
     raise exception 'items_where is %, expected a condition on columns of public.%: %',
       {{ items_where | literal }}, {{ items_table | literal }}, sqlerrm;
@@ -495,6 +516,17 @@ begin
     raise exception 'with --public_read movies everybody needs to read the columns by which similar_movies and '
       'popular_movies choose: grant select (%) on public.% to anon, authenticated; and give them a policy',
       found.cols, quote_ident({{ items_table | literal }});
+  end if;
+  select string_agg(asked.role, ', ') as roles into found from (values ('anon'), ('authenticated')) asked (role)
+  where (select c.relrowsecurity from pg_class c where c.oid = items) and not exists (
+    select from pg_policy p, unnest(p.polroles) holder
+    where p.polrelid = items and p.polpermissive and p.polcmd in ('r', '*')
+      and case when holder = 0 then true else pg_has_role(asked.role, holder, 'usage') end);
+  if found.roles is not null then
+    raise exception 'with --public_read movies everybody needs to read public.%, and its row-level security has no policy '
+      'for %, who would get empty lists; run: create policy "movies are public" on public.% for select '
+      'to anon, authenticated using (true);', quote_ident({{ items_table | literal }}), found.roles,
+      quote_ident({{ items_table | literal }});
   end if;
 {% endif %}
 
@@ -637,26 +669,36 @@ begin
   where case when mf_run.of_run is null then r.status = 'published'
     else r.run_id = mf_run.of_run and r.status <> 'loading' end;
   if not found and mf_run.of_run is not null then
-    raise exception 'there is no run %, or no longer: leave out of_run for the published one', mf_run.of_run;
+    raise exception 'there is no run %, or no longer: leave out of_run for the published one',
+      coalesce(nullif(left(mf_run.of_run, 100), ''), '""');
   end if;
   return run;
 end
 $mf$;
 
--- Raises an error for arguments of a list that are out of range.
+-- Raises an error for arguments of a list that are out of range{{ ", and where mf_items is gone" if items_table }}.
 create or replace function public.mf_check_list(
   k integer, without_ids {{ id }}[], only_ids {{ id }}[], skip integer
 ) returns void
-language plpgsql immutable security invoker set search_path = pg_catalog, pg_temp as $mf$
+language plpgsql {{ "stable" if items_table else "immutable" }} security invoker set search_path = pg_catalog, pg_temp as $mf$
 begin
+{% if items_table %}
+  if to_regclass('public.mf_items') is null then
+    raise exception 'the view mf_items, of the movies to choose from, was dropped: apply the migration again';
+  end if;
+{% endif %}
   if mf_check_list.k is null or mf_check_list.k not between 0 and 1000 then
     raise exception 'k is %, expected a number of movies from 0 to 1000', coalesce(mf_check_list.k::text, 'null');
   elsif mf_check_list.skip is null or mf_check_list.skip not between 0 and 1000 - mf_check_list.k then
     raise exception 'skip is %, expected a number from 0 to % (k + skip is at most 1000)',
       coalesce(mf_check_list.skip::text, 'null'), 1000 - mf_check_list.k;
-  elsif mf_check_list.without_ids is null or cardinality(mf_check_list.without_ids) > 10000 then
-    raise exception 'without_ids has % entries, expected 10000 at most',
-      coalesce(cardinality(mf_check_list.without_ids)::text, 'null for');
+  elsif mf_check_list.without_ids is null then
+    raise exception 'without_ids is null, expected an array of movie ids';
+  elsif array_ndims(mf_check_list.without_ids) > 1 or array_ndims(mf_check_list.only_ids) > 1 then
+    raise exception '% is an array of arrays, expected an array of movie ids',
+      case when array_ndims(mf_check_list.without_ids) > 1 then 'without_ids' else 'only_ids' end;
+  elsif cardinality(mf_check_list.without_ids) > 10000 then
+    raise exception 'without_ids has % entries, expected 10000 at most', cardinality(mf_check_list.without_ids);
   elsif cardinality(mf_check_list.only_ids) > 10000 then
     raise exception 'only_ids has % entries, expected 10000 at most', cardinality(mf_check_list.only_ids);
   end if;
@@ -665,24 +707,38 @@ $mf$;
 {% if ratings_table %}
 
 -- The ratings of a user as the ratings table has them now, the newest first (place 1). Of several for one movie the
--- newest counts or, without times, the highest. `rated` is false for a row that lacks its rating, which leaves the movie out of lists and says nothing else.
+-- newest counts or, without times, the highest. `rated` is false for a row that lacks its rating, which leaves the movie
+-- out of lists and says nothing else. A numeric column may hold more than double precision and bigint can.
 -- Where the table has no column of ratings, or of times, all rows count, and alike.
 do $mf$
 declare
   ratings constant regclass := {{ ratings | literal }}::regclass;
-  has constant name[] := array(
-    select a.attname from pg_attribute a where a.attrelid = ratings and a.attnum > 0 and not a.attisdropped);
+  has constant jsonb := (
+    select jsonb_object_agg(a.attname, coalesce(nullif(t.typbasetype, 0), t.oid)::regtype::text)
+    from pg_attribute a join pg_type t on t.oid = a.atttypid
+    where a.attrelid = ratings and a.attnum > 0 and not a.attisdropped);
+  movie constant text := format(
+{% if id == "bigint" %}
+    case when has ->> {{ movie_column | literal }} in ('numeric', 'real', 'double precision')
+      then 'case when abs(given.%1$I) < 9e18 and trunc(given.%1$I) = given.%1$I then given.%1$I::bigint end'
+      else 'given.%I::bigint' end,
+{% else %}
+    'given.%I::{{ id }}',
+{% endif %}
+    {{ movie_column | literal }});
   star text := 'null';
   rated text := 'true';
   newest text := '';
 begin
-  if {{ rating_column | literal }} = any (has) then
-    star := format('given.%I', {{ rating_column | literal }});
-    rated := star || ' is not null';
+  if has ? {{ rating_column | literal }} then
+    rated := format('given.%I is not null', {{ rating_column | literal }});
+    star := format(case has ->> {{ rating_column | literal }} when 'numeric'
+      then 'case when given.%1$I not between -1e30 and 1e30 then ''NaN'' else round(given.%1$I, 20) end'
+      else 'given.%I' end, {{ rating_column | literal }});
   end if;
   select format('given.%I desc nulls last', asked.col) into newest
   from unnest({{ ([time_column] if time_column else times) | array }}) with ordinality asked (col, place)
-  where asked.col = any (has) order by asked.place limit 1;
+  where has ? asked.col order by asked.place limit 1;
   execute format($q$
 create or replace function public.mf_own_ratings(
   of_user {{ user_id_type }}
@@ -692,15 +748,16 @@ begin
   return query
     select own.movie_id, own.star, own.rated, rank() over (order by own.recent)
     from (
-      select distinct on (given.%1$I) given.%1$I::{{ id }} as movie_id, (%2$s)::double precision as star,
+      select distinct on (given.%1$I) %6$s as movie_id, (%2$s)::double precision as star,
         %3$s as rated, rank() over (%4$s) as recent
       from {{ ratings | replace("%", "%%") }} given
-      where given.%5$I = mf_own_ratings.of_user and given.%1$I is not null
+      where given.%5$I = mf_own_ratings.of_user and (%6$s) is not null
       order by given.%1$I, recent, star desc nulls last
     ) own
     order by 4;
 end
-$body$ $q$, {{ movie_column | literal }}, star, rated, coalesce('order by ' || newest, ''), {{ user_column | literal }});
+$body$ $q$, {{ movie_column | literal }}, star, rated, coalesce('order by ' || newest, ''), {{ user_column | literal }},
+    movie);
 end
 $mf$;
 {% endif %}
@@ -912,19 +969,25 @@ begin
   select u.bias, u.embedding into star_bias, star_vector
   from public.mf_user_embeddings u where u.run_id = run.run_id and u.user_id = recommend_movies.for_user;
 {% if ratings_table %}
-  if row_security_active({{ ratings | literal }}::regclass) then
-    raise exception 'row-level security of public.% applies to the role %, who cannot read all ratings: let the owner of '
-      'the table or a role with bypassrls call this function', {{ ratings_table | literal }}, current_user;
-  end if;
-  select coalesce(array_agg(own.movie_id), '{}'), coalesce(array_agg(own.movie_id) filter (where own.used), '{}'),
-    coalesce(array_agg(own.star) filter (where own.used), '{}'),
-    coalesce(array_agg(own.place) filter (where own.used), '{}') into seen, rated, stars, places
-  from (
-    select o.movie_id, o.star, o.place, case when o.rated and o.star is null then true
-        when not o.rated and run.mu is not null then false
-        else {{ counts("o.star") }} end as used
-    from public.mf_own_ratings(recommend_movies.for_user) o
-  ) own;
+  begin
+    if row_security_active({{ ratings | literal }}::regclass) then
+      raise exception 'row-level security of public.% applies to the role %, who cannot read all ratings: let the owner '
+        'of the table or a role with bypassrls call this function', {{ ratings_table | literal }}, current_user;
+    end if;
+    select coalesce(array_agg(own.movie_id), '{}'), coalesce(array_agg(own.movie_id) filter (where own.used), '{}'),
+      coalesce(array_agg(own.star) filter (where own.used), '{}'),
+      coalesce(array_agg(own.place) filter (where own.used), '{}') into seen, rated, stars, places
+    from (
+      select o.movie_id, o.star, o.place, case when o.rated and o.star is null then true
+          when not o.rated and run.mu is not null then false
+          else {{ counts("o.star") | indent(2) }} end as used
+      from public.mf_own_ratings(recommend_movies.for_user) o
+    ) own;
+  exception when undefined_table or undefined_column or undefined_function or cannot_coerce or invalid_text_representation
+  then
+    raise exception 'the table of ratings is no longer the public.% that the migration was applied to (%): apply it again',
+      {{ ratings_table | literal }}, sqlerrm;
+  end;
 {% else %}
   if run.ranking is not null then
     stored := coalesce(
@@ -1224,7 +1287,7 @@ $mf$;
 -- mf_runs.
 create or replace function public.mf_index(run text) returns jsonb
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set statement_timeout = '15min' as $mf$
+set search_path = pg_catalog, pg_temp set statement_timeout = '15min' set lock_timeout = '45s' as $mf$
 declare
   asked public.mf_runs;
   factors integer; -- of the vectors that are searched
@@ -1233,8 +1296,10 @@ declare
   began constant timestamptz := clock_timestamp();
   changed boolean := false;
   side record;
+  build text;
 begin
-  -- One build at a time; see mf_register for why it is no advisory lock.
+  -- One build at a time; see mf_register for why it is no advisory lock. A client of the API asks again each minute: the
+  -- lock's time limit keeps these calls from holding all connections of the API meanwhile.
   lock table public.mf_movie_ranking in share update exclusive mode;
   select r.* into asked from public.mf_runs r where r.run_id = mf_index.run for key share;
   if not found then
@@ -1270,9 +1335,16 @@ begin
     where v.searched
   loop
     if to_regclass('public.' || side.index) is null then
-      execute format('create index %I on public.%I using hnsw ((%I::extensions.vector(%s)) extensions.%I) '
+      build := format('create index %I on public.%I using hnsw ((%I::extensions.vector(%s)) extensions.%I) '
         'with (m = {{ m }}, ef_construction = {{ ef_construction }}) where run_id = %L',
         side.index, side.tab, side.col, side.dimensions, side.class, asked.run_id);
+      begin
+        execute build;
+      exception when disk_full or out_of_memory then
+        -- A parallel build needs shared memory, of which a container often has 64 MB (/dev/shm); one process does not.
+        perform set_config('max_parallel_maintenance_workers', '0', true);
+        execute build;
+      end;
       changed := true;
     end if;
   end loop;

@@ -387,7 +387,8 @@ begin
   where case when mf_run.of_run is null then r.status = 'published'
     else r.run_id = mf_run.of_run and r.status <> 'loading' end;
   if not found and mf_run.of_run is not null then
-    raise exception 'there is no run %, or no longer: leave out of_run for the published one', mf_run.of_run;
+    raise exception 'there is no run %, or no longer: leave out of_run for the published one',
+      coalesce(nullif(left(mf_run.of_run, 100), ''), '""');
   end if;
   return run;
 end
@@ -404,9 +405,13 @@ begin
   elsif mf_check_list.skip is null or mf_check_list.skip not between 0 and 1000 - mf_check_list.k then
     raise exception 'skip is %, expected a number from 0 to % (k + skip is at most 1000)',
       coalesce(mf_check_list.skip::text, 'null'), 1000 - mf_check_list.k;
-  elsif mf_check_list.without_ids is null or cardinality(mf_check_list.without_ids) > 10000 then
-    raise exception 'without_ids has % entries, expected 10000 at most',
-      coalesce(cardinality(mf_check_list.without_ids)::text, 'null for');
+  elsif mf_check_list.without_ids is null then
+    raise exception 'without_ids is null, expected an array of movie ids';
+  elsif array_ndims(mf_check_list.without_ids) > 1 or array_ndims(mf_check_list.only_ids) > 1 then
+    raise exception '% is an array of arrays, expected an array of movie ids',
+      case when array_ndims(mf_check_list.without_ids) > 1 then 'without_ids' else 'only_ids' end;
+  elsif cardinality(mf_check_list.without_ids) > 10000 then
+    raise exception 'without_ids has % entries, expected 10000 at most', cardinality(mf_check_list.without_ids);
   elsif cardinality(mf_check_list.only_ids) > 10000 then
     raise exception 'only_ids has % entries, expected 10000 at most', cardinality(mf_check_list.only_ids);
   end if;
@@ -989,7 +994,7 @@ $mf$;
 -- mf_runs.
 create or replace function public.mf_index(run text) returns jsonb
 language plpgsql security definer
-set search_path = pg_catalog, pg_temp set statement_timeout = '15min' as $mf$
+set search_path = pg_catalog, pg_temp set statement_timeout = '15min' set lock_timeout = '45s' as $mf$
 declare
   asked public.mf_runs;
   factors integer; -- of the vectors that are searched
@@ -998,8 +1003,10 @@ declare
   began constant timestamptz := clock_timestamp();
   changed boolean := false;
   side record;
+  build text;
 begin
-  -- One build at a time; see mf_register for why it is no advisory lock.
+  -- One build at a time; see mf_register for why it is no advisory lock. A client of the API asks again each minute: the
+  -- lock's time limit keeps these calls from holding all connections of the API meanwhile.
   lock table public.mf_movie_ranking in share update exclusive mode;
   select r.* into asked from public.mf_runs r where r.run_id = mf_index.run for key share;
   if not found then
@@ -1039,9 +1046,16 @@ begin
     where v.searched
   loop
     if to_regclass('public.' || side.index) is null then
-      execute format('create index %I on public.%I using hnsw ((%I::extensions.vector(%s)) extensions.%I) '
+      build := format('create index %I on public.%I using hnsw ((%I::extensions.vector(%s)) extensions.%I) '
         'with (m = 16, ef_construction = 100) where run_id = %L',
         side.index, side.tab, side.col, side.dimensions, side.class, asked.run_id);
+      begin
+        execute build;
+      exception when disk_full or out_of_memory then
+        -- A parallel build needs shared memory, of which a container often has 64 MB (/dev/shm); one process does not.
+        perform set_config('max_parallel_maintenance_workers', '0', true);
+        execute build;
+      end;
       changed := true;
     end if;
   end loop;

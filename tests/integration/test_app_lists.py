@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,7 @@ def sql(database: LocalSupabase):
                     copy.write_row(row)
 
 
-def rate(sql: Any, who: str, ratings: dict[int, float | None]) -> None:
+def rate(sql: Any, who: str, ratings: Mapping[int, float | Decimal | None]) -> None:
     for movie, rating in ratings.items():
         sql("insert into public.ratings (user_id, movie_id, rating) values (%s, %s, %s)", who, movie, rating)
 
@@ -179,7 +181,7 @@ def test_one_star_for_the_top_five_moves_the_list_at_once(client: Client, traine
 
 def test_ratings_that_training_would_not_take_only_leave_their_movie_out(client: Client, trained: Trained, sql) -> None:
     who, good = user(901), {3: 4.5, 60: 1.0}
-    bad = {6: 9.0, 9: -1.0, 12: None, 15: float("nan"), 18: 1e300, 21: 2.0}
+    bad = {6: 9.0, 9: -1.0, 12: None, 15: float("nan"), 18: 1e300, 21: 2.0, 24: Decimal("1e400"), 27: Decimal("1e-400")}
     rate(sql, who, good | bad)
     sql("update public.mf_runs set ignore_ratings = '{2}'")
     try:
@@ -223,11 +225,16 @@ def test_of_several_ratings_of_a_movie_the_newest_counts_and_recency_weights_by_
     check(answer, [(all_ids[i], float(scores[i]), all_ids[j]) for i, j in zip(best, because, strict=True)])
 
 
-@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("indexed", ["", "iterative scan", "pgvector 0.7"])
 def test_lists_are_chosen_before_the_limit_and_never_short(client: Client, trained: Trained, sql, indexed) -> None:
     who = user(30)
     if indexed:
         call(client.rpc("mf_index", {"run": trained.model.run_id}), "index")
+    ((nearest,),) = sql("select pg_get_functiondef('public.mf_nearest'::regproc)")
+    if indexed == "pgvector 0.7":  # which has no iterative scan
+        iterative = "current_setting('hnsw.iterative_scan', true) is not null"
+        assert iterative in nearest
+        sql(nearest.replace(iterative, "false").replace("%", "%%"))
     try:
         rated = trained.own(who)
         full = trained.best(rated, len(trained.ranking.movies) - len(rated))
@@ -264,6 +271,7 @@ def test_lists_are_chosen_before_the_limit_and_never_short(client: Client, train
         assert not {*gone[:299]} & {*ids(popular_movies(client, 1000))}
     finally:
         if indexed:
+            sql(nearest.replace("%", "%%"))
             call(client.rpc("mf_drop_indexes", {"run": trained.model.run_id}), "drop")
 
 
@@ -421,6 +429,89 @@ def test_a_table_that_the_migrations_owner_cannot_read_is_refused_and_a_later_po
                 connection.execute("rollback; reset role")
         finally:
             connection.execute("rollback; reset role; drop owned by weak; drop role weak")
+
+
+GONE = "the table of ratings is no longer the public.ratings that the migration was applied to"
+DROPPED = "the view mf_items, of the movies to choose from, was dropped: apply the migration again"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("alter table public.ratings rename to votes", GONE),
+        ("alter table public.ratings rename column rating to stars", GONE),
+        ("alter table public.ratings drop column movie_id", GONE),
+        ("alter table public.ratings alter rating type text", GONE),
+        (
+            "alter table public.movies drop column genre cascade",
+            DROPPED,
+        ),
+        ("drop table public.movies cascade", DROPPED),
+    ],
+)
+def test_a_table_that_changed_after_the_migration_is_named(database, change: str, said: str) -> None:
+    with database.connect() as connection, connection.transaction(force_rollback=True):
+        connection.execute(change.encode())
+        calls = ["recommend_movies(%(who)s)"]
+        if said == DROPPED:
+            calls += ["similar_movies(3)", "popular_movies()", "recommend_from_ratings('[]')"]
+        for call_ in calls:
+            with pytest.raises(psycopg.Error, match=said), connection.transaction():
+                connection.execute(f"select * from public.{call_}", {"who": user(20)})
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated"])
+def test_public_lists_that_row_level_security_would_empty_are_refused_with_the_policy_to_create(database, role) -> None:
+    sql = migration(SCHEMA).replace("begin;\n", "", 1).removesuffix("commit;\n").encode()
+    with database.connect() as connection, connection.transaction(force_rollback=True):
+        connection.execute(f"alter policy visible on public.movies to {role}".encode())
+        with pytest.raises(psycopg.Error, match="would get empty lists; run: ") as error, connection.transaction():
+            connection.execute(sql)
+        assert f"no policy for {'anon' if role == 'authenticated' else 'authenticated'}," in str(error.value)
+        connection.execute(str(error.value).split("; run: ")[1].splitlines()[0].encode())
+        connection.execute(sql)
+        connection.execute("set local role anon")
+        assert len(connection.execute("select * from public.popular_movies()").fetchall()) == 10
+
+
+ODD = """
+create table public.films (id numeric, data json, genre text);
+insert into public.films (id, genre) select id, genre from public.movies where id > 3
+  union all select odd, 'war' from unnest(array[6.4, 1e30, 'NaN', null]) odd;
+create table public.stars (user_id uuid, movie_id numeric, rating boolean, score numeric, at json);
+insert into public.stars (user_id, movie_id, score) select user_id, movie_id, rating from public.ratings
+  union all select uuid '00000000-0000-0000-0000-000000000014', odd, 5 from unnest(array[6.4, 1e30, 'NaN', null]) odd
+"""
+
+
+def test_ids_of_a_numeric_column_are_those_that_bigint_has_and_columns_that_cannot_be_compared_are_refused(
+    database, trained: Trained
+) -> None:
+    who = user(20)
+    expected = [(m, score, why) for m, score, why in trained.best(trained.own(who), 21) if m > 3][:20]
+    odd = {"user_id_type": "uuid", "ratings_table": "stars", "rating_column": "score", "items_table": "films"}
+    with database.connect() as connection, connection.transaction(force_rollback=True):
+        connection.execute(ODD)
+
+        def migrate(**options: str) -> None:
+            sql = migration(SchemaConfig(**odd | options))
+            connection.execute(sql.replace("begin;\n", "", 1).removesuffix("commit;\n").encode())
+
+        for options, said in (
+            ({"time_column": "at"}, "public.stars.at is json, whose values have no order: give --time_column another"),
+            ({"items_filter": "genre,data"}, "public.films.data is json, whose values cannot be compared with ="),
+            (
+                {"rating_column": "rating"},
+                "public.stars.rating is boolean, .* give --rating_column another column, or none",
+            ),
+        ):
+            with pytest.raises(psycopg.Error, match=said), connection.transaction():
+                migrate(**options)
+        migrate(items_filter="genre")
+        rows = connection.execute("select movie_id, because from public.recommend_movies(%s, 20)", [who]).fetchall()
+        assert rows == [(movie, because) for movie, _, because in expected]
+        wars = connection.execute("select movie_id from public.recommend_movies(%s, 1000, genre => 'war')", [who])
+        assert {genre(movie) for (movie,) in wars.fetchall()} == {"war"}
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Indexed runs: recall, fallback to the exact search, building and dropping."""
 
+import re
 import threading
 
 import numpy as np
 import psycopg
 import pytest
+from faults import Fault
 from planted import Planted, planted
-from targets import api, pairs, rest
+from targets import api, direct, pairs, rest
 
 from mf.errors import SupabaseError
 from mf.supabase.client import call
@@ -128,6 +130,16 @@ def test_an_index_is_built_in_parallel_only_by_a_pgvector_that_does_so_safely(da
     assert any("parallel workers" in message for message in told) == safe
 
 
+def test_an_index_is_built_by_one_process_where_there_is_too_little_shared_memory(database, client, model):
+    """As in a container, whose /dev/shm has 64 MB."""
+    with database.connect() as connection, connection.transaction(force_rollback=True):
+        connection.execute("alter table public.mf_movie_ranking set (parallel_workers = 1)")
+        connection.execute("select public.mf_drop_indexes('indexed')")
+        connection.execute("set local maintenance_work_mem = '1TB'")
+        ((built,),) = connection.execute("select public.mf_index('indexed')").fetchall()
+    assert built["changed"]
+
+
 def test_indexing_again_changes_nothing(client, model):
     again = call(client.rpc("mf_index", {"run": "indexed"}), "index")
     assert (again["run_id"], again["changed"]) == ("indexed", False)
@@ -161,6 +173,38 @@ def test_a_killed_build_leaves_nothing_behind(database, client, model):
     assert sql(database, INDEXES) == []
     assert movies(recommend_movies(client, model.user_ids[0])) == movies(model.best(0, 10))
     assert call(client.rpc("mf_index", {"run": "indexed"}), "index")["changed"]
+    assert len(sql(database, INDEXES)) == 2
+
+
+@pytest.mark.parametrize("fault", ["waits for another build", "gateway timeout"])
+def test_a_build_that_outlasts_the_apis_time_limits_says_what_to_do(
+    database, client, model, monkeypatch, tmp_path, fault
+):
+    monkeypatch.setattr("mf.supabase.client.TRIES", 1)
+    with database.connect() as builder, builder.transaction(force_rollback=True):
+        if fault == "gateway timeout":
+            database.gateway.faults.append(lambda request: Fault(status=504) if "/mf_index" in request.path else None)
+        else:
+            sql(database, "alter function public.mf_index set lock_timeout = '100ms'")
+            builder.execute("lock table public.mf_movie_ranking in share update exclusive mode")
+        try:
+            with pytest.raises(
+                SupabaseError, match=r"may still be building it: export again .* or set SUPABASE_DB_URL"
+            ):
+                rest(database).export(model.write(tmp_path), ExportConfig(hnsw_index=True))
+        finally:
+            database.gateway.faults.clear()
+            sql(database, "alter function public.mf_index set lock_timeout = '45s'")
+
+
+def test_the_direct_connection_shows_the_progress_of_a_build(database, model, monkeypatch, capsys):
+    monkeypatch.setattr("mf.supabase.index_progress.POLL_S", 0.005)
+    monkeypatch.setattr("mf.progress.LOG_EVERY_S", 0.0)
+    sql(database, "select public.mf_drop_indexes('indexed')")
+    with direct(database).session() as session:
+        assert session.call("mf_index", "index", run="indexed")["changed"]
+        session.commit("index")
+    assert re.search(r"^index mf_movie_\w+: \d+ of \d+ pages, ", capsys.readouterr().err, re.M)
     assert len(sql(database, INDEXES)) == 2
 
 

@@ -143,6 +143,24 @@ def test_an_invalid_k_is_refused_in_one_sentence(client, model, k):
         similar_movies(client, model.movie_ids[0], k)
 
 
+def test_an_array_that_is_null_or_nested_and_a_run_without_a_name_are_refused_in_one_sentence(client, model):
+    ids = model.movie_ids[:4]
+    for arguments, said in (
+        ({"without_ids": None}, "without_ids is null, expected an array of movie ids"),
+        ({"without_ids": [ids[:2], ids[2:]]}, "without_ids is an array of arrays, expected an array of movie ids"),
+        ({"only_ids": [ids[:2], ids[2:]]}, "only_ids is an array of arrays, expected an array of movie ids"),
+        ({"of_run": ""}, 'there is no run "", or no longer'),
+        ({"of_run": "x" * 5000}, f"there is no run {'x' * 100}, or no longer"),
+    ):
+        for function, first in (
+            ("recommend_movies", {"for_user": model.user_ids[0]}),
+            ("recommend_from_ratings", {"ratings": []}),
+        ):
+            with pytest.raises(SupabaseError) as error:
+                call(client.rpc(function, first | arguments), "recommend")
+            assert said in str(error.value)
+
+
 def test_a_missing_id_is_refused_and_k_0_returns_nothing(client, model):
     with pytest.raises(SupabaseError, match="for_user is null"):
         recommend_movies(client, None)
@@ -178,6 +196,24 @@ def test_ties_are_ordered_by_id_and_at_most_a_thousand_are_returned(plain_databa
     assert pairs(recommend_movies(plain, 1, 1000)) == expected[:1000]
     # Of zero vectors none is nearer than another.
     assert pairs(similar_movies(plain, ids[0], 1000)) == [(movie, 0.0) for movie in sorted(ids[1:])[:1000]]
+
+
+def test_pages_stay_in_the_run_of_the_first_page_while_others_are_published_until_it_is_gone(
+    plain_database, plain, tmp_path
+):
+    runs = [planted(f"page {i}", users=5, movies=40, seed=i) for i in range(3)]
+    user = runs[0].user_ids[0]
+    expected = [movie for movie, _ in runs[0].best(0, 20)]
+    rest(plain_database).export(runs[0].write(tmp_path / "0"), ExportConfig())
+    first = recommend_movies(plain, user, 10)
+    rest(plain_database).export(runs[1].write(tmp_path / "1"), ExportConfig())
+    assert recommend_movies(plain, user, 1)[0].run_id == "page 1"
+    second = recommend_movies(plain, user, 10, skip=10, of_run=first[0].run_id)
+    assert [row.movie_id for row in first + second] == expected
+    assert {row.run_id for row in first + second} == {"page 0"}
+    rest(plain_database).export(runs[2].write(tmp_path / "2"), ExportConfig())
+    with pytest.raises(SupabaseError, match="there is no run page 0, or no longer: leave out of_run"):
+        recommend_movies(plain, user, 10, skip=20, of_run=first[0].run_id)
 
 
 def test_without_a_ratings_table_exclude_rated_says_what_to_do(plain):

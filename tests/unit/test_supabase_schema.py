@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ def test_functions_for_signed_in_users_and_public_policies_are_printed_only_on_r
         ({"user_id_type": "int"}, "user_id_type: Input should be 'bigint', 'text' or 'uuid' (given: 'int')"),
         ({"public_read": "all"}, "public_read: Input should be 'none' or 'movies' (given: 'all')"),
         ({"users_table": "x"}, "users_table: "),
+        ({"items_table": "movies", "items_filter": "year,found"}, "the column 'found' has the name of an argument"),
     ],
 )
 def test_an_invalid_name_or_type_is_refused_in_one_line(values, said):
@@ -52,6 +54,29 @@ def test_an_invalid_name_or_type_is_refused_in_one_line(values, said):
         SchemaConfig.of(**values)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("in_stock; drop table x", 'without ";"'),
+        ("in_stock -- and", 'without comments ("--")'),
+        ("in_stock /* and */", 'without comments ("/*")'),
+        ("title = $$x$$", 'without "$"'),
+        ("true) or (true", "whose parentheses match"),
+        ("(in_stock", "whose parentheses match"),
+        ("title = 'x", "whose quotes are closed"),
+        ('"title = 1', "whose quotes are closed"),
+        (r"title = E'\') or (true --'", "without escape strings"),
+        ("title = 'a;b--(' and \"odd; (\" = 'it''s'", ""),
+    ],
+)
+def test_items_where_is_one_condition_and_stays_within_its_parentheses(where, said):
+    if said:
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            SchemaConfig.of(items_table="movies", items_where=where)
+    else:
+        assert SchemaConfig.of(items_table="movies", items_where=where).items_where == where
 
 
 def test_an_export_takes_the_same_view_names_and_no_empty_batches():
