@@ -437,6 +437,53 @@ def test_the_summary_shows_the_range_and_the_most_frequent_values(tmp_path: Path
     assert read.provenance.summary().endswith(f"40 kept; {read.provenance.values}")
 
 
+@pytest.mark.parametrize(
+    ("ratings", "doubtful"),
+    [
+        ([99, -9.5, -3, 0, 3.25, 9.75], "99"),
+        ([-1, 1, 2, 3, 4, 5], "-1"),
+        ([0, *range(1, 11)], "0"),
+        ([-99, 1, 2, 3], "-99"),
+        ([-1, *range(1, 6), 999], "-1 or 999"),
+        ([-1, 0, 1], ""),
+        ([-10, -5, 0, 5, 10], ""),
+        ([0.5 * i for i in range(1, 11)], ""),
+        (range(1, 101), ""),
+        ([*[1, 2, 3, 5, 8] * 40, 500], ""),
+    ],
+)
+def test_the_summary_asks_about_ratings_that_may_mean_not_rated(
+    tmp_path: Path, ratings: list[float], doubtful: str
+) -> None:
+    rows = "".join(f"{i},1,{ratings[i % len(ratings)]}\n" for i in range(max(60, len(ratings))))
+    values = Read(tmp_path, b"userId,movieId,rating\n" + rows.encode()).provenance.values
+    assert ("(if " in values) == bool(doubtful)
+    assert not doubtful or values.endswith(f"(if {doubtful} means not rated, leave it out with ignore_ratings)")
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "warning"),
+    [
+        ("2020", "2021", "times lie from 1965 to 1975 (line 2: 2020 is read as epoch time, 1970-01-01 00:33:40 UTC)"),
+        ("43831.5", "43900", "from 1965 to 1975 (line 2: 43831.5 is read as epoch time, 1970-01-01 12:10:31"),
+        ("", "7", "9 of 9 times lie from 1965 to 1975 (line 3: 7 is read"),
+        ("880000000", "0", "9 of 10 times lie from 1965 to 1975 (line 2: 880000000 is read as epoch time, 1997-11-20"),
+        ("132223104000000000", "132223104000000000", "(line 2: 132223104000000000 is read as epoch time, 1974-03-11"),
+        ("2025010203", "2025010204", "times lie in the future (line 2: 2025010203 is read as epoch time, 2034-"),
+        ("1970-01-01 00:00:01", "1970-01-01 00:00:02", "(the first is 1970-01-01 00:00:01 UTC)"),
+        ("20200101", "20200102", ""),
+        ("880000000", "880000001", ""),
+        ("", "", ""),
+    ],
+)  # fmt: skip
+def test_times_that_are_none_are_warned_of(tmp_path: Path, first: str, others: str, warning: str) -> None:
+    rows = "".join(f"{i},1,{i % 5},{others if i else first}\n" for i in range(10))
+    provenance = Read(tmp_path, b"userId,movieId,rating,timestamp\n" + rows.encode()).provenance
+    assert warning in provenance.warning
+    assert bool(provenance.warning) == bool(warning) == ("\nwarning: " in provenance.summary())
+    assert not warning or provenance.warning.endswith("read the ratings without times with --timestamp_column none")
+
+
 def test_too_many_bad_rows_with_odd_ids_among_them_name_the_first(tmp_path: Path) -> None:
     content = "userId,movieId,rating\nNULL,1,3\n" + "".join(f"{i},1,3\n" for i in range(98)) + "9,9,x\n"
     message = error_of(tmp_path, content.encode(), max_reject_fraction=0.015)
