@@ -11,10 +11,12 @@ from pathlib import Path
 
 from mf.errors import DataError
 from mf.ratings.config import shown
+from mf.ratings.quotes import NO_TEXT
 from mf.ratings.schema import MOVIE, USER
 
 HEADER = ("where", "reason", "row")
 NAMES = {USER: "user id", MOVIE: "movie id"}
+AS_UTF_8 = "save the file as UTF-8 (iconv -f LATIN1 -t UTF-8)"
 # Bytes before the rows go to a temporary file, so that a source of bad rows alone does not fill the memory.
 IN_MEMORY = 16 << 20
 
@@ -86,8 +88,8 @@ class Rejects:
             ways = ["allow more with --max_reject_fraction"] if good else []
             if any(": timestamp " in text for text in self._first):
                 ways.append("read them without times with --timestamp_column none")
-            if any(text.endswith(": not UTF-8 text") for text in self._first):
-                ways.append("save the file as UTF-8 (iconv -f LATIN1 -t UTF-8)")
+            if any(text.endswith(f": {NO_TEXT}") for text in self._first):
+                ways.append(AS_UTF_8)
             raise DataError(
                 f"{self.source}: {self.count:,} of {read:,} rows are bad ({self.count / read:.2%}, at most "
                 f"{self.max_fraction:.2%} may be): {'; '.join(self._first)}{' …' if self.count > 3 else ''}"

@@ -277,6 +277,33 @@ def test_a_quote_that_is_not_closed_is_an_error_with_the_line_where_it_opens(
     )
 
 
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (
+            b'user_id,movie_id,rating,review\n7,1,3,fine\n8,1,3,"he said \\"so, so\\" and\n1,2,5,x\nno"\n',
+            "line 3: a quoted",
+        ),
+        (b'user_id,movie_id,rating,"review\n7,1,3,fine\n', "line 1: a quoted value of the header"),
+    ],
+)
+def test_a_quoted_value_whose_end_is_not_known_is_an_error(tmp_path: Path, content: bytes, place: str) -> None:
+    assert error_of(tmp_path, content, max_reject_fraction=1).startswith(f"ratings.csv {place}")
+
+
+def test_a_quote_escaped_by_a_backslash_on_one_line_is_one_bad_row(tmp_path: Path) -> None:
+    content = b'user_id,movie_id,rating,review\n8,1,3,"he said \\"a, b\\" ok"\n9,1,4,"C:\\"\n7,1,5,x\n'
+    read = Read(tmp_path, content)
+    assert [row[:3] for row in read.rows] == [(7, 1, 5.0), (9, 1, 4.0)]
+    assert [row[0] for row in read.rejects] == ["line 2"]
+
+
+def test_decimal_commas_are_read_between_commas_in_quotes_but_not_thousands(tmp_path: Path) -> None:
+    read = Read(tmp_path, b'user_id,movie_id,rating\n1,1,"3,5"\n2,1,"-0,25"\n3,1,"1,000"\n4,1,2\n')
+    assert [row[2] for row in read.rows] == [3.5, -0.25, 2.0]
+    assert read.rejects == [("line 4", 'rating "1,000" is not a number', '3,1,"1,000"')]
+
+
 def test_timestamps_of_every_kind_are_read_whatever_stands_beside_them(tmp_path: Path) -> None:
     times = {
         "978300760": datetime(2000, 12, 31, 22, 12, 40, tzinfo=UTC),
@@ -662,6 +689,14 @@ def test_blanks_separate_when_the_columns_are_named(tmp_path: Path) -> None:
 def test_a_slip_in_the_address_of_a_bucket_is_answered_with_the_address(address: str, meant: str) -> None:
     with pytest.raises(DataError, match=rf"or s3://bucket/object: give {meant}$"), local_files(address):
         pass
+
+
+@pytest.mark.parametrize(
+    ("line", "columns"),
+    [("1 2 3", "name its columns with --columns userId,movieId,rating"), ("1,2,3,4,5", "rating,timestamp,column5")],
+)
+def test_the_example_of_columns_has_as_many_as_the_file(tmp_path: Path, line: str, columns: str) -> None:
+    assert error_of(tmp_path, f"{line}\n".encode() * 9).endswith(columns)
 
 
 def test_a_web_address_is_refused_with_the_way_out() -> None:
