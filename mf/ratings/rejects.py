@@ -1,6 +1,7 @@
 """Bad rows: count, limit, and the file rejects.csv."""
 
 import csv
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -16,6 +17,8 @@ from mf.ratings.schema import MOVIE, USER
 
 HEADER = ("where", "reason", "row")
 NAMES = {USER: "user id", MOVIE: "movie id"}
+# Blanks, invisible characters and quotes before the sign: a program may take them off.
+FORMULA = re.compile(r"[\t\r\n]|[\s\x00-\x1f\u200b-\u200f\u2060\ufeff'\"]*[=+\-@＝＋－＠﹦﹢﹣﹫−⁼⁺⁻]")
 AS_UTF_8 = "save the file as UTF-8 (iconv -f LATIN1 -t UTF-8)"
 # Bytes before the rows go to a temporary file, so that a source of bad rows alone does not fill the memory.
 IN_MEMORY = 16 << 20
@@ -111,4 +114,4 @@ class Rejects:
 
 def _cell(text: str) -> str:
     """A cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")) else text
+    return f"'{text}" if FORMULA.match(text) else text
