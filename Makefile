@@ -20,7 +20,7 @@ JOB ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 # pip shows what it downloads on a terminal and is silent in a log.
-QUIET := $(if $(MAKE_TERMOUT),,--quiet)
+QUIET := $(if $(value MAKE_TERMOUT),,--quiet)
 PIP := $(PY) -m pip --disable-pip-version-check install $(QUIET)
 TORCH_VERSION := $(shell sed -n 's/.*"torch==\(.*\)".*/\1/p' pyproject.toml)
 # Its text is neither expanded nor part of a shell word.
@@ -29,7 +29,7 @@ INSTALLED := $(VENV)/installed-$(value TORCH)
 
 # No recipe holds the text of these: it is in the environment as GIVEN_…, so it may have blanks, quotes and $ in it.
 # A project of the user's own counts on make's command line only: an exported variable never publishes.
-TEXTS := RATINGS IMPORT_TABLE PARAMS SETTINGS CRON TZ NAME BASE_IMAGE TORCH TORCH_INDEX ONLY ROWS TARGET JOB
+TEXTS := PYTHON RATINGS IMPORT_TABLE PARAMS SETTINGS CRON TZ NAME BASE_IMAGE TORCH TORCH_INDEX ONLY ROWS TARGET JOB
 $(foreach text,$(TEXTS),$(eval export GIVEN_$(text) = $$(value $(text))))
 export GIVEN_SUPABASE_URL = $(value SUPABASE_URL)
 # Make would expand what stands in them when it exports them.
@@ -55,8 +55,8 @@ help: ## list the commands
 install: $(INSTALLED) ## create the virtual environment (.venv) from the lock files
 
 $(INSTALLED): requirements/all.lock requirements/pipeline-components.lock pyproject.toml
-	@$(PYTHON) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, found " + sys.version.split()[0])'
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@"$$GIVEN_PYTHON" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, found " + sys.version.split()[0])'
+	@test -x $(PY) || "$$GIVEN_PYTHON" -m venv $(VENV)
 	@echo "installing into $(VENV) (about two minutes)"
 	@# The lock is whole: with nothing to resolve, a release newer than it cannot get in pip's way.
 	@$(PIP) --no-deps --require-hashes -r requirements/all.lock -r requirements/pipeline-components.lock

@@ -11,6 +11,7 @@ import mf
 from mf.config import Config, did_you_mean
 from mf.errors import ConfigError, needs_extra
 from mf.flags import Parser, add_flags, given
+from mf.terminal import printable
 
 # Everything else is imported by the command that needs it: PyTorch alone takes a second and a half.
 if TYPE_CHECKING:
@@ -141,9 +142,8 @@ def _model(config: ModelConfig) -> "Model":
 
 
 def _title(titles: Mapping[str, str], movie: Any) -> str:
-    """The title or the id; what is no letter and would act on a terminal is shown as an escape."""
-    text = titles.get(str(movie), str(movie))
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    """The title or the id, printable."""
+    return printable(titles.get(str(movie), str(movie)))
 
 
 def _id(text: str, model: "Model") -> Any:

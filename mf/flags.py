@@ -46,6 +46,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # argparse would print the value that was given to a flag without a value, and it may be a secret key.
         message = re.sub("ignored explicit argument .*", "it takes no value", message, flags=re.DOTALL)
+        # Python 3.11 puts each choice in quotes, 3.13 does not.
+        message = re.sub(r"(?<=\(choose from ).*(?=\)$)", lambda choices: choices[0].replace("'", ""), message)
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 

@@ -100,7 +100,7 @@ def fit(
         TrainingError: the training diverged, or all trials did.
 
     Warns:
-        UserWarning: rows were bad and left out; ``Model.rejects`` lists them.
+        UserWarning: rows were bad and left out, ``Model.rejects`` lists them; or times lie in years without ratings.
     """
     reading, training = _sorted_options(options)
     any_solver = not solver
@@ -128,6 +128,8 @@ def fit(
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         table, provenance, rejects = _read(ratings, reading, Path(scratch), for_training=True)
     say(provenance.summary())
+    if provenance.warning and not verbose:
+        warnings.warn(f"{provenance.source}: {provenance.warning}", stacklevel=2)
     if provenance.rows_rejected:
         warnings.warn(_rejected(provenance, rejects), stacklevel=2)
     parts = split(table, division)

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from mf.errors import DataError, TrainingError
 from mf.files import directory_written_aside
+from mf.ratings.names import RATINGS_PARQUET
 from mf.ratings.schema import MOVIE, USER, IdType, TrainedOn, id_type
 from mf.ratings.vocabulary import Vocabulary, distinct_ids
 
@@ -39,6 +40,7 @@ WEIGHTS = "model.pt"
 CARD = "model.json"
 # A file of vectors is refused when it unpacks to more bytes than this and to so many times its size.
 MOST_UNPACKED, MOST_RATIO = 1 << 28, 100
+MOST_CARD = 1 << 26  # bytes of model.json, whose longest part are the trials of a sweep
 PARQUET = {USER: "user_embeddings.parquet", MOVIE: "movie_embeddings.parquet"}
 RANKING_PARQUET = {USER: "user_ranking.parquet", MOVIE: "movie_ranking.parquet"}
 # Fields of the ranking model that are numbers; the arrays are columns of movie_ranking.parquet.
@@ -386,6 +388,7 @@ class TrainedModel:
         Raises:
             DataError: a file is missing or does not match the others.
         """
+        _check_files(directory)
         try:
             card = json.loads((directory / CARD).read_text(encoding="utf-8"))
             if card["format"] != FORMAT:
@@ -498,6 +501,7 @@ def read_model(directory: Path) -> PublishedModel:
             id is missing or occurs twice. The message names file, row and column.
     """
     directory = Path(directory)
+    _check_files(directory)
     card = _read_card(directory / CARD)
     header, entry = _header(directory / CARD, card), card.get("ranking")
     numbers = None if entry is None else _ranking_numbers(directory / CARD, entry)
@@ -537,7 +541,20 @@ def read_run_id(directory: Path) -> str:
     Raises:
         DataError: ``model.json`` is missing or malformed.
     """
+    _check_files(directory)
     return _header(directory / CARD, _read_card(directory / CARD)).run_id
+
+
+def _check_files(directory: Path) -> None:
+    """Check, before the files are opened, that none is a pipe, which would wait, or a device, which never ends."""
+    for name in (CARD, WEIGHTS, *PARQUET.values(), *RANKING_PARQUET.values(), RATINGS_PARQUET):
+        path = directory / name
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataError(f"{path}: found a pipe or a device, expected a file: is this a model directory?")
+    if (directory / CARD).exists() and (size := (directory / CARD).stat().st_size) > MOST_CARD:
+        raise DataError(
+            f"{directory / CARD}: {size:,} bytes, expected at most {MOST_CARD:,}: this is no model directory"
+        )
 
 
 def _content_hash(directory: Path, header: Header, ranking: dict[str, Any] | None) -> str:

@@ -15,6 +15,8 @@ def load_tensors(path: Path) -> Any:
         ValueError: it is something else, or unpacks to more than its size.
         OSError: it cannot be read.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError("a pipe or a device, expected a file")  # a pipe would wait, and a device never ends
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError("not a file of tensors as PyTorch writes it")

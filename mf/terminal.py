@@ -3,10 +3,13 @@
 import re
 from typing import Any, TextIO
 
-# Control characters, bidi marks, separators of lines and other characters without a shape of their own (tags, fillers).
+# Control characters, bidi marks, separators of lines and other characters without a shape of their own (tags, fillers);
+# and of combining marks those after the fourth, which would cover other lines.
+_MARKS = r"\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
 UNSAFE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb"
-    r"\ud800-\udfff\U000e0000-\U000e007f]"
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    r"\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
+    rf"|(?<=[{_MARKS}]{{4}})[{_MARKS}]"
 )
 
 

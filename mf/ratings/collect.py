@@ -15,6 +15,7 @@ from mf.files import written_aside
 from mf.parallel import in_order
 from mf.progress import Progress
 from mf.ratings.config import shown
+from mf.ratings.doubts import Times, not_rated
 from mf.ratings.rejects import Rejects
 from mf.ratings.schema import (
     MOVIE,
@@ -30,7 +31,7 @@ from mf.ratings.schema import (
     write_parts,
 )
 from mf.ratings.spill import ROW, TIMED_ROW, RowArray, Spill, sorted_once
-from mf.ratings.values import integer_ids
+from mf.ratings.values import EPOCHS, integer_ids
 
 CHUNK = 1 << 20  # rows per chunk of ids, at most
 MOST_TEXT = (1 << 31) - 1  # bytes of text in a string array, whose offsets have 32 bits
@@ -73,6 +74,7 @@ class Collector:
         self._spill = Spill(ROW)
         self._rejects = Rejects(source, max_reject_fraction)
         self._time_forms: dict[str, str] = {}
+        self._times = Times()
         self._max_reject_fraction = max_reject_fraction
         self._first_odd: dict[str, str] = {}
         self._odd = {USER: 0, MOVIE: 0}
@@ -183,6 +185,7 @@ class Collector:
                 values=values.text(),
                 rows_ignored=self._ignored,
                 ignore_ratings=list(self._ignore_ratings),
+                warning=self._times.warning(self._time_forms.get(EPOCHS)),
             )
 
         values = _Values()
@@ -232,6 +235,7 @@ class Collector:
         rows[RATING] = rest[RATING].to_numpy() if self._has_ratings else 0
         if rows.dtype == TIMED_ROW:
             rows[RATED_AT] = times(rest)
+            self._times.add(rows[RATED_AT])
         self._spill.append(rows)
         self._batches.clear()
         self._waiting = 0
@@ -278,8 +282,9 @@ class _Values:
 
         most = ", ".join(share(value) for value, _ in self._counts.most_common(3))
         text = f"ratings {share(self._low)} to {share(self._high)}, most often {most}"
-        if self._low in (0, -1) and len(self._counts) > 2:
-            text += f" (if {self._low:g} means not rated, leave it out with ignore_ratings)"
+        if doubtful := not_rated(self._counts):
+            ratings = " or ".join(f"{rating:g}" for rating in doubtful)
+            text += f" (if {ratings} means not rated, leave it out with ignore_ratings)"
         return text
 
 

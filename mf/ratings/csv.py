@@ -26,7 +26,9 @@ from mf.ratings.config import IngestConfig, shown
 from mf.ratings.fetch import SourceFile, local_files
 from mf.ratings.quotes import (
     JSON_LINES,
+    NO_TEXT,
     BadLineError,
+    OpenEscapeError,
     Stray,
     fields,
     is_closed,
@@ -38,6 +40,7 @@ from mf.ratings.quotes import (
     text_of,
     whole_records,
 )
+from mf.ratings.rejects import AS_UTF_8
 from mf.ratings.schema import COUNT, MOVIE, RATING, USER
 from mf.ratings.streams import plain_size, text_stream
 from mf.ratings.values import NUMBER, check, odd_ids, reason, trim
@@ -49,6 +52,8 @@ DELIMITERS = ("::", "\t", ";", "|", ",")
 SHORTEST = 4  # bytes of the shortest row without a rating, 1,2 and its line end; with one there are 2 more
 BLANKS = " "  # runs of blanks, where no other delimiter fits
 COMMENT = re.compile(r"\s*(#|//|%|;;)")
+DECIMAL_COMMA = "^([+-]?[0-9]+),([0-9]+)$"
+QUOTED_DECIMAL_COMMA = "^([+-]?[0-9]+),([0-9]{1,2})$"
 JSON_START = re.compile(rb"""\s*\{\s*["}]""")
 SEP_LINE = re.compile(rb'"?sep=(.)"?\r?\n', re.IGNORECASE)  # first line of Excel's CSV
 # pyarrow separates at one byte only; "::" is replaced by this one, which text does not hold.
@@ -56,6 +61,12 @@ UNIT_SEPARATOR = b"\x1f"
 # White space that ``trim`` takes off values (UTF-8, some by its first bytes), but for line ends.
 SPACES = (b" ", b"\t", b"\v", b"\f", b"\x1c", b"\x1d", b"\x1e")
 WIDE_SPACES = (b"\xc2\x85", b"\xc2\xa0", b"\xe1\x9a\x80", b"\xe2\x80", b"\xe2\x81\x9f", b"\xe3\x80\x80")
+# What follows the place of a quoted value whose end is not known.
+OPEN = "that the rows after it cannot be told from its text"
+ESCAPE = (
+    f'a quoted value with \\" in it, which is no escape in CSV, goes on after its line, so {OPEN}: write each quote '
+    'within a value as "" (pandas: without escapechar)'
+)
 BLANK_LINES = re.compile(rb"(?: *\r?\n)*")
 
 
@@ -157,11 +168,15 @@ def _read_text(
         if JSON_START.match(first):
             layout, columns = _json_layout(first.partition(b"\n")[0], f"{name} line {line}", config)
             body = first
+        elif b"\n" in header and header.count(b'"') % 2:
+            raise DataError(f"{name} line {line}: a quoted value of the header does not end: close the quote")
         else:
             layout, columns = _layout(text_of(header), f"{name} line {line}", config, separator)
     except BadLineError as error:
-        old_mac = ", with line feeds (tr '\\r' '\\n')" if b"\r" in header else ""
-        raise DataError(f"{name} line {line}: {error}, expected a CSV file in UTF-8{old_mac}") from None
+        way = ", with line feeds (tr '\\r' '\\n')" if b"\r" in header else ""
+        if str(error) == NO_TEXT:
+            way = f": {AS_UTF_8}"
+        raise DataError(f"{name} line {line}: {error}, expected a CSV file in UTF-8{way}") from None
     if not config.columns:
         line += first.count(b"\n", 0, len(first) - len(body))
         first = body
@@ -175,6 +190,8 @@ def _read_text(
                 sink.text(role, f"{place}line {line + offset}", text)
             odd = [(offset, partial(sink.odd, ids=ids), row) for offset, ids, row in odd_rows]
             bad = [(offset, partial(sink.reject, reason=why), row) for offset, why, row in piece.bad]
+            if open_escape := next((offset for offset, why, _ in piece.bad if why == ESCAPE), None):
+                raise DataError(f"{name} line {line + open_escape}: {ESCAPE}")
             for offset, tell, row in sorted([*odd, *bad], key=itemgetter(0)):
                 tell(f"{place}line {line + offset}", row=row)
             forms = piece.time_forms.items()
@@ -188,8 +205,8 @@ def _read_text(
     if left:
         line += lines_before_open(left[0], layout.delimiter)
         raise DataError(
-            f"{name} line {line}: a quoted value begins here and does not end properly, so that the rows "
-            "after it cannot be told from its text: close the quote, and double each quote within the value"
+            f"{name} line {line}: a quoted value begins here and does not end properly, so {OPEN}: close the quote, "
+            "and double each quote within the value"
         )
     return columns
 
@@ -259,6 +276,11 @@ def _layout(text: str, where: str, config: IngestConfig, separator: str = "") ->
     return Layout(delimiter, len(names), positions), columns
 
 
+def _example(width: int) -> str:
+    """--columns for a file of so many columns."""
+    return ",".join(["userId", "movieId", "rating", "timestamp", *map("column{}".format, range(5, width + 1))][:width])
+
+
 def _has_columns(names: list[str], config: IngestConfig) -> bool:
     try:
         return bool(config.find_columns([name.strip() for name in names], ""))
@@ -278,7 +300,7 @@ def _header_columns(names: list[str], where: str, config: IngestConfig) -> dict[
         if any(NUMBER.fullmatch(name) for name in names):
             raise DataError(
                 f"{where}: expected a header, found {shown(', '.join(names))}; for a file without one name its "
-                "columns with --columns userId,movieId,rating,timestamp"
+                f"columns with --columns {_example(len(names))}"
             ) from None
         if len(names) == 1:
             raise DataError(
@@ -304,15 +326,18 @@ def _parse(layout: Layout, ignore: Sequence[float], block: tuple[bytes, bool]) -
 def _piece(block: bytes, layout: Layout, ignore: Sequence[float], texts: pa.Table | None) -> Piece:
     """The rows of ``block``, from its fields ``texts`` when the fast parser read them."""
     bad: dict[int, str] = {}
+    is_fast = texts is not None
     if texts is not None:
         count, lines = len(texts), np.arange(len(texts))
     else:
         count = block.count(b"\n")
         texts, lines, bad = _split_careful(block, layout)
-    if layout.delimiter != "," and b"," in block:
+    # Between commas a decimal comma is in quotes, which the fast parser does not read; 1,000 may be a thousand there.
+    commas = DECIMAL_COMMA if layout.delimiter != "," else "" if is_fast else QUOTED_DECIMAL_COMMA
+    if commas and b"," in block:
         for role in (RATING, COUNT):
             if role in texts.column_names:
-                points = pc.replace_substring_regex(texts[role], r"^([+-]?[0-9]+),([0-9]+)$", r"\1.\2")
+                points = pc.replace_substring_regex(texts[role], commas, r"\1.\2")
                 texts = texts.set_column(texts.column_names.index(role), role, points)
     ratings, usable, ignored, forms = check(texts, is_file=True, ignore=ignore)
     is_bad = ~(usable | ignored)
@@ -418,6 +443,8 @@ def _split_careful(block: bytes, layout: Layout) -> tuple[pa.Table, npt.NDArray[
                 raise BadLineError(f"expected {layout.width} fields, found {len(row)}")
             if any(isinstance(row[position], Stray) for position in layout.positions.values()):
                 raise BadLineError("malformed quotes (a quote within a value that does not begin with one)")
+        except OpenEscapeError:
+            bad[number] = ESCAPE
         except BadLineError as error:
             bad[number] = str(error)
         else:

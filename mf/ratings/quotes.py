@@ -8,9 +8,16 @@ from typing import NamedTuple
 JSON_LINES = "JSON lines"  # stands for a delimiter
 UNQUOTED = ("::", " ", JSON_LINES)  # delimiters of files in which quotes are ordinary characters
 
+NO_TEXT = "not UTF-8 text"
+
 
 class BadLineError(Exception):
     """A line that is not a row; ``str()`` is the reason."""
+
+
+class OpenEscapeError(BadLineError):
+    """A quoted value that escapes quotes by backslashes and, read so, is not closed at the end of its line: the lines
+    after it belong to its text."""
 
 
 class Stray(str):
@@ -147,7 +154,7 @@ def text_of(raw: bytes) -> str:
     try:
         text = raw.decode()
     except UnicodeDecodeError:
-        raise BadLineError("not UTF-8 text") from None
+        raise BadLineError(NO_TEXT) from None
     if "\0" in text:
         raise BadLineError("a NUL byte")
     if "\r" in text and "\r" in re.sub('"(?:[^"]|"")*"', "", text):
@@ -160,13 +167,19 @@ def fields(text: str, delimiter: str) -> list[str]:
 
     Raises:
         BadLineError: text follows a closing quote.
+        OpenEscapeError: see there.
     """
     if delimiter == " ":
         return text.split()
     if '"' not in text or delimiter in UNQUOTED:
         return text.split(delimiter)
     grammar = _grammar(delimiter)
-    return [_value(raw, grammar, delimiter) if '"' in raw else raw for raw in grammar.field.findall(text)]
+    try:
+        return [_value(raw, grammar, delimiter) if '"' in raw else raw for raw in grammar.field.findall(text)]
+    except BadLineError:
+        if '\\"' in text and re.sub(r"\\.", "", text).count('"') % 2:
+            raise OpenEscapeError from None
+        raise
 
 
 def _value(raw: str, grammar: _Grammar, delimiter: str) -> str:

@@ -1,6 +1,7 @@
 """Bad rows: count, limit, and the file rejects.csv."""
 
 import csv
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -11,10 +12,14 @@ from pathlib import Path
 
 from mf.errors import DataError
 from mf.ratings.config import shown
+from mf.ratings.quotes import NO_TEXT
 from mf.ratings.schema import MOVIE, USER
 
 HEADER = ("where", "reason", "row")
 NAMES = {USER: "user id", MOVIE: "movie id"}
+# Blanks, invisible characters and quotes before the sign: a program may take them off.
+FORMULA = re.compile(r"[\t\r\n]|[\s\x00-\x1f\u200b-\u200f\u2060\ufeff'\"]*[=+\-@＝＋－＠﹦﹢﹣﹫−⁼⁺⁻]")
+AS_UTF_8 = "save the file as UTF-8 (iconv -f LATIN1 -t UTF-8)"
 # Bytes before the rows go to a temporary file, so that a source of bad rows alone does not fill the memory.
 IN_MEMORY = 16 << 20
 
@@ -86,8 +91,8 @@ class Rejects:
             ways = ["allow more with --max_reject_fraction"] if good else []
             if any(": timestamp " in text for text in self._first):
                 ways.append("read them without times with --timestamp_column none")
-            if any(text.endswith(": not UTF-8 text") for text in self._first):
-                ways.append("save the file as UTF-8 (iconv -f LATIN1 -t UTF-8)")
+            if any(text.endswith(f": {NO_TEXT}") for text in self._first):
+                ways.append(AS_UTF_8)
             raise DataError(
                 f"{self.source}: {self.count:,} of {read:,} rows are bad ({self.count / read:.2%}, at most "
                 f"{self.max_fraction:.2%} may be): {'; '.join(self._first)}{' …' if self.count > 3 else ''}"
@@ -109,4 +114,4 @@ class Rejects:
 
 def _cell(text: str) -> str:
     """A cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")) else text
+    return f"'{text}" if FORMULA.match(text) else text

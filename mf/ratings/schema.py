@@ -50,9 +50,10 @@ class Provenance:
     rows_ignored: int = 0  # rows whose rating is one of ``ignore_ratings``
     ignore_ratings: list[float] = field(default_factory=list)  # ratings that are left out
     split: dict[str, float] = field(default_factory=dict)  # of a part of split=hash: seed and test_size
+    warning: str = ""  # of times that probably mean something else
 
     def summary(self) -> str:
-        """One line for the log."""
+        """One line for the log, and a second one for a warning."""
         texts = "".join(f"; {role.replace('_', ' ')}s are text ({why})" for role, why in self.text_ids.items())
         values = f"; {self.values}" if self.values else ""
         repeats = "replaced by a later rating of the same pair" if self.has_ratings else "repeats of a pair"
@@ -62,10 +63,11 @@ class Provenance:
         ignored = ""
         if self.ignore_ratings:
             ignored = f"{self.rows_ignored:,} ignored (rating {', '.join(f'{one:g}' for one in self.ignore_ratings)}), "
-        return printable(
+        line = printable(
             f"{self.source}: {self.rows_read:,} rows read, {self.rows_rejected:,} rejected, "
             f"{ignored}{self.rows_replaced:,} {repeats}, {self.rows_kept:,} kept{values}{texts}"
         )
+        return f"{line}\n{printable(f'warning: {self.warning}')}" if self.warning else line
 
     @property
     def has_ratings(self) -> bool:

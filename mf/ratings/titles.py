@@ -19,6 +19,7 @@ TITLES = ("title", "movietitle", "itemtitle", "name", "moviename", "itemname", "
 GENRES = ("genres", "genre", "categories", "category", "tags")
 YEARS = ("year", "releaseyear", "releasedate", "released")
 DELIMITERS = ("::", "\t", ";", "|", ",")
+LONGEST = 300  # characters of a title
 NAMES = ("movies.csv", "movies.csv.gz", "items.csv", "titles.csv")  # where the ratings' own name gives no answer
 
 
@@ -136,7 +137,8 @@ def movies_of(
         of_genres, of_year = (cells[place] if 0 <= place < len(cells) else "" for place in (genres, year))
         # As ids are read: pandas writes integers beside gaps as 7.0.
         id = re.sub(r"^(-?\d+)\.0+$", r"\1", cells[movie])
-        movies[id] = Movie(printable(_with_year(cells[title], of_year)), _genres(of_genres))
+        short = cells[title] if len(cells[title]) <= LONGEST else f"{cells[title][:LONGEST]}…"
+        movies[id] = Movie(printable(_with_year(short, of_year)), _genres(of_genres))
     return movies
 
 

@@ -278,6 +278,11 @@ def _times(values: pa.Array, is_file: bool) -> tuple[Int64s, Forms]:
     return micros, forms
 
 
+def micros_of(time: str) -> int:
+    """Microseconds since 1970 of the text of a usable time."""
+    return int(_text_times(trim(pa.array([time])))[0][0])
+
+
 def _text_times(texts: pa.StringArray) -> tuple[Int64s, Forms]:
     is_known = _numpy(pc.not_equal(texts, ""))
     if is_known.all():

@@ -216,7 +216,7 @@ class Gibbs:
         self.noise = UserNoise(train.user_counts, train.users)
         self.mean = SampleMean()
         rows = train.n_users + train.n_movies
-        self.keep_every = math.ceil((config.epochs - config.burn_in) * 4 * rank * rows / SAMPLES_BYTES)
+        self.keep_every = math.ceil((config.epochs - config.discarded) * 4 * rank * rows / SAMPLES_BYTES)
         self.finished: MatrixFactorization | None = None
 
     @torch.no_grad()
@@ -238,7 +238,7 @@ class Gibbs:
         update(by_movie, movies, users, prior, one, sample_rows, self.workers, weights=self.noise.alpha)
 
         self.finished = None
-        if number > self.config.burn_in:
+        if number > self.config.discarded:
             sample = self._sample()
             predictions = self.fallback.widened_model(*sample).predict(self.probes.users, self.probes.movies)
             self.mean.add(sample, predictions, keep=(self.epochs - number) % self.keep_every == 0)
@@ -249,7 +249,7 @@ class Gibbs:
         """RMSE of the mean of the samples so far; of the current sample during the burn-in, of the model at the end."""
         if not self.mean.drawn:
             return self._rmse(self.fallback.widened_model(*self._sample()), self.validation)
-        if self.mean.drawn < self.epochs - self.config.burn_in:
+        if self.mean.drawn < self.epochs - self.config.discarded:
             return self._mean_rmse()
         return self._rmse(self.model(), self.validation)
 

@@ -184,11 +184,16 @@ def _read(read: Callable[[bytes], T], request: Any) -> T:
 def _is_transient(error: BaseException) -> bool:
     if isinstance(error, APIError):
         # The clocks of the server that signs and the one that checks differ by a moment.
-        is_early = str(error.code) in ("PGRST301", "PGRST303") and "future" in str(error.message)
-        return is_early or str(error.code) in TRANSIENT
+        return _is_early(error) or str(error.code) in TRANSIENT
     return isinstance(error, httpx.TransportError | _NotJSONError | _TransientStatusError) and not isinstance(
         error, httpx.UnsupportedProtocol | httpx.LocalProtocolError
     )
+
+
+def _is_early(error: APIError) -> bool:
+    """Whether the API takes the key for one of the future."""
+    message = str(error.message)
+    return str(error.code) in ("PGRST301", "PGRST303") and ("future" in message or "not yet valid" in message)
 
 
 def explain(error: Exception, doing: str, hints: Mapping[str, str] | None = None) -> str:
@@ -213,7 +218,7 @@ def explain(error: Exception, doing: str, hints: Mapping[str, str] | None = None
     hint = (_HINTS | dict(hints or {})).get(str(error.code))
     if "expired" in message and str(error.code) in ("PGRST301", "PGRST303"):
         hint = "the key has expired: copy the project's secret key again"
-    elif "future" in message and str(error.code) in ("PGRST301", "PGRST303"):
+    elif _is_early(error):
         hint = "the clocks of the servers differ: try again later"
     if hint is None and "api key" in message.lower():
         hint = "check SUPABASE_KEY: it must be the secret key of this project (sb_secret_… or the service_role JWT)"
@@ -227,7 +232,9 @@ _GRANT = (
 _MIGRATE = "is the name right, and is the migration applied? `python -m mf schema` prints it"
 _ELSEWHERE = "is this the URL of a Supabase project? It is the project's own, https://PROJECT.supabase.co"
 _FULL = "the project's disk is full, or it is over its quota: see its usage in the dashboard"
+_NO_DATABASE = "the API has no connection to its database: look at the project's state in the dashboard, and try again"
 _HINTS = {
+    **dict.fromkeys(("PGRST000", "PGRST001", "PGRST002", "PGRST003"), _NO_DATABASE),
     **dict.fromkeys(("301", "302", "303", "307", "308", "404", "PGRST125"), _ELSEWHERE),
     "402": "the project is over the quota of its plan: see its usage in the dashboard",
     "403": "a firewall or proxy refused the request: look at the project's network restrictions, and at a proxy here",

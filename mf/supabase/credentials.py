@@ -104,9 +104,9 @@ def secret_name(name: str, environ: Mapping[str, str] | None) -> str:
 
 
 def project_url(url: str) -> str:
-    """A project's URL without white space at its ends and without the path of one of its services."""
-    url = re.sub(r"/(rest|auth|storage|functions|graphql|realtime)/v1(/[^?#]*)?$", "", url.strip().rstrip("/"))
-    return url.rstrip("/")
+    """A project's URL without white space at its ends and without the path of one of its services or a request."""
+    url = re.sub(r"(?s)/(rest|auth|storage|functions|graphql|realtime)/v1([/?#].*)?$", "", url.strip())
+    return url.rstrip("/?#")
 
 
 def address_problem(url: str, environ: Mapping[str, str] | None = None) -> str:
@@ -128,6 +128,8 @@ def address_problem(url: str, environ: Mapping[str, str] | None = None) -> str:
         if re.match("[\"'<]", url):
             return f"{form}: leave out the quotes around it"
         is_host = re.fullmatch(r"[\w-]+\.supabase\.(co|in)/?", url)
+        if re.fullmatch("[a-z]{20}", url):
+            return f"{form}: it is a project's reference alone"
         return f"{form}: put https:// before it" if is_host else form
     if not host or port == 0 or parts.username or parts.password or parts.query or parts.fragment:
         return form
@@ -143,6 +145,8 @@ def address_problem(url: str, environ: Mapping[str, str] | None = None) -> str:
         return f"{form}: leave out the name of the service, and end it with .co"
     if (host.startswith("db.") and host.endswith((".supabase.co", ".supabase.com"))) or ".pooler.supabase." in host:
         return f"{form}: it is the database's host; the project's address has no db. or pooler in it"
+    if parts.path and host.endswith(".supabase.co"):
+        return f"{form}: leave out what follows .co"
     if parts.scheme == "http" and not _is_loopback(host) and variable("SUPABASE_INSECURE", environ) != "1":
         return (
             "begins with http://, over which the key would go unencrypted: use https://, or set SUPABASE_INSECURE=1 "

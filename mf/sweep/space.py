@@ -92,5 +92,5 @@ def own_values(config: Config, ratings: int, rows: int) -> dict[str, float]:
             rank = config.fitted_rank(ratings, rows)
             derived = {"rank": rank, "fits": derived_fits(ratings, rank, config.factors)}
         case GibbsConfig():
-            derived = {"rank": config.fitted_rank(ratings, rows)}
+            derived = {"rank": config.fitted_rank(ratings, rows), "burn_in": config.discarded}
     return {**values, **{name: value for name, value in derived.items() if values[name] is None}}

@@ -209,6 +209,18 @@ def test_dates_beside_epoch_times_are_refused_with_both_places(table, read, tmp_
     assert not (tmp_path / "r.parquet").exists()
 
 
+@pytest.mark.parametrize("kind", ["text", "int", "numeric", "float8"])
+def test_years_in_place_of_times_are_warned_of_whatever_the_source(table, read, tmp_path, kind):
+    table("rated_at", ["2020", "2021", None], time=kind)
+    for source in SOURCES:
+        read(source)
+        first = "line 2" if source == "file" else "row movie_id=1"
+        assert re.match(
+            rf"2 of 2 times lie from 1965 to 1975 \({first}: 2020(\.0)? is read as epoch time, 1970-01-01 00:33:40",
+            read_ratings(tmp_path / "r.parquet")[1].warning,
+        )
+
+
 def test_ids_of_every_type_have_one_text_form(table, read, database):
     cells = {
         "inet": "10.0.0.1", "cidr": "10.0.0.0/8", "date": "2020-01-02", "timestamp": "2020-01-02 12:30",

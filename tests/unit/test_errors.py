@@ -74,6 +74,7 @@ def test_characters_that_act_on_a_terminal_are_escapes() -> None:
         r"a\x1b[31mb\x07\u202ec\u2066\x9b\r\n\u2028\x7f\t"
     )
     assert printable("Amélie 日本 😀 é") == "Amélie 日本 😀 é"
+    assert printable("Z" + "\u0300" * 6 + "a\u0301") == "Z" + "\u0300" * 4 + r"\u0300" * 2 + "a\u0301"
     for code in range(sys.maxunicode + 1):
         if unicodedata.category(chr(code)) in ("Cc", "Zl", "Zp", "Cs") or unicodedata.bidirectional(chr(code)) in (
             "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"
@@ -81,7 +82,9 @@ def test_characters_that_act_on_a_terminal_are_escapes() -> None:
             assert printable(chr(code)).isascii(), hex(code)
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1,2,3", "@a", "\t=1"])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1,2,3", "@a", "\t=1", " =1", "\ufeff=1", "\x00@a", '"=1"', "＝1", "﹣1"]
+)
 def test_a_cell_of_rejects_is_no_formula(text: str) -> None:
     assert _cell(text) == f"'{text}"
     assert _cell(f"a{text}") == f"a{text}"

@@ -90,7 +90,7 @@ def test_no_text_of_any_variable_is_run_by_any_target(python: Path, tmp_path: Pa
     makefile = (ROOT / "Makefile").read_text()
     (texts,) = re.findall(r"^TEXTS := (.*)$", makefile, re.M)
     flags = set(re.findall(r"\$\(value (\w+)\)", makefile)) | {"SUPABASE_URL"}
-    names = {*texts.split(), *flags} - {"SETTINGS"}
+    names = {*texts.split(), *flags} - {"SETTINGS", "MAKE_TERMOUT"}
     assert names >= {"RATINGS", "PARAMS", "JOB", "TARGET", "FRESH", "WAIT", "CPU_ONLY", "ONLY"}
     targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.M)) - {"help", "install", "test", "lint", "clean"}
     assert targets >= {"run", "demo", "images", "submit", "watch", "schedule", "bench"}
@@ -100,6 +100,17 @@ def test_no_text_of_any_variable_is_run_by_any_target(python: Path, tmp_path: Pa
     for target in sorted(targets):
         command(python, target, *given)
         assert not hurt.exists(), target
+
+
+@pytest.mark.parametrize("text", ["{0}; touch {1}", "$(shell touch {1})", "{0}"])
+def test_the_python_of_install_is_one_word(tmp_path: Path, text: str) -> None:
+    program, hurt = tmp_path / "my python", tmp_path / "hurt"
+    write_program(program, "import sys\nsys.exit('error: too old')\n")
+    words = ["make", "install", f"VENV={tmp_path}/venv", f"PYTHON={text.format(program, hurt)}"]
+    done = subprocess.run(words, cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert ("error: too old" in done.stderr) == (text == "{0}")
+    assert not hurt.exists()
 
 
 @pytest.mark.parametrize("text", ["$(shell touch {})", "`touch {}`", "cpu; touch {}", "$$(touch {})", "gpu"])

@@ -277,6 +277,33 @@ def test_a_quote_that_is_not_closed_is_an_error_with_the_line_where_it_opens(
     )
 
 
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (
+            b'user_id,movie_id,rating,review\n7,1,3,fine\n8,1,3,"he said \\"so, so\\" and\n1,2,5,x\nno"\n',
+            "line 3: a quoted",
+        ),
+        (b'user_id,movie_id,rating,"review\n7,1,3,fine\n', "line 1: a quoted value of the header"),
+    ],
+)
+def test_a_quoted_value_whose_end_is_not_known_is_an_error(tmp_path: Path, content: bytes, place: str) -> None:
+    assert error_of(tmp_path, content, max_reject_fraction=1).startswith(f"ratings.csv {place}")
+
+
+def test_a_quote_escaped_by_a_backslash_on_one_line_is_one_bad_row(tmp_path: Path) -> None:
+    content = b'user_id,movie_id,rating,review\n8,1,3,"he said \\"a, b\\" ok"\n9,1,4,"C:\\"\n7,1,5,x\n'
+    read = Read(tmp_path, content)
+    assert [row[:3] for row in read.rows] == [(7, 1, 5.0), (9, 1, 4.0)]
+    assert [row[0] for row in read.rejects] == ["line 2"]
+
+
+def test_decimal_commas_are_read_between_commas_in_quotes_but_not_thousands(tmp_path: Path) -> None:
+    read = Read(tmp_path, b'user_id,movie_id,rating\n1,1,"3,5"\n2,1,"-0,25"\n3,1,"1,000"\n4,1,2\n')
+    assert [row[2] for row in read.rows] == [3.5, -0.25, 2.0]
+    assert read.rejects == [("line 4", 'rating "1,000" is not a number', '3,1,"1,000"')]
+
+
 def test_timestamps_of_every_kind_are_read_whatever_stands_beside_them(tmp_path: Path) -> None:
     times = {
         "978300760": datetime(2000, 12, 31, 22, 12, 40, tzinfo=UTC),
@@ -435,6 +462,53 @@ def test_the_summary_shows_the_range_and_the_most_frequent_values(tmp_path: Path
         "(if -1 means not rated, leave it out with ignore_ratings)"
     )
     assert read.provenance.summary().endswith(f"40 kept; {read.provenance.values}")
+
+
+@pytest.mark.parametrize(
+    ("ratings", "doubtful"),
+    [
+        ([99, -9.5, -3, 0, 3.25, 9.75], "99"),
+        ([-1, 1, 2, 3, 4, 5], "-1"),
+        ([0, *range(1, 11)], "0"),
+        ([-99, 1, 2, 3], "-99"),
+        ([-1, *range(1, 6), 999], "-1 or 999"),
+        ([-1, 0, 1], ""),
+        ([-10, -5, 0, 5, 10], ""),
+        ([0.5 * i for i in range(1, 11)], ""),
+        (range(1, 101), ""),
+        ([*[1, 2, 3, 5, 8] * 40, 500], ""),
+    ],
+)
+def test_the_summary_asks_about_ratings_that_may_mean_not_rated(
+    tmp_path: Path, ratings: list[float], doubtful: str
+) -> None:
+    rows = "".join(f"{i},1,{ratings[i % len(ratings)]}\n" for i in range(max(60, len(ratings))))
+    values = Read(tmp_path, b"userId,movieId,rating\n" + rows.encode()).provenance.values
+    assert ("(if " in values) == bool(doubtful)
+    assert not doubtful or values.endswith(f"(if {doubtful} means not rated, leave it out with ignore_ratings)")
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "warning"),
+    [
+        ("2020", "2021", "times lie from 1965 to 1975 (line 2: 2020 is read as epoch time, 1970-01-01 00:33:40 UTC)"),
+        ("43831.5", "43900", "from 1965 to 1975 (line 2: 43831.5 is read as epoch time, 1970-01-01 12:10:31"),
+        ("", "7", "9 of 9 times lie from 1965 to 1975 (line 3: 7 is read"),
+        ("880000000", "0", "9 of 10 times lie from 1965 to 1975 (line 2: 880000000 is read as epoch time, 1997-11-20"),
+        ("132223104000000000", "132223104000000000", "(line 2: 132223104000000000 is read as epoch time, 1974-03-11"),
+        ("2025010203", "2025010204", "times lie in the future (line 2: 2025010203 is read as epoch time, 2034-"),
+        ("1970-01-01 00:00:01", "1970-01-01 00:00:02", "(the first is 1970-01-01 00:00:01 UTC)"),
+        ("20200101", "20200102", ""),
+        ("880000000", "880000001", ""),
+        ("", "", ""),
+    ],
+)  # fmt: skip
+def test_times_that_are_none_are_warned_of(tmp_path: Path, first: str, others: str, warning: str) -> None:
+    rows = "".join(f"{i},1,{i % 5},{others if i else first}\n" for i in range(10))
+    provenance = Read(tmp_path, b"userId,movieId,rating,timestamp\n" + rows.encode()).provenance
+    assert warning in provenance.warning
+    assert bool(provenance.warning) == bool(warning) == ("\nwarning: " in provenance.summary())
+    assert not warning or provenance.warning.endswith("read the ratings without times with --timestamp_column none")
 
 
 def test_too_many_bad_rows_with_odd_ids_among_them_name_the_first(tmp_path: Path) -> None:
@@ -615,6 +689,14 @@ def test_blanks_separate_when_the_columns_are_named(tmp_path: Path) -> None:
 def test_a_slip_in_the_address_of_a_bucket_is_answered_with_the_address(address: str, meant: str) -> None:
     with pytest.raises(DataError, match=rf"or s3://bucket/object: give {meant}$"), local_files(address):
         pass
+
+
+@pytest.mark.parametrize(
+    ("line", "columns"),
+    [("1 2 3", "name its columns with --columns userId,movieId,rating"), ("1,2,3,4,5", "rating,timestamp,column5")],
+)
+def test_the_example_of_columns_has_as_many_as_the_file(tmp_path: Path, line: str, columns: str) -> None:
+    assert error_of(tmp_path, f"{line}\n".encode() * 9).endswith(columns)
 
 
 def test_a_web_address_is_refused_with_the_way_out() -> None:

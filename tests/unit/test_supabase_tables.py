@@ -187,6 +187,8 @@ def api_error(code, message):
     [
         (api_error("PGRST303", "JWT issued at future"), True, "the clocks of the servers differ"),
         (api_error("PGRST301", "JWT issued at future"), True, "the clocks of the servers differ"),
+        (api_error("PGRST303", "JWT not yet valid"), True, "the clocks of the servers differ"),
+        (api_error("PGRST002", "Could not query the database"), True, "look at the project's state in the dashboard"),
         (api_error("PGRST303", "JWT expired"), False, "the key has expired: copy the project's secret key again"),
         (api_error("PGRST301", "JWSError JWSInvalidSignature"), False, "it is not a key of this project"),
         (api_error("PGRST303", "JWT not in audience"), False, "the API does not accept what the key says"),

@@ -31,6 +31,11 @@ def test_latin_1_is_read_and_empty_titles_are_not(tmp_path: Path) -> None:
     assert read_titles(str(tmp_path / "m.csv")) == {"1": "Léon"}
 
 
+def test_a_title_that_is_too_long_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(f"movieId,title,year\n1,{'a' * 100_000},1995\n")
+    assert read_titles(str(tmp_path / "m.csv")) == {"1": f"{'a' * 300}… (1995)"}
+
+
 def test_the_column_of_the_ratings_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("Book Code,Title\nb1,Dune\n")
     assert read_titles(str(tmp_path / "m.csv"), "Book Code") == {"b1": "Dune"}

@@ -1,6 +1,7 @@
 """Model directories, read back by other means than the code that wrote them."""
 
 import json
+import os
 import uuid
 import zipfile
 from dataclasses import asdict
@@ -275,6 +276,27 @@ def test_hostile_weights_do_not_load_and_pytorchs_unsafe_advice_is_not_passed_on
         torch.save(state | {"mu": mu}, weights)
         with pytest.raises(DataError, match=said):
             TrainedModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(FILES | {"ratings.parquet"}))
+@pytest.mark.parametrize("read", [TrainedModel.load, model_directory.read_model])
+def test_a_pipe_or_a_device_in_place_of_a_file_is_not_opened(tmp_path: Path, name: str, read: Any) -> None:
+    trained().save(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=f"{name}: found a pipe or a device"):
+        read(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=f"{name}: found a pipe or a device"):
+        read(tmp_path)
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    trained().save(tmp_path)
+    os.truncate(tmp_path / "model.json", 20 << 30)
+    with pytest.raises(DataError, match=r"model\.json: 21,474,836,480 bytes, expected at most"):
+        TrainedModel.load(tmp_path)
 
 
 def test_ids_that_are_missing_or_occur_twice_do_not_load(tmp_path: Path) -> None:

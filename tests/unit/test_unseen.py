@@ -188,7 +188,6 @@ def test_unseen_rows_get_the_bias_model_and_known_pairs_lose_little(
     monkeypatch.setattr(BiasFallback, "reduced", recorded)
     options: dict[str, Any] = {**(ORIGINAL if solver == "original" else {}), "seed": 1}
     options |= {"epochs": epochs} if epochs else {}
-    options |= {"burn_in": 0} if solver == "gibbs" and epochs else {}
     for factors in (1, 2, 8, 16, 33, 64):
         losses.clear()
         reports: list[EpochReport] = []
