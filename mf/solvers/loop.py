@@ -39,10 +39,8 @@ def run(
         ConfigError: the checkpoint belongs to another training.
     """
     reports: list[EpochReport] = []
-    best: dict[str, Any] | None = None
     if checkpoint and (saved := checkpoint.load()):
         reports = [EpochReport(**report) for report in saved["reports"]]
-        best = checkpoint.own_model(saved["best_model"])
         training.load_state(saved["solver_state"])
         for report in reports:
             for callback in callbacks:
@@ -52,15 +50,9 @@ def run(
         report = _epoch(training, len(reports) + 1, n_ratings, validates, reports)
         reports.append(report)
         if report.kept and training.keeps_best and validates:
-            best = training.model().state_dict()
+            training.keep()
         if checkpoint and checkpoint.due():
-            checkpoint.save(
-                {
-                    "solver_state": training.state(),
-                    "best_model": checkpoint.whole_model(best),
-                    "reports": [dataclasses.asdict(r) for r in reports],
-                }
-            )
+            checkpoint.save({"solver_state": training.state(), "reports": [dataclasses.asdict(r) for r in reports]})
         for callback in callbacks:
             callback(report)
 
@@ -69,8 +61,6 @@ def run(
         model = training.model()
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         raise _diverged(training, len(reports), "parameters are not finite") from None
-    if best is not None:
-        model.load_state_dict(best)
     if not math.isfinite((ranks or Ranks.alone()).sum(_largest_prediction(model)).item()):
         raise _diverged(training, len(reports), "predictions are not finite")
     return model.eval()
@@ -175,14 +165,6 @@ class ResumableCheckpoint:
         """Saves ``state`` together with the settings of this training."""
         if not self.ranks.rank:
             self.checkpoint.save({**state, "settings": self.settings})
-
-    def whole_model(self, own: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The state dict of a model of all users on rank 0, from each rank's."""
-        return own and {name: self.users.whole(x) if name.startswith("user_") else x for name, x in own.items()}
-
-    def own_model(self, whole: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The state dict of a model of this rank's users, from that of all."""
-        return whole and {name: self.users.own(x) if name.startswith("user_") else x for name, x in whole.items()}
 
 
 # Odd numbers without a pattern (Steele, Lea & Flood 2014, SplitMix64), as int64.

@@ -22,7 +22,7 @@ from mf.ranks import lanes_of
 from mf.solvers.base import Initial, RatingTensors, Share, generator, rmse
 from mf.solvers.dots import has_fused_dots, row_dots
 from mf.solvers.sorting import Segments, grouped, stable_argsort
-from mf.solvers.unseen import BiasFallback
+from mf.solvers.unseen import ENOUGH_FACTORS, BiasFallback
 from mf.workers import Workers
 
 Batch = tuple[Tensor, Tensor, Tensor]  # users int32[B], sorted; movies int32[B]; ratings less mu float32[B]
@@ -245,6 +245,10 @@ class Tables:
         """p, q, b_u, b_m."""
         return self.p, self.q, self.b_u, self.b_m
 
+    def empty(self) -> "Tables":
+        """Tables of the same shapes, without values."""
+        return Tables(*(torch.empty_like(table) for table in self.all()))
+
     def residuals(self, batch: Batch) -> Tensor:
         """r - r̂ of each rating, float32[B]."""
         users, movies, ratings = batch
@@ -346,7 +350,9 @@ class MiniBatchTraining:
         self.tables = Tables.random(train, self.ratings.lanes, config)
         if initial:
             self.tables.warm_start(initial, self.fallback.mu, self.ratings.movie_rows)
-        self.finished: MatrixFactorization | None = None
+        self.kept: Tables | None = None  # those of the best epoch
+        self.keeps_last = False  # whether they are those of the last epoch
+        self.is_whole = True  # whether this rank has all movies as they are
         has_fused_dots(self.device)  # tried now, so that no epoch waits for the GPU
 
     def step(self, batch: Batch, progress: float, rng: torch.Generator, spans: Spans) -> Tensor:
@@ -373,7 +379,7 @@ class MiniBatchTraining:
         same time shares no user and no movie. After a turn a part goes from lane i to lane i - 1; after the last one it
         is back where it started.
         """
-        self.finished = None
+        self.keeps_last = self.is_whole = False
         ratings, parts = self.ratings, self.ratings.parts
         drawn = [self._draw(number, lane) for lane in ratings.lanes]
         errors = torch.zeros(len(ratings.lanes), dtype=torch.float64, device=self.device)
@@ -420,24 +426,56 @@ class MiniBatchTraining:
             table.copy_(torch.cat(self.ranks.gather(table[here])))
 
     def validation_rmse(self) -> float:
-        return rmse(self.model(), self.validation, self.workers, self.ranks)
+        factors = self.config.factors
+        if self.fallback.has_room(ENOUGH_FACTORS, factors):
+            predictor = self.fallback.predictor(*self._parameters(self._whole_tables()), factors)
+            return rmse(predictor, self.validation, self.workers, self.ranks)
+        return rmse(self._finished(self._whole_tables()), self.validation, self.workers, self.ranks)
+
+    def keep(self) -> None:
+        self.kept = self.kept or self.tables.empty()
+        for kept, table in zip(self.kept.all(), self._whole_tables().all(), strict=True):
+            kept.copy_(table)
+        self.keeps_last = True
 
     def model(self) -> MatrixFactorization:
-        if self.finished is None:
-            t, movies = self.tables, self.ratings.movie_rows
-            self.share_movies([t.q, t.b_m])
-            parameters = t.p, t.q.index_select(0, movies), t.b_u, t.b_m.index_select(0, movies)
-            self.finished = self.fallback.to_model(*parameters, self.config.factors)
-        return self.finished
+        return self._finished(self.kept or self._whole_tables())
 
     def state(self) -> dict[str, Any]:
-        t, users = self.tables, self.train.users
         self.share_movies(self.movie_tables())
-        return {"tables": [users.whole(t.p), t.q, users.whole(t.b_u), t.b_m]}
+        tables = self._saved(self.tables)
+        # The same list twice is one on disk.
+        return {"tables": tables, "kept": tables if self.keeps_last else self.kept and self._saved(self.kept)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        p, q, b_u, b_m = state["tables"]
-        t, users = self.tables, self.train.users
-        for table, saved in ((t.p, users.own(p)), (t.q, q), (t.b_u, users.own(b_u)), (t.b_m, b_m)):
-            table.copy_(saved)
-        self.finished = None
+        self._load(self.tables, state["tables"])
+        if state["kept"]:
+            self.kept = self.tables.empty()
+            self._load(self.kept, state["kept"])
+        self.keeps_last, self.is_whole = False, True
+
+    def _whole_tables(self) -> Tables:
+        """The tables with every rank's movies."""
+        if not self.is_whole:
+            self.share_movies([self.tables.q, self.tables.b_m])
+            self.is_whole = True
+        return self.tables
+
+    def _parameters(self, tables: Tables) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """p, q, b_u, b_m with the movies in the order of the ratings' rows."""
+        movies = self.ratings.movie_rows
+        return tables.p, tables.q.index_select(0, movies), tables.b_u, tables.b_m.index_select(0, movies)
+
+    def _finished(self, tables: Tables) -> MatrixFactorization:
+        model: MatrixFactorization = self.fallback.to_model(*self._parameters(tables), self.config.factors)
+        return model
+
+    def _saved(self, tables: Tables) -> list[Tensor]:
+        users = self.train.users
+        return [users.whole(tables.p), tables.q, users.whole(tables.b_u), tables.b_m]
+
+    def _load(self, tables: Tables, saved: list[Tensor]) -> None:
+        p, q, b_u, b_m = saved
+        own = self.train.users.own
+        for table, values in zip(tables.all(), (own(p), q, own(b_u), b_m), strict=True):
+            table.copy_(values)
