@@ -35,7 +35,7 @@ from mf.ranking import Interactions, RankingConfig, RankingModel
 from mf.ranking.fit import fit as fit_ranking
 from mf.solvers import SOLVERS, EpochReport, RatingTensors, configure, fit
 from mf.solvers.base import Share
-from mf.solvers.minibatch import MiniBatchTraining
+from mf.solvers.minibatch import MiniBatchTraining, layouts
 from mf.solvers.sorting import Segments
 
 Data = tuple[RatingTensors, RatingTensors]  # training and held-out ratings
@@ -218,7 +218,7 @@ class Bench:
         return result
 
     def padded_scatter(self) -> Result:
-        """``Segments.scatter`` with padding, whose rows are all the same, and repeatability of a float64 cumsum."""
+        """``Segments.scatter`` with padding, and repeatability of a float64 cumsum."""
         n, slots, long = (1000, 500, 10_000) if self.tiny else (56_000, 56_000, 1 << 16)
         used = slots * 3 // 10
         vectors, values = torch.randn(n, 64, device=self.device), torch.randn(slots, 64, device=self.device)
@@ -328,12 +328,19 @@ class Bench:
         batches = training.ratings.batches(lane, 0, 0, seed=1)
         rng = torch.Generator(self.device).manual_seed(0)
         rows = lane.blocks[0], training.ratings.movie_spans[0]
+        sizes = len(training.tables.p), len(training.tables.q)
+        lr, layout = torch.tensor(0.01, dtype=torch.float64, device=self.device), next(layouts(batches, *sizes))
 
         def step() -> Tensor:
-            return training.step(batches[0], 0.5, rng, rows)
+            return training.step(batches[0], lr, rng, rows, layout)
+
+        def all_layouts() -> None:
+            for _ in layouts(batches, *sizes):
+                pass
 
         result: Result = {"steps_per_epoch": len(batches), "eager_ms": self.seconds(step, 50, 5) * 1e3}
-        result["eager_epoch_s"] = result["eager_ms"] * len(batches) / 1e3
+        result["layouts_s"] = self.seconds(all_layouts, 3, 1)  # the sorts and runs of an epoch's batches
+        result["eager_epoch_s"] = result["eager_ms"] * len(batches) / 1e3 + result["layouts_s"]
         if self.cuda:
             result |= self.guarded("kernels", 0, lambda: self.kernels(step))
             result |= self.guarded("graph", 0, lambda: {"graph_ms": self.seconds(captured(step), 50, 5) * 1e3})
