@@ -244,7 +244,11 @@ class Checkpoint(Protocol):
         """Whether ``save`` would save now."""
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replaces the saved state: tensors, numbers, strings, and lists and dicts of these."""
+        """Replaces the saved state: tensors, numbers, strings, and lists and dicts of these. It may return before the
+        state is safe, but needs the given tensors no longer."""
+
+    def wait(self) -> None:
+        """Waits until the last save is done; raises what it failed with."""
 
 
 class Training(Protocol):

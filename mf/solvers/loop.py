@@ -56,6 +56,8 @@ def run(
         for callback in callbacks:
             callback(report)
 
+    if checkpoint:
+        checkpoint.wait()
     # Without validation ratings the last epoch's parameters have not entered any RMSE yet.
     try:
         model = training.model()
@@ -160,6 +162,10 @@ class ResumableCheckpoint:
     def due(self) -> bool:
         """Whether ``save`` would save now."""
         return self.ranks.first(self.checkpoint.due())
+
+    def wait(self) -> None:
+        """Waits until the last save is done."""
+        self.checkpoint.wait()
 
     def save(self, state: dict[str, Any]) -> None:
         """Saves ``state`` together with the settings of this training."""
