@@ -22,7 +22,7 @@ from mf.ranks import lanes_of
 from mf.solvers.base import Initial, RatingTensors, Share, generator, rmse
 from mf.solvers.dots import has_fused_dots, row_dots
 from mf.solvers.sorting import Segments, grouped, on_gpu, stable_argsort
-from mf.solvers.unseen import ENOUGH_FACTORS, BiasFallback
+from mf.solvers.unseen import BiasFallback
 from mf.workers import Workers
 
 Batch = tuple[Tensor, Tensor, Tensor]  # users int32[B], sorted; movies int32[B]; ratings less mu float32[B]
@@ -493,11 +493,8 @@ class MiniBatchTraining:
             table.copy_(torch.cat(self.ranks.gather(table[here])))
 
     def validation_rmse(self) -> float:
-        factors = self.config.factors
-        if self.fallback.has_room(ENOUGH_FACTORS, factors):
-            predictor = self.fallback.predictor(*self._parameters(self._whole_tables()), factors)
-            return rmse(predictor, self.validation, self.workers, self.ranks)
-        return rmse(self._finished(self._whole_tables()), self.validation, self.workers, self.ranks)
+        predictor = self.fallback.predictor(*self._parameters(self._whole_tables()), self.config.factors)
+        return rmse(predictor or self._finished(self.tables), self.validation, self.workers, self.ranks)
 
     def keep(self) -> None:
         self.kept = self.kept or self.tables.empty()

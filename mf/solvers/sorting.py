@@ -60,13 +60,13 @@ class Segments:
         offsets: int32[S], the start of each run.
         counts: float32[S], the length of each run. On CUDA, where no size may depend on the data, the last runs are
             padding: empty, the i-th run with row i, so that no row is written by many at a time.
-        padded: whether there may be padding.
+        full: bool[S], false for padding; ``None``: there is none.
     """
 
     rows: Tensor | slice
     offsets: Tensor
     counts: Tensor
-    padded: bool = False
+    full: Tensor | None = None
 
     @classmethod
     def of(cls, ordered: Tensor, at_most: int) -> "Segments":
@@ -97,8 +97,9 @@ class Segments:
         numbers = torch.arange(min(n, at_most) + 1, dtype=torch.int32, device=ordered.device).repeat(batches, 1)
         edges = torch.searchsorted(run, numbers, out_int32=True)
         starts, counts = edges[:, :-1].contiguous(), edges.diff()
-        rows = ordered.gather(1, starts.clamp(max=n - 1).long()).where(counts > 0, numbers[:, :-1]).long()
-        return [cls(*parts, padded=True) for parts in zip(rows, starts, counts.float(), strict=True)]
+        full = counts > 0
+        rows = ordered.gather(1, starts.clamp(max=n - 1).long()).where(full, numbers[:, :-1]).long()
+        return list(map(cls, rows, starts, counts.float(), full))
 
     def weighted_sums(self, rows: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
         """Sum of ``weights`` × ``vectors[rows]`` per run, float32[S, K]; weights float32[N], rows int32[N]."""
@@ -106,7 +107,7 @@ class Segments:
 
     def sums(self, values: Tensor) -> Tensor:
         """Sum of ``values`` float32[N] per run, float32[S]."""
-        if self.padded:  # on a GPU a cumulative sum in floating point does not have the same bits twice
+        if self.full is not None:  # on a GPU a cumulative sum in floating point does not have the same bits twice
             ends = pad(self.offsets, (0, 1), value=len(values)).long()
             return torch.segment_reduce(values, "sum", offsets=ends, unsafe=True, initial=0)
         ends = pad(values.double().cumsum(0), (1, 0))
@@ -130,9 +131,9 @@ class Segments:
         """Writes ``values`` [S, …] to the touched rows of ``table``; padding is left out."""
         if isinstance(self.rows, slice):
             table[self.rows] = values
-        elif not self.padded:
+        elif self.full is None:
             table.index_copy_(0, self.rows, values)
         else:
             # Padding may name the row of a real run: add zeros there.
-            full = (self.counts > 0).view((-1,) + (1,) * (values.dim() - 1))
+            full = self.full.view((-1,) + (1,) * (values.dim() - 1))
             table.index_add_(0, self.rows, (values - table.index_select(0, self.rows)) * full)

@@ -130,18 +130,22 @@ class BiasFallback:
         u, s, vt = torch.linalg.svd(r_users @ r_movies.mT)
         return users_inverse @ (u * s.sqrt()), movies_inverse @ (vt.mT * s.sqrt())
 
-    def predictor(self, p: Tensor, q: Tensor, b_u: Tensor, b_m: Tensor, factors: int) -> "FinishedPredictions":
-        """Predicts as ``truncated`` of ``widened_model`` would, which is not made; arguments as for ``to_model``."""
-        users, movies = self.bias_factors(b_u, b_m)
-        turns = self._turns((p, users), (q, movies))
+    def predictor(self, p: Tensor, q: Tensor, b_u: Tensor, b_m: Tensor, factors: int) -> "FinishedPredictions | None":
+        """Predicts as ``to_model`` would, which is not made; ``None`` where that has to be refitted."""
+        extra = self.bias_factors(b_u, b_m)
+        tables, sides = ((p, extra[0]), (q, extra[1])), (self.train.users, self.train.movies)
         x, y = (
             side.times(columns, turn[:, factors:], self.workers)
-            for side, columns, turn in zip(
-                (self.train.users, self.train.movies), ((p, users), (q, movies)), turns, strict=True
-            )
+            for side, columns, turn in zip(sides, tables, self._turns(*tables), strict=True)
         )
-        rest = torch.column_stack([users, -x]), torch.column_stack([movies, y])
-        return FinishedPredictions(self, (p, q), rest)
+        rest = torch.column_stack([extra[0], -x]), torch.column_stack([extra[1], y])
+        found = FinishedPredictions(self, (p, q), rest)
+        if not self.has_room(ENOUGH_FACTORS, factors):
+            both = (found, FinishedPredictions(self, (p, q), extra))
+            loss, allowed = (rmse(each, self.sample, self.workers, self.train.ranks) for each in both)
+            if loss > allowed + self.allowed_loss:
+                return None
+        return found
 
     def reduced(self, model: MatrixFactorization, factors: int) -> MatrixFactorization:
         """``model`` truncated, and refitted to the training ratings if that costs more than ``ALLOWED_LOSS`` of RMSE.
