@@ -15,7 +15,8 @@ from mf.ranks import LANES, Ranks, lane_count
 from mf.solvers.base import Callback, Checkpoint, EpochReport, RatingTensors, Share, Training
 from mf.workers import pieces
 
-FINGERPRINTED = 1 << 16  # ratings at a time: their numbers stay in a core's cache
+# Ratings at a time: on a CPU their numbers stay in a core's cache, a GPU needs few, large pieces.
+FINGERPRINTED = {"cpu": 1 << 16, "cuda": 1 << 24}
 
 
 def run(
@@ -185,7 +186,7 @@ def _fingerprint(data: RatingTensors, first_user: int, first_rating: int | None)
         first_rating: number of rating 0 among the ratings of all ranks; ``None``: their order does not matter.
     """
     total = torch.zeros((), dtype=torch.int64, device=data.ratings.device)
-    for at in pieces(len(data), FINGERPRINTED):
+    for at in pieces(len(data), FINGERPRINTED[total.device.type]):
         mixed = torch.arange(at.start, at.stop, device=total.device)
         mixed = mixed.zero_() if first_rating is None else mixed.add_(first_rating)
         users = data.users[at].long().add(first_user).where(data.users[at] >= 0, -1)
