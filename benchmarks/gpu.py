@@ -16,6 +16,7 @@ from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,14 @@ from benchmarks import planted
 from benchmarks.apart import Result
 from benchmarks.data import CACHE
 from benchmarks.report import table
+from mf.checkpoint import CheckpointFile
 from mf.evaluation.topk import top_k_by_product
 from mf.model import MatrixFactorization
 from mf.ranking import Interactions, RankingConfig, RankingModel
 from mf.ranking.fit import fit as fit_ranking
 from mf.solvers import SOLVERS, EpochReport, RatingTensors, configure, fit
 from mf.solvers.base import Share
-from mf.solvers.minibatch import MiniBatchTraining
+from mf.solvers.minibatch import MiniBatchTraining, layouts
 from mf.solvers.sorting import Segments
 
 Data = tuple[RatingTensors, RatingTensors]  # training and held-out ratings
@@ -125,6 +127,7 @@ class Bench:
         self.section("speed", 20, partial(self.speed, full, main))
         self.section("naive loops", 20, partial(self.naive_loops, full))
         self.section("DataLoader loop", 5, partial(self.loader_loop, full[0]))
+        self.section("between epochs", 10, partial(self.between_epochs, full))
         self.section("ranking model", 20, partial(self.ranking_model, full))
         self.section("lists", 20, partial(self.lists, full))
         self.section("speed, small batch", 40, partial(self.speed, full, ["adam, batch 2,048"]))
@@ -218,7 +221,7 @@ class Bench:
         return result
 
     def padded_scatter(self) -> Result:
-        """``Segments.scatter`` with padding, whose rows are all the same, and repeatability of a float64 cumsum."""
+        """``Segments.scatter`` with padding, and repeatability of a float64 cumsum."""
         n, slots, long = (1000, 500, 10_000) if self.tiny else (56_000, 56_000, 1 << 16)
         used = slots * 3 // 10
         vectors, values = torch.randn(n, 64, device=self.device), torch.randn(slots, 64, device=self.device)
@@ -328,15 +331,44 @@ class Bench:
         batches = training.ratings.batches(lane, 0, 0, seed=1)
         rng = torch.Generator(self.device).manual_seed(0)
         rows = lane.blocks[0], training.ratings.movie_spans[0]
+        sizes = len(training.tables.p), len(training.tables.q)
+        lr, layout = torch.tensor(0.01, dtype=torch.float64, device=self.device), next(layouts(batches, *sizes))
 
         def step() -> Tensor:
-            return training.step(batches[0], 0.5, rng, rows)
+            return training.step(batches[0], lr, rng, rows, layout)
+
+        def all_layouts() -> None:
+            for _ in layouts(batches, *sizes):
+                pass
 
         result: Result = {"steps_per_epoch": len(batches), "eager_ms": self.seconds(step, 50, 5) * 1e3}
-        result["eager_epoch_s"] = result["eager_ms"] * len(batches) / 1e3
+        result["layouts_s"] = self.seconds(all_layouts, 3, 1)  # the sorts and runs of an epoch's batches
+        result["eager_epoch_s"] = result["eager_ms"] * len(batches) / 1e3 + result["layouts_s"]
         if self.cuda:
             result |= self.guarded("kernels", 0, lambda: self.kernels(step))
             result |= self.guarded("graph", 0, lambda: {"graph_ms": self.seconds(captured(step), 50, 5) * 1e3})
+        return result
+
+    @torch.no_grad()
+    def between_epochs(self, data: Data) -> Result:
+        """adam's validation, the finished model, and a checkpoint: what the training waits for, and what a thread
+        writes meanwhile."""
+        training = SOLVERS["adam"].start(Share.of(data[0]), data[1], configure("adam", {}))
+        assert isinstance(training, MiniBatchTraining)
+        result: Result = {
+            "validation_s": self.seconds(training.validation_rmse, 3, 1),
+            "kept_s": self.seconds(training.keep, 3, 1),
+            "finished_model_s": self.seconds(training.model, 3, 1),
+        }
+        with TemporaryDirectory() as folder:
+            file = CheckpointFile(Path(folder) / "state")
+            for time_of in ("first", "second"):  # the first allocates the pinned memory
+                started = time.perf_counter()
+                file.save({"solver_state": training.state(), "settings": {}, "reports": []})
+                result[f"{time_of}_save_waited_s"] = time.perf_counter() - started
+                file.wait()
+                result[f"{time_of}_save_s"] = time.perf_counter() - started
+            result["checkpoint_gb"] = file.path.stat().st_size / 1e9
         return result
 
     def kernels(self, step: Callable[[], object]) -> Result:

@@ -234,9 +234,9 @@ def _paired_ndcg(
         theirs = embeddings[1]
         p = take_rows(embeddings[0].vectors, embeddings[0].rows(users))
     # Copies, since PyTorch warns of arrays that cannot be written.
-    q, b_m = torch.tensor(theirs.vectors), torch.tensor(theirs.bias)
+    q, b_m = (torch.tensor(part, device=lists.device) for part in (theirs.vectors, theirs.bias))
     left_out = _in_columns(rated, theirs.rows(lists.movies.ids), len(theirs))
-    champion = score(top_k_by_product(torch.from_numpy(p), q, b_m, left_out, lists.k), theirs)
+    champion = score(top_k_by_product(torch.from_numpy(p).to(lists.device), q, b_m, left_out, lists.k), theirs)
     challenger = score(lists.lists[chosen], lists.movies)
     draws = bootstrap_ratios(np.column_stack([challenger, champion]), np.ones(len(chosen)), SAMPLES, seed)
     ours, published = float(challenger.mean()), float(champion.mean())

@@ -130,6 +130,7 @@ class PublishedLists:
     rated: csr_array  # bool[users, movies], what the lists leave out
     lists: Ints  # int64[users, k], rows of ``movies``; -1: empty position
     known: pa.Table  # their ratings of the training and the validation part, and some other users'
+    device: torch.device  # where lists are computed
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,7 @@ def score_lists(
         group.rated,
         group.lists["model"],
         task.known,
+        task.device,
     )
     return ListResults(seen, unseen, exposed, _cold_start_curve(task, model.ranking.model, group), published)
 

@@ -72,17 +72,20 @@ def top_k_by_product(p: Tensor, q: Tensor, b_m: Tensor, rated: csr_array, k: int
     vectors = pad(p, (0, 1), value=1.0)
     budget = budget or (CPU_BYTES if p.device.type == "cpu" else GPU_BYTES)
     batch = max(1, min(len(p), budget // (len(table) * table.element_size())))
-    lists = np.full((len(p), k), -1, np.int64)
+    # Copied once, so that a GPU is waited for only where scores are equal.
+    lists = torch.full((len(p), k), -1, device=p.device)
+    columns, counts = (torch.from_numpy(x).to(p.device) for x in (rated.indices, np.diff(rated.indptr)))
 
     def fill(shard: range) -> None:
         buffer = torch.empty(batch, len(table), device=p.device)
         for start in shard:
             users = slice(start, min(start + batch, len(p)))
             scores = torch.mm(vectors[users], table.T, out=buffer[: users.stop - start])
-            own = rated[users]
-            rows = np.repeat(np.arange(len(scores)), np.diff(own.indptr))
-            scores[torch.from_numpy(rows).to(p.device), torch.from_numpy(own.indices).to(p.device)] = -torch.inf
-            best = top_k(scores, min(k, len(q))).cpu().numpy()
+            first, end = int(rated.indptr[start]), int(rated.indptr[users.stop])
+            rows = torch.arange(len(scores), device=p.device)
+            rows = rows.repeat_interleave(counts[users], output_size=end - first)
+            scores[rows, columns[first:end]] = -torch.inf
+            best = top_k(scores, min(k, len(q)))
             lists[users, : best.shape[1]] = best
 
     starts = range(0, len(p), batch)
@@ -93,7 +96,7 @@ def top_k_by_product(p: Tensor, q: Tensor, b_m: Tensor, rated: csr_array, k: int
         Workers(p.device).map(fill, (starts[i::SHARDS] for i in range(SHARDS)))
     finally:
         torch.set_num_threads(threads)
-    return lists
+    return lists.cpu().numpy()
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:

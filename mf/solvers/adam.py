@@ -25,6 +25,7 @@ from mf.solvers.base import Initial, RatingTensors, Share, Start
 from mf.solvers.config import AdamConfig
 from mf.solvers.minibatch import (
     Batch,
+    Layout,
     MiniBatchTraining,
     Penalty,
     Spans,
@@ -57,9 +58,19 @@ class AdamTraining(MiniBatchTraining):
     def movie_tables(self) -> list[Tensor]:
         return [*super().movie_tables(), *(tensor for state in self.movies for tensor in state.tensors())]
 
-    def step(self, batch: Batch, progress: float, rng: torch.Generator, spans: Spans | None = None) -> Tensor:
+    def learning_rate(self, progress: float) -> float:
+        peak: float = self.config.lr
+        return peak * one_cycle(progress) if self.config.schedule == "one_cycle" else peak
+
+    def step(
+        self,
+        batch: Batch,
+        lr: Tensor | float,
+        rng: torch.Generator,
+        spans: Spans | None = None,
+        layout: Layout | None = None,
+    ) -> Tensor:
         config = self.config
-        lr = config.lr * (one_cycle(progress) if config.schedule == "one_cycle" else 1.0)
 
         # Forward: e = r - r̂.
         if config.dropout:
@@ -68,7 +79,7 @@ class AdamTraining(MiniBatchTraining):
             error, derivatives = self.tables.residuals(batch), None
 
         # Backward: Σ e·∂r̂/∂θ per row, then the gradient of the loss.
-        by_user, by_movie = self.tables.gradient_sums(batch, error, derivatives)
+        by_user, by_movie = self.tables.gradient_sums(batch, error, derivatives, layout=layout)
         updates = [
             (state, sums.segments, state.gradient(sums.segments, error_sums, len(error)))
             for sums, states in ((by_user, self.users), (by_movie, self.movies))
@@ -116,7 +127,7 @@ class AdamState:
         weight = _column(segments.gather(self.l2) * segments.counts, error_sums)
         return (segments.gather(self.table) * weight - error_sums).mul_(2 / batch_size)
 
-    def step(self, segments: Segments, g: Tensor, lr: float) -> None:
+    def step(self, segments: Segments, g: Tensor, lr: Tensor | float) -> None:
         """Updates the rows of ``segments`` on their gradients ``g``."""
         t = segments.gather(self.steps).add_(1)
         m = segments.gather(self.m).lerp_(g, 1 - BETAS[0])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mf.errors import DataError
-from mf.model import MatrixFactorization
+from mf.model import MatrixFactorization, batches
 from mf.ranks import Ranks, lane_count, lanes_of
 from mf.solvers.rows import MovieRows, UserRows, summable
 from mf.solvers.sorting import stable_argsort
@@ -244,7 +244,11 @@ class Checkpoint(Protocol):
         """Whether ``save`` would save now."""
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replaces the saved state: tensors, numbers, strings, and lists and dicts of these."""
+        """Replaces the saved state: tensors, numbers, strings, and lists and dicts of these. It may return before the
+        state is safe, but needs the given tensors no longer."""
+
+    def wait(self) -> None:
+        """Waits until the last save is done; raises what it failed with."""
 
 
 class Training(Protocol):
@@ -264,14 +268,18 @@ class Training(Protocol):
         """
 
     def validation_rmse(self) -> float:
-        """RMSE of the clipped predictions on the validation ratings; unseen users and movies count as in the finished
-        model."""
+        """RMSE of the finished model's clipped predictions on the validation ratings; unseen users and movies count."""
+
+    def keep(self) -> None:
+        """Takes the last epoch for the best so far; called only where ``keeps_best``."""
 
     def model(self) -> MatrixFactorization:
-        """The finished model after the last epoch (``mf.solvers.unseen``); later epochs do not change it."""
+        """The finished model (``mf.solvers.unseen``) of the epoch that was kept last; without one, of the last epoch.
+        Later epochs do not change it."""
 
     def state(self) -> dict[str, Any]:
-        """All that later epochs depend on, of all users, on rank 0; may share memory with what they change."""
+        """All that later epochs and the model depend on, of all users, on rank 0; may share memory with what they
+        change."""
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restores ``state``."""
@@ -291,20 +299,31 @@ def generator(seed: int, epoch: int, device: torch.device | str = "cpu", lane: i
     return torch.Generator(device).manual_seed((lane * 1_000_003 + seed) * 1_000_003 + epoch)
 
 
-def rmse(
-    model: MatrixFactorization, ratings: RatingTensors, workers: Workers | None = None, ranks: Ranks | None = None
-) -> float:
-    """RMSE of a finished model's clipped predictions on the ratings of all ranks; the same bits with any number of
+class Predictor(Protocol):
+    """A finished model, or what predicts as it does."""
+
+    @property
+    def spread(self) -> float:
+        """Largest difference between two predictions."""
+
+    def predict(self, users: Tensor, movies: Tensor) -> Tensor:
+        """Clipped predictions, float32[N]; row -1 is unseen."""
+
+
+def rmse(model: Predictor, ratings: RatingTensors, workers: Workers | None = None, ranks: Ranks | None = None) -> float:
+    """RMSE of clipped predictions on the ratings of all ranks; the same bits with any number of
     workers and of ranks."""
     ranks = ranks or Ranks.alone()
     n = int(ranks.sum(torch.tensor(len(ratings), device=ratings.ratings.device)))
-    largest = float(model.rating_max - model.rating_min) ** 2
+    largest = model.spread**2
     columns = (ratings.users, ratings.movies, ratings.ratings)
     shards = list(zip(*(column.chunk(RMSE_SHARDS) for column in columns), strict=True))
 
     def squared_error(shard: tuple[Tensor, ...]) -> Tensor:
-        users, movies, actual = shard
-        return summable((model.predict(users, movies) - actual).double().square(), largest, n).sum()
+        total = shard[0].new_zeros((), dtype=torch.float64)
+        for users, movies, actual in batches(*shard):
+            total += summable((model.predict(users, movies) - actual).double().square(), largest, n).sum()
+        return total
 
     sums = workers.map(squared_error, shards) if workers else [squared_error(shard) for shard in shards]
     return float((ranks.sum(torch.stack(sums).sum()) / n).sqrt())

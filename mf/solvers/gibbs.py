@@ -253,6 +253,9 @@ class Gibbs:
             return self._mean_rmse()
         return self._rmse(self.model(), self.validation)
 
+    def keep(self) -> None:
+        """Nothing: the last sweep is the model."""
+
     def model(self) -> MatrixFactorization:
         if self.finished is None:
             self.finished = self._collapsed() if self.mean.drawn else self._truncated_sample()

@@ -15,7 +15,8 @@ from mf.ranks import LANES, Ranks, lane_count
 from mf.solvers.base import Callback, Checkpoint, EpochReport, RatingTensors, Share, Training
 from mf.workers import pieces
 
-FINGERPRINTED = 1 << 16  # ratings at a time: their numbers stay in a core's cache
+# Ratings at a time: on a CPU their numbers stay in a core's cache, a GPU needs few, large pieces.
+FINGERPRINTED = {"cpu": 1 << 16, "cuda": 1 << 24}
 
 
 def run(
@@ -39,10 +40,8 @@ def run(
         ConfigError: the checkpoint belongs to another training.
     """
     reports: list[EpochReport] = []
-    best: dict[str, Any] | None = None
     if checkpoint and (saved := checkpoint.load()):
         reports = [EpochReport(**report) for report in saved["reports"]]
-        best = checkpoint.own_model(saved["best_model"])
         training.load_state(saved["solver_state"])
         for report in reports:
             for callback in callbacks:
@@ -52,25 +51,19 @@ def run(
         report = _epoch(training, len(reports) + 1, n_ratings, validates, reports)
         reports.append(report)
         if report.kept and training.keeps_best and validates:
-            best = training.model().state_dict()
+            training.keep()
         if checkpoint and checkpoint.due():
-            checkpoint.save(
-                {
-                    "solver_state": training.state(),
-                    "best_model": checkpoint.whole_model(best),
-                    "reports": [dataclasses.asdict(r) for r in reports],
-                }
-            )
+            checkpoint.save({"solver_state": training.state(), "reports": [dataclasses.asdict(r) for r in reports]})
         for callback in callbacks:
             callback(report)
 
+    if checkpoint:
+        checkpoint.wait()
     # Without validation ratings the last epoch's parameters have not entered any RMSE yet.
     try:
         model = training.model()
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         raise _diverged(training, len(reports), "parameters are not finite") from None
-    if best is not None:
-        model.load_state_dict(best)
     if not math.isfinite((ranks or Ranks.alone()).sum(_largest_prediction(model)).item()):
         raise _diverged(training, len(reports), "predictions are not finite")
     return model.eval()
@@ -171,18 +164,14 @@ class ResumableCheckpoint:
         """Whether ``save`` would save now."""
         return self.ranks.first(self.checkpoint.due())
 
+    def wait(self) -> None:
+        """Waits until the last save is done."""
+        self.checkpoint.wait()
+
     def save(self, state: dict[str, Any]) -> None:
         """Saves ``state`` together with the settings of this training."""
         if not self.ranks.rank:
             self.checkpoint.save({**state, "settings": self.settings})
-
-    def whole_model(self, own: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The state dict of a model of all users on rank 0, from each rank's."""
-        return own and {name: self.users.whole(x) if name.startswith("user_") else x for name, x in own.items()}
-
-    def own_model(self, whole: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The state dict of a model of this rank's users, from that of all."""
-        return whole and {name: self.users.own(x) if name.startswith("user_") else x for name, x in whole.items()}
 
 
 # Odd numbers without a pattern (Steele, Lea & Flood 2014, SplitMix64), as int64.
@@ -197,7 +186,7 @@ def _fingerprint(data: RatingTensors, first_user: int, first_rating: int | None)
         first_rating: number of rating 0 among the ratings of all ranks; ``None``: their order does not matter.
     """
     total = torch.zeros((), dtype=torch.int64, device=data.ratings.device)
-    for at in pieces(len(data), FINGERPRINTED):
+    for at in pieces(len(data), FINGERPRINTED[total.device.type]):
         mixed = torch.arange(at.start, at.stop, device=total.device)
         mixed = mixed.zero_() if first_rating is None else mixed.add_(first_rating)
         users = data.users[at].long().add(first_user).where(data.users[at] >= 0, -1)

@@ -8,9 +8,9 @@ A solver subclasses ``MiniBatchTraining`` and gives it ``step``, the update on o
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any
 
 import torch
@@ -21,13 +21,16 @@ from mf.model import MatrixFactorization
 from mf.ranks import lanes_of
 from mf.solvers.base import Initial, RatingTensors, Share, generator, rmse
 from mf.solvers.dots import has_fused_dots, row_dots
-from mf.solvers.sorting import Segments, grouped, stable_argsort
+from mf.solvers.sorting import Segments, grouped, on_gpu, stable_argsort
 from mf.solvers.unseen import BiasFallback
 from mf.workers import Workers
 
 Batch = tuple[Tensor, Tensor, Tensor]  # users int32[B], sorted; movies int32[B]; ratings less mu float32[B]
 Counts = tuple[Tensor, Tensor]  # ratings per user int64[n_users] and per movie int64[n_movies]
 Spans = tuple[slice, slice]  # rows of a user block and of a movie part
+
+# Ratings whose batches are sorted and laid out at a time on a GPU: at most 100 bytes each beside the ratings.
+LAID_OUT = 1 << 22
 
 
 def shuffled_batches(ratings: Batch, batch_size: int, seed: int) -> list[Batch]:
@@ -196,6 +199,50 @@ class Penalty:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where the users and the movies of a batch lie in it.
+
+    Attributes:
+        order: int64[B], the batch's stable order by movie.
+        users: int32[B], its users in that order.
+        by_user: runs of the batch's users.
+        by_movie: runs of its movies, in their order.
+    """
+
+    order: Tensor
+    users: Tensor
+    by_user: Segments
+    by_movie: Segments
+
+    @classmethod
+    def of(cls, batch: Batch, n_users: int, n_movies: int, spans: Spans | None = None) -> "Layout":
+        """The layout of one batch; ``spans`` as for ``Tables.gradient_sums``."""
+        users, movies, _ = batch
+        user_span, movie_span = spans or (None, None)
+        order = stable_argsort(movies, n_movies)
+        by_user = _segments(users, n_users, user_span)
+        by_movie = _segments(movies.index_select(0, order), n_movies, movie_span)
+        return cls(order, users.index_select(0, order), by_user, by_movie)
+
+
+def layouts(batches: Sequence[Batch], n_users: int, n_movies: int) -> Iterator[Layout]:
+    """``Layout.of`` each batch, made for many batches at a time: on a GPU the launches are what small batches cost."""
+    at = 0
+    while at < len(batches):
+        size = len(batches[at][0])
+        chunk = [batch for batch in batches[at : at + max(1, LAID_OUT // size)] if len(batch[0]) == size]
+        at += len(chunk)
+        users, movies = (torch.stack([batch[i] for batch in chunk]) for i in (0, 1))
+        # One sort, by batch and movie.
+        number = torch.arange(len(chunk), device=movies.device)[:, None]
+        bound = len(chunk) * n_movies
+        keys = (movies + number * n_movies).to(torch.int32 if bound < 1 << 31 else torch.int64)
+        order = stable_argsort(keys.flatten(), bound).view_as(movies) - number * size
+        by_movie = Segments.of_each(movies.gather(1, order), n_movies)
+        yield from map(Layout, order, users.gather(1, order), Segments.of_each(users, n_users), by_movie)
+
+
+@dataclass(frozen=True)
 class GradientSums:
     """Sums over a batch for each user, or each movie, that it touches.
 
@@ -245,6 +292,10 @@ class Tables:
         """p, q, b_u, b_m."""
         return self.p, self.q, self.b_u, self.b_m
 
+    def empty(self) -> "Tables":
+        """Tables of the same shapes, without values."""
+        return Tables(*(torch.empty_like(table) for table in self.all()))
+
     def residuals(self, batch: Batch) -> Tensor:
         """r - r̂ of each rating, float32[B]."""
         users, movies, ratings = batch
@@ -275,6 +326,7 @@ class Tables:
         error: Tensor,
         derivatives: tuple[Tensor, Tensor] | None = None,
         spans: Spans | None = None,
+        layout: Layout | None = None,
     ) -> tuple[GradientSums, GradientSums]:
         """Sums over each user's and each movie's ratings in the batch.
 
@@ -283,16 +335,14 @@ class Tables:
             derivatives: from ``residuals_with_dropout``; default: p and q themselves.
             spans: user rows and movie rows that contain the batch's. Where the batch has more ratings than a span has
                 rows, the sums are for the whole span, mostly of no ratings.
+            layout: of the batch, where it is known.
         """
-        users, movies, _ = batch
-        user_span, movie_span = spans or (None, None)
-        order = stable_argsort(movies, len(self.q))
-        by_user = _segments(users, len(self.p), user_span)
-        by_movie = _segments(movies.index_select(0, order), len(self.q), movie_span)
+        layout = layout or Layout.of(batch, len(self.p), len(self.q), spans)
+        order, by_user, by_movie = layout.order, layout.by_user, layout.by_movie
         error_by_movie = error.index_select(0, order)
         if derivatives is None:
-            user_vectors = by_user.weighted_sums(movies, self.q, error)
-            movie_vectors = by_movie.weighted_sums(users.index_select(0, order), self.p, error_by_movie)
+            user_vectors = by_user.weighted_sums(batch[1], self.q, error)
+            movie_vectors = by_movie.weighted_sums(layout.users, self.p, error_by_movie)
         else:
             p, q = derivatives
             every = torch.arange(len(error), dtype=torch.int32, device=error.device)
@@ -304,8 +354,14 @@ class Tables:
         )
 
 
+def _scalars(values: Sequence[float], device: torch.device) -> tuple[Tensor, ...]:
+    """float64[] each, on the device, which nobody waits for."""
+    column = torch.tensor(values, dtype=torch.float64)
+    return (column.pin_memory() if device.type == "cuda" else column).to(device, non_blocking=True).unbind()
+
+
 def _segments(ordered: Tensor, n_rows: int, span: slice | None) -> Segments:
-    if span is None or ordered.is_cuda or span.stop - span.start > len(ordered):
+    if span is None or on_gpu(ordered) or span.stop - span.start > len(ordered):
         return Segments.of(ordered, n_rows)
     return Segments.of_span(ordered, span)
 
@@ -346,20 +402,31 @@ class MiniBatchTraining:
         self.tables = Tables.random(train, self.ratings.lanes, config)
         if initial:
             self.tables.warm_start(initial, self.fallback.mu, self.ratings.movie_rows)
-        self.finished: MatrixFactorization | None = None
+        self.kept: Tables | None = None  # those of the best epoch
+        self.keeps_last = False  # whether they are those of the last epoch
+        self.is_whole = True  # whether this rank has all movies as they are
         has_fused_dots(self.device)  # tried now, so that no epoch waits for the GPU
 
-    def step(self, batch: Batch, progress: float, rng: torch.Generator, spans: Spans) -> Tensor:
+    def step(
+        self, batch: Batch, lr: Tensor | float, rng: torch.Generator, spans: Spans, layout: Layout | None = None
+    ) -> Tensor:
         """Updates the parameters on one batch.
 
+        On a GPU all sizes are known and nothing waits for it, so that a CUDA graph can hold a step.
+
         Args:
-            progress: share of the training that is over, 0 to 1.
+            lr: learning rate; on a GPU a scalar there, float64[].
             rng: for dropout.
             spans: rows that no other thread touches at the same time.
+            layout: of the batch, where it is known.
 
         Returns:
             The sum of squared errors before the update, float64[].
         """
+        raise NotImplementedError
+
+    def learning_rate(self, progress: float) -> float:
+        """The learning rate when a share of ``progress`` of the training is over."""
         raise NotImplementedError
 
     def movie_tables(self) -> list[Tensor]:
@@ -373,7 +440,7 @@ class MiniBatchTraining:
         same time shares no user and no movie. After a turn a part goes from lane i to lane i - 1; after the last one it
         is back where it started.
         """
-        self.finished = None
+        self.keeps_last = self.is_whole = False
         ratings, parts = self.ratings, self.ratings.parts
         drawn = [self._draw(number, lane) for lane in ratings.lanes]
         errors = torch.zeros(len(ratings.lanes), dtype=torch.float64, device=self.device)
@@ -407,9 +474,15 @@ class MiniBatchTraining:
             rng = torch.Generator(self.device).manual_seed(dropout_seed)
             rows = lane.blocks[block], self.ratings.movie_spans[part]
             batches = self.ratings.batches(lane, block, part, seed)
-            for i, batch in enumerate(batches):
-                progress = (passed + (place + i / len(batches)) * share) / self.epochs
-                total += self.step(batch, progress, rng, rows)
+            progress = ((passed + (place + i / len(batches)) * share) / self.epochs for i in range(len(batches)))
+            floats = [self.learning_rate(x) for x in progress]
+            rates: Sequence[Tensor | float] = floats
+            of_batches: Iterable[Layout | None] = repeat(None, len(batches))
+            if on_gpu(total):
+                rates = _scalars(floats, self.device)
+                of_batches = layouts(batches, len(self.tables.p), len(self.tables.q))
+            for batch, lr, layout in zip(batches, rates, of_batches, strict=True):
+                total += self.step(batch, lr, rng, rows, layout)
         return total
 
     def share_movies(self, tables: Sequence[Tensor]) -> None:
@@ -420,24 +493,53 @@ class MiniBatchTraining:
             table.copy_(torch.cat(self.ranks.gather(table[here])))
 
     def validation_rmse(self) -> float:
-        return rmse(self.model(), self.validation, self.workers, self.ranks)
+        predictor = self.fallback.predictor(*self._parameters(self._whole_tables()), self.config.factors)
+        return rmse(predictor or self._finished(self.tables), self.validation, self.workers, self.ranks)
+
+    def keep(self) -> None:
+        self.kept = self.kept or self.tables.empty()
+        for kept, table in zip(self.kept.all(), self._whole_tables().all(), strict=True):
+            kept.copy_(table)
+        self.keeps_last = True
 
     def model(self) -> MatrixFactorization:
-        if self.finished is None:
-            t, movies = self.tables, self.ratings.movie_rows
-            self.share_movies([t.q, t.b_m])
-            parameters = t.p, t.q.index_select(0, movies), t.b_u, t.b_m.index_select(0, movies)
-            self.finished = self.fallback.to_model(*parameters, self.config.factors)
-        return self.finished
+        return self._finished(self.kept or self._whole_tables())
 
     def state(self) -> dict[str, Any]:
-        t, users = self.tables, self.train.users
         self.share_movies(self.movie_tables())
-        return {"tables": [users.whole(t.p), t.q, users.whole(t.b_u), t.b_m]}
+        tables = self._saved(self.tables)
+        # The same list twice is one on disk.
+        return {"tables": tables, "kept": tables if self.keeps_last else self.kept and self._saved(self.kept)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        p, q, b_u, b_m = state["tables"]
-        t, users = self.tables, self.train.users
-        for table, saved in ((t.p, users.own(p)), (t.q, q), (t.b_u, users.own(b_u)), (t.b_m, b_m)):
-            table.copy_(saved)
-        self.finished = None
+        self._load(self.tables, state["tables"])
+        if state["kept"]:
+            self.kept = self.tables.empty()
+            self._load(self.kept, state["kept"])
+        self.keeps_last, self.is_whole = False, True
+
+    def _whole_tables(self) -> Tables:
+        """The tables with every rank's movies."""
+        if not self.is_whole:
+            self.share_movies([self.tables.q, self.tables.b_m])
+            self.is_whole = True
+        return self.tables
+
+    def _parameters(self, tables: Tables) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """p, q, b_u, b_m with the movies in the order of the ratings' rows."""
+        movies = self.ratings.movie_rows
+        return tables.p, tables.q.index_select(0, movies), tables.b_u, tables.b_m.index_select(0, movies)
+
+    def _finished(self, tables: Tables) -> MatrixFactorization:
+        model: MatrixFactorization = self.fallback.to_model(*self._parameters(tables), self.config.factors)
+        return model
+
+    def _saved(self, tables: Tables) -> list[Tensor]:
+        users = self.train.users
+        return [users.whole(tables.p), tables.q, users.whole(tables.b_u), tables.b_m]
+
+    def _load(self, tables: Tables, saved: list[Tensor]) -> None:
+        p, q, b_u, b_m = saved
+        own = self.train.users.own
+        for table, values in zip(tables.all(), (own(p), q, own(b_u), b_m), strict=True):
+            table.copy_(values)

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mf.ranks import Ranks, lanes_of
-from mf.workers import Workers
+from mf.workers import ROWS, Workers, pieces
+
+GPU_ROWS = 1 << 20  # rows per piece of dense work on a GPU
 
 
 def summable(values: Tensor, largest: float, n: int) -> Tensor:
@@ -34,13 +36,14 @@ class Rows(ABC):
     Attributes:
         n: how many there are on all ranks together.
         ranks: the ranks that they lie on.
+        lanes: the rows here, as ranges that do not depend on the number of ranks.
         scattered: whether the ratings of a row lie on several ranks.
     """
 
     scattered = False
 
-    def __init__(self, n: int, ranks: Ranks) -> None:
-        self.n, self.ranks = n, ranks
+    def __init__(self, n: int, ranks: Ranks, lanes: Sequence[slice]) -> None:
+        self.n, self.ranks, self.lanes = n, ranks, lanes
 
     @abstractmethod
     def sum_of_rows(self, x: Tensor) -> Tensor:
@@ -57,6 +60,30 @@ class Rows(ABC):
     @abstractmethod
     def whole(self, table: Tensor) -> Tensor:
         """All rows on rank 0, from each rank's own."""
+
+    def gram(self, columns: Sequence[Tensor], weights: Tensor, workers: Workers) -> Tensor:
+        """Σ w x xᵀ over all rows x, float64[k, k]; the same bits with any number of ranks.
+
+        Args:
+            columns: float32[rows here, …], the columns of the table side by side, k in all.
+            weights: w, float32[rows here].
+        """
+
+        def of_piece(rows: slice) -> Tensor:
+            x = _side_by_side(columns, rows)
+            return (x * weights[rows].unsqueeze(1)).mT @ x
+
+        sums = [workers.sum(of_piece, _pieces(lane, weights) or [lane]) for lane in self.lanes]
+        return self._sum_of_lanes(torch.stack(sums))
+
+    def times(self, columns: Sequence[Tensor], matrix: Tensor, workers: Workers) -> Tensor:
+        """The rows here times ``matrix`` float64[k, r]: float32[rows here, r], computed in float64."""
+        parts = [part for lane in self.lanes for part in _pieces(lane, columns[0])]
+        return torch.cat(workers.map(lambda rows: (_side_by_side(columns, rows) @ matrix).float(), parts))
+
+    @abstractmethod
+    def _sum_of_lanes(self, x: Tensor) -> Tensor:
+        """The sum over the lanes of all ranks, in their order; ``x``: [lanes here, …]."""
 
     @abstractmethod
     def qr(self, table: Tensor, workers: Workers) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -75,12 +102,11 @@ class UserRows(Rows):
 
     Attributes:
         first: number of the users before this rank's.
-        lanes: this rank's shares of its users, as ranges of its own rows.
     """
 
     def __init__(self, n: int, ranks: Ranks, first: int, lanes: Sequence[slice]) -> None:
-        super().__init__(n, ranks)
-        self.first, self.lanes = first, lanes
+        super().__init__(n, ranks, lanes)
+        self.first = first
 
     def sum_of_rows(self, x: Tensor) -> Tensor:
         return self.ranks.sum(x)
@@ -93,6 +119,9 @@ class UserRows(Rows):
 
     def whole(self, table: Tensor) -> Tensor:
         return self.ranks.gather_rows(table)
+
+    def _sum_of_lanes(self, x: Tensor) -> Tensor:
+        return torch.cat(self.ranks.gather(x)).sum(0)
 
     def qr(self, table: Tensor, workers: Workers) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """A QR per lane, and one of their factors R (TSQR: Demmel, Grigori, Hoemmen & Langou 2012)."""
@@ -114,7 +143,7 @@ class MovieRows(Rows):
     """Movies: every rank has all of them, with the ratings by its users."""
 
     def __init__(self, n: int, ranks: Ranks) -> None:
-        super().__init__(n, ranks)
+        super().__init__(n, ranks, [slice(0, n)])
         self.scattered = ranks.world > 1
 
     def sum_of_rows(self, x: Tensor) -> Tensor:
@@ -129,6 +158,19 @@ class MovieRows(Rows):
     def whole(self, table: Tensor) -> Tensor:
         return table
 
+    def _sum_of_lanes(self, x: Tensor) -> Tensor:
+        return x[0]
+
     def qr(self, table: Tensor, workers: Workers) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         q, r = torch.linalg.qr(table)
         return lambda x: q @ x[: q.shape[1]], pad(r, (0, 0, 0, table.shape[1] - len(r)))
+
+
+def _pieces(lane: slice, like: Tensor) -> list[slice]:
+    step = ROWS if like.device.type == "cpu" else GPU_ROWS
+    return [slice(lane.start + x.start, lane.start + x.stop) for x in pieces(lane.stop - lane.start, step)]
+
+
+def _side_by_side(columns: Sequence[Tensor], rows: slice) -> Tensor:
+    """float64[rows, k]."""
+    return torch.cat([part[rows] for part in columns], 1).double()

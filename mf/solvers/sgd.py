@@ -27,6 +27,7 @@ from mf.solvers.config import SGDConfig
 from mf.solvers.minibatch import (
     Batch,
     GradientSums,
+    Layout,
     MiniBatchTraining,
     Penalty,
     Spans,
@@ -53,10 +54,15 @@ class SGDTraining(MiniBatchTraining):
         self.ratings.batch_size = config.batch_size or derived_batch_size(len(train), strata)
         self.penalty = Penalty.of(self.ratings.counts, config.l2, config.bias_damping)
 
-    def step(self, batch: Batch, progress: float, rng: torch.Generator, spans: Spans) -> Tensor:
+    def learning_rate(self, progress: float) -> float:
+        return learning_rate(self.config.lr, progress)
+
+    def step(
+        self, batch: Batch, lr: Tensor | float, rng: torch.Generator, spans: Spans, layout: Layout | None = None
+    ) -> Tensor:
         error = self.tables.residuals(batch)
-        sums = self.tables.gradient_sums(batch, error, spans=spans)
-        update(self.tables, self.penalty, sums, learning_rate(self.config.lr, progress), self.config.row_damping)
+        sums = self.tables.gradient_sums(batch, error, spans=spans, layout=layout)
+        update(self.tables, self.penalty, sums, lr, self.config.row_damping)
         return error.dot(error).double()
 
 
@@ -72,7 +78,7 @@ def learning_rate(lr: float, progress: float) -> float:
 
 
 def update(
-    tables: Tables, penalty: Penalty, sums: tuple[GradientSums, GradientSums], lr: float, row_damping: float
+    tables: Tables, penalty: Penalty, sums: tuple[GradientSums, GradientSums], lr: Tensor | float, row_damping: float
 ) -> None:
     """Moves the rows of a batch; a row without ratings in it stays."""
     by_user, by_movie = sums

@@ -11,6 +11,11 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Whether ``x`` is on a GPU, where no size may depend on the data: the host would wait for it."""
+    return x.is_cuda
+
+
 def stable_argsort(keys: Tensor, bound: int) -> Tensor:
     """Stable argsort of integer keys, int64[N].
 
@@ -20,7 +25,7 @@ def stable_argsort(keys: Tensor, bound: int) -> Tensor:
     Args:
         keys: int32[N] or int64[N], from 0 to bound - 1.
     """
-    if keys.is_cuda:
+    if on_gpu(keys):
         return keys.argsort(stable=True)
     numbers = keys.numpy()
     order = np.argsort(numbers.astype(np.uint16), kind="stable")
@@ -35,7 +40,7 @@ def grouped(rows: Tensor, columns: Tensor, values: Tensor, n_rows: int) -> tuple
     On a CPU it is SciPy's conversion from coordinates to compressed rows: one pass, five times as fast as an argsort
     and two gathers.
     """
-    if rows.is_cuda:
+    if on_gpu(rows):
         order = stable_argsort(rows, n_rows)
         return columns.index_select(0, order), values.index_select(0, order)
     entries = coo_array(
@@ -55,18 +60,18 @@ class Segments:
         offsets: int32[S], the start of each run.
         counts: float32[S], the length of each run. On CUDA, where no size may depend on the data, the last runs are
             padding: empty, the i-th run with row i, so that no row is written by many at a time.
-        padded: whether there may be padding.
+        full: bool[S], false for padding; ``None``: there is none.
     """
 
     rows: Tensor | slice
     offsets: Tensor
     counts: Tensor
-    padded: bool = False
+    full: Tensor | None = None
 
     @classmethod
     def of(cls, ordered: Tensor, at_most: int) -> "Segments":
         """The runs of ``ordered`` int32[N], N > 0, whose entries are below ``at_most``."""
-        if ordered.is_cuda:
+        if on_gpu(ordered):
             return cls.of_known_size(ordered, at_most)
         rows, counts = torch.unique_consecutive(ordered, return_counts=True)
         return cls(rows.long(), (counts.cumsum(0) - counts).int(), counts.float())
@@ -81,14 +86,20 @@ class Segments:
     @classmethod
     def of_known_size(cls, ordered: Tensor, at_most: int) -> "Segments":
         """As ``of``, padded to min(N, at_most) runs, so that nothing waits for the device."""
-        n = len(ordered)
+        return cls.of_each(ordered[None], at_most)[0]
+
+    @classmethod
+    def of_each(cls, ordered: Tensor, at_most: int) -> "list[Segments]":
+        """``of_known_size`` of each row of ``ordered`` int32[batches, N], in as many operations as for one."""
+        batches, n = ordered.shape
         run = torch.zeros_like(ordered)
-        torch.cumsum(ordered[1:] != ordered[:-1], 0, dtype=torch.int32, out=run[1:])
-        numbers = torch.arange(min(n, at_most) + 1, dtype=torch.int32, device=ordered.device)
+        run[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1, dtype=torch.int32)
+        numbers = torch.arange(min(n, at_most) + 1, dtype=torch.int32, device=ordered.device).repeat(batches, 1)
         edges = torch.searchsorted(run, numbers, out_int32=True)
-        counts = edges.diff()
-        rows = ordered[edges[:-1].clamp(max=n - 1)].where(counts > 0, numbers[:-1]).long()
-        return cls(rows, edges[:-1], counts.float(), padded=True)
+        starts, counts = edges[:, :-1].contiguous(), edges.diff()
+        full = counts > 0
+        rows = ordered.gather(1, starts.clamp(max=n - 1).long()).where(full, numbers[:, :-1]).long()
+        return list(map(cls, rows, starts, counts.float(), full))
 
     def weighted_sums(self, rows: Tensor, vectors: Tensor, weights: Tensor) -> Tensor:
         """Sum of ``weights`` × ``vectors[rows]`` per run, float32[S, K]; weights float32[N], rows int32[N]."""
@@ -96,7 +107,7 @@ class Segments:
 
     def sums(self, values: Tensor) -> Tensor:
         """Sum of ``values`` float32[N] per run, float32[S]."""
-        if self.padded:  # on a GPU a cumulative sum in floating point does not have the same bits twice
+        if self.full is not None:  # on a GPU a cumulative sum in floating point does not have the same bits twice
             ends = pad(self.offsets, (0, 1), value=len(values)).long()
             return torch.segment_reduce(values, "sum", offsets=ends, unsafe=True, initial=0)
         ends = pad(values.double().cumsum(0), (1, 0))
@@ -120,9 +131,9 @@ class Segments:
         """Writes ``values`` [S, …] to the touched rows of ``table``; padding is left out."""
         if isinstance(self.rows, slice):
             table[self.rows] = values
-        elif not self.padded:
+        elif self.full is None:
             table.index_copy_(0, self.rows, values)
         else:
             # Padding may name the row of a real run: add zeros there.
-            full = (self.counts > 0).view((-1,) + (1,) * (values.dim() - 1))
+            full = self.full.view((-1,) + (1,) * (values.dim() - 1))
             table.index_add_(0, self.rows, (values - table.index_select(0, self.rows)) * full)

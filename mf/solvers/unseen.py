@@ -1,12 +1,15 @@
 """Cold start: predictions for unseen users and movies are those of the damped bias model."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from mf.biases import DAMPING
-from mf.model import MatrixFactorization
+from mf.model import MatrixFactorization, batches
 from mf.solvers.base import RatingTensors, Share, rmse
+from mf.solvers.dots import plain_dots
 from mf.solvers.gaussian import Block, Equations, PosteriorMoments, RatingsByRow, by_user_and_movie, each_block
 from mf.solvers.rows import Rows, summable
 from mf.workers import Workers
@@ -22,6 +25,10 @@ RMSE_SAMPLE = 1 << 18
 # weight makes a sweep move the vectors a little: they stay near the solver's, which overfit less than least squares.
 REFIT_SWEEPS, PRIOR_WEIGHT = 10, 2.0
 LEAST_GAIN = 0.1  # share of the excess loss that a sweep must remove to be kept
+# Columns depend on each other linearly where an eigenvalue of their correlations is smaller beside the largest one.
+DEPENDENT = 1e-13
+
+Columns = tuple[Tensor, ...]  # of one table, side by side
 
 
 class BiasFallback:
@@ -96,17 +103,49 @@ class BiasFallback:
         user and of the movie, and exact when ``model`` has no more factors. The result does not depend on the solver's
         own axes: factors are orthogonal, of equal length for users and movies, in descending order of weight.
         """
-        tables = [table.weight.detach() for table in (model.user_factors, model.movie_factors)]
-        roots = [counts.sqrt().unsqueeze(1) for counts in self.counts]
+        users, movies = ((table.weight.detach(),) for table in (model.user_factors, model.movie_factors))
         sides = self.train.users, self.train.movies
-        (left, r_left), (right, r_right) = (
-            side.qr(root * table, self.workers) for side, root, table in zip(sides, roots, tables, strict=True)
-        )
-        # In float64: the matrix is small, and factors that are weak beside the first ones must be exact as well.
-        u, s, vt = torch.linalg.svd(r_left.double() @ r_right.double().mT, full_matrices=False)
-        turns = [(basis[:, :factors] * s[:factors].sqrt()).float() for basis in (u, vt.mT)]
-        vectors = [times(turn) / root for times, turn, root in zip((left, right), turns, roots, strict=True)]
+        vectors = [
+            side.times(columns, turn[:, :factors], self.workers)
+            for side, columns, turn in zip(sides, (users, movies), self._turns(users, movies), strict=True)
+        ]
         return self.model(*(pad(v, (0, factors - v.shape[1])) for v in vectors))
+
+    def _turns(self, users: Columns, movies: Columns) -> tuple[Tensor, Tensor]:
+        """float64[k, r] T_u and T_m such that (users T_u)·(movies T_m) are the same products, and the first j columns
+        are the truncated SVD of rank j that ``truncated`` describes.
+
+        Args:
+            users, movies: float32[n_users, k] and float32[n_movies, k], as columns side by side.
+        """
+        # With A = Q R, of which only AᵀA = RᵀR is needed, and R_u R_mᵀ = U S Vᵀ: T_u = R_u⁻¹ U S^½, T_m = R_m⁻¹ V S^½.
+        # In float64, so that factors that are weak beside the first ones are exact as well.
+        grams = (
+            side.gram(columns, counts, self.workers)
+            for side, columns, counts in zip(
+                (self.train.users, self.train.movies), (users, movies), self.counts, strict=True
+            )
+        )
+        (r_users, users_inverse), (r_movies, movies_inverse) = (_root(gram) for gram in grams)
+        u, s, vt = torch.linalg.svd(r_users @ r_movies.mT)
+        return users_inverse @ (u * s.sqrt()), movies_inverse @ (vt.mT * s.sqrt())
+
+    def predictor(self, p: Tensor, q: Tensor, b_u: Tensor, b_m: Tensor, factors: int) -> "FinishedPredictions | None":
+        """Predicts as ``to_model`` would, which is not made; ``None`` where that has to be refitted."""
+        extra = self.bias_factors(b_u, b_m)
+        tables, sides = ((p, extra[0]), (q, extra[1])), (self.train.users, self.train.movies)
+        x, y = (
+            side.times(columns, turn[:, factors:], self.workers)
+            for side, columns, turn in zip(sides, tables, self._turns(*tables), strict=True)
+        )
+        rest = torch.column_stack([extra[0], -x]), torch.column_stack([extra[1], y])
+        found = FinishedPredictions(self, (p, q), rest)
+        if not self.has_room(ENOUGH_FACTORS, factors):
+            both = (found, FinishedPredictions(self, (p, q), extra))
+            loss, allowed = (rmse(each, self.sample, self.workers, self.train.ranks) for each in both)
+            if loss > allowed + self.allowed_loss:
+                return None
+        return found
 
     def reduced(self, model: MatrixFactorization, factors: int) -> MatrixFactorization:
         """``model`` truncated, and refitted to the training ratings if that costs more than ``ALLOWED_LOSS`` of RMSE.
@@ -152,6 +191,54 @@ class BiasFallback:
         ):
             table.weight.data = values.contiguous()
         return model.eval()
+
+
+@dataclass(frozen=True)
+class FinishedPredictions:
+    """Predictions of a finished model without its vectors: mu + β_u + β_m + p·q + rest_u·rest_m, clipped.
+
+    Attributes:
+        fallback: has mu and the damped biases β.
+        vectors: p float32[n_users, k] and q float32[n_movies, k].
+        rest: float32[n_users, r] and float32[n_movies, r]: other biases, less what the truncation drops.
+    """
+
+    fallback: BiasFallback
+    vectors: tuple[Tensor, Tensor]
+    rest: tuple[Tensor, Tensor]
+
+    def predict(self, users: Tensor, movies: Tensor) -> Tensor:
+        """As ``MatrixFactorization.predict``."""
+        return torch.cat([self._predict_batch(*batch) for batch in batches(users, movies)])
+
+    def _predict_batch(self, users: Tensor, movies: Tensor) -> Tensor:
+        known = users >= 0, movies >= 0
+        rows = users.clamp(min=0), movies.clamp(min=0)
+        biases = self.fallback.user_bias, self.fallback.movie_bias
+        b_u, b_m = (bias.index_select(0, row) * seen for bias, row, seen in zip(biases, rows, known, strict=True))
+        dots = plain_dots(*self.vectors, *rows) + plain_dots(*self.rest, *rows)
+        score = self.fallback.mu + b_u + b_m + dots * (known[0] & known[1])
+        return score.clamp(*self.fallback.range.values())
+
+    @property
+    def spread(self) -> float:
+        """Largest difference between two predictions."""
+        low, high = self.fallback.range.values()
+        return high - low
+
+
+def _root(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """R float64[k, k] with RᵀR = ``gram``, and its (pseudo-)inverse.
+
+    Raises:
+        torch.linalg.LinAlgError: a value is not finite.
+    """
+    scale = gram.diagonal().sqrt()
+    scale = scale.where(scale > 0, 1)
+    values, vectors = torch.linalg.eigh(gram / scale / scale.unsqueeze(1))
+    full = values > DEPENDENT * values[-1]
+    root = values.where(full, 1).sqrt()
+    return (root * full).unsqueeze(1) * vectors.mT * scale, vectors * (full / root) / scale.unsqueeze(1)
 
 
 def _ridge_regressions(

@@ -171,6 +171,9 @@ class VB:
         b_u, b_m = (scale * torch.stack([z[:, -1] for z in rows]).sum(0) for rows in both)
         return p, q, b_u, b_m
 
+    def keep(self) -> None:
+        """Nothing: the last sweep is the model."""
+
     def model(self) -> MatrixFactorization:
         if self.finished is None:
             self.finished = self.fallback.to_model(*self.mean_parameters(), self.config.factors, self.rank)

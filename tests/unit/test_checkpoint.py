@@ -1,4 +1,9 @@
+import errno
+import os
 import pickle
+import re
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +13,14 @@ import torch
 from mf import checkpoint
 from mf.checkpoint import CheckpointFile, reporter
 from mf.errors import DataError
-from mf.solvers import EpochReport
+from mf.solvers import EpochReport, RatingTensors, configure, fit
+from mf.tensors import load_tensors
 
 
 def state(epochs: int) -> dict[str, Any]:
     return {
         "settings": {"lr": 0.1, "rank": None},
         "solver_state": {"tables": [torch.arange(6.0).view(2, 3) * epochs], "counts": torch.tensor([1, 2])},
-        "best_model": None,
         "reports": [{"epoch": n + 1, "train_rmse": 0.5} for n in range(epochs)],
     }
 
@@ -38,13 +43,13 @@ def test_the_state_saved_last_is_loaded_to_the_bit(file: CheckpointFile) -> None
     table, expected = kept["solver_state"]["tables"][0], state(2)["solver_state"]["tables"][0]
     assert (table.dtype, table.shape) == (torch.float32, (2, 3))
     assert torch.equal(table, expected)
-    assert (kept["settings"], kept["best_model"], len(kept["reports"])) == ({"lr": 0.1, "rank": None}, None, 2)
+    assert (kept["settings"], len(kept["reports"])) == ({"lr": 0.1, "rank": None}, 2)
 
 
 def test_a_failed_save_leaves_the_previous_state_and_no_other_file(file: CheckpointFile) -> None:
     file.save(state(1))
     with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
-        file.save({**state(2), "best_model": lambda: None})
+        file.save({**state(2), "other": lambda: None})
     kept = file.load()
     assert kept is not None
     assert len(kept["reports"]) == 1
@@ -119,9 +124,86 @@ class Trap:
 
 def test_a_checkpoint_runs_no_code(file: CheckpointFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    file.save({**state(1), "best_model": Trap()})
+    file.save({**state(1), "other": Trap()})
     with pytest.raises(DataError, match="is not a checkpoint"):
         file.load()
     assert not Path("sprung").exists()
     torch.load(file.path, weights_only=False)  # the trap is one
     assert Path("sprung").exists()
+
+
+@pytest.fixture
+def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "on_gpu", lambda _: True)
+
+
+def test_a_gpus_state_is_written_by_a_thread_while_the_training_changes_it(
+    file: CheckpointFile, as_on_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.save(state(1))
+    file.wait()
+    goes_on, torch_save = threading.Event(), torch.save
+
+    def slow(*arguments: Any) -> None:
+        assert goes_on.wait(60)
+        torch_save(*arguments)
+
+    monkeypatch.setattr(torch, "save", slow)
+    given = state(2)
+    given["solver_state"]["kept"] = given["solver_state"]["tables"]
+    file.save(given)
+    given["solver_state"]["tables"][0].zero_()
+    # Another thread at the same time would write the same file.
+    assert not file.due()
+    file.save(state(3))
+    assert len(load_tensors(file.path)["reports"]) == 1
+    goes_on.set()
+    kept = file.load()
+    assert kept is not None
+    assert file.due()
+    tables = kept["solver_state"]["tables"]
+    assert torch.equal(tables[0], state(2)["solver_state"]["tables"][0])
+    # What is in the state twice is in the file once.
+    assert kept["solver_state"]["kept"][0].data_ptr() == tables[0].data_ptr()
+
+
+def test_what_a_thread_fails_with_is_raised_by_the_next_save_with_the_path(
+    file: CheckpointFile, as_on_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.save(state(1))
+    file.wait()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    file.save(state(2))
+    while not file.due():
+        time.sleep(0.01)
+    with pytest.raises(OSError, match=re.escape(str(file.path))):
+        file.save(state(3))
+    monkeypatch.undo()
+    kept = file.load()
+    assert kept is not None
+    assert len(kept["reports"]) == 1
+    assert list(file.path.parent.iterdir()) == [file.path]
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_a_save_that_fails_ends_the_training_also_after_the_last_epoch(
+    fails_at: int, file: CheckpointFile, as_on_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = torch.arange(40) % 8
+    data = RatingTensors(rows, rows.flip(0), 1 + rows % 5.0, 8, 8)
+    written: list[int] = []
+
+    def full(_: int) -> None:
+        written.append(1)
+        if len(written) == fails_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    config = configure("sgd", {"factors": 2, "epochs": 3})
+    with pytest.raises(OSError, match=re.escape(str(file.path))):
+        fit(data, data, config, torch.device("cpu"), [lambda _: time.sleep(0.2)], file)
+    assert len(written) == fails_at

@@ -27,8 +27,9 @@ def test_the_order_equals_numpys_stable_argsort(bound: int, dtype: torch.dtype) 
 @pytest.mark.parametrize("at_most", [3, 4, 6, 10])
 def test_a_known_number_of_runs_has_the_same_runs_first_and_then_empty_ones(at_most: int) -> None:
     exact, padded = Segments.of(RUNS, at_most), Segments.of_known_size(RUNS, at_most)
-    assert not exact.padded
-    assert padded.padded
+    assert exact.full is None
+    assert padded.full is not None
+    assert torch.equal(padded.full, padded.counts > 0)
     assert len(padded.rows) == min(at_most, len(RUNS))
     assert exact.rows.tolist() == padded.rows[:3].tolist() == ROWS
     assert exact.counts.tolist() == padded.counts[:3].tolist() == COUNTS

@@ -114,6 +114,9 @@ class Memory:
     def due(self) -> bool:
         return True
 
+    def wait(self) -> None:
+        pass
+
     def save(self, state: dict[str, Any]) -> None:
         self.state = copy.deepcopy(state)
         if len(state["reports"]) == self.last:

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -204,3 +205,38 @@ def test_unseen_rows_get_the_bias_model_and_known_pairs_lose_little(
         assert losses or factors > 32 or solver not in ("adam", "sgd", "original")
         for exact, found in losses:
             assert found <= exact + 0.01 or found <= smallest_rmse(train, values, factors) + 0.005, (factors, exact)
+
+
+@pytest.mark.parametrize("factors", [3, 16, 36, 64])
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_validation_and_the_best_epoch_need_no_finished_model(
+    solver: str, factors: int, files: dict[str, tuple[RatingTensors, RatingTensors]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The RMSE is the finished model's all the same, also where users and movies are unseen."""
+    train, validation = files["sample"]
+    number = torch.arange(len(validation))
+    hidden = (rows.where(number % n > 0, -1) for rows, n in ((validation.users, 5), (validation.movies, 7)))
+    validation = replace(validation, users=next(hidden), movies=next(hidden))
+    made: list[MatrixFactorization] = []
+    to_model = BiasFallback.to_model
+
+    def count(fallback: BiasFallback, *arguments: Any) -> MatrixFactorization:
+        made.append(to_model(fallback, *arguments))
+        return made[-1]
+
+    monkeypatch.setattr(BiasFallback, "to_model", count)
+    training = SOLVERS[solver].start(Share.of(train), validation, configure(solver, {"factors": factors}))
+    with torch.no_grad():
+        for epoch in (1, 2):
+            training.epoch(epoch)
+            found = training.validation_rmse()
+            # With few factors the model may have to be refitted.
+            assert len(made) <= (factors == 3)
+            made.clear()
+            second = training.model()
+            assert rmse(made.pop(), validation) == pytest.approx(found, rel=1e-6)
+        training.keep()
+        training.epoch(3)
+        training.validation_rmse()
+        for kept, expected in zip(training.model().parameters(), second.parameters(), strict=True):
+            assert torch.equal(kept, expected)
