@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
+from mf.biases import Ints
 from mf.config import Config
 from mf.errors import KilledError, MfError, TrainingError
 from mf.model import MatrixFactorization
@@ -227,16 +228,16 @@ def _fit_stars(
 ) -> None:
     assert job.config is not None
     users, user_rows = Vocabulary.encode(ratings[USER])
-    movies = _all_movies(ratings, ranks)
+    movies, movie_rows = _encode_movies(ratings, ranks)
     earlier = EarlierModel.read(folder / EARLIER) if (folder / EARLIER).exists() else None
     initial = earlier.initial(users, movies) if earlier else None
 
-    def tensors(table: pa.Table, rows: npt.NDArray[np.integer]) -> RatingTensors:
-        columns = (rows, movies.rows(table[MOVIE]), table[RATING].to_numpy().copy())
-        user_rows, movie_rows, values = map(torch.from_numpy, columns)
-        return RatingTensors(user_rows, movie_rows, values, len(users), len(movies))
+    def tensors(table: pa.Table, user_rows: Ints, movie_rows: Ints) -> RatingTensors:
+        rows = torch.from_numpy(user_rows), torch.from_numpy(movie_rows)
+        return RatingTensors(*rows, torch.tensor(table[RATING].to_numpy()), len(users), len(movies))
 
-    train, validation = tensors(ratings, user_rows), tensors(held_out, users.rows(held_out[USER]))
+    train = tensors(ratings, user_rows, movie_rows)
+    validation = tensors(held_out, users.rows(held_out[USER]), movies.rows(held_out[MOVIE]))
     callbacks = [] if ranks.rank else [_writer(folder / REPORTS)]
     model = fit(train, validation, job.config, device, callbacks, job.checkpoint, initial, ranks).cpu()
     state = {name: x for name, x in model.state_dict().items() if not name.startswith("user_")}
@@ -250,8 +251,8 @@ def _fit_stars(
 def _fit_lists(folder: Path, config: RankingConfig, table: pa.Table, device: torch.device, ranks: Ranks) -> None:
     started = time.perf_counter()
     users, user_rows = Vocabulary.encode(table[USER])
-    movies = _all_movies(table, ranks)
-    interactions = interactions_of(table, users, movies, user_rows, movies.rows(table[MOVIE]))
+    movies, movie_rows = _encode_movies(table, ranks)
+    interactions = interactions_of(table, users, movies, user_rows, movie_rows)
     model = fit_ranking(interactions, config, device, None if ranks.rank else _writer(folder / REPORTS), ranks=ranks)
     _write_users(folder / LISTED_USERS.format(ranks.rank), users, model.user_vectors(interactions))
     rows = sum(ranks.gather_objects(len(table)))
@@ -267,9 +268,11 @@ def _fit_lists(folder: Path, config: RankingConfig, table: pa.Table, device: tor
         )
 
 
-def _all_movies(table: pa.Table, ranks: Ranks) -> Vocabulary:
-    """The movies in the tables of all processes."""
-    return Vocabulary.of(pa.chunked_array(ranks.gather_objects(Vocabulary.of(table[MOVIE]).ids)))
+def _encode_movies(table: pa.Table, ranks: Ranks) -> tuple[Vocabulary, Ints]:
+    """The movies in the tables of all processes, and int32[N], the row of each rating's movie."""
+    own, rows = Vocabulary.encode(table[MOVIE])
+    movies = Vocabulary.of(pa.chunked_array(ranks.gather_objects(own.ids)))
+    return movies, movies.rows(own.ids).astype(np.int32)[rows]
 
 
 def _write_users(path: Path, users: Vocabulary, vectors: npt.NDArray[np.float32], **columns: Any) -> None:
