@@ -87,21 +87,21 @@ class Job:
 
 
 def fit_together(
-    ratings: pa.Table,
-    validation: pa.Table,
+    ratings: pa.Table | Path,
+    validation: pa.Table | Path,
     job: Job,
     *,
     callbacks: Sequence[Callback] = (),
     progress: Callable[[PassReport], None] | None = None,
     earlier: EarlierModel | None = None,
 ) -> tuple[Fitted | None, TrainedRanking | None]:
-    """Fits a star model and a ranking model by several processes; each reads the ratings of its own users from a
-    scratch file.
+    """Fits a star model and a ranking model by several processes; each reads the ratings of its own users.
 
     Every machine of ``job.nodes`` calls this; the models are found on the first one, and none on the others.
 
     Args:
-        ratings, validation: ratings tables.
+        ratings, validation: ratings tables, which are written to scratch files and stay in memory meanwhile; or files
+            of ``write_ratings``, sorted by user, of which this process reads nothing.
         callbacks: called in this process after every epoch.
         progress: called in this process after every pass of the ranking model.
         earlier: a star model to start from.
@@ -111,13 +111,14 @@ def fit_together(
         KilledError: a signal ended a process.
         MfError: as ``mf.solvers.fit``.
     """
-    columns = [USER, MOVIE, *([RATING] if has_ratings(ratings) else [])]
-    if job.ranking and job.ranking.recency and RATED_AT in ratings.column_names:
-        columns.append(RATED_AT)
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         folder = Path(scratch)
-        for name, table in ((TRAIN, ratings), (VALIDATION, validation)):
-            ordered = table.select(columns) if is_sorted(table) else by_pair(table.select(columns))
+        for name, part in ((TRAIN, ratings), (VALIDATION, validation)):
+            if isinstance(part, Path):
+                (folder / name).symlink_to(part.absolute())
+                continue
+            table = part.select(_columns(part.column_names, job))
+            ordered = table if is_sorted(table) else by_pair(table)
             write_ratings(ordered, folder / name, Provenance("scratch", len(table), 0, 0, len(table)))
         if earlier:
             earlier.save(folder / EARLIER)
@@ -129,6 +130,12 @@ def fit_together(
         if job.nodes.rank:
             return None, None
         return _star_model(folder, job.world) if job.config else None, _ranking_model(folder, job)
+
+
+def _columns(names: Sequence[str], job: Job) -> list[str]:
+    """The columns of ratings that the training reads."""
+    timed = job.ranking is not None and job.ranking.recency
+    return [name for name in (USER, MOVIE, RATING, RATED_AT) if name in names and (timed or name != RATED_AT)]
 
 
 def interactions_of(
@@ -206,7 +213,8 @@ def _fit_share(folder: Path, job: Job) -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if job.cuda else "gloo")
     try:
         ranks = Ranks.joined()
-        share = ShareOfUsers.read(folder / TRAIN, ranks.rank, ranks.world)
+        columns = _columns(pq.read_schema(folder / TRAIN).names, job)
+        share = ShareOfUsers.read(folder / TRAIN, ranks.rank, ranks.world, columns)
         held_out = share.of(folder / VALIDATION)
         if job.config:
             _fit_stars(folder, job, share.table, held_out, device, ranks)

@@ -25,7 +25,6 @@ SOLVERS: dict[str, dict[str, Any]] = {
 
 # Fewer factors and directions than there may be, so that what is left out is estimated from all ranks' ratings.
 LISTS = RankingConfig(factors=8, teacher_rank=70)
-taste.PANEL = 512  # so that every process solves for some movies
 
 
 class Counted(Ranks):
@@ -125,6 +124,7 @@ def run(rank: int, world: int, folder: Path) -> None:
             "rmse": [r.validation_rmse for r in reports],
             "sent": sent,
         }
+    taste.PANEL = 512  # so that every process solves for some movies
     counted = Counted.joined()
     model = fit_ranking(interactions(parts[0]), LISTS, CPU, ranks=counted)
     found["lists"] = {
