@@ -52,25 +52,35 @@ def ingest(
     train_accelerator_type: str,
     train_accelerator_count: int,
     gpus: dict,
+    train_nodes: int = 1,
 ):
     """Validates the parameters of all steps, then reads ratings from a CSV or a Supabase table, checks every row and
     writes the good ones as Parquet. Also fetches the model to start from, since the train step has no key to
     Supabase."""
     parameters = dict(locals())
+    del parameters["train_nodes"]  # a setting
 
     from dataclasses import asdict
     from datetime import UTC, datetime
     from pathlib import Path
 
     from mf.errors import reported
-    from mf.parameters import UNUSED_WITHOUT_RATINGS, check, check_gpus, check_lists, ingest_config, record_run
+    from mf.parameters import (
+        UNUSED_WITHOUT_RATINGS,
+        check,
+        check_gpus,
+        check_lists,
+        check_nodes,
+        ingest_config,
+        record_run,
+    )
     from mf.reuse import ingest_once
 
     started = datetime.now(UTC)
     ratings.path += ".parquet"
     rejects.path += ".csv"
     with reported():
-        check(parameters, lambda given: check_gpus(given, gpus))
+        check(parameters, lambda given: check_gpus(given, gpus), lambda given: check_nodes(given, train_nodes))
         config = ingest_config(parameters)
         if init_from and config.may_have_ratings:
             # Imported here, since most runs need neither PyTorch nor Supabase for this step.

@@ -24,8 +24,9 @@ def refit(
     from mf.errors import TrainingError, reported
     from mf.model_directory import TrainedModel
     from mf.nodes import Nodes
-    from mf.ratings.schema import read_ratings
-    from mf.refit import options_of
+    from mf.ratings.batches import Batches
+    from mf.ratings.schema import read_provenance
+    from mf.refit import nothing_of, options_of
     from mf.refit import refit as fit_again
     from mf.train import assist, pick_device
     from mf.warm_start import EarlierModel
@@ -37,9 +38,9 @@ def refit(
             return
         if refit:
             device, where = pick_device(use_cuda=True, gpus=train_accelerator_count)
-            table, provenance = read_ratings(Path(ratings.path), encoded=True)
-            train_part, _ = read_ratings(Path(train_ratings.path), encoded=True)
-            print(f"{where}: fitting model {judged.run_id} to all {len(table):,} ratings", flush=True)
+            everything, train_part = Path(ratings.path), Path(train_ratings.path)
+            provenance, rows = read_provenance(everything), len(Batches(everything))
+            print(f"{where}: fitting model {judged.run_id} to all {rows:,} ratings", flush=True)
             # In the run's folder, which is the same for every attempt.
             checkpoint = CheckpointFile(Path(model.path).parents[1] / "refit.checkpoint", share=0.01)
             earlier = EarlierModel.read(Path(initial_model.path)) if Path(initial_model.path).exists() else None
@@ -48,8 +49,8 @@ def refit(
                 config, lists = options_of(judged)
                 with suppress(TrainingError):  # of which the first machine tells
                     assist(
-                        table,
-                        table.slice(0, 0),
+                        everything,
+                        nothing_of(everything),
                         config,
                         nodes=nodes,
                         device=device,
@@ -62,7 +63,7 @@ def refit(
             judged.to(device)
             fitted = fit_again(
                 judged,
-                table,
+                everything,
                 train_part,
                 device=device,
                 callbacks=[reporter(checkpoint)],

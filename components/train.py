@@ -37,7 +37,8 @@ def train(
     from mf.nodes import Nodes
     from mf.parameters import chosen_solver, ranking_config, solver_config, sweep_choices, sweep_config
     from mf.plan import Plan
-    from mf.ratings.schema import read_ratings
+    from mf.ratings.batches import Batches
+    from mf.ratings.schema import read_provenance
     from mf.solvers import processes_line
     from mf.sweep.search import check_optuna
     from mf.train import assist, pick_device
@@ -51,12 +52,12 @@ def train(
         config, lists, sweep = solver_config(parameters), ranking_config(parameters), sweep_config(parameters)
         if sweep.wanted:
             check_optuna()
-        ratings, provenance = read_ratings(Path(train_ratings.path), encoded=True)
-        validation, _ = read_ratings(Path(validation_ratings.path), encoded=True)
-        sweep.check(val_size=len(validation), processes={"train_nodes": nodes.count})
+        ratings, validation = Path(train_ratings.path), Path(validation_ratings.path)
+        provenance, rows, held_out = read_provenance(ratings), len(Batches(ratings)), len(Batches(validation))
+        sweep.check(val_size=held_out, processes={"train_nodes": nodes.count})
         chosen, why = chosen_solver(parameters)
         what = f"solver {chosen}, {factors} factors" if provenance.has_ratings else "lists alone, there are no ratings"
-        print(f"{where}: {what}, {len(ratings):,} training and {len(validation):,} validation rows", flush=True)
+        print(f"{where}: {what}, {rows:,} training and {held_out:,} validation rows", flush=True)
         if why and provenance.has_ratings:
             print(why, flush=True)
         if provenance.has_ratings and (change := processes_line(config, processes * nodes.count)):
@@ -99,7 +100,7 @@ def train(
         solver=trained.solver or "none",
         ranking=ranking,
         factors=trained.factors,
-        rows=len(ratings),
+        rows=rows,
         content_hash=provenance.content_hash,
         git_sha=trained.git_sha,
         device=device.type,

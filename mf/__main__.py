@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from mf.checkpoint import CheckpointFile
     from mf.model_directory import TrainedModel
-    from mf.ratings.split import Parts
 
 PROG, MODULE = "mf", "python -m mf"
 REFUSED = 3  # exit status where the gate refuses to publish
@@ -201,8 +200,9 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
     from mf.ingest import ingest
     from mf.plan import Plan
     from mf.publish import NOTHING_HELD_OUT, publish, remove_report
+    from mf.ratings.batches import Batches
     from mf.ratings.schema import check_ratings_differ, read_ratings
-    from mf.ratings.split import split
+    from mf.ratings.split import PARTS, split, split_file
     from mf.supabase.find import find_target
     from mf.sweep.journal import JOURNAL
     from mf.train import pick_device
@@ -230,24 +230,31 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
             # Before the training: a wrong key or an incompatible migration must not show up an hour later.
             target.check(ratings[USER], ratings[MOVIE], views)
         check_ratings_differ(ratings, provenance.source)
-        parts = split(ratings, division)
-        test = _test_part(trainer.test_csv, source, work, parts.train) if trainer.test_csv else None
+        test = _test_part(trainer.test_csv, source, work, ratings.slice(0, 0)) if trainer.test_csv else None
         many = trainer.processes if trainer.processes > 1 else 0
+        parts: Sequence[pa.Table | Path]
+        if many:  # processes, which read files; meanwhile this one holds no training ratings
+            parts = files = [work / f"{name}-part.parquet" for name in PARTS]
+            split_file(work / RATINGS_PARQUET, files, division)
+        else:
+            parts = split(ratings, division)
+        del ratings
         device, device_line = pick_device(trainer.use_cuda, gpus=many if trainer.use_cuda else 0)
         print(f"{device_line}, by {many} processes" if many else device_line)
         if provenance.has_ratings and (change := processes_line(asked, trainer.processes)):
             print(change)
-        part, held_out = ("validation", parts.validation) if test is None else ("test", test)
+        part, held_out = ("validation", Batches(parts[1]).table()) if test is None else ("test", test)
         judge_by_validation = target is not None and test is None
         if target and not len(held_out) and not gate.force_publish:
             print(f"{NOTHING_HELD_OUT}: the model will be written to {trainer.output_dir}/ and not published")
         plan = Plan(solver, ranking, sweep, choices, checkpoint=checkpoint, journal=trainer.output_dir / JOURNAL)
         model, _ = plan.train(
-            parts.train, parts.validation,
+            *parts[:2],
             device=device, say=say_at_once, earlier=earlier, provenance=provenance,
             lists_from_validation=not judge_by_validation, processes=trainer.processes,
         )  # fmt: skip
-        test_line = _score(model, parts, test) if test is not None else ""
+        train_part, validation_part = (Batches(part).table() for part in parts[:2])
+        test_line = _score(model, train_part, validation_part, test) if test is not None else ""
         kept = [] if is_original else [work / RATINGS_PARQUET]  # mf recommend leaves out what a user has rated
         (trainer.output_dir / RATINGS_PARQUET).unlink(missing_ok=True)  # of an earlier model
         model.save(trainer.output_dir, also=[*sorted(work.glob("*rejects.csv")), *kept])
@@ -255,7 +262,7 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
             (trainer.output_dir / "test_rejects.csv").unlink(missing_ok=True)
         plan.clean_up()
     if len(held_out) and model.module:
-        beside = BesideBaselines.of(model, parts.train, held_out)
+        beside = BesideBaselines.of(model, train_part, held_out)
         print(beside.line(part))
         if not beside.better:
             print(f"not better than the baselines{_advice(namespace)}")
@@ -266,7 +273,7 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
         print(test_line)
     if target:
         outcome = publish(
-            model, target, parts.train, held_out, None if judge_by_validation else parts.validation,
+            model, target, train_part, held_out, None if judge_by_validation else validation_part,
             directory=trainer.output_dir, views=views, gate=gate, provenance=provenance,
         )  # fmt: skip
         if outcome.export is None:
@@ -316,13 +323,13 @@ def _advice(namespace: argparse.Namespace) -> str:
     return f"; for a good model: {shlex.join(words)}"
 
 
-def _score(model: "TrainedModel", parts: "Parts", test: "pa.Table") -> str:
+def _score(model: "TrainedModel", train_part: "pa.Table", validation_part: "pa.Table", test: "pa.Table") -> str:
     """Scores ``test``, adds the figure to the model's metrics and returns the line to print: the RMSE or, of a model of
     clicks, the NDCG."""
     if model.module is None:
         from mf.evaluation.evaluate import evaluate  # takes a second to import
 
-        ranking = evaluate(parts.train, test, model, validation=parts.validation).ranking
+        ranking = evaluate(train_part, test, model, validation=validation_part).ranking
         model.metrics["test_ndcg"] = ranking.model["ndcg"] if ranking.model else None
         return f"test {ranking.line().removeprefix('lists  ')}"
     import numpy as np

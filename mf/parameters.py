@@ -244,6 +244,17 @@ def check_gpus(parameters: Parameters, gpus: Mapping[str, Collection[int]]) -> N
         raise ConfigError(f"train_accelerator_count: found {count:g}, a machine has {counts} of {kind}")
 
 
+def check_nodes(parameters: Parameters, train_nodes: int) -> None:
+    """Refuses what several machines that share a training cannot do: a sweep, and adam's ``clip_grad``.
+
+    Raises:
+        ConfigError: naming every fault.
+    """
+    if train_nodes > 1:
+        sweep_config(parameters).check_processes("train_nodes", train_nodes)
+        _check_processes(parameters, train_nodes)
+
+
 def _check_supabase_url(parameters: Parameters) -> None:
     # Empty on a machine of one's own: the environment has it.
     if parameters["supabase_url"] and (problem := address_problem(project_url(parameters["supabase_url"]))):
@@ -273,10 +284,11 @@ def _check_init_from(parameters: Parameters) -> None:
         check_warm(solver)
 
 
-def _check_processes(parameters: Parameters) -> None:
+def _check_processes(parameters: Parameters, train_nodes: int = 1) -> None:
     from mf.solvers import for_processes
 
-    for_processes(solver_config(parameters), int(parameters.get("train_accelerator_count", 0)) or 1)
+    gpus = int(parameters.get("train_accelerator_count", 0))
+    for_processes(solver_config(parameters), train_nodes * (gpus or 1))
 
 
 def _check_sweep(parameters: Parameters) -> None:

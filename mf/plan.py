@@ -12,6 +12,7 @@ from mf.checkpoint import CheckpointFile, reporter
 from mf.config import Config
 from mf.model_directory import TrainedModel
 from mf.ranking import RankingConfig
+from mf.ratings.schema import in_memory
 from mf.sweep.config import Choices, SweepConfig
 from mf.sweep.journal import remove_journal
 from mf.sweep.search import Found, search
@@ -39,8 +40,8 @@ class Plan:
 
     def train(
         self,
-        ratings: pa.Table,
-        validation: pa.Table,
+        ratings: pa.Table | Path,
+        validation: pa.Table | Path,
         *,
         device: torch.device,
         say: Callable[[str], None],
@@ -59,6 +60,7 @@ class Plan:
         """
         config, ranking, found = self.config, self.ranking, None
         if self.sweep.wanted:
+            ratings, validation = map(in_memory, (ratings, validation))
             found = search(
                 ratings, validation, self.sweep, self.choices,
                 device=device, seed=config.model_dump()["seed"], relevance_threshold=relevance_threshold,

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,12 +28,12 @@ class Ranks:
         self.sent = 0
 
     @classmethod
-    def alone(cls) -> "Ranks":
+    def alone(cls) -> Self:
         """A training by one process: nothing is sent."""
         return cls(0, 1)
 
     @classmethod
-    def joined(cls) -> "Ranks":
+    def joined(cls) -> Self:
         """The ranks of the process group that this process has joined (``mf.launch``)."""
         return cls(dist.get_rank(), dist.get_world_size())
 
@@ -44,13 +44,42 @@ class Ranks:
             self.sent += 2 * (self.world - 1) * _bytes(x) // self.world
         return x
 
-    def gather(self, x: Tensor) -> list[Tensor]:
-        """Every rank's ``x``, in the order of the ranks, on every rank; lengths may differ."""
+    def sum_rows(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """This rank's rows of the sum of ``x`` over all ranks: ``lengths[r]`` rows are those of rank r, in their order.
+
+        Half the bytes of ``sum``. Terms are added in the order of the ranks.
+        """
         if self.world == 1:
-            return [x]
-        shapes = self.gather_objects(tuple(x.shape))
-        found = [x.contiguous() if r == self.rank else x.new_empty(shape) for r, shape in enumerate(shapes)]
-        for r, part in enumerate(found):
+            return x
+        parts = self._send_rows(x, lengths, [lengths[self.rank]] * self.world)
+        for part in parts[1:]:
+            parts[0] += part
+        return parts[0]
+
+    def exchange(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Sends ``lengths[r]`` rows of ``x`` to rank r, in the order of the ranks; returns the rows sent to this rank,
+        in the order of their senders."""
+        if self.world == 1:
+            return x
+        given = [own[self.rank] for own in self.gather_objects(list(lengths))]
+        return torch.cat(self._send_rows(x, lengths, given))
+
+    def _send_rows(self, x: Tensor, lengths: Sequence[int], given: Sequence[int]) -> list[Tensor]:
+        """The rows that each rank sends to this one, ``given[r]`` by rank r."""
+        found = x.new_empty(sum(given), *x.shape[1:])
+        dist.all_to_all_single(found, x.contiguous(), list(given), list(lengths))
+        self.sent += _bytes(x) - _bytes(x[: lengths[self.rank]])
+        return list(torch.split(found, list(given)))
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The rows of every rank's ``x``, in the order of the ranks, on every rank; numbers of rows may differ."""
+        if self.world == 1:
+            return x
+        lengths = self.gather_objects(len(x))
+        found = x.new_empty(sum(lengths), *x.shape[1:])
+        for r, part in enumerate(torch.split(found, lengths)):
+            if r == self.rank:
+                part.copy_(x)
             if part.numel():
                 dist.broadcast(part, r)
         self.sent += (self.world - 1) * _bytes(x)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,8 @@ from mf.evaluation.metrics import RMSE
 from mf.model_directory import TrainedModel
 from mf.nodes import Nodes
 from mf.ranking import PassReport, RankingConfig
-from mf.ratings.schema import MOVIE, RATING, USER, Provenance
+from mf.ratings.batches import Batches
+from mf.ratings.schema import MOVIE, RATING, USER, Provenance, encoded_ids, in_memory
 from mf.solvers import SOLVERS
 from mf.solvers.base import Callback, Checkpoint
 from mf.solvers.config import DEFAULT_SOLVER
@@ -36,8 +38,8 @@ class Refit:
 
 def refit(
     judged: TrainedModel,
-    ratings: pa.Table,
-    train_part: pa.Table,
+    ratings: pa.Table | Path,
+    train_part: pa.Table | Path,
     *,
     device: torch.device,
     callbacks: Sequence[Callback] = (),
@@ -56,14 +58,15 @@ def refit(
 
     Args:
         judged: the model that the gate accepted.
-        ratings: all ratings: the training, the validation and the test part.
+        ratings: all ratings: the training, the validation and the test part; a table, or a file of ``write_ratings``.
         train_part: the ratings that ``judged`` was trained on.
         device, callbacks, checkpoint, earlier, provenance, progress, processes, nodes: as for ``mf.train.train``.
     """
     config, ranking = options_of(judged)
+    rows = len(Batches(ratings))
     try:
         model = train(
-            ratings, ratings.slice(0, 0), config,
+            ratings, nothing_of(ratings), config,
             device=device, callbacks=callbacks, checkpoint=checkpoint, earlier=earlier, provenance=provenance,
             ranking=ranking, progress=progress, processes=processes, nodes=nodes,
         )  # fmt: skip
@@ -73,9 +76,7 @@ def refit(
     if "sweep" in judged.metrics:  # whose choice its options are
         model.metrics["sweep"] = judged.metrics["sweep"]
     if not (model.module and judged.module):
-        return Refit(
-            model, f"model {model.run_id} is fitted to all {len(ratings):,} clicks, as {judged.run_id} was judged"
-        )
+        return Refit(model, f"model {model.run_id} is fitted to all {rows:,} clicks, as {judged.run_id} was judged")
     # What held-out ratings said of the judged model: the database derives the noise of a rating from it.
     model.metrics["validation_rmse"] = judged.metrics["validation_rmse"]
     sample = _sample(train_part)
@@ -83,7 +84,7 @@ def refit(
     rmses = f"RMSE {ours:.4f} on {len(sample):,} training ratings, {theirs:.4f} of the judged model {judged.run_id}"
     if not ours <= theirs * (1 + TOLERANCE):  # a NaN is not
         return Refit(judged, f"the judged model is published, since the fit to all ratings is worse: {rmses}")
-    return Refit(model, f"model {model.run_id} is fitted to all {len(ratings):,} ratings: {rmses}")
+    return Refit(model, f"model {model.run_id} is fitted to all {rows:,} ratings: {rmses}")
 
 
 def options_of(judged: TrainedModel) -> tuple[Config, RankingConfig | None]:
@@ -95,13 +96,25 @@ def options_of(judged: TrainedModel) -> tuple[Config, RankingConfig | None]:
     return solver.of(**judged.config | fixed), RankingConfig.of(**judged.ranking.config) if judged.ranking else None
 
 
-def _sample(ratings: pa.Table) -> pa.Table:
-    if len(ratings) <= COMPARED:
-        return ratings
-    chosen = np.zeros(len(ratings), np.bool_)
-    chosen[np.random.default_rng(0).choice(len(ratings), COMPARED, replace=False)] = True
-    # A mask: ``take`` fails on more than 2 GiB of text, whose offsets have 32 bits.
-    return ratings.filter(pa.array(chosen))
+def nothing_of(ratings: pa.Table | Path) -> pa.Table:
+    """No rows, with the columns of ``ratings`` in memory."""
+    if isinstance(ratings, pa.Table):
+        return ratings.schema.empty_table()
+    return encoded_ids(Batches(ratings).schema.empty_table())
+
+
+def _sample(ratings: pa.Table | Path) -> pa.Table:
+    batches = Batches(ratings)
+    if len(batches) <= COMPARED:
+        return in_memory(ratings)
+    chosen = np.zeros(len(batches), np.bool_)
+    chosen[np.random.default_rng(0).choice(len(batches), COMPARED, replace=False)] = True
+    found, start = [], 0
+    for batch in batches.read():
+        # A mask: ``take`` fails on more than 2 GiB of text, whose offsets have 32 bits.
+        found.append(batch.filter(pa.array(chosen[start : start + len(batch)])))
+        start += len(batch)
+    return pa.concat_tables(found)
 
 
 def _rmse(model: TrainedModel, ratings: pa.Table) -> float:

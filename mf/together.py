@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
+from mf.biases import Ints
 from mf.config import Config
 from mf.errors import KilledError, MfError, TrainingError
 from mf.model import MatrixFactorization
@@ -86,21 +87,21 @@ class Job:
 
 
 def fit_together(
-    ratings: pa.Table,
-    validation: pa.Table,
+    ratings: pa.Table | Path,
+    validation: pa.Table | Path,
     job: Job,
     *,
     callbacks: Sequence[Callback] = (),
     progress: Callable[[PassReport], None] | None = None,
     earlier: EarlierModel | None = None,
 ) -> tuple[Fitted | None, TrainedRanking | None]:
-    """Fits a star model and a ranking model by several processes; each reads the ratings of its own users from a
-    scratch file.
+    """Fits a star model and a ranking model by several processes; each reads the ratings of its own users.
 
     Every machine of ``job.nodes`` calls this; the models are found on the first one, and none on the others.
 
     Args:
-        ratings, validation: ratings tables.
+        ratings, validation: ratings tables, which are written to scratch files and stay in memory meanwhile; or files
+            of ``write_ratings``, sorted by user, of which this process reads nothing.
         callbacks: called in this process after every epoch.
         progress: called in this process after every pass of the ranking model.
         earlier: a star model to start from.
@@ -110,13 +111,14 @@ def fit_together(
         KilledError: a signal ended a process.
         MfError: as ``mf.solvers.fit``.
     """
-    columns = [USER, MOVIE, *([RATING] if has_ratings(ratings) else [])]
-    if job.ranking and job.ranking.recency and RATED_AT in ratings.column_names:
-        columns.append(RATED_AT)
     with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
         folder = Path(scratch)
-        for name, table in ((TRAIN, ratings), (VALIDATION, validation)):
-            ordered = table.select(columns) if is_sorted(table) else by_pair(table.select(columns))
+        for name, part in ((TRAIN, ratings), (VALIDATION, validation)):
+            if isinstance(part, Path):
+                (folder / name).symlink_to(part.absolute())
+                continue
+            table = part.select(_columns(part.column_names, job))
+            ordered = table if is_sorted(table) else by_pair(table)
             write_ratings(ordered, folder / name, Provenance("scratch", len(table), 0, 0, len(table)))
         if earlier:
             earlier.save(folder / EARLIER)
@@ -128,6 +130,12 @@ def fit_together(
         if job.nodes.rank:
             return None, None
         return _star_model(folder, job.world) if job.config else None, _ranking_model(folder, job)
+
+
+def _columns(names: Sequence[str], job: Job) -> list[str]:
+    """The columns of ratings that the training reads."""
+    timed = job.ranking is not None and job.ranking.recency
+    return [name for name in (USER, MOVIE, RATING, RATED_AT) if name in names and (timed or name != RATED_AT)]
 
 
 def interactions_of(
@@ -205,7 +213,8 @@ def _fit_share(folder: Path, job: Job) -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if job.cuda else "gloo")
     try:
         ranks = Ranks.joined()
-        share = ShareOfUsers.read(folder / TRAIN, ranks.rank, ranks.world)
+        columns = _columns(pq.read_schema(folder / TRAIN).names, job)
+        share = ShareOfUsers.read(folder / TRAIN, ranks.rank, ranks.world, columns)
         held_out = share.of(folder / VALIDATION)
         if job.config:
             _fit_stars(folder, job, share.table, held_out, device, ranks)
@@ -227,16 +236,16 @@ def _fit_stars(
 ) -> None:
     assert job.config is not None
     users, user_rows = Vocabulary.encode(ratings[USER])
-    movies = _all_movies(ratings, ranks)
+    movies, movie_rows = _encode_movies(ratings, ranks)
     earlier = EarlierModel.read(folder / EARLIER) if (folder / EARLIER).exists() else None
     initial = earlier.initial(users, movies) if earlier else None
 
-    def tensors(table: pa.Table, rows: npt.NDArray[np.integer]) -> RatingTensors:
-        columns = (rows, movies.rows(table[MOVIE]), table[RATING].to_numpy().copy())
-        user_rows, movie_rows, values = map(torch.from_numpy, columns)
-        return RatingTensors(user_rows, movie_rows, values, len(users), len(movies))
+    def tensors(table: pa.Table, user_rows: Ints, movie_rows: Ints) -> RatingTensors:
+        rows = torch.from_numpy(user_rows), torch.from_numpy(movie_rows)
+        return RatingTensors(*rows, torch.tensor(table[RATING].to_numpy()), len(users), len(movies))
 
-    train, validation = tensors(ratings, user_rows), tensors(held_out, users.rows(held_out[USER]))
+    train = tensors(ratings, user_rows, movie_rows)
+    validation = tensors(held_out, users.rows(held_out[USER]), movies.rows(held_out[MOVIE]))
     callbacks = [] if ranks.rank else [_writer(folder / REPORTS)]
     model = fit(train, validation, job.config, device, callbacks, job.checkpoint, initial, ranks).cpu()
     state = {name: x for name, x in model.state_dict().items() if not name.startswith("user_")}
@@ -250,8 +259,8 @@ def _fit_stars(
 def _fit_lists(folder: Path, config: RankingConfig, table: pa.Table, device: torch.device, ranks: Ranks) -> None:
     started = time.perf_counter()
     users, user_rows = Vocabulary.encode(table[USER])
-    movies = _all_movies(table, ranks)
-    interactions = interactions_of(table, users, movies, user_rows, movies.rows(table[MOVIE]))
+    movies, movie_rows = _encode_movies(table, ranks)
+    interactions = interactions_of(table, users, movies, user_rows, movie_rows)
     model = fit_ranking(interactions, config, device, None if ranks.rank else _writer(folder / REPORTS), ranks=ranks)
     _write_users(folder / LISTED_USERS.format(ranks.rank), users, model.user_vectors(interactions))
     rows = sum(ranks.gather_objects(len(table)))
@@ -267,9 +276,11 @@ def _fit_lists(folder: Path, config: RankingConfig, table: pa.Table, device: tor
         )
 
 
-def _all_movies(table: pa.Table, ranks: Ranks) -> Vocabulary:
-    """The movies in the tables of all processes."""
-    return Vocabulary.of(pa.chunked_array(ranks.gather_objects(Vocabulary.of(table[MOVIE]).ids)))
+def _encode_movies(table: pa.Table, ranks: Ranks) -> tuple[Vocabulary, Ints]:
+    """The movies in the tables of all processes, and int32[N], the row of each rating's movie."""
+    own, rows = Vocabulary.encode(table[MOVIE])
+    movies = Vocabulary.of(pa.chunked_array(ranks.gather_objects(own.ids)))
+    return movies, movies.rows(own.ids).astype(np.int32)[rows]
 
 
 def _write_users(path: Path, users: Vocabulary, vectors: npt.NDArray[np.float32], **columns: Any) -> None:

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from mf.biases import Ints
@@ -17,6 +19,7 @@ from mf.model_directory import MovieCounts, TrainedModel, TrainedRanking
 from mf.nodes import Nodes
 from mf.ranking import PassReport, RankingConfig
 from mf.ranking.fit import fit as fit_ranking
+from mf.ratings.batches import Batches
 from mf.ratings.config import CLICKS_WITHOUT_RANKING
 from mf.ratings.schema import (
     MOVIE,
@@ -25,7 +28,8 @@ from mf.ratings.schema import (
     Provenance,
     TrainedOn,
     check_ratings_differ,
-    has_ratings,
+    in_memory,
+    same_ratings,
 )
 from mf.ratings.vocabulary import Vocabulary
 from mf.solvers import EpochReport, RatingTensors, fit, for_processes, solver_of
@@ -38,8 +42,8 @@ ALONE = Nodes()
 
 
 def train(
-    ratings: pa.Table,
-    validation: pa.Table,
+    ratings: pa.Table | Path,
+    validation: pa.Table | Path,
     config: Config,
     *,
     device: torch.device,
@@ -59,8 +63,9 @@ def train(
     used, and ``ranking`` is needed.
 
     Args:
-        ratings, validation: ratings tables (``mf.ratings.schema``); ``validation`` may be empty. Users and movies that
-            occur only in ``validation`` get no star vector.
+        ratings, validation: ratings tables (``mf.ratings.schema``), or files of them, which several processes read
+            without this one holding their rows; ``validation`` may be empty. Users and movies that occur only in
+            ``validation`` get no star vector.
         config: the solver's options.
         device: device to compute on.
         callbacks: called after every epoch (``vb`` and ``gibbs``: every sweep).
@@ -81,30 +86,36 @@ def train(
         ConfigError: the checkpoint belongs to other ratings or options, the solver cannot start from a model, or there
             is neither a rating nor a ranking model.
     """
-    if not len(ratings):
+    several = processes * nodes.count > 1
+    if not several:
+        ratings, validation = map(in_memory, (ratings, validation))
+    parts = Batches(ratings), Batches(validation)
+    rows = {"train": len(parts[0]), "validation": len(parts[1])}
+    if not rows["train"]:
         raise DataError("found no ratings to train on, expected at least one: lower --val_size, or add ratings")
-    both = pa.concat_tables([ratings, validation])
-    listed = both if lists_from_validation else ratings
-    if not has_ratings(ratings):
-        origin = _trained_on(provenance, ratings, validation, lists_from_validation, None) if provenance else None
-        rows = {"train": len(ratings), "validation": len(validation)}
+    listed = parts if lists_from_validation else parts[:1]
+    stars = parts[0].has_ratings
+    # Before several processes need the memory.
+    origin = _trained_on(provenance, ratings, validation, lists_from_validation, earlier if stars else None)
+    movie_counts = _movie_counts(parts if stars else listed)
+    if not stars:
         if ranking is None:
             raise ConfigError(CLICKS_WITHOUT_RANKING)
-        if processes * nodes.count > 1:
+        if several:
             job = Job(None, ranking, lists_from_validation, processes, device.type == "cuda", nodes=nodes)
             lists = fit_together(ratings, validation, job, progress=progress)[1]
         else:
-            lists = train_ranking(listed, ranking, device=device, progress=progress)
+            lists = train_ranking(_joined(listed), ranking, device=device, progress=progress)
         assert lists is not None
-        return _of_clicks(lists, listed, rows, origin)
-    check_ratings_differ(both, "training ratings")
+        return _of_clicks(lists, rows, origin, movie_counts)
+    _check_ratings_differ(parts)
     config = for_processes(config, processes * nodes.count)
     epochs: list[EpochReport] = []
     callbacks = [epochs.append, *callbacks]
     started = time.perf_counter()
-    if processes * nodes.count > 1:
+    if several:
         if ranking:
-            check_ratings_differ(listed, "training ratings")
+            _check_ratings_differ(listed)
         job = Job(config, ranking, lists_from_validation, processes, device.type == "cuda", checkpoint, nodes)
         star, lists = fit_together(ratings, validation, job, callbacks=callbacks, progress=progress, earlier=earlier)
         assert star is not None
@@ -113,7 +124,7 @@ def train(
     else:
         fitted = _fit_alone(ratings, validation, config, device, callbacks, checkpoint, earlier)
         seconds = time.perf_counter() - started
-        lists = train_ranking(listed, ranking, device=device, progress=progress) if ranking else None
+        lists = train_ranking(_joined(listed), ranking, device=device, progress=progress) if ranking else None
     kept = [epoch for epoch in epochs if epoch.kept][-1]
     return TrainedModel(
         module=fitted.module,
@@ -122,7 +133,7 @@ def train(
         run_id=_new_run_id(),
         solver=solver_of(config).name,
         config=config.model_dump(),
-        rows={"train": len(ratings), "validation": len(validation)},
+        rows=rows,
         metrics={
             "validation_rmse": kept.validation_rmse,
             "best_epoch": kept.epoch,
@@ -131,9 +142,9 @@ def train(
             "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
         },
         git_sha=git_sha(),
-        trained_on=_trained_on(provenance, ratings, validation, lists_from_validation, earlier) if provenance else None,
+        trained_on=origin,
         ranking=lists,
-        movie_counts=MovieCounts.of(both[MOVIE]),
+        movie_counts=movie_counts,
         ignore_ratings=provenance.ignore_ratings if provenance else (),
     )
 
@@ -164,8 +175,8 @@ def _fit_alone(
 
 
 def assist(
-    ratings: pa.Table,
-    validation: pa.Table,
+    ratings: pa.Table | Path,
+    validation: pa.Table | Path,
     config: Config,
     *,
     nodes: Nodes,
@@ -177,13 +188,32 @@ def assist(
     processes: int = 1,
 ) -> None:
     """This machine's part of a training on several, of which it is not the first; arguments as for ``train``."""
-    stars = for_processes(config, processes * nodes.count) if has_ratings(ratings) else None
+    stars = for_processes(config, processes * nodes.count) if Batches(ratings).has_ratings else None
     job = Job(stars, ranking, lists_from_validation, processes, device.type == "cuda", checkpoint, nodes)
     fit_together(ratings, validation, job, earlier=earlier)
 
 
+def _joined(parts: Sequence[Batches]) -> pa.Table:
+    return pa.concat_tables([part.table() for part in parts])
+
+
+def _movie_counts(parts: Sequence[Batches]) -> MovieCounts:
+    # Encoded, 4 bytes per row: a chunk of a file may have more text than a plain column can hold.
+    found = [batch[MOVIE] for part in parts for batch in part.read(MOVIE)]
+    encoded = [x if pa.types.is_dictionary(x.type) else x.dictionary_encode() for x in found]
+    return MovieCounts.of(pa.chunked_array([chunk for column in encoded for chunk in column.chunks]))
+
+
+def _check_ratings_differ(parts: Sequence[Batches]) -> None:
+    """As ``mf.ratings.schema.check_ratings_differ``, of parts that may be files."""
+    ends = [pc.min_max(batch[RATING]).as_py() for part in parts for batch in part.read(RATING)]
+    low, rows = min(end["min"] for end in ends), sum(map(len, parts))
+    if rows > 1 and low == max(end["max"] for end in ends):
+        raise same_ratings("training ratings", low, rows)
+
+
 def _of_clicks(
-    ranking: TrainedRanking, clicks: pa.Table, rows: dict[str, int], trained_on: TrainedOn | None
+    ranking: TrainedRanking, rows: dict[str, int], trained_on: TrainedOn | None, movie_counts: MovieCounts
 ) -> TrainedModel:
     """A ranking model alone."""
     return TrainedModel(
@@ -197,7 +227,7 @@ def _of_clicks(
         git_sha=git_sha(),
         trained_on=trained_on,
         ranking=ranking,
-        movie_counts=MovieCounts.of(clicks[MOVIE]),
+        movie_counts=movie_counts,
     )
 
 
@@ -236,8 +266,14 @@ def train_ranking(
 
 
 def _trained_on(
-    provenance: Provenance, ratings: pa.Table, validation: pa.Table, lists: bool, earlier: EarlierModel | None
-) -> TrainedOn:
+    provenance: Provenance | None,
+    ratings: pa.Table | Path,
+    validation: pa.Table | Path,
+    lists: bool,
+    earlier: EarlierModel | None,
+) -> TrainedOn | None:
+    if provenance is None:
+        return None
     trained_on = TrainedOn.of(provenance, ratings, validation, lists)
     return trained_on.after(earlier.trained_on) if earlier else trained_on
 

@@ -12,6 +12,7 @@ from kfp import compiler
 
 from mf.errors import ConfigError
 from mf.files import written_aside
+from mf.parameters import check_nodes
 from pipelines.addresses import check_ratings_csv
 from pipelines.kubeflow import gpus as kubeflow_gpus
 from pipelines.parameters import Definitions, parse
@@ -60,7 +61,7 @@ def target_check(settings: Settings) -> Callable[[Mapping[str, Any]], None]:
 
     def check(parameters: Mapping[str, Any]) -> None:
         faults: list[str] = []
-        for one in (_check_machines, _check_file):
+        for one in (_check_machines, _check_file, _check_nodes):
             try:
                 one(settings, parameters)
             except ConfigError as error:
@@ -81,6 +82,10 @@ def _check_machines(settings: Settings, parameters: Mapping[str, Any]) -> None:
 
 def _check_file(settings: Settings, parameters: Mapping[str, Any]) -> None:
     check_ratings_csv(parameters["ratings_csv"], settings.target)
+
+
+def _check_nodes(settings: Settings, parameters: Mapping[str, Any]) -> None:
+    check_nodes(parameters, settings.train_nodes)
 
 
 def definitions(target: str = "vertex") -> Definitions:

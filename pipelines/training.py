@@ -140,7 +140,9 @@ def build(settings: Settings, defaults: Mapping[str, Any] = MappingProxyType({})
         tasks: dict[str, PipelineTask] = {}
         with final_step(settings):
             # Ingest takes all parameters, because it validates those of every step.
-            ingested = components.ingest(**inputs(components.ingest), gpus=gpus_of(settings, gpu))
+            ingested = components.ingest(
+                **inputs(components.ingest), gpus=gpus_of(settings, gpu), train_nodes=settings.train_nodes
+            )
             parts = components.split(ratings=ingested.outputs["ratings"], **inputs(components.split))
             trained = train(
                 train_ratings=parts.outputs["train_ratings"],

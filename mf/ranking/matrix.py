@@ -1,6 +1,6 @@
 """The sparse user x movie matrix: one set of indices for both channels and the targets, in two orders."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -93,7 +93,9 @@ class RatingMatrix:
         self.ranks = ranks = ranks or Ranks.alone()
         shares = ranks.gather_objects(self.users)
         self.first_user, self.all_users = sum(shares[: ranks.rank]), sum(shares)
-        self.own_movies = slice(*(n_movies * r // ranks.world for r in (ranks.rank, ranks.rank + 1)))
+        ends = [n_movies * r // ranks.world for r in range(ranks.world + 1)]
+        self.own_movies = slice(*ends[ranks.rank : ranks.rank + 2])
+        self._movie_shares = [b - a for a, b in pairwise(ends)]
         self.channels, self.unliked = list(values), unliked
         self.scale = torch.from_numpy(scale).to(device)
         self.target_scale = torch.from_numpy(target_scale).to(device)
@@ -181,10 +183,13 @@ class RatingMatrix:
         self.workers.map(fill, pieces(self.users))
         return out
 
-    def transposed(self, y: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """X_c' y for a channel c and Y' y for the targets, over all users: float32[movies, K] per name.
+    def transposed(self, y: Tensor, names: Iterable[str], whole: Collection[str] = ()) -> dict[str, Tensor]:
+        """X_c' y for a channel c and Y' y for the targets, over all users: float32[own movies, K] per name.
 
-        ``y``: float32[users, K].
+        Args:
+            y: float32[users, K].
+            names: channels, or the targets.
+            whole: the names of which all movies' rows are wanted: float32[movies, K], at twice the bytes.
         """
         out = {name: y.new_zeros(self.movies, y.shape[1]) for name in names}
         for block in self.blocks:  # one after another, so that y[block.users] stays in the cache for all pieces
@@ -200,7 +205,8 @@ class RatingMatrix:
                     target[movies] += segment_sums(scaled[name], index, offsets, weights)
 
             self.workers.map(add, range(len(self._ranges)))
-        return {name: self.ranks.sum(target) for name, target in out.items()}
+        ranks, shares = self.ranks, self._movie_shares
+        return {name: ranks.sum(x) if name in whole else ranks.sum_rows(x, shares) for name, x in out.items()}
 
     def sum_over_users(self, work: Callable[[Any], Tensor], items: Iterable[Any]) -> Tensor:
         """float64, the sum of ``work`` of each of ``items`` over the users of all processes."""
@@ -216,7 +222,7 @@ class RatingMatrix:
 
     def all_movies(self, own: Tensor) -> Tensor:
         """The rows of all movies, from each process's own."""
-        return torch.cat(self.ranks.gather(own))
+        return self.ranks.gather(own)
 
     def drop_targets(self) -> None:
         """Frees the memory of the targets."""

@@ -31,7 +31,7 @@ def cut(teacher: Teacher, matrix: RatingMatrix, factors: int, passes: Passes) ->
     """
     workers, gamma = matrix.workers, teacher.gamma
     basis, rotation, answers = teacher.basis, teacher.rotation, teacher.answers
-    by_movie, by_user, own_movies = matrix.movie_pieces(), pieces(matrix.users), matrix.own_movies
+    by_movie, by_user = matrix.movie_pieces(), pieces(matrix.users)
     same = matrix.ranks.same
     width = min(WIDTH * factors, len(teacher.singular))
 
@@ -56,7 +56,7 @@ def cut(teacher: Teacher, matrix: RatingMatrix, factors: int, passes: Passes) ->
     spans = torch.cat(workers.map(lambda at: answers[at] @ inner, by_movie))
     for columns in pieces(width, PANEL):
         for name, image in matrix.transposed(basis[:, columns], matrix.channels).items():
-            spans[:, columns] -= gamma[name][:, None] * image[own_movies]
+            spans[:, columns] -= gamma[name][:, None] * image
         passes.done(f"student {columns.stop}/{width} directions")
 
     squares, vectors = map(same, torch.linalg.eigh(matrix.sum_over_movies(lambda at: spans[at].T @ spans[at])))

@@ -52,12 +52,11 @@ def fit_teacher(matrix: RatingMatrix, rank: int, config: RankingConfig, passes: 
     }  # X_name' basis
 
     def expand(block: Tensor, at: slice) -> Tensor | None:
-        newest = matrix.transposed(block, images)
+        ends = at.stop == rank
+        newest = matrix.transposed(block, images, whole=() if ends else names)
         for name, image in images.items():
-            image[:, at] = newest[name][own]
-        following = None
-        if at.stop < rank:
-            following = matrix.times({name: newest[name] for name in names}, matrix.scale)
+            image[:, at] = newest[name] if ends or name == TARGET else newest[name][own]
+        following = None if ends else matrix.times({name: newest[name] for name in names}, matrix.scale)
         passes.done(f"teacher {at.stop}/{rank} directions")
         return following
 

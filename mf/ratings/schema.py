@@ -89,11 +89,14 @@ class TrainedOn:
 
     @classmethod
     def of(
-        cls, provenance: Provenance, train: pa.Table, validation: pa.Table, lists_from_validation: bool = True
+        cls,
+        provenance: Provenance,
+        train: "pa.Table | Path",
+        validation: "pa.Table | Path",
+        lists_from_validation: bool = True,
     ) -> "TrainedOn":
         """The record of a training on ``train``, validated on ``validation``, of the ratings of ``provenance``."""
-        times = [pc.max(part[RATED_AT]).as_py() for part in (train, validation) if RATED_AT in part.column_names]
-        newest = max(filter(None, times), default=None)
+        newest = max(filter(None, map(_newest, (train, validation))), default=None)
         until = newest.isoformat() if newest else None
         of_train = content_hash(train)
         parts = [of_train, content_hash(validation)] if lists_from_validation else [of_train]
@@ -239,12 +242,12 @@ def read_ratings(path: Path, *, encoded: bool = False) -> tuple[pa.Table, Proven
     provenance = read_provenance(path)
     if encoded:
         with pq.ParquetFile(path) as file:
-            groups = [_encoded(file.read_row_group(group)) for group in range(file.num_row_groups)]
-            return pa.concat_tables(groups or [_encoded(file.schema_arrow.empty_table())]), provenance
+            groups = [encoded_ids(file.read_row_group(group)) for group in range(file.num_row_groups)]
+            return pa.concat_tables(groups or [encoded_ids(file.schema_arrow.empty_table())]), provenance
     return pq.read_table(path, partitioning=None).replace_schema_metadata(None), provenance
 
 
-def _encoded(ratings: pa.Table) -> pa.Table:
+def encoded_ids(ratings: pa.Table) -> pa.Table:
     """The same ratings with ids as dictionary columns."""
     columns = {name: ratings[name] for name in ratings.column_names}
     return pa.table({name: c.dictionary_encode() if name in (USER, MOVIE) else c for name, c in columns.items()})
@@ -269,12 +272,30 @@ def read_provenance(path: Path) -> Provenance:
     return Provenance(**json.loads(provenance))
 
 
-def content_hash(table: pa.Table) -> str:
+def in_memory(ratings: pa.Table | Path) -> pa.Table:
+    """A table of ratings; a file is read, with encoded ids."""
+    return ratings if isinstance(ratings, pa.Table) else read_ratings(ratings, encoded=True)[0]
+
+
+def content_hash(ratings: pa.Table | Path) -> str:
     """16 hexadecimal digits of the rows' values and their order; the same however the columns are chunked or
-    encoded."""
-    content = _ContentHash(table.schema)
-    content.update(table)
+    encoded. A file of ``write_ratings`` has its own."""
+    if isinstance(ratings, Path):
+        return read_provenance(ratings).content_hash
+    content = _ContentHash(ratings.schema)
+    content.update(ratings)
     return content.digits()
+
+
+def _newest(ratings: pa.Table | Path) -> datetime | None:
+    """The time of the newest rating, where one is known."""
+    if isinstance(ratings, Path):
+        with pq.ParquetFile(ratings, pre_buffer=False) as file:
+            batches = file.iter_batches(columns=[RATED_AT]) if RATED_AT in file.schema_arrow.names else ()
+            found = [pc.max(batch[RATED_AT]).as_py() for batch in batches]
+    else:
+        found = [pc.max(ratings[RATED_AT]).as_py()] if RATED_AT in ratings.column_names else []
+    return max(filter(None, found), default=None)
 
 
 class _ContentHash:

@@ -1,5 +1,6 @@
 """Reading one process's share of a ratings file: the row groups of its users, and no others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,21 @@ class ShareOfUsers:
     end: Any
 
     @classmethod
-    def read(cls, path: Path, rank: int, world: int) -> "ShareOfUsers":
+    def read(cls, path: Path, rank: int, world: int, columns: Sequence[str] | None = None) -> "ShareOfUsers":
         """The share of process ``rank`` of ``world``: about as many ratings as the others', of whole users.
 
         It begins with the first user whose ratings begin at or after row rank / world of all rows.
+
+        Args:
+            path: a file of ``write_ratings``.
+            rank, world: number of the process, and number of processes.
+            columns: those to read, the user's among them; default: all.
 
         Raises:
             DataError: the file is not sorted by user.
         """
         with pq.ParquetFile(path) as file:
-            rows = _RowGroups(file)
+            rows = _RowGroups(file, columns)
             (start, first), (stop, end) = (rows.next_user(rows.total * r // world) for r in (rank, rank + 1))
             table = rows.read(start, stop)
         if not is_sorted(table):
@@ -48,7 +54,7 @@ class ShareOfUsers:
     def of(self, path: Path) -> pa.Table:
         """The ratings in another file by users of the same range of ids."""
         with pq.ParquetFile(path) as file:
-            rows = _RowGroups(file)
+            rows = _RowGroups(file, self.table.column_names)
             table = rows.read_groups([g for g in range(len(rows.starts) - 1) if self._overlaps(rows.id_range(g))])
         for bound, inside in ((self.first, pc.greater_equal), (self.end, pc.less)):
             if bound is not None:
@@ -74,8 +80,8 @@ class _RowGroups:
         starts: the first row of each row group, and the number of rows.
     """
 
-    def __init__(self, file: pq.ParquetFile) -> None:
-        self.file = file
+    def __init__(self, file: pq.ParquetFile, columns: Sequence[str] | None) -> None:
+        self.file, self.columns = file, None if columns is None else list(columns)
         sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
         self.starts = np.cumsum([0, *sizes]).tolist()
 
@@ -111,7 +117,7 @@ class _RowGroups:
 
     def read_groups(self, groups: list[int]) -> pa.Table:
         """The rows of some row groups."""
-        return self.file.read_row_groups(groups).replace_schema_metadata(None)
+        return self.file.read_row_groups(groups, self.columns).replace_schema_metadata(None)
 
     def id_range(self, group: int) -> tuple[Any, Any] | None:
         """Smallest and largest user id of a row group, where the file tells."""

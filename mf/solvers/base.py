@@ -103,7 +103,7 @@ class Share:
         here = lanes_of(ranks.rank, ranks.world, lanes)
         wanted = starts.new_tensor([n_ratings * lane // lanes for lane in here[1:]])
         edges = [0, *torch.searchsorted(starts, wanted).tolist(), own.n_users]
-        bounds = torch.cat(ranks.gather(torch.stack(own.ratings.aminmax())[None]))
+        bounds = ranks.gather(torch.stack(own.ratings.aminmax())[None])
         bound = float(bounds.abs().max())
         mean = float(ranks.sum(summable(own.ratings, bound, n_ratings).sum())) / n_ratings
         squares = ranks.sum((own.ratings.double() - mean).square().sum())

@@ -278,7 +278,7 @@ class Tables:
         p = torch.cat([normal(lane.users.stop - lane.users.start, rng) for lane, rng in zip(lanes, drawn, strict=True)])
         # Of all lanes the first draws the movies too, after its users.
         movies = normal(train.n_movies, drawn[0]) if lanes[0].number == 0 else p.new_empty(0, factors)
-        q = torch.cat(train.ranks.gather(movies))
+        q = train.ranks.gather(movies)
         return cls(p, q, *(torch.zeros(len(table), device=device) for table in (p, q)))
 
     def warm_start(self, initial: Initial, mean: float, movie_rows: Tensor) -> None:
@@ -454,7 +454,7 @@ class MiniBatchTraining:
             leaving, coming = ratings.lanes[0].number + turn, ratings.lanes[-1].number + 1 + turn
             spans = (ratings.movie_spans[part % parts] for part in (leaving, coming))
             self.ranks.turn(self.movie_tables(), *spans)
-        return math.sqrt(torch.cat(self.ranks.gather(errors)).sum().item() / len(self.train))
+        return math.sqrt(self.ranks.gather(errors).sum().item() / len(self.train))
 
     def _draw(self, number: int, lane: Lane) -> tuple[list[int], list[list[list[int]]]]:
         """Order of the lane's blocks, and per block and movie part a seed for its batches and one for dropout."""
@@ -490,7 +490,7 @@ class MiniBatchTraining:
         first, last = (self.ratings.lanes[i].number for i in (0, -1))
         here = slice(self.ratings.movie_spans[first].start, self.ratings.movie_spans[last].stop)
         for table in tables:
-            table.copy_(torch.cat(self.ranks.gather(table[here])))
+            table.copy_(self.ranks.gather(table[here]))
 
     def validation_rmse(self) -> float:
         predictor = self.fallback.predictor(*self._parameters(self._whole_tables()), self.config.factors)

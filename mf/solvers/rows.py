@@ -128,7 +128,7 @@ class UserRows(Rows):
         k = table.shape[1]
         parts = workers.map(lambda lane: torch.linalg.qr(table[lane]), self.lanes)
         factors = torch.stack([pad(r, (0, 0, 0, k - len(r))) for _, r in parts])
-        joined, r = torch.linalg.qr(torch.cat(self.ranks.gather(factors)).flatten(0, 1))
+        joined, r = torch.linalg.qr(self.ranks.gather(factors).flatten(0, 1))
         first = lanes_of(self.ranks.rank, self.ranks.world, len(joined) // k)[0]
 
         def times(x: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class BiasFallback:
 
     def __init__(self, train: Share, validation: RatingTensors) -> None:
         extremes = torch.stack([r for data in (train.own, validation) if len(data) for r in data.ratings.aminmax()])
-        both = torch.cat(train.ranks.gather(torch.stack(extremes.aminmax())))
+        both = train.ranks.gather(torch.stack(extremes.aminmax()))
         self.range = {"rating_min": both.min().item(), "rating_max": both.max().item()}
         self.device, self.train = train.device, train
         self.workers = Workers(self.device)

@@ -74,16 +74,33 @@ class SweepConfig(Config):
         """
         if not self.wanted:
             return
-        ((name, number),) = processes.items()
         faults = []
         if not val_size:
             faults.append("val_size: found 0 with trials, expected a validation part to compare them on, such as 0.1")
         if init_from:
             faults.append("init_from: found an earlier model with trials, expected none: every trial starts anew")
-        if number > 1:
-            faults.append(f"{name}: found {number:g} with trials, expected 1: a trial is trained by one process")
+        try:
+            for name, number in processes.items():
+                self.check_processes(name, number)
+        except ConfigError as error:
+            faults += error.faults
         if faults:
             raise ConfigError(*faults)
+
+    def check_processes(self, name: str, number: int) -> None:
+        """Refuses a sweep whose trainings are shared among processes, GPUs or machines.
+
+        Args:
+            name, number: the option that shares a training, and its value.
+
+        Raises:
+            ConfigError: there is a sweep, and the number is above 1.
+        """
+        if self.wanted and number > 1:
+            raise ConfigError(
+                f"{name}: found {number:g} with trials, expected 1: a trial is trained by one process; leave out the "
+                f"trials, or set {name} to 1"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Processes for tests/unit/test_ranks.py: they are started anew, and so import this module."""
 
 import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from mf.checkpoint import CheckpointFile
-from mf.ranking import Interactions, RankingConfig, RankingModel
+from mf.ranking import Interactions, RankingConfig, RankingModel, taste
 from mf.ranking.fit import fit as fit_ranking
 from mf.ranks import Ranks
 from mf.solvers import EpochReport, RatingTensors, configure, fit
@@ -24,6 +25,43 @@ SOLVERS: dict[str, dict[str, Any]] = {
 
 # Fewer factors and directions than there may be, so that what is left out is estimated from all ranks' ratings.
 LISTS = RankingConfig(factors=8, teacher_rank=70)
+
+
+class Counted(Ranks):
+    """Bytes sent by ``fit_ranking``: of rows of movies and users (``rows``), and of raters (``raters``).
+
+    The others are float64 products of a few directions, and objects of a few bytes.
+    """
+
+    rows = raters = objects = 0
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        return self._counted(x, lambda: super(Counted, self).sum(x))
+
+    def sum_rows(self, x: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        return self._counted(x, lambda: super(Counted, self).sum_rows(x, lengths))
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        return self._counted(x, lambda: super(Counted, self).gather(x))
+
+    def exchange(self, x: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        before = self.sent - self.objects
+        found = super().exchange(x, lengths)
+        self.raters += self.sent - self.objects - before
+        return found
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        before = self.sent
+        found = super().gather_objects(value)
+        self.objects += self.sent - before
+        return found
+
+    def _counted(self, x: torch.Tensor, send: Callable[[], torch.Tensor]) -> torch.Tensor:
+        before = self.sent - self.objects
+        found = send()
+        if x.dtype == torch.float32:
+            self.rows += self.sent - self.objects - before
+        return found
 
 
 def planted() -> tuple[RatingTensors, RatingTensors]:
@@ -86,12 +124,15 @@ def run(rank: int, world: int, folder: Path) -> None:
             "rmse": [r.validation_rmse for r in reports],
             "sent": sent,
         }
-    ranks = Ranks.joined()
-    model = fit_ranking(interactions(parts[0]), LISTS, CPU, ranks=ranks)
+    taste.PANEL = 512  # so that every process solves for some movies
+    counted = Counted.joined()
+    model = fit_ranking(interactions(parts[0]), LISTS, CPU, ranks=counted)
     found["lists"] = {
         **arrays(model),
         "vectors": torch.from_numpy(model.user_vectors(interactions(parts[0]))),
-        "sent": ranks.sent,
+        "rows": counted.rows,
+        "raters": counted.raters,
+        "rest": counted.sent - counted.rows - counted.raters,
     }
     buffer = io.BytesIO()
     torch.save(found, buffer)

@@ -262,7 +262,7 @@ def test_a_parameter_goes_to_the_input_that_bears_its_name(pipeline: dict[str, A
 def test_the_first_step_gets_every_parameter_and_the_gpus_of_the_region(pipeline: dict[str, Any]) -> None:
     parameters = pipeline["root"]["inputDefinitions"]["parameters"]
     inputs = pipeline["root"]["dag"]["tasks"]["ingest"]["inputs"]["parameters"]
-    assert inputs.keys() == {*parameters, "gpus"}
+    assert inputs.keys() == {*parameters, "gpus", "train_nodes"}
     gpus = inputs["gpus"]["runtimeValue"]["constant"]
     assert gpus["NVIDIA_L4"] == [1, 2, 4, 8]
     elsewhere = MessageToDict(build(Settings.of(region="us-west2")).pipeline_spec)

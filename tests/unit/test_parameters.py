@@ -1,3 +1,6 @@
+import json
+from typing import Any
+
 import pytest
 
 from mf.errors import ConfigError
@@ -7,6 +10,7 @@ from mf.parameters import (
     SOLVERS_OWN,
     check,
     check_gpus,
+    check_nodes,
     chosen_solver,
     evaluate_config,
     ranking_config,
@@ -15,8 +19,9 @@ from mf.parameters import (
 from mf.ranking import RankingConfig
 from mf.solvers import SOLVERS, configure
 from pipelines.__main__ import _parameter_flag
-from pipelines.compiled import definitions
+from pipelines.compiled import compiled, definitions, target_check
 from pipelines.parameters import complete, parse, with_defaults
+from pipelines.settings import Settings
 
 DEFINITIONS = definitions()
 
@@ -198,6 +203,29 @@ def test_what_several_gpus_cannot_do_is_refused_before_anything_is_spent() -> No
     check(complete(given, DEFINITIONS))
     with pytest.raises(ConfigError, match="clip_grad: found 1 with 2 processes, expected none"):
         check(complete({**given, "train_accelerator_count": 2}, DEFINITIONS))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"trials": 20}, "train_nodes: found 2 with trials, expected 1: a trial is trained by one process"),
+        (
+            {"solver": "adam", "solver_options": {"clip_grad": 1.0}},
+            "clip_grad: found 1 with 2 processes, expected none",
+        ),
+    ],
+)
+def test_what_several_machines_cannot_do_is_refused_before_anything_is_spent(given: dict[str, Any], said: str) -> None:
+    parameters = complete({**given, "ratings_csv": "gs://bucket/r.csv"}, DEFINITIONS)
+    check(parameters, lambda everything: check_nodes(everything, 1))
+    with pytest.raises(ConfigError, match=said):
+        check(parameters, lambda everything: check_nodes(everything, 2))
+    settings = Settings.of(project="my-project", region="europe-west4", train_nodes=2)
+    words = [f"{name}={value if isinstance(value, int | str) else json.dumps(value)}" for name, value in given.items()]
+    with pytest.raises(ConfigError, match=said):
+        parse(words, DEFINITIONS, target_check(settings))
+    with pytest.raises(ConfigError, match=f"the settings: .*{said}"):
+        compiled(settings.model_copy(update={"parameters": given}))
 
 
 def test_options_of_a_ranking_model_that_is_not_trained_are_refused() -> None:

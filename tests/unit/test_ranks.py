@@ -8,11 +8,12 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.multiprocessing as mp
-from ranked import CPU, LISTS, MOVIES, SOLVERS, USERS, arrays, edges_of, interactions, planted, run, share
+from ranked import CPU, LISTS, MOVIES, RATINGS, SOLVERS, USERS, arrays, edges_of, interactions, planted, run, share
 
 from mf.checkpoint import CheckpointFile
 from mf.errors import ConfigError, DataError
 from mf.ranking.fit import fit as fit_ranking
+from mf.ranking.teacher import PANEL
 from mf.ranks import LANES, Ranks, lane_count
 from mf.ratings.schema import ROW_GROUP, Provenance, write_ratings
 from mf.ratings.share import ShareOfUsers
@@ -120,19 +121,23 @@ def test_the_ranking_model_is_the_same_up_to_rounding_errors(
     assert (found - scores).square().mean().sqrt() < 5e-5 * scores.std()
 
 
-def test_the_ranking_model_sends_movies_and_no_users(together: dict[int, list[dict[str, Any]]]) -> None:
-    """Sums of what each direction of the teacher and of the student is worth per movie and channel, and each movie's
-    raters or their sums."""
-    k, rank, width = LISTS.factors, LISTS.teacher_rank, 4 * LISTS.factors
+def test_the_ranking_model_sends_the_bytes_of_the_formula(together: dict[int, list[dict[str, Any]]]) -> None:
+    """Per direction of the teacher the sums of two channels for all movies, and of the targets for a rank's own; for
+    its own alone per direction of the last panel and of the student. Each user's vector, mean and length."""
+    k, rank = LISTS.factors, LISTS.teacher_rank
     assert rank
-    counts = planted()[0].counts()[1]
-    big = int((counts >= k).sum())
+    last = rank % PANEL
     for world, parts in together.items():
-        summed = MOVIES * 4 * (3 * rank + 2 * width + 1 + k) + big * 4 * k * (k + 1)
-        gram = 8 * (rank * rank * 3 + 8 * rank * 64)
-        for part in parts:
-            sent = part["lists"]["sent"]
-            assert 0 < sent - 2 * (world - 1) * summed // world < 2 * gram + 60_000
+        users = edges_of(planted()[0], world)
+        for r, part in enumerate(parts):
+            movies, others = MOVIES * (r + 1) // world - MOVIES * r // world, world - 1
+            whole = 2 * others * MOVIES * (2 * (rank - last) + 1 + k) // world
+            own = (MOVIES - movies) * (rank - last + 3 * last + 2 * 4 * k)
+            gathered = others * (movies * 3 * k + (users[r + 1] - users[r] + (r == others)) * (k + 2))
+            assert part["lists"]["rows"] == 4 * (whole + own + gathered)
+            assert part["lists"]["rest"] < 8 * (3 * rank * rank + 8 * rank * PANEL) * 2 + 20_000
+        raters = sum(part["lists"]["raters"] for part in parts)
+        assert raters == pytest.approx(4 * (world - 1) * USERS + 8 * RATINGS * (world - 1) / world, rel=0.1)
 
 
 def test_one_process_sends_nothing() -> None:

@@ -153,7 +153,7 @@ def test_the_same_ratings_config_and_seed_give_the_same_predictions() -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_ratings_read_with_encoded_ids_give_the_same_model(processes: int, tmp_path: Path) -> None:
+def test_files_and_ratings_read_with_encoded_ids_give_the_same_model(processes: int, tmp_path: Path) -> None:
     plain = RATINGS.set_column(0, "user_id", RATINGS["user_id"].cast(pa.string()))
     parts = [plain, plain.slice(0, 2)]
     provenance = Provenance("planted", len(plain), 0, 0, len(plain))
@@ -163,12 +163,16 @@ def test_ratings_read_with_encoded_ids_give_the_same_model(processes: int, tmp_p
         encoded.append(read_ratings(tmp_path / f"{i}", encoded=True)[0])
     assert pa.types.is_dictionary(encoded[0]["user_id"].type)
     given = {"config": CONFIG, "device": CPU, "provenance": provenance, "processes": processes}
-    ours, theirs = train(*encoded, **given), train(*parts, **given)
-    assert ours.trained_on == theirs.trained_on
-    assert ours.users.ids.equals(theirs.users.ids)
-    assert ours.predict(plain["user_id"], plain["movie_id"]).tolist() == (
-        theirs.predict(plain["user_id"], plain["movie_id"]).tolist()
-    )
+    models = [train(*each, **given) for each in (parts, encoded, [tmp_path / "0", tmp_path / "1"])]
+    for other in models[1:]:
+        assert other.trained_on == models[0].trained_on
+        assert other.users.ids.equals(models[0].users.ids)
+        counts, same = (
+            model.movie_counts.columns(other.movies.ids)["ratings"].tolist() for model in (other, models[0])
+        )
+        assert counts == same
+        found, expected = (model.predict(plain["user_id"], plain["movie_id"]).tolist() for model in (other, models[0]))
+        assert found == expected
 
 
 def test_no_ratings_are_an_error_that_says_what_to_do() -> None:
