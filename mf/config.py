@@ -53,11 +53,10 @@ class Config(BaseModel):
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """``; did you mean lr?`` for a misspelled name, or the name that another library has; empty where none is near."""
-    names, name = set(known), name.replace("-", "_")
-    near = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.62)
-    if (synonym := SYNONYMS.get(name.lower())) in names:
-        near = [str(synonym)]
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
+    names = set(known)
+    spellings = {synonym: own for synonym, own in SYNONYMS.items() if own in names} | {one: one for one in names}
+    near = difflib.get_close_matches(name.replace("-", "_").lower(), sorted(spellings), n=1, cutoff=0.62)
+    return f"; did you mean {prefix}{spellings[near[0]]}?" if near else ""
 
 
 def _sentence(error: ErrorDetails) -> str:
