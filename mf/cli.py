@@ -12,6 +12,7 @@ import mf
 from mf.config import Config, did_you_mean
 from mf.errors import ConfigError, needs_extra
 from mf.flags import Parser, add_flags, given
+from mf.progress import Silence
 from mf.ratings.config import IngestConfig
 
 FILES = "columns of files of ratings"
@@ -58,9 +59,10 @@ def evaluate_command(argv: Sequence[str], prog: str) -> None:
     if not config.test_csv:
         raise ConfigError(f"expected --test_csv and a file of test ratings, found none (see {prog} --help)")
     reading = _reading(namespace)
-    evaluation = _model(config, reading).evaluate(config.test_csv, k=config.k, **reading)
-    print(evaluation.headline())
-    print(evaluation.log_line())
+    with Silence.watched():
+        evaluation = _model(config, reading).evaluate(config.test_csv, k=config.k, **reading)
+        print(evaluation.headline())
+        print(evaluation.log_line())
 
 
 def recommend_command(argv: Sequence[str], prog: str) -> None:
