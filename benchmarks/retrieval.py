@@ -22,6 +22,7 @@ from benchmarks.bars import Bar, bars, quotient
 from benchmarks.data import Ratings, load
 from benchmarks.planted import FULL
 from benchmarks.report import number, ratio, table
+from benchmarks.sampled import servers_cpu_s
 from mf.local import LocalSupabase, delete_home
 from mf.model import MatrixFactorization
 from mf.model_directory import TrainedModel, TrainedRanking
@@ -63,14 +64,19 @@ def section(rows: int = FULL) -> str:
     lines = [
         (
             label,
-            *(number(measured[way][label][place], 1) for way in ("exact", "index") for place in ("sql", "api")),
+            *(
+                number(measured[way][label][place], 1)
+                for way in ("exact", "index")
+                for place in ("sql", "sql_cpu", "api", "api_cpu")
+            ),
             ratio(measured["exact"][label]["sql"], measured["index"][label]["sql"]),
             ratio(measured["exact"][label]["sql"], measured["bare_ms"]),
             number(measured["recall"][label], 4),
         )
         for label in measured["recall"]
     ]
-    header = ("", "exact, SQL", "API", "index, SQL", "API", "exact / index", "exact / bare", "recall@10")
+    ways = ("exact, SQL", "CPU", "API", "CPU", "index, SQL", "CPU", "API", "CPU")
+    header = ("", *ways, "exact / index", "exact / bare", "recall@10")
     reached = [
         Bar(f"recall@10 of the index, {label}", recall, at_least=RECALL, digits=4)
         for label, recall in measured["recall"].items()
@@ -95,7 +101,8 @@ def _explained(rows: int, measured: Mapping[str, Any]) -> str:
         f"{measured['build_s']:.0f} s and take {measured['index_mb']:.0f} MB beside the searched table's "
         f"{measured['table_mb']:.0f} MB. The ranking model is trained on {rows:,} planted ratings; the users are new "
         f"and have {', '.join(map(str, RATED))} of these ratings, their rated movies left out. Every list is computed "
-        f"from the table of ratings and says because of which movie; one movie in {RARE} passes the filter."
+        f"from the table of ratings and says because of which movie; one movie in {RARE} passes the filter. CPU: mean "
+        "milliseconds of a call, of PostgreSQL with its parallel workers and of PostgREST."
     )
 
 
@@ -303,7 +310,8 @@ def _calls(rng: np.random.Generator, users: list[tuple[npt.NDArray[np.int64], Fl
 def _latencies(
     stack: LocalSupabase, calls: dict[str, list[Call]]
 ) -> tuple[dict[str, dict[str, float]], dict[str, list[list[int]]]]:
-    """Medians of milliseconds in SQL and through the API, and the movies that were found, by label."""
+    """Medians of milliseconds in SQL and through the API, with means of the servers' CPU milliseconds, and the movies
+    that were found, by label."""
     times: dict[str, dict[str, float]] = {}
     found: dict[str, list[list[int]]] = {}
     headers = {"apikey": stack.secret_key, "Authorization": f"Bearer {stack.secret_key}"}
@@ -316,8 +324,10 @@ def _latencies(
             times[label] = {}
             for way, ask in ways.items():
                 ask(asked[0])
+                before = servers_cpu_s()
                 answers, seconds = zip(*(_timed(ask, each) for each in asked), strict=True)
                 times[label][way] = float(np.median(seconds)) * 1000
+                times[label][f"{way}_cpu"] = (servers_cpu_s() - before) / len(asked) * 1000
                 found[label] = list(answers)
     return times, found
 

@@ -4,11 +4,14 @@ import contextlib
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from benchmarks.apart import Result, run
 
 EVERY_S = 0.1
 
@@ -33,6 +36,24 @@ class Finished:
     status: int
     output: str
     processes: list[Seen]
+
+
+def servers_cpu_s() -> float:
+    """CPU seconds so far of PostgreSQL, its ended backends included, and PostgREST that this process started."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith("postg"):
+                times = process.cpu_times()
+                total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def beside_servers(label: str, function: Callable[..., Result], **arguments: Any) -> Result:
+    """As ``run``, with server_cpu_s: the CPU seconds meanwhile of the embedded Supabase that this process holds."""
+    before = servers_cpu_s() + time.process_time()  # the gateway is a thread of this process
+    result = run(label, function, **arguments)
+    return {**result, "server_cpu_s": servers_cpu_s() + time.process_time() - before}
 
 
 def watch(command: Sequence[str]) -> Finished:

@@ -22,6 +22,7 @@ from mf.errors import ConfigError, DataError, reported
 from mf.evaluation.config import GateConfig
 from mf.flags import Parser, add_flags, add_shared_flags, given
 from mf.parameters import OR_SOLVERS_OWN, chosen_solver
+from mf.progress import Silence
 from mf.ranking.config import DEFAULT_RANKING, RANKING_HELP, Ranking, RankingConfig
 from mf.ranking.config import configure as configure_ranking
 from mf.ratings.config import CLICKS_WITHOUT_RANKING, IngestConfig, SplitConfig
@@ -215,7 +216,7 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
     init_from = trainer.init_from if source.may_have_ratings else ""
     earlier = EarlierModel.find(init_from, lambda: find_target(trainer.supabase_url, trainer.supabase_key))
 
-    with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="mf-") as scratch, Silence.watched():
         work = Path(scratch)
         provenance = ingest(
             source, work / RATINGS_PARQUET, work / "rejects.csv",
@@ -272,10 +273,11 @@ def train_once(argv: Sequence[str], prog: str = MODULE) -> None:
     if test_line:
         print(test_line)
     if target:
-        outcome = publish(
-            model, target, train_part, held_out, None if judge_by_validation else validation_part,
-            directory=trainer.output_dir, views=views, gate=gate, provenance=provenance,
-        )  # fmt: skip
+        with Silence.watched():
+            outcome = publish(
+                model, target, train_part, held_out, None if judge_by_validation else validation_part,
+                directory=trainer.output_dir, views=views, gate=gate, provenance=provenance,
+            )  # fmt: skip
         if outcome.export is None:
             print(outcome.decision, file=sys.stderr)
             sys.exit(REFUSED)

@@ -1,5 +1,6 @@
 """The commands of ``mf`` beside ``train``: evaluate, recommend, schema, runs, local."""
 
+import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,12 @@ import mf
 from mf.config import Config, did_you_mean
 from mf.errors import ConfigError, needs_extra
 from mf.flags import Parser, add_flags, given
+from mf.progress import Silence
+from mf.ratings.config import IngestConfig
 from mf.terminal import printable
+
+FILES = "columns of files of ratings"
+NOT_OF_FILES = ("ratings_csv", "import_table", "key_columns", "rated_since", "rated_before")  # fields of IngestConfig
 
 # Everything else is imported by the command that needs it: PyTorch alone takes a second and a half.
 if TYPE_CHECKING:
@@ -30,7 +36,7 @@ class ModelConfig(Config):
 class EvaluateConfig(ModelConfig):
     """Options of ``mf evaluate``."""
 
-    test_csv: str = Field(description="file of test ratings, which the model was not trained on")
+    test_csv: str = Field("", description="file of test ratings, which the model was not trained on")
     k: int = Field(10, ge=1, le=1000, description="length of the lists that are scored")
 
 
@@ -48,10 +54,16 @@ def evaluate_command(argv: Sequence[str], prog: str) -> None:
     """Scores a model on test ratings, beside baselines."""
     parser = Parser(prog, evaluate_command.__doc__)
     add_flags(parser, EvaluateConfig, "model and ratings")
-    config = EvaluateConfig.of(**given(parser.parse_args(argv), EvaluateConfig))
-    evaluation = _model(config).evaluate(config.test_csv, k=config.k)
-    print(evaluation.headline())
-    print(evaluation.log_line())
+    add_flags(parser, IngestConfig, FILES, leave_out=NOT_OF_FILES)
+    namespace = parser.parse_args(argv)
+    config = EvaluateConfig.of(**given(namespace, EvaluateConfig))
+    if not config.test_csv:
+        raise ConfigError(f"expected --test_csv and a file of test ratings, found none (see {prog} --help)")
+    reading = _reading(namespace)
+    with Silence.watched():
+        evaluation = _model(config, reading).evaluate(config.test_csv, k=config.k, **reading)
+        print(evaluation.headline())
+        print(evaluation.log_line())
 
 
 def recommend_command(argv: Sequence[str], prog: str) -> None:
@@ -59,9 +71,13 @@ def recommend_command(argv: Sequence[str], prog: str) -> None:
     parser = Parser(prog, recommend_command.__doc__)
     parser.add_argument("user", metavar="USER", help="id of the user")
     add_flags(parser, RecommendConfig, "model and list")
+    add_flags(parser, IngestConfig, FILES, leave_out=NOT_OF_FILES)
     namespace = parser.parse_args(argv)
     config = RecommendConfig.of(**given(namespace, RecommendConfig))
-    model = _model(config)
+    titles_csv = config.titles_csv
+    if titles_csv and not titles_csv.startswith("gs://") and not Path(titles_csv).is_file():
+        raise ConfigError(f"--titles_csv {titles_csv}: no such file, expected a file of movie titles")
+    model = _model(config, _reading(namespace))
     from mf.ratings.titles import read_titles, titles_beside
 
     source = model.provenance.source if model.provenance else ""
@@ -89,7 +105,7 @@ def runs_command(argv: Sequence[str], prog: str) -> None:
     """Lists published runs, restores an earlier one, deletes old ones."""
     from mf.supabase import runs
 
-    runs.main(argv)
+    runs.main(argv, prog)
 
 
 def local_command(argv: Sequence[str], prog: str) -> None:
@@ -116,7 +132,7 @@ def run_command(argv: Sequence[str], prog: str, commands: Mapping[str, Command])
         ConfigError: there is no such command.
     """
     name = argv[0] if argv else "--help"
-    if name in ("-h", "--help"):
+    if name in ("-h", "--help", "help"):
         print(command_help(prog, commands))
     elif name == "--version":
         print(f"mf {mf.__version__}")
@@ -135,10 +151,15 @@ def command_help(prog: str, commands: Mapping[str, Command]) -> str:
     return "\n".join([f"usage: {prog} COMMAND [flags]\n", *lines, *options])
 
 
-def _model(config: ModelConfig) -> "Model":
+def _reading(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The options of reading files of ratings that were given."""
+    return {name: value for name, value in given(namespace, IngestConfig).items() if name not in NOT_OF_FILES}
+
+
+def _model(config: ModelConfig, reading: Mapping[str, Any]) -> "Model":
     from mf.library import load
 
-    return load(config.model, config.ratings_csv or None)
+    return load(config.model, config.ratings_csv, **reading) if config.ratings_csv else load(config.model)
 
 
 def _title(titles: Mapping[str, str], movie: Any) -> str:

@@ -20,7 +20,10 @@ SYNONYMS = {
     "n_epochs": "epochs", "n_iter": "epochs", "iterations": "epochs", "max_iter": "epochs", "learning_rate": "lr",
     "lr_all": "lr", "regularization": "l2", "reg_all": "l2", "use_gpu": "use_cuda", "device": "use_cuda",
     "validation_fraction": "val_size", "item_column": "movie_column", "user_col": "user_column",
-    "item_col": "movie_column", "rating_col": "rating_column", "n_trials": "trials",
+    "item_col": "movie_column", "rating_col": "rating_column", "n_trials": "trials", "y": "rating_column",
+    "userid": "user", "user_id": "user", "userids": "user", "itemid": "movie", "item": "movie", "movie_id": "movie",
+    "n": "k", "topn": "k", "top_n": "k", "filter_already_liked_items": "exclude_seen", "filter_items": "without_ids",
+    "items": "only_ids",
 }  # fmt: skip
 
 
@@ -50,11 +53,10 @@ class Config(BaseModel):
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """``; did you mean lr?`` for a misspelled name, or the name that another library has; empty where none is near."""
-    names, name = set(known), name.replace("-", "_")
-    near = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.6)
-    if SYNONYMS.get(name) in names:
-        near = [SYNONYMS[name]]
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
+    names = set(known)
+    spellings = {synonym: own for synonym, own in SYNONYMS.items() if own in names} | {one: one for one in names}
+    near = difflib.get_close_matches(name.replace("-", "_").lower(), sorted(spellings), n=1, cutoff=0.62)
+    return f"; did you mean {prefix}{spellings[near[0]]}?" if near else ""
 
 
 def _sentence(error: ErrorDetails) -> str:

@@ -31,6 +31,9 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Write a file or a directory atomically: yields a temporary path beside ``path``.
 
     It replaces ``path`` at the end of the block, or is deleted if the block raises.
+
+    Raises:
+        IsADirectoryError: a file was written, and ``path`` is a directory with files in it, which are kept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +43,8 @@ def written_aside(path: Path) -> Iterator[Path]:
         with naming(path):
             yield aside
         if path.is_dir():
+            if not aside.is_dir() and any(path.iterdir()):
+                raise IsADirectoryError(errno.EISDIR, "found a directory, expected the name of a file", str(path))
             _remove(path)
         os.replace(aside, path)
     finally:

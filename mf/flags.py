@@ -38,7 +38,13 @@ class Parser(argparse.ArgumentParser):
             # Names only: the value after a misspelled flag may be a secret key.
             flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
             if not flags:
-                self.error("found a value without a flag")
+                file = next((word for word in unknown if Path(word).is_file()), "")
+                files = [flag for flag in self._option_string_actions if flag.endswith("_csv")]
+                self.error(
+                    f"found the file {file} without a flag, expected {' or '.join(files)} before it"
+                    if file and files
+                    else "found a value without a flag"
+                )
             names = [flag.removeprefix("--") for flag in self._option_string_actions if flag.startswith("--")]
             self.error(f"unknown flag {flags[0]}{did_you_mean(flags[0].lstrip('-'), names, '--')}")
         return namespace
@@ -48,6 +54,8 @@ class Parser(argparse.ArgumentParser):
         message = re.sub("ignored explicit argument .*", "it takes no value", message, flags=re.DOTALL)
         # Python 3.11 puts each choice in quotes, 3.13 does not.
         message = re.sub(r"(?<=\(choose from ).*(?=\)$)", lambda choices: choices[0].replace("'", ""), message)
+        if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            message += did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
         raise ConfigError(f"{message} (see {self.prog} --help)")
 
 

@@ -58,7 +58,7 @@ def ingest_frame(
     Raises:
         DataError: it is not a data frame; or as ``ingest``.
     """
-    table = frame.to_arrow(ratings)
+    table = frame.to_arrow(ratings, config)
     sink = Collector(frame.frame_name(ratings), config.max_reject_fraction, config.ignored)
     columns = frame.read(table, config, sink)
     return sink.finish(output, rejects, columns, for_training=for_training)

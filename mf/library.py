@@ -5,13 +5,14 @@ import inspect
 import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 from pydantic import SecretStr
 
+from mf.calls import in_keywords, path_of, public
 from mf.checkpoint import CheckpointFile, say_at_once
 from mf.config import did_you_mean
 from mf.errors import ConfigError, DataError
@@ -46,12 +47,13 @@ HELD_OUT = 0.1  # share for validation where the solver stops early
 NO_VALIDATION = ("vb", "gibbs")  # solvers that need no validation part
 
 
+@public
 def fit(
     ratings: "str | Path | Frame | Any" = None,
     *,
     solver: str = "",
     ranking: str = DEFAULT_RANKING,
-    ranking_options: Mapping[str, Any] = MappingProxyType({}),
+    ranking_options: Mapping[str, Any] | None = None,
     val_size: float | None = None,
     seed: int = 0,
     use_cuda: bool = False,
@@ -103,6 +105,11 @@ def fit(
         UserWarning: rows were bad and left out, ``Model.rejects`` lists them; or times lie in years without ratings.
     """
     reading, training = _sorted_options(options)
+    ranking_options = {} if ranking_options is None else ranking_options
+    if not isinstance(ranking_options, Mapping):
+        raise ConfigError(f"ranking_options: found {type(ranking_options).__name__}, expected a dict")
+    if ratings is None and not options.get("import_table"):
+        raise ConfigError("fit: found no ratings, expected a file, a data frame or the option import_table")
     any_solver = not solver
     solver, why = _chosen_solver(solver, training, bool(init_from))
     config = configure(solver, {**training, "seed": seed})
@@ -117,7 +124,7 @@ def fit(
         check_optuna()
     plan = Plan(
         config, lists, sweep, choices,
-        checkpoint=CheckpointFile(Path(checkpoint)) if checkpoint else None,
+        checkpoint=CheckpointFile(path_of(checkpoint, "checkpoint")) if checkpoint else None,
         journal=Path(f"{checkpoint}.{JOURNAL}") if checkpoint else None,
     )  # fmt: skip
     device, device_line = pick_device(use_cuda)
@@ -131,7 +138,7 @@ def fit(
     if provenance.warning and not verbose:
         warnings.warn(f"{provenance.source}: {provenance.warning}", stacklevel=2)
     if provenance.rows_rejected:
-        warnings.warn(_rejected(provenance, rejects), stacklevel=2)
+        warnings.warn(_rejected(provenance, rejects), stacklevel=3)
     parts = split(table, division)
     say(device_line)
     trained, _ = plan.train(
@@ -144,6 +151,7 @@ def fit(
     return Model(trained, table, provenance, rejects)
 
 
+@public
 def load(directory: str | Path, ratings: "str | Path | Frame | Any" = None, **reading: Any) -> "Model":
     """Reads a model directory, of ``Model.save``, of ``python -m mf`` or of the pipeline.
 
@@ -157,7 +165,7 @@ def load(directory: str | Path, ratings: "str | Path | Frame | Any" = None, **re
         ConfigError: an option is unknown or invalid.
         DataError: it is not a model directory, or the ratings cannot be read.
     """
-    directory = Path(directory)
+    directory = path_of(directory, "directory")
     _check_reading(reading)
     trained = TrainedModel.load(directory)
     if ratings is None and not reading:
@@ -195,6 +203,7 @@ class Model(Recommender):
             f"{self.trained.solver or 'lists only,'} of {self.trained.factors} factors{ranking}>"
         )
 
+    @public
     def evaluate(
         self, test: "str | Path | Frame | Any", k: int = 10, relevance_threshold: float | None = None, **reading: Any
     ) -> Evaluation:
@@ -220,10 +229,11 @@ class Model(Recommender):
             warnings.warn(
                 f"{known:,} of {len(held_out):,} test ratings are among those that the model knows: the metrics are "
                 "wrong",
-                stacklevel=2,
+                stacklevel=3,
             )
         return evaluate_model(ratings, held_out, self.trained, config)
 
+    @public
     def publish(
         self,
         target: str | Target = "",
@@ -281,10 +291,12 @@ class Model(Recommender):
                 self.trained, where, train_part, held_out,
                 directory=folder, views=views, gate=gate, provenance=self.provenance,
             )  # fmt: skip
+        outcome = replace(outcome, decision=in_keywords(outcome.decision))
         if outcome.export is None:
-            warnings.warn(outcome.decision, stacklevel=2)
+            warnings.warn(outcome.decision, stacklevel=3)
         return outcome
 
+    @public
     def read_test(self, test: "str | Path | Frame | Any", **reading: Any) -> pa.Table:
         """Test ratings as a table with ids of the model's types.
 
@@ -295,9 +307,10 @@ class Model(Recommender):
         with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
             table, provenance, rejects = _read(test, reading, Path(scratch))
         if provenance.rows_rejected:
-            warnings.warn(_rejected(provenance, rejects), stacklevel=3)
+            warnings.warn(_rejected(provenance, rejects), stacklevel=5)
         return _with_ids_of(self.trained, table, provenance.source)
 
+    @public
     def save(self, directory: str | Path, with_ratings: bool = True) -> None:
         """Writes the model directory, atomically; ``mf.load`` reads it, and the pipeline's export publishes it.
 
@@ -306,9 +319,12 @@ class Model(Recommender):
             with_ratings: write the ratings too, as ``ratings.parquet``: ``mf.load`` needs them for ``exclude_seen``.
 
         Raises:
+            ConfigError: ``directory`` is a file.
             TrainingError: mu lies outside the rating range; nothing is written.
         """
-        directory = Path(directory)
+        directory = path_of(directory, "directory")
+        if directory.exists() and not directory.is_dir():
+            raise ConfigError(f"directory: {directory} is a file, expected a directory")
         with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
             also = []
             if with_ratings and self.ratings is not None and self.provenance is not None:
@@ -392,7 +408,7 @@ def _earlier(init_from: Any) -> EarlierModel | None:
         with tempfile.TemporaryDirectory(prefix="mf-") as scratch:
             init_from.save(scratch, with_ratings=False)
             return EarlierModel.read(Path(scratch))
-    return EarlierModel.read(Path(init_from)) if init_from else None
+    return EarlierModel.read(path_of(init_from, "init_from")) if init_from else None
 
 
 def _silent(_: str) -> None:

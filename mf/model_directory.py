@@ -389,6 +389,15 @@ class TrainedModel:
             DataError: a file is missing or does not match the others.
         """
         _check_files(directory)
+        if not (directory / CARD).is_file():
+            what = (
+                f"no {CARD} in it"
+                if directory.is_dir()
+                else "it is a file"
+                if directory.exists()
+                else "it is not there"
+            )
+            raise DataError(f"{directory} is not a model directory: {what}")
         try:
             card = json.loads((directory / CARD).read_text(encoding="utf-8"))
             if card["format"] != FORMAT:

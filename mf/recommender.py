@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import torch
 from scipy.sparse import csr_array
 
+from mf.calls import path_of, public
+from mf.config import did_you_mean
 from mf.errors import ConfigError, DataError
 from mf.evaluation.topk import top_k_by_product
 from mf.files import written_aside
@@ -23,10 +25,27 @@ from mf.progress import Progress
 from mf.ranking import Interactions
 from mf.ranking.interactions import UserRows
 from mf.ratings.config import IngestConfig
-from mf.ratings.frame import Frame, ids_of, pairs_of
+from mf.ratings.frame import Frame, one_id, pairs_of, some_ids
 from mf.ratings.schema import MOVIE, RATED_AT, RATING, USER, has_ratings, times
 from mf.ratings.vocabulary import Vocabulary
 
+# What models of other libraries have, and where it is here.
+ELSEWHERE = {
+    "fit": "; mf.fit(ratings) trains a model",
+    "partial_fit": "; mf.fit(ratings, init_from=model) trains on from a model",
+    "get_params": "; the options are in Model.trained.config, and mf.fit(ratings, trials=20) searches for better ones",
+    "set_params": "; options are given to mf.fit",
+    "score": "; did you mean .evaluate?",
+    "test": "; did you mean .evaluate?",
+    "transform": "; did you mean .fold_in or .user_factors?",
+    "similar_items": "; did you mean .similar?",
+    "similar_users": "; it compares movies: .similar",
+    "rank_items": "; did you mean .recommend with only_ids?",
+    "recalculate_user": "; did you mean .fold_in?",
+    "item_factors": "; did you mean .movie_factors?",
+    "item_bias": "; did you mean .movie_bias?",
+    "components_": "; did you mean .movie_factors?",
+}
 BLOCK = 1 << 16  # places of lists that are computed at a time
 
 Id = Any  # an integer, a text or a UUID
@@ -101,6 +120,11 @@ class Recommender:
     def __init__(self, trained: TrainedModel, ratings: pa.Table | None = None) -> None:
         self.trained, self.ratings = trained, ratings
 
+    def __getattr__(self, name: str) -> Any:
+        # Only reached for names that are not here. hasattr and copy ask for many that begin with "_".
+        hint = "" if name.startswith("_") else ELSEWHERE.get(name) or did_you_mean(name, dir(type(self)), ".")
+        raise AttributeError(f"mf.Model has no {name}{hint}", name=name, obj=self)
+
     @property
     def users(self) -> pa.Array:
         """The ids of the known users, int64 or string, sorted."""
@@ -136,14 +160,16 @@ class Recommender:
         """Global mean rating."""
         return self.trained.star_model().mu.item()
 
+    @public
     def knows(self, user: Id) -> bool:
         """Whether the user was trained on.
 
         Raises:
             DataError: the id is of another type than the model's.
         """
-        return bool(self._users.rows(ids_of([_item(user)], self.users.type, "user"))[0] >= 0)
+        return bool(self._users.rows(one_id(user, self.users.type, "user"))[0] >= 0)
 
+    @public
     def predict(self, pairs: "Frame | Sequence[tuple[Id, Id]] | Any", **columns: Any) -> Floats:
         """Predicted ratings float32[N] of N pairs, clipped to the range of the ratings.
 
@@ -159,6 +185,7 @@ class Recommender:
         users, movies = self.trained.users.ids.type, self.trained.movies.ids.type
         return self.trained.predict(*pairs_of(pairs, config, users, movies))
 
+    @public
     def recommend(
         self,
         user: "Id | Mapping[Id, float] | User",
@@ -187,9 +214,9 @@ class Recommender:
         scores = self._scores(profile).astype(np.float64)
         if only_ids is not None:
             chosen = np.zeros(len(scores), np.bool_)
-            chosen[self._rows(only_ids)] = True
+            chosen[self._rows(only_ids, "only_ids")] = True
             scores[~chosen] = -np.inf
-        scores[self._rows(without_ids)] = -np.inf
+        scores[self._rows(without_ids, "without_ids")] = -np.inf
         if exclude_seen:
             scores[self._known(profile, "exclude_seen=False lists all movies").movies] = -np.inf
         best = np.argsort(-scores, kind="stable")[skip : skip + k]
@@ -199,6 +226,7 @@ class Recommender:
         values = zip(ids, scores[best].tolist(), predicted, because, strict=True)
         return [Recommendation(*value) for value in values]
 
+    @public
     def recommend_all(self, path: str | Path, k: int = 10, exclude_seen: bool = True) -> int:
         """Writes the lists of all known users to a Parquet file, block by block; returns the number of users.
 
@@ -211,10 +239,13 @@ class Recommender:
             exclude_seen: leave out the movies that the user has rated.
 
         Raises:
+            ConfigError: ``path`` is a directory.
             DataError: ``exclude_seen`` without known ratings.
         """
         _check_list(k, 0)
-        path, count = Path(path), len(self.users)
+        path, count = path_of(path, "path"), len(self.users)
+        if path.is_dir():
+            raise ConfigError(f"path: found the directory {path}, expected the name of a file, such as lists.parquet")
         seen = self._seen_or_raise("exclude_seen=False lists all movies") if exclude_seen else None
         fields = [(USER, self.users.type), ("place", pa.int32()), (MOVIE, self.movies.type)]
         schema = pa.schema([*fields, ("score", pa.float32()), ("predicted_rating", pa.float32())])
@@ -230,6 +261,7 @@ class Recommender:
                 progress.advance(len(users))
         return count
 
+    @public
     def similar(
         self, movie: Id, k: int = 10, *, without_ids: Iterable[Id] = (), only_ids: Iterable[Id] | None = None
     ) -> list[Similar]:
@@ -242,7 +274,7 @@ class Recommender:
             DataError: an id is of another type than the model's.
         """
         _check_list(k, 0)
-        rows = self._rows([movie])
+        rows = self._catalogue_row(movie)
         if not len(rows):
             return []
         vectors = (self.trained.ranking.model.history if self.trained.ranking else self.movie_factors).astype(
@@ -254,34 +286,46 @@ class Recommender:
         cosines = np.divide(products, length, out=np.zeros_like(products), where=length > 0)
         if only_ids is not None:
             chosen = np.zeros(len(cosines), np.bool_)
-            chosen[self._rows(only_ids)] = True
+            chosen[self._rows(only_ids, "only_ids")] = True
             cosines[~chosen] = -np.inf
-        cosines[self._rows(without_ids)] = cosines[rows[0]] = -np.inf
+        cosines[self._rows(without_ids, "without_ids")] = cosines[rows[0]] = -np.inf
         best = np.argsort(-cosines, kind="stable")[:k]
         best = best[cosines[best] > -np.inf]
         ids = self.movies.take(pa.array(best)).to_pylist()
         return [Similar(*pair) for pair in zip(ids, cosines[best].tolist(), strict=True)]
 
+    @public
     def fold_in(self, ratings: Mapping[Id, float] | Collection[Id]) -> User:
         """The vectors of a new user, from ratings by movie id, without training; as ``recommend_from_ratings`` in SQL.
 
-        Movies that the model does not know count nothing. ``recommend`` and ``explain`` take the result.
+        Movies that the model does not know, and ratings that it ignores (``ignore_ratings``), count nothing.
+        ``recommend`` and ``explain`` take the result.
 
         Args:
             ratings: ratings by movie id; of a model of clicks, the ids of the chosen movies are enough.
 
         Raises:
-            DataError: a rating is missing or not a finite number, or an id is of another type than the model's.
+            DataError: a rating is missing, no number or out of the range of the model's ratings, or an id is of another
+                type than the model's.
         """
-        ids = ids_of(list(ratings), self.movies.type, "fold_in")
-        rows = self._catalogue.rows(ids)
-        values = None
-        if self.trained.module is not None:
-            if not isinstance(ratings, Mapping):
-                raise DataError("fold_in: found no ratings, expected one per movie: {movie: rating, …}")
-            values = np.array([_number(movie, rating) for movie, rating in ratings.items()], np.float32)[rows >= 0]
-        return self._folded(Rated(rows[rows >= 0], values, None))
+        m = self.trained.module
+        if m is not None and not isinstance(ratings, Mapping):
+            found = type(ratings).__name__
+            raise DataError(
+                f"fold_in: found {found} without ratings, expected one rating per movie: {{movie: rating, …}}, "
+                "for example Series.to_dict()"
+            )
+        values: list[float] | None = None
+        if m is not None and isinstance(ratings, Mapping):
+            ignored = self.trained.ignore_ratings  # they mean "not rated"
+            ratings = {movie: value for movie, value in ratings.items() if value not in ignored}
+            limits = m.rating_min.item(), m.rating_max.item()
+            values = [_number(movie, rating, *limits) for movie, rating in ratings.items()]
+        rows = self._catalogue.rows(some_ids(ratings, self.movies.type, "fold_in"))
+        known = rows >= 0
+        return self._folded(Rated(rows[known], None if values is None else np.array(values, np.float32)[known], None))
 
+    @public
     def explain(self, user: "Id | Mapping[Id, float] | User", movie: Id) -> Explanation:
         """The terms of a movie's score for a user.
 
@@ -292,7 +336,7 @@ class Recommender:
         Raises:
             DataError: the movie is unknown, the user's ratings are not known, or an id is of another type.
         """
-        rows = self._rows([movie])
+        rows = self._catalogue_row(movie)
         if not len(rows):
             raise DataError(f"explain: found movie {movie!r}, expected one that the model knows")
         profile = self._profile(user)
@@ -379,9 +423,14 @@ class Recommender:
         weights: Floats = getattr(self.trained.star_model(), name).weight.detach().cpu().numpy()
         return weights
 
-    def _rows(self, movies: Iterable[Id]) -> Ints:
-        """Catalogue rows of the movies that are known."""
-        rows = self._catalogue.rows(ids_of(list(movies), self.movies.type, "movies"))
+    def _rows(self, movies: Iterable[Id], what: str) -> Ints:
+        """Catalogue rows of the movies that are known; ``what``: name of the argument, for errors."""
+        rows = self._catalogue.rows(some_ids(movies, self.movies.type, what))
+        return rows[rows >= 0]
+
+    def _catalogue_row(self, movie: Id) -> Ints:
+        """The row of a movie; empty if it is unknown."""
+        rows = self._catalogue.rows(one_id(movie, self.movies.type, "movie"))
         return rows[rows >= 0]
 
     def _profile(self, user: "Id | Mapping[Id, float] | User") -> User:
@@ -389,7 +438,7 @@ class Recommender:
             return user
         if isinstance(user, Mapping):
             return self.fold_in(user)
-        ids = ids_of([_item(user)], self.users.type, "user")
+        ids = one_id(user, self.users.type, "user")
         rated = self._seen.of_user(ids) if self._seen else None
         known = self._users.rows(ids)[0]
         if known < 0 and rated is not None and len(rated.movies):
@@ -531,21 +580,19 @@ _NONE = np.zeros(0, np.int32)
 def _check_list(k: int, skip: int) -> None:
     for name, value, least in (("k", k, 1), ("skip", skip, 0)):
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{name}: found {value!r}, expected an integer of {least} or more")
+            found = repr(value) if isinstance(value, str | float | int) else type(value).__name__
+            raise ConfigError(f"{name}: found {found}, expected an integer of {least} or more")
 
 
-def _number(movie: Id, rating: Any) -> float:
+def _number(movie: Id, rating: Any, least: float, most: float) -> float:
     try:
         number = float(rating)
     except (TypeError, ValueError):
         number = np.nan
-    if not np.isfinite(np.float32(number)):
-        raise DataError(f"fold_in: found the rating {rating!r} of movie {movie!r}, expected a finite number")
+    if not least <= np.float32(number) <= most:  # as recommend_from_ratings in SQL
+        expected = f"a rating from {least:g} to {most:g}" if np.isfinite(number) else "a finite number"
+        raise DataError(f"fold_in: found the rating {rating!r} of movie {movie!r}, expected {expected}")
     return number
-
-
-def _item(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _or_none(ratings: Floats | None, n: int) -> list[float | None]:

@@ -1,6 +1,7 @@
 """Champion and challenger: the published run and the new model, scored on the same test ratings."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
@@ -13,8 +14,16 @@ from scipy.sparse import csr_array
 from mf.biases import Floats, Ints
 from mf.evaluation.bootstrap import SAMPLES, Interval, bootstrap_ratios, paired_difference, percentile_interval
 from mf.evaluation.encoded import take_rows
-from mf.evaluation.metrics import NDCG, RMSE
-from mf.evaluation.ranking import LISTED_USERS, PREDICTED_RATING, RANKING_MODEL, PublishedLists, find_hits, sample
+from mf.evaluation.metrics import CATALOGUE_METRICS, LIST_METRICS, NDCG, RATING_METRICS, RMSE
+from mf.evaluation.ranking import (
+    LISTED_USERS,
+    PREDICTED_RATING,
+    RANKING_MODEL,
+    PublishedLists,
+    find_hits,
+    sample,
+    score_users,
+)
 from mf.evaluation.topk import top_k_by_product
 from mf.model import MatrixFactorization
 from mf.model_directory import Embeddings, PublishedModel, PublishedRanking, TrainedModel, read_model
@@ -33,6 +42,16 @@ NOT_HERE = (
 
 
 @dataclass(frozen=True)
+class PairedFigure:
+    """A metric of champion and challenger, on the same ratings or lists."""
+
+    model: float  # the challenger's
+    champion: float
+    difference: float  # model - champion
+    interval: Interval | None = None  # of the difference; None: there is none
+
+
+@dataclass(frozen=True)
 class PairedRmse:
     """RMSE of champion and challenger on the same test ratings, in rating units."""
 
@@ -42,6 +61,7 @@ class PairedRmse:
     difference: float  # rmse - champion_rmse: above 0 the challenger is worse
     interval: Interval | None  # of the difference, a paired bootstrap over users; None with one user
     clean: bool  # the champion was certainly not trained on these ratings; else its RMSE is too low
+    others: Mapping[str, PairedFigure] = field(default_factory=dict)  # MAE
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,7 @@ class PairedNdcg:
     clean: bool  # neither model was trained on these ratings, in its training or its validation part
     ordered_by: str  # the champion's lists: by its ranking model or, without one, by predicted rating
     note: str = ""  # one sentence: whether the comparison is clean, and why
+    others: Mapping[str, PairedFigure] = field(default_factory=dict)  # the other metrics of lists, and coverage
 
 
 @dataclass(frozen=True)
@@ -196,7 +217,10 @@ def _paired_rmse(
     _, users = Vocabulary.encode(test[USER])
     interval = paired_difference(users, challenger - actual, champion - actual, seed)
     ours, theirs = RMSE.of(actual, challenger), RMSE.of(actual, champion)
-    return PairedRmse(len(test), ours, theirs, ours - theirs, interval, part.clean)
+    others = {metric.name: (metric.of(actual, challenger), metric.of(actual, champion)) for metric in RATING_METRICS}
+    del others[RMSE.name]
+    figures = {name: PairedFigure(a, b, a - b) for name, (a, b) in others.items()}
+    return PairedRmse(len(test), ours, theirs, ours - theirs, interval, part.clean, figures)
 
 
 def _paired_ndcg(
@@ -224,7 +248,7 @@ def _paired_ndcg(
         there = columns >= 0
         pairs = np.ones(there.sum(), np.bool_), (rows[there], columns[there])
         relevant = csr_array(pairs, shape=(len(lists.users), len(catalogue)))[chosen]
-        return NDCG.of_users(find_hits(top, relevant), counts)
+        return score_users(find_hits(top, relevant), counts)
 
     if ranking:
         theirs = Embeddings(ranking.movie_ids, ranking.bias, ranking.embedding)
@@ -236,20 +260,29 @@ def _paired_ndcg(
     # Copies, since PyTorch warns of arrays that cannot be written.
     q, b_m = (torch.tensor(part, device=lists.device) for part in (theirs.vectors, theirs.bias))
     left_out = _in_columns(rated, theirs.rows(lists.movies.ids), len(theirs))
-    champion = score(top_k_by_product(torch.from_numpy(p).to(lists.device), q, b_m, left_out, lists.k), theirs)
-    challenger = score(lists.lists[chosen], lists.movies)
-    draws = bootstrap_ratios(np.column_stack([challenger, champion]), np.ones(len(chosen)), SAMPLES, seed)
-    ours, published = float(challenger.mean()), float(champion.mean())
+    tops = lists.lists[chosen], top_k_by_product(torch.from_numpy(p).to(lists.device), q, b_m, left_out, lists.k)
+    challenger, champion = score(tops[0], lists.movies), score(tops[1], theirs)
+    draws = bootstrap_ratios(np.hstack([challenger, champion]), np.ones(len(chosen)), SAMPLES, seed)
+    figures = {}
+    for i, metric in enumerate(LIST_METRICS):
+        a, b = float(challenger[:, i].mean()), float(champion[:, i].mean())
+        interval = percentile_interval(draws[:, i] - draws[:, len(LIST_METRICS) + i], len(chosen))
+        figures[metric.name] = PairedFigure(a, b, a - b, interval)
+    for whole in CATALOGUE_METRICS:
+        a, b = whole.of_lists(tops[0], len(lists.movies)), whole.of_lists(tops[1], len(theirs))
+        figures[whole.name] = PairedFigure(a, b, a - b)
+    ndcg = figures.pop(NDCG.name)
     return PairedNdcg(
         k=lists.k,
         users=len(chosen),
-        ndcg=ours,
-        champion_ndcg=published,
-        difference=ours - published,
-        interval=percentile_interval(draws[:, 0] - draws[:, 1], len(chosen)),
+        ndcg=ndcg.model,
+        champion_ndcg=ndcg.champion,
+        difference=ndcg.difference,
+        interval=ndcg.interval,
         clean=part.clean,
         note=part.note,
         ordered_by=RANKING_MODEL if ranking else PREDICTED_RATING,
+        others=figures,
     )
 
 

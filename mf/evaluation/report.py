@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from mf.evaluation.bootstrap import Interval
-from mf.evaluation.champion import Comparison
+from mf.evaluation.champion import Comparison, PairedFigure
 from mf.evaluation.evaluate import LABELS, Evaluation
 from mf.evaluation.examples import Example
 from mf.evaluation.gate import Decision
@@ -119,6 +119,7 @@ class Report:
             parameters=self.parameters,
             when=self.when,
             key_figures=key_figures,
+            published=self.published_figures(),
             has_previous=any(row.champion is not None for row in key_figures),
             has_intervals=any(row.model.interval(row.metric.name) for row in key_figures),
             contents=[title for title, there in contents.items() if there],
@@ -128,11 +129,9 @@ class Report:
 
     def key_figures(self) -> list[KeyFigure]:
         """The metrics that have a figure; those of lists first."""
-        scores, comparison = self.evaluation.scores(), self.comparison
-        lists, stars = (comparison.lists, comparison.figures) if comparison else (None, None)
+        scores = self.evaluation.scores()
         compared = {
-            NDCG.name: (lists.champion_ndcg, lists.difference, lists.interval) if lists else (),
-            RMSE.name: (stars.champion_rmse, stars.difference, stars.interval) if stars else (),
+            name: (pair.champion, pair.difference, pair.interval) for name, pair in self.published_figures().items()
         }
         return [
             KeyFigure(
@@ -147,6 +146,18 @@ class Report:
             for metric in METRICS
             if metric.name == name and scores["model"].get(name) is not None
         ]
+
+    def published_figures(self) -> dict[str, PairedFigure]:
+        """The metrics of the published run beside the model's, by name; empty where they are not compared."""
+        lists, stars = (self.comparison.lists, self.comparison.figures) if self.comparison else (None, None)
+        figures: dict[str, PairedFigure] = {}
+        if lists:
+            figures[NDCG.name] = PairedFigure(lists.ndcg, lists.champion_ndcg, lists.difference, lists.interval)
+            figures |= lists.others
+        if stars:
+            figures[RMSE.name] = PairedFigure(stars.rmse, stars.champion_rmse, stars.difference, stars.interval)
+            figures |= stars.others
+        return figures
 
     def to_json(self) -> str:
         """An object with the evaluation's fields, ``decision``, ``champion`` (null when no run is published) and the

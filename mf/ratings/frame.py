@@ -1,7 +1,11 @@
 """Read ratings from a data frame: pandas, polars, pyarrow, a dict of columns or a SciPy matrix."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date
+from decimal import Decimal
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
@@ -30,11 +34,13 @@ class ArrowStream(Protocol):
 Frame = ArrowStream | Mapping[str, Any]  # a mapping: name to column
 
 
-def to_arrow(frame: Any, what: str = "ratings") -> pa.Table:
+def to_arrow(frame: Any, config: IngestConfig, what: str = "ratings") -> pa.Table:
     """A data frame as an Arrow table, without a copy where the types allow.
 
     Args:
-        frame: see ``Frame``; also a SciPy sparse matrix, whose rows are users and whose columns are movies, by number.
+        frame: see ``Frame``; also a SciPy sparse matrix, whose rows are users and whose columns are movies, by number,
+            and a polars LazyFrame, which is collected.
+        config: names the columns; of a pandas frame no others are converted.
         what: name of the argument, for errors.
 
     Raises:
@@ -42,7 +48,17 @@ def to_arrow(frame: Any, what: str = "ratings") -> pa.Table:
     """
     from scipy.sparse import issparse  # takes a while, and files need none of it
 
+    kind = _kind(frame)
+    if kind.endswith(" Series"):
+        raise DataError(
+            f"{what}: found a {kind}, expected a data frame with columns of users and movies; reset_index() makes one "
+            "of a pandas Series whose index they are"
+        )
     try:
+        if kind == "polars LazyFrame":
+            frame = frame.collect()
+        if kind == "pandas DataFrame":
+            return _from_pandas(frame, config, what)
         if issparse(frame):
             matrix = frame.tocoo()
             return pa.table({"user_id": matrix.row, "movie_id": matrix.col, "rating": matrix.data})
@@ -55,9 +71,45 @@ def to_arrow(frame: Any, what: str = "ratings") -> pa.Table:
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DataError(f"{what}: cannot be read as a table ({' '.join(str(error).split())[:300]})") from None
     raise DataError(
-        f"{what}: found {_kind(frame)}, expected a file's name, a data frame (pandas, polars, pyarrow), a dict of "
+        f"{what}: found {kind}, expected a file's name, a data frame (pandas, polars, pyarrow), a dict of "
         "columns or a SciPy sparse matrix"
     )
+
+
+def _from_pandas(frame: Any, config: IngestConfig, what: str) -> pa.Table:
+    """The columns of a pandas frame, and levels of its index, that ``config`` names."""
+    levels = [name for name in frame.index.names if name is not None and name not in frame.columns]
+    if levels:
+        frame = frame.reset_index(levels)
+    names = [str(name) for name in frame.columns]
+    used = config.find_columns(names, _kind(frame) if what == "ratings" else what).values()
+    columns = {name: frame.iloc[:, names.index(name)] for name in used}
+    return pa.table({name: _pandas_column(column, f"{what}: column {name}") for name, column in columns.items()})
+
+
+def _pandas_column(column: Any, where: str) -> pa.Array | pa.ChunkedArray:
+    """A column as Arrow has it; a column of objects of several types as text."""
+    if hasattr(column, "sparse"):
+        column = column.sparse.to_dense()
+    try:
+        return pa.array(column, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        if str(column.dtype) != "object":
+            raise DataError(f"{where} of type {column.dtype} cannot be read: {' '.join(str(error).split())}") from None
+    return pa.array([_text(value, where) for value in column], pa.string())
+
+
+def _text(value: Any, where: str) -> str | None:
+    """A value of a column of objects as text; None where there is none."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if isinstance(value, bool | np.bool_) or not isinstance(value, str | Real | Decimal | UUID | date):
+        raise DataError(f"{where}: found values of several types, one of them {_kind(value)}, expected numbers or text")
+    if not isinstance(value, Real | Decimal):
+        return str(value)
+    if math.isnan(value):
+        return None
+    return str(math.floor(value) if math.isfinite(value) and value == math.floor(value) else value)
 
 
 def _kind(frame: Any) -> str:
@@ -193,12 +245,13 @@ def ids_of(values: Any, like: pa.DataType, what: str) -> pa.Array:
     Raises:
         DataError: they are of another type, or one is missing.
     """
+    texts = UUID | int if pa.types.is_string(like) else UUID
     try:
         if not isinstance(values, pa.Array | pa.ChunkedArray):
-            values = pa.array([str(value) if isinstance(value, UUID) else value for value in values])
+            values = pa.array([str(value) if isinstance(value, texts) else value for value in values])
         column = _plain(values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values]))
         column = _integers(column) if pa.types.is_floating(column.type) else _id_cells(column)
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{what}: {' '.join(str(error).split())[:200]}") from None
     if column.null_count:
         place = column.is_null().index(pa.scalar(True)).as_py()
@@ -218,19 +271,54 @@ def pairs_of(pairs: Any, config: IngestConfig, user: pa.DataType, movie: pa.Data
     Raises:
         DataError: it is neither, or its ids are of another type.
     """
+    if isinstance(pairs, Iterator) and not isinstance(pairs, ArrowStream):  # such as zip(users, movies)
+        pairs = list(pairs)
     if isinstance(pairs, Sequence | np.ndarray) and not isinstance(pairs, str | bytes):
-        rows = [tuple(pair) if isinstance(pair, Sequence | np.ndarray) else (pair,) for pair in pairs]
+        rows = [tuple(map(_item, pair)) if isinstance(pair, tuple | list | np.ndarray) else (pair,) for pair in pairs]
         if odd := next((row for row in rows if len(row) != 2), None):
-            raise DataError(f"pairs: found {odd!r}, expected pairs (user, movie)")
+            raise DataError(f"pairs: found {str(odd)[:100]}, expected pairs (user, movie)")
         users, movies = zip(*rows, strict=True) if rows else ((), ())
-        columns: tuple[Any, Any] = ([_item(one) for one in users], [_item(one) for one in movies])
+        columns: tuple[Any, Any] = users, movies
     else:
-        table = to_arrow(pairs, "pairs")
         # A pair needs no rating.
-        names = config.model_copy(update={"rating_column": NONE}).find_columns(table.column_names, "pairs")
+        config = config.model_copy(update={"rating_column": NONE})
+        table = to_arrow(pairs, config, "pairs")
+        names = config.find_columns(table.column_names, "pairs")
         columns = table[names[USER]], table[names[MOVIE]]
     return ids_of(columns[0], user, "users"), ids_of(columns[1], movie, "movies")
 
 
+def one_id(value: Any, like: pa.DataType, what: str) -> pa.Array:
+    """One id as an Arrow array of the type ``like``, as ``ids_of``.
+
+    Raises:
+        DataError: it is no id, or one of another type.
+    """
+    value = _item(value)
+    if not isinstance(value, str | int | float | UUID | None):
+        raise DataError(f"{what}: found {_kind(value)}, expected one id, {_expected(like)}")
+    return ids_of([value], like, what)
+
+
+def some_ids(values: Any, like: pa.DataType, what: str) -> pa.Array:
+    """Several ids as an Arrow array of the type ``like``, as ``ids_of``.
+
+    Raises:
+        DataError: it is no list of ids, or an id is of another type.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise DataError(f"{what}: found {shown(str(values))}, expected a list of ids, {_expected(like)} each")
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return ids_of(values, like, what)
+    return ids_of([_item(value) for value in values], like, what)
+
+
+def _expected(like: pa.DataType) -> str:
+    return "an integer" if pa.types.is_integer(like) else "a text"
+
+
 def _item(value: Any) -> Any:
+    """A scalar of NumPy or Arrow as Python has it."""
+    if isinstance(value, pa.Scalar):
+        return value.as_py()
     return value.item() if isinstance(value, np.generic) else value

@@ -4,6 +4,7 @@ import csv
 import re
 import shutil
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
@@ -43,6 +44,7 @@ class Rejects:
         self._file = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - it outlives this function
             IN_MEMORY, "w+", newline="", encoding="utf-8", errors="backslashreplace"
         )
+        weakref.finalize(self, self._file.close)
         self._writer = csv.writer(self._file)
 
     def add(self, where: str, reason: str, row: str) -> None:

@@ -121,7 +121,7 @@ class UserRows(Rows):
         return self.ranks.gather_rows(table)
 
     def _sum_of_lanes(self, x: Tensor) -> Tensor:
-        return torch.cat(self.ranks.gather(x)).sum(0)
+        return self.ranks.gather(x).sum(0)
 
     def qr(self, table: Tensor, workers: Workers) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """A QR per lane, and one of their factors R (TSQR: Demmel, Grigori, Hoemmen & Langou 2012)."""

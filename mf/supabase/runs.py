@@ -15,7 +15,6 @@ from mf.supabase.credentials import Credentials
 
 Row = dict[str, Any]
 
-PROG = "python -m mf runs"
 ACTIONS = {
     "list": "show all runs, newest first",
     "rollback": "publish the previous run again, or RUN",
@@ -32,23 +31,23 @@ class RunsConfig(Config):
     supabase_key: SecretStr | None = Field(None, description="its secret key; SUPABASE_KEY is safer")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], prog: str = "python -m mf runs") -> None:
     """Run the command and print its result.
 
     Raises:
         MfError: the arguments are wrong or Supabase refused; nothing was changed.
     """
-    parser = Parser(PROG, "; ".join(f"{action}: {what}" for action, what in ACTIONS.items()) + ".")
-    parser.add_argument("action", choices=ACTIONS, help="what to do")
+    parser = Parser(prog, "; ".join(f"{action}: {what}" for action, what in ACTIONS.items()) + ".")
+    parser.add_argument("action", choices=ACTIONS, metavar="|".join(ACTIONS), help="what to do")
     parser.add_argument("run", nargs="?", metavar="RUN", help="rollback: the run to publish again")
     add_flags(parser, RunsConfig, "options")
     namespace = parser.parse_args(argv)
     options = given(namespace, RunsConfig)
     config = RunsConfig.of(**options)
     if namespace.run is not None and namespace.action != "rollback":
-        raise ConfigError(f"{namespace.action} takes no run (see {PROG} --help)")
+        raise ConfigError(f"{namespace.action} takes no run (see {prog} --help)")
     if "keep" in options and namespace.action != "prune":
-        raise ConfigError(f"--keep is for prune, not for {namespace.action} (see {PROG} --help)")
+        raise ConfigError(f"--keep is for prune, not for {namespace.action} (see {prog} --help)")
     credentials = Credentials.find(config.supabase_url, config.supabase_key)
     if credentials.role in ("anon", "authenticated"):
         raise SupabaseError(
@@ -122,7 +121,7 @@ def rollback(client: Client, run: str | None = None) -> tuple[str, str | None]:
             raise SupabaseError("there is no earlier run to roll back to: the database keeps only the published run")
     match statuses.get(run):
         case None:
-            raise SupabaseError(f"there is no run {run}: `{PROG} list` shows all runs")
+            raise SupabaseError(f"there is no run {run}: `python -m mf runs list` shows all runs")
         case "published":
             raise SupabaseError(f"run {run} is published already: nothing was changed")
         case "loading":

@@ -103,3 +103,20 @@ def test_the_workflow_trains_judges_and_publishes_every_night(
         assert key not in missing + first + second
         files = [file for file in checkout.rglob("*") if file.is_file()]
         assert not any(key.encode() in file.read_bytes() for file in files)
+
+
+def test_the_cron_line_works_in_a_fresh_clone_and_prints_only_what_failed(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```\n17 3 \* \* \* (.*?)\n```", (ROOT / "docs/nightly.md").read_text())
+    (tmp_path / "mf.env").write_text("export SUPABASE_URL=https://a.example\nexport SUPABASE_KEY=sb_secret_x\n")
+    line = text.replace("/srv/mf", str(tmp_path / "clone")).replace("/etc/mf.env", str(tmp_path / "mf.env"))
+    for folder in ("clone", "bin"):
+        (tmp_path / folder).mkdir()
+    make = tmp_path / "bin" / "make"
+    for status in (0, 2):
+        make.write_text(f'#!/bin/sh\nprintf "<%s>" "$SUPABASE_KEY" "$@"\nexit {status}\n')
+        make.chmod(0o755)
+        done = subprocess.run(
+            ["/bin/sh", "-c", line], env={"PATH": f"{make.parent}:/usr/bin:/bin"}, capture_output=True, text=True
+        )
+        said = "<sb_secret_x><run><SUPABASE_URL=https://a.example><IMPORT_TABLE=ratings><PARAMS=split=hash>"
+        assert (done.stdout, done.stderr) == (said if status else "", "")

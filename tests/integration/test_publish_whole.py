@@ -5,6 +5,7 @@ from planted import planted
 from targets import api, direct, rest
 
 from benchmarks.publish import disturbed
+from benchmarks.sampled import servers_cpu_s
 from mf.supabase.client import call
 from mf.supabase.config import ExportConfig
 from mf.supabase.recommend import published_run
@@ -22,6 +23,17 @@ def test_readers_see_whole_runs_through_fifty_publishes_kills_and_lost_connectio
     with database.connect() as connection:
         runs = connection.execute("select run_id, status from public.mf_runs order by published_at").fetchall()
     assert runs == [("r49", "retired"), ("r50", "published")]
+
+
+def test_the_cpu_seconds_of_the_servers_count_backends_that_have_ended(database):
+    before, slow = servers_cpu_s(), "select count(*) from generate_series(1, 1500000)"
+    with database.connect() as connection:
+        connection.execute(slow)
+    first = servers_cpu_s() - before
+    with database.connect() as connection:
+        connection.execute(slow)
+        connection.execute(slow)
+    assert 0.03 < first < servers_cpu_s() - before - first
 
 
 @pytest.mark.parametrize("connection", [direct, rest])

@@ -201,7 +201,7 @@ def test_pictures_of_the_report(
     text = page.locator("#key-figures").inner_text()
     assert "Run 20261123-031500-5f0c7a was published on 2026-11-23" in text
     figures = r"\s+-?0\.\d{4}\s+[+-]0\.\d{4}\s+[+-]0\.\d{4} to [+-]0\.\d{4}\s+(better|within chance)"
-    assert len(re.findall(figures, text)) == 2
+    assert len(re.findall(figures, text)) == 3  # NDCG, hit rate and RMSE; coverage has no interval
     assert " s after the run began" in page.locator("header").inner_text()
     taken = picture(page, f"report-{size['width']}-{scheme}", tmp_path)
     assert taken.stat().st_size < 200_000

@@ -200,6 +200,10 @@ def test_the_speed_table_holds_ratios_to_the_naive_loop_and_shares_of_the_machin
     # The second run has the same seconds per epoch, and other CPU seconds.
     assert sgd.replace(" ", "") == "|sgd|0.50|0.75–0.90|2,000,000|1,200|2|1.2|2.0|0.7100|50.0%|25.0%|2.00|"
     assert vb.replace(" ", "") == "|vb|–|–|–|–|–|–|–|–|–|–|–|"
+    loops["naive loop"]["again"] = {"epoch_s": 600.0}
+    fits = {"sgd": fit | {"again": {"epoch_s": 1.0}}}
+    _, sgd = speed.throughput(1_000_000, loops, fits, machine).splitlines()[2:]
+    assert sgd.replace(" ", "").startswith("|sgd|0.50–1.00|0.75|1,000,000–2,000,000|600–1,200|2|")
 
 
 def test_a_cost_counts_what_is_read_written_and_computed() -> None:

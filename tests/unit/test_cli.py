@@ -578,9 +578,10 @@ def test_it_runs_as_a_program(tmp_path: Path, argv: list[str], status: int, out:
         text=True,
         timeout=900,
     )
-    assert (done.returncode, done.stderr.count("\n")) == (status, int(status > 0))
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("still running, ")]  # on a busy machine
+    assert (done.returncode, len(lines)) == (status, int(status > 0))
     assert done.stdout.startswith(out)
-    assert done.stderr.startswith(err)
+    assert "\n".join(lines).startswith(err)
     assert (tmp_path / "output" / "model.json").exists() is (status == 0)
 
 

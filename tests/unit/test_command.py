@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import mf
@@ -111,7 +112,8 @@ def test_help_names_every_command_and_version_the_version(run: Run) -> None:
     status, out, err = run("--help")
     assert (status, err) == (0, "")
     assert re.findall(r"^  (\w+) ", out, re.MULTILINE) == NAMES.split(", ")
-    assert run() == (0, out, "")
+    assert run() == run("help") == (0, out, "")
+    assert run("runs", "--help")[1].startswith("usage: mf runs ")
     assert run("--version") == (0, f"mf {mf.__version__}\n", "")
 
 
@@ -123,7 +125,19 @@ def test_help_names_every_command_and_version_the_version(run: Run) -> None:
         (["recommend"], "the following arguments are required: USER (see mf recommend --help)"),
         (["recommend", "1", "--modle", "m"], "unknown flag --modle; did you mean --model? (see mf recommend --help)"),
         (["recommend", "1", "--model", "nowhere"], "nowhere is not a model directory: "),
-        (["evaluate"], "test_csv: Field required"),
+        (["evaluate"], "expected --test_csv and a file of test ratings, found none (see mf evaluate --help)"),
+        (
+            ["evaluate", __file__],
+            f"found the file {__file__} without a flag, expected --ratings_csv or --test_csv before",
+        ),
+        (["recommend", "1", "--n", "3"], "unknown flag --n; did you mean --k?"),
+        (
+            ["recommend", "1", "--titles_csv", "no.csv"],
+            "--titles_csv no.csv: no such file, expected a file of movie titles",
+        ),
+        (["train", "--leaning_rate", "1"], "unknown flag --leaning_rate; did you mean --lr?"),
+        (["train", "--solver", "gibs"], "argument --solver: invalid choice: 'gibs' (choose from "),
+        (["runs", "lst"], "argument list|rollback|prune: invalid choice: 'lst' (choose from "),
         (["schema", "--user-type", "uuid"], "unknown flag --user-type; did you mean --user_id_type? (see mf schema"),
     ],
 )
@@ -131,6 +145,8 @@ def test_a_mistake_is_one_line(run: Run, argv: list[str], said: str) -> None:
     status, out, err = run(*argv)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"error: {said}")
+    if "invalid choice" in said:
+        assert re.search(r"\); did you mean (gibbs|list)\? \(see mf \w+ --help\)$", err.rstrip())
 
 
 def test_recommend_prints_titles_and_reasons(run: Run, trained: Path) -> None:
@@ -154,6 +170,10 @@ def test_evaluate_prints_every_metric_beside_its_baseline(run: Run, trained: Pat
     status, out, err = run("evaluate", *model, "--test_csv", str(trained / "test.csv"))
     assert (status, err) == (0, "")
     assert re.search(r"RMSE 0\.\d{4} \(user \+ movie biases 0\.\d{4}\)", out)
+    renamed = pd.read_csv(trained / "test.csv").rename(columns={"userId": "who", "movieId": "what"})
+    renamed.to_csv(trained / "renamed.csv", index=False)
+    columns = ("--user_column", "who", "--movie_column", "what")
+    assert run("evaluate", *model, "--test_csv", str(trained / "renamed.csv"), *columns) == (0, out, "")
     status, _, err = run("evaluate", *model, "--test_csv", str(trained / "sample" / "ratings.csv"))
     said = "9,900 of 9,900 test ratings are among those that the model knows: the metrics are wrong"
     assert (status, err) == (0, f"warning: {said}\n")

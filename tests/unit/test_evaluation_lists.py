@@ -269,6 +269,12 @@ def test_the_published_runs_lists_are_scored_for_the_same_users_and_ratings() ->
     assert found.difference == pytest.approx(-1 / 4)
     assert found.interval
     assert found.interval.low <= -1 / 4 <= found.interval.high == 0
+    assert found.others.keys() == {"recall", "map", "hit_rate", "coverage"}
+    hits = found.others["hit_rate"]
+    assert (hits.model, hits.champion, hits.difference) == (2 / 4, 3 / 4, -1 / 4)
+    assert hits.interval
+    assert hits.interval.low < -1 / 4 < hits.interval.high
+    assert found.others["coverage"].interval is None
 
 
 @pytest.mark.parametrize("seen_hash", ["5f", ""])

@@ -16,7 +16,7 @@ import pytest
 from mf.evaluation import report
 from mf.evaluation.accuracy import CalibrationBin, ColdStart, CountBin, Distribution, RatingBin
 from mf.evaluation.bootstrap import Interval
-from mf.evaluation.champion import Comparison, PairedNdcg, PairedRmse
+from mf.evaluation.champion import Comparison, PairedFigure, PairedNdcg, PairedRmse
 from mf.evaluation.evaluate import Evaluation
 from mf.evaluation.examples import Example, Movie
 from mf.evaluation.gate import Check, Decision
@@ -238,6 +238,14 @@ def test_key_figures_have_the_lists_first_and_the_published_run_beside_them(tmp_
     ]
     places = [table.index(figure) for figure in figures]
     assert places == sorted(places)
+    coverage, hits = PairedFigure(0.3, 0.21, 0.09), PairedFigure(0.3237, 0.3, 0.0237, Interval(0.01, 0.03))
+    whole = replace(lists, others={"hit_rate": hits, "coverage": coverage})
+    stars = replace(COMPARISON.figures, others={"mae": PairedFigure(0.6, 0.65432, -0.05432)})
+    text = Page(written(tmp_path, comparison=replace(COMPARISON, lists=whole, figures=stars))).words()
+    assert "higher is better 0.3237 0.3000 +0.0237 +0.0100 to +0.0300 better 0.4550 popularity" in text
+    assert re.search(r"Published run, on 9,000 ratings 0\.8200 0\.6543", text)
+    assert re.search(r"Recommendation lists metric \S.* published run ", text)
+    assert "coverage 0.2100" in re.sub(r"(coverage) \S+ (?=0\.2100)", r"\1 ", text)
     worse = replace(COMPARISON.figures, interval=Interval(0.01, 0.03))  # of an error
     chance = replace(lists, interval=Interval(-0.01, 0.03))
     text = Page(written(tmp_path, comparison=replace(COMPARISON, figures=worse, lists=chance))).words()

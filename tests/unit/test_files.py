@@ -107,3 +107,15 @@ def test_a_users_mistake_is_one_line_and_exit_status_2(
 def test_a_defect_of_the_program_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), reported():
         _ = 1 / 0
+
+
+def test_a_file_does_not_replace_a_directory_with_files_in_it(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "mine").write_text("mine")
+    with (
+        pytest.raises(IsADirectoryError, match="expected the name of a file"),
+        written_aside(tmp_path / "results") as to,
+    ):
+        to.write_text("new")
+    assert (tmp_path / "results" / "mine").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]

@@ -1,5 +1,7 @@
 """`import mf`: train, predict, recommend, explain, save and load, from every kind of input."""
 
+import copy
+import pickle
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +85,16 @@ FRAMES: dict[str, Callable[[dict[str, list[Any]]], Any]] = {
     "pyarrow": pa.table,
     "record batch": lambda columns: pa.RecordBatch.from_pydict(columns),
     "reader": lambda columns: pa.table(columns).to_reader(),
+    "pandas with mixed ids": lambda columns: (
+        pd.DataFrame(columns)
+        .astype({"rating": object})
+        .assign(rating=[str(rating) if place % 2 else rating for place, rating in enumerate(columns["rating"])])
+    ),
+    "pandas with odd columns beside": lambda columns: pd.concat(
+        [pd.DataFrame(columns), pd.DataFrame({"z": [{"a": 1}, 2] * 135}), pd.DataFrame({"z": 1j + np.arange(270)})],
+        axis=1,
+    ),
+    "pandas, sparse": lambda columns: pd.DataFrame(columns).assign(rating=pd.arrays.SparseArray(columns["rating"])),
     "sparse": lambda columns: csr_array((columns["rating"], (columns["user_id"], columns["movie_id"]))),
 }
 
@@ -111,6 +123,19 @@ def test_uuids_come_in_as_objects_and_are_asked_for_as_objects() -> None:
     columns["user_id"] = [names[user] for user in columns["user_id"]]
     model = mf.fit(pd.DataFrame(columns), **QUICK)
     assert model.recommend(names[3]) == model.recommend(str(names[3])) != model.recommend(names[4])
+
+
+def test_ids_of_several_types_in_one_column_are_text() -> None:
+    columns = small()
+    columns["user_id"] = [[user, str(user), float(user)][place % 3] for place, user in enumerate(columns["user_id"])]
+    columns["movie_id"] = [f"m{movie}" if movie % 2 else movie for movie in columns["movie_id"]]
+    model = mf.fit(pd.DataFrame(columns).astype(object), **QUICK)
+    assert (len(model.users), len(model.movies), len(model.ratings)) == (30, 12, 270)
+    assert model.recommend("3") == model.recommend(3)
+    assert model.predict([("3", "m1"), (3, 2)]).shape == (2,)
+    columns["user_id"][5] = [1]
+    with pytest.raises(DataError, match=r"column user_id: found values of several types, one of them list, expected"):
+        mf.fit(pd.DataFrame(columns), **QUICK)
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
@@ -167,12 +192,98 @@ def test_a_wrong_option_is_refused_by_name(options: dict[str, Any], said: str) -
         ({"user_id": [1], "movie_id": [1, 2], "rating": [1]}, "ratings: cannot be read as a table ("),
         ({"user_id": [], "movie_id": [], "rating": []}, "dict: no ratings found, expected at least one row"),
         ("nowhere.csv", "nowhere.csv: no such file"),
+        (pd.Series([1, 2]), "ratings: found a pandas Series, expected a data frame"),
+        (pd.DataFrame(small()).assign(rating=1j), "ratings: column rating of type complex128 cannot be read"),
+        (
+            pd.DataFrame({"a": [1]}),
+            'pandas DataFrame: no column recognised as user_id, found "a"; name it with user_column',
+        ),
+        (
+            pd.concat([pd.DataFrame(small()), pd.DataFrame(small())["rating"]], axis=1),
+            'pandas DataFrame: 2 columns fit rating, "rating, rating", expected one',
+        ),
     ],
 )
 def test_what_is_not_ratings_is_refused_in_a_sentence(ratings: Any, said: str) -> None:
     with pytest.raises(DataError) as refused:
         mf.fit(ratings)
     assert str(refused.value).startswith(said)
+
+
+CALLS: dict[str, Callable[[mf.Model], Any]] = {
+    r"fit: found 2 arguments by position, expected at most 1 \(ratings\)": lambda model: mf.fit(small(), [1.0]),
+    r"fit: found no ratings, expected a file, a data frame or the option import_table": lambda model: mf.fit(None),
+    r"unknown option y; did you mean rating_column\?": lambda model: mf.fit(small(), y=[1.0]),
+    r"ranking_options: found list, expected a dict": lambda model: mf.fit(small(), ranking_options=[1]),
+    r"init_from: found int, expected a path": lambda model: mf.fit(small(), init_from=5, solver="adam"),
+    r"predict: found 2 arguments by position": lambda model: model.predict([1], [2]),
+    r"pairs: found \(1, 2, 3\), expected pairs": lambda model: model.predict(np.array([[1, 2, 3]])),
+    r"recommend: unknown argument N; did you mean k\?.*filter_already_liked_items; did you mean exclude_seen\?": (
+        lambda model: model.recommend(1, N=5, filter_already_liked_items=True)
+    ),
+    r"recommend: expected the argument user": lambda model: model.recommend(),
+    r"k: found csr_array, expected an integer": lambda model: model.recommend(1, csr_array((2, 2))),
+    r"user: found list, expected one id": lambda model: model.recommend([1, 2]),
+    r"user: found numpy ndarray, expected one id": lambda model: model.recommend(np.array([1, 2])),
+    r"user: .*too large": lambda model: mf.fit(small(), **QUICK).recommend(10**30),
+    r"without_ids: found \"5\", expected a list of ids": lambda model: model.recommend("1", without_ids="5"),
+    r"only_ids: found \"5\", expected a list of ids": lambda model: model.recommend("1", only_ids=5),
+    r"similar: unknown argument N; did you mean k\?": lambda model: model.similar(5, N=3),
+    r"movie: found list, expected one id": lambda model: model.similar([5]),
+    r"fold_in: found Series without ratings": lambda model: model.fold_in(pd.Series({1: 5.0})),
+    r"fold_in: found the rating 500 of movie 1, expected a rating from 0.5 to 5": lambda model: model.fold_in({1: 500}),
+    r"directory: found NoneType, expected a path": lambda model: mf.load(None),
+    r"no Supabase project: give target or set SUPABASE_URL": lambda model: model.publish(),
+}
+
+
+@pytest.mark.parametrize("said", CALLS)
+def test_a_call_as_in_another_library_is_refused_in_a_sentence(
+    said: str, model: mf.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SUPABASE_URL", "SUPABASE_DB_URL", "SUPABASE_DB_URL_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(mf.MfError, match=said):
+        CALLS[said](model)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("similar_items", r"did you mean \.similar\?"),
+        ("item_factors", r"did you mean \.movie_factors\?"),
+        ("recomend", r"did you mean \.recommend\?"),
+        ("fit", r"mf\.fit\(ratings\) trains a model"),
+        ("get_params", r"mf\.fit\(ratings, trials=20\)"),
+    ],
+)
+def test_what_a_model_of_another_library_has_is_named_as_it_is_here(name: str, hint: str, model: mf.Model) -> None:
+    with pytest.raises(AttributeError, match=f"mf.Model has no {name}.*{hint}"):
+        getattr(model, name)
+    assert not hasattr(model, name)
+
+
+def test_a_model_can_be_copied_and_pickled(model: mf.Model) -> None:
+    user = model.users[0]
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.recommend(user) == model.recommend(user)
+
+
+def test_a_directory_or_a_file_that_is_in_the_way_is_kept(model: mf.Model, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "mine").write_text("mine")
+    with pytest.raises(ConfigError, match=r"path: found the directory .*results, expected the name of a file"):
+        model.recommend_all(tmp_path / "results")
+    with pytest.raises(ConfigError, match="mine is a file, expected a directory"):
+        model.save(tmp_path / "results" / "mine")
+    assert (tmp_path / "results" / "mine").read_text() == "mine"
+    for place, said in (
+        ("results", "no model.json in it"),
+        ("results/mine", "it is a file"),
+        ("no", "it is not there"),
+    ):
+        with pytest.raises(DataError, match=f"is not a model directory: {said}"):
+            mf.load(tmp_path / place)
 
 
 def test_lr_without_a_solver_means_adam() -> None:
@@ -280,6 +391,13 @@ def test_a_folded_in_user_gets_the_list_of_the_trained_user_with_the_same_rating
     assert model.recommend({}, exclude_seen=False) == model.recommend("nobody", exclude_seen=False)
     with pytest.raises(DataError, match="fold_in: found the rating 'x' of movie 1, expected a finite number"):
         model.fold_in({1: "x"})  # type: ignore[dict-item]
+
+
+def test_ratings_that_mean_not_rated_count_nothing_for_a_new_user_either() -> None:
+    columns = small()
+    columns["rating"] = [-1 if place % 9 == 0 else rating for place, rating in enumerate(columns["rating"])]
+    model = mf.fit(columns, ignore_ratings="-1", **QUICK)
+    assert model.recommend({1: 5.0, 2: -1}) == model.recommend({1: 5.0})
 
 
 def test_similar_movies_are_those_of_the_smallest_angle(model: mf.Model) -> None:

@@ -1,11 +1,14 @@
 """The summary at the end of a local run."""
 
+import io
+import re
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from mf.ratings.schema import Provenance, write_ratings
+from pipelines.laptop import summary
 from pipelines.laptop.summary import example_user, lists_line, print_decision
 
 
@@ -63,3 +66,23 @@ def test_a_refused_run_is_reported_with_reasons_and_the_published_run(
 ) -> None:
     print_decision(decision, published)
     assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize(("publish", "colour"), [(True, 32), (False, 31)])
+def test_the_verdict_has_a_colour_on_a_terminal_only_and_not_with_no_color(
+    monkeypatch: pytest.MonkeyPatch, publish: bool, colour: int
+) -> None:
+    decision = {"publish": publish, "forced": False, "reasons": [] if publish else ["a"]}
+    plain = "published, in 34 s" if publish else "not published: a, in 34 s"
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert summary._verdict(decision, 34.2) == plain  # a pipe
+    monkeypatch.setattr("sys.stdout", Terminal())
+    word, rest = re.fullmatch(r"((?:not )?published)(.*)", plain).groups()  # type: ignore[union-attr]
+    assert summary._verdict(decision, 34.2) == f"\x1b[{colour}m{word}\x1b[0m{rest}"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert summary._verdict(decision, 34.2) == plain
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
