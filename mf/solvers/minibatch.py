@@ -477,8 +477,8 @@ class MiniBatchTraining:
             progress = ((passed + (place + i / len(batches)) * share) / self.epochs for i in range(len(batches)))
             floats = [self.learning_rate(x) for x in progress]
             rates: Sequence[Tensor | float] = floats
-            of_batches: Iterable[Layout | None] = repeat(None, len(batches))
-            if on_gpu(total):
+            of_batches: Iterable[Layout | None] = repeat(None, len(batches))  # each step makes its own
+            if batches and on_gpu(total):
                 rates = _scalars(floats, self.device)
                 of_batches = layouts(batches, len(self.tables.p), len(self.tables.q))
             for batch, lr, layout in zip(batches, rates, of_batches, strict=True):
@@ -526,7 +526,7 @@ class MiniBatchTraining:
         return self.tables
 
     def _parameters(self, tables: Tables) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """p, q, b_u, b_m with the movies in the order of the ratings' rows."""
+        """p, q, b_u, b_m with the movies in their original order."""
         movies = self.ratings.movie_rows
         return tables.p, tables.q.index_select(0, movies), tables.b_u, tables.b_m.index_select(0, movies)
 

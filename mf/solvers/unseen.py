@@ -112,7 +112,7 @@ class BiasFallback:
         return self.model(*(pad(v, (0, factors - v.shape[1])) for v in vectors))
 
     def _turns(self, users: Columns, movies: Columns) -> tuple[Tensor, Tensor]:
-        """float64[k, r] T_u and T_m such that (users T_u)·(movies T_m) are the same products, and the first j columns
+        """float64[k, k] T_u and T_m such that (users T_u)·(movies T_m) are the same products, and the first j columns
         are the truncated SVD of rank j that ``truncated`` describes.
 
         Args:
@@ -120,11 +120,10 @@ class BiasFallback:
         """
         # With A = Q R, of which only AᵀA = RᵀR is needed, and R_u R_mᵀ = U S Vᵀ: T_u = R_u⁻¹ U S^½, T_m = R_m⁻¹ V S^½.
         # In float64, so that factors that are weak beside the first ones are exact as well.
+        sides = self.train.users, self.train.movies
         grams = (
             side.gram(columns, counts, self.workers)
-            for side, columns, counts in zip(
-                (self.train.users, self.train.movies), (users, movies), self.counts, strict=True
-            )
+            for side, columns, counts in zip(sides, (users, movies), self.counts, strict=True)
         )
         (r_users, users_inverse), (r_movies, movies_inverse) = (_root(gram) for gram in grams)
         u, s, vt = torch.linalg.svd(r_users @ r_movies.mT)
