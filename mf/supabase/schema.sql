@@ -578,6 +578,8 @@ declare
   allowed text := 'true'; -- whether the movie %s may be recommended, for one movie
   allowed_all text := 'true'; -- the same for many
   wanted integer := 2 * (mf_nearest.k + case when iterative then 0 else cardinality(left_out) end);
+  indexed constant boolean := wanted between 1 and 1000
+    and to_regclass('public.mf_hnsw_' || mf_nearest.vectors || '_' || md5(mf_nearest.of_run)) is not null;
   ways text[];
   way text;
   ids {{ id }}[];
@@ -586,6 +588,9 @@ begin
 {% if items_table %}
   declare
     chosen text := '';
+    -- The most movies to read by key: up to a hundredth of a large catalogue that would be scanned otherwise.
+    few integer := case when indexed then 3000 else greatest(3000, least(20000, (
+      select c.reltuples / 100 from pg_class c where c.oid = to_regclass({{ items | literal }})))) end;
   begin
 {% for column in filters %}
     if mf_nearest.filters[{{ loop.index }}] is not null then
@@ -594,8 +599,8 @@ begin
 {% endfor %}
     if candidates is null and chosen <> '' then
       execute 'select array_agg(few.movie_id::{{ id }}) from (select item.movie_id from public.mf_items item where true'
-        || chosen || ' limit 3001) few' into candidates;
-      candidates := case when cardinality(candidates) > 3000 then null else coalesce(candidates, '{}') end;
+        || chosen || format(' limit %s) few', few + 1) into candidates;
+      candidates := case when cardinality(candidates) > few then null else coalesce(candidates, '{}') end;
     end if;
     -- A subquery with a limit, which the planner cannot turn into a join with all movies.
     allowed := '(select true from public.mf_items item where item.movie_id = %s.movie_id' || replace(chosen, '%', '%%')
@@ -605,8 +610,7 @@ begin
 {% endif %}
   if candidates is not null then
     ways := '{key}';
-  elsif wanted between 1 and 1000
-      and to_regclass('public.mf_hnsw_' || mf_nearest.vectors || '_' || md5(mf_nearest.of_run)) is not null then
+  elsif indexed then
     ways := '{index,all}';
     -- until the end of the transaction, which for the API is this call
     perform set_config('hnsw.ef_search', greatest(wanted, {{ ef_search }})::text, true);

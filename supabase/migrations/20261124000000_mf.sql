@@ -318,6 +318,8 @@ declare
   allowed text := 'true'; -- whether the movie %s may be recommended, for one movie
   allowed_all text := 'true'; -- the same for many
   wanted integer := 2 * (mf_nearest.k + case when iterative then 0 else cardinality(left_out) end);
+  indexed constant boolean := wanted between 1 and 1000
+    and to_regclass('public.mf_hnsw_' || mf_nearest.vectors || '_' || md5(mf_nearest.of_run)) is not null;
   ways text[];
   way text;
   ids bigint[];
@@ -325,8 +327,7 @@ declare
 begin
   if candidates is not null then
     ways := '{key}';
-  elsif wanted between 1 and 1000
-      and to_regclass('public.mf_hnsw_' || mf_nearest.vectors || '_' || md5(mf_nearest.of_run)) is not null then
+  elsif indexed then
     ways := '{index,all}';
     -- until the end of the transaction, which for the API is this call
     perform set_config('hnsw.ef_search', greatest(wanted, 400)::text, true);
