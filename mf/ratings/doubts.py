@@ -37,18 +37,18 @@ class Times:
 
     def __init__(self) -> None:
         self._known = self._early = self._late = 0
-        self._first: int | None = None
+        self._first: int | None = None  # of these times
         # A day for the clocks of other machines.
         self._now = round((datetime.now(UTC) + timedelta(days=1)).timestamp() * 1_000_000)
 
     def add(self, micros: npt.NDArray[np.int64]) -> None:
         """Count times in microseconds since 1970, unknown ones among them."""
-        known = micros[micros != UNKNOWN_TIME] if (micros == UNKNOWN_TIME).any() else micros
-        if self._first is None and len(known):
-            self._first = int(known[0])
-        self._known += len(known)
-        self._early += int(np.count_nonzero(np.abs(known) < EARLY))
-        self._late += int(np.count_nonzero(known > self._now))
+        is_early, is_late = (micros > -EARLY) & (micros < EARLY), micros > self._now
+        self._known += int(np.count_nonzero(micros != UNKNOWN_TIME))
+        self._early += int(np.count_nonzero(is_early))
+        self._late += int(np.count_nonzero(is_late))
+        if self._first is None and self._early + self._late:
+            self._first = int(micros[(is_early | is_late).argmax()])
 
     def warning(self, first_number: str | None) -> str:
         """One sentence where nearly all times lie from 1965 to 1975 or in the future, else empty.
@@ -56,19 +56,17 @@ class Times:
         Args:
             first_number: place and text of the first time that is a number, ``line 2: 2020``; None if none is.
         """
-        least = max(1.0, NEARLY_ALL * self._known)
-        if self._first is None or max(self._early, self._late) < least:
-            return ""
-        when = "from 1965 to 1975" if self._early >= least else "in the future"
         count = max(self._early, self._late)
+        if self._first is None or count < NEARLY_ALL * self._known:
+            return ""
+        when = "from 1965 to 1975" if count == self._early else "in the future"
         shown = f"the first is {_text(self._first)}"
-        if first_number is not None:
-            read = micros_of(first_number.rpartition(": ")[2])
-            shown = f"{first_number} is read as epoch time, {_text(read)}"
+        if first_number is not None and micros_of(first_number.rpartition(": ")[2]) == self._first:
+            shown = f"{first_number} is read as epoch time, {_text(self._first)}"
         return (
-            f"{count:,} of {self._known:,} times lie {when} ({shown}): if they are years, day numbers, "
-            "counters or of another unit, convert them to epoch seconds or ISO 8601, or read the ratings without times "
-            "with --timestamp_column none"
+            f"{count:,} of the {self._known:,} times lie {when} ({shown}): if they are years, day numbers, counters or "
+            "of another unit, convert them to epoch seconds or ISO 8601, or read the ratings without times with "
+            "--timestamp_column none"
         )
 
 

@@ -216,7 +216,7 @@ def test_years_in_place_of_times_are_warned_of_whatever_the_source(table, read, 
         read(source)
         first = "line 2" if source == "file" else "row movie_id=1"
         assert re.match(
-            rf"2 of 2 times lie from 1965 to 1975 \({first}: 2020(\.0)? is read as epoch time, 1970-01-01 00:33:40",
+            rf"2 of the 2 times lie from 1965 to 1975 \({first}: 2020(\.0)? is read as epoch time, 1970-01-01 00:33:40",
             read_ratings(tmp_path / "r.parquet")[1].warning,
         )
 

@@ -148,6 +148,12 @@ def test_times_of_any_unit_and_zone_are_read(unit: Any, zone: str | None) -> Non
     assert int(model.ratings["rated_at"].to_pylist()[0].timestamp()) == 1_600_000_000
 
 
+def test_years_in_place_of_times_are_warned_of() -> None:
+    years = [2000 + place % 20 for place in range(len(small()["rating"]))]
+    with pytest.warns(UserWarning, match=r"^dict: .* times lie from 1965 to 1975 \(row 0: 2000 is read as epoch time"):
+        mf.fit({**small(), "timestamp": years}, **QUICK)
+
+
 def test_bad_rows_are_warned_of_and_listed_by_number() -> None:
     columns = small(users=100)
     columns["rating"] = [*columns["rating"][:-1], float("nan")]

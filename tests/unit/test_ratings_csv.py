@@ -493,8 +493,8 @@ def test_the_summary_asks_about_ratings_that_may_mean_not_rated(
     [
         ("2020", "2021", "times lie from 1965 to 1975 (line 2: 2020 is read as epoch time, 1970-01-01 00:33:40 UTC)"),
         ("43831.5", "43900", "from 1965 to 1975 (line 2: 43831.5 is read as epoch time, 1970-01-01 12:10:31"),
-        ("", "7", "9 of 9 times lie from 1965 to 1975 (line 3: 7 is read"),
-        ("880000000", "0", "9 of 10 times lie from 1965 to 1975 (line 2: 880000000 is read as epoch time, 1997-11-20"),
+        ("", "7", "9 of the 9 times lie from 1965 to 1975 (line 3: 7 is read"),
+        ("880000000", "0", "9 of the 10 times lie from 1965 to 1975 (the first is 1970-01-01 00:00:00 UTC)"),
         ("132223104000000000", "132223104000000000", "(line 2: 132223104000000000 is read as epoch time, 1974-03-11"),
         ("2025010203", "2025010204", "times lie in the future (line 2: 2025010203 is read as epoch time, 2034-"),
         ("1970-01-01 00:00:01", "1970-01-01 00:00:02", "(the first is 1970-01-01 00:00:01 UTC)"),
