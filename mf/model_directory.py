@@ -48,6 +48,7 @@ RANKING_NUMBERS = (
     "mu", "sd", "rho", "regularization", "teacher_rank", "energy_beyond", "relevance_threshold", "recency",
 )  # fmt: skip
 RANKING_COLUMNS = ("embedding", "history", "liking")
+MOST_VALUES = (1 << 31) - 1  # of a list array, whose offsets have 32 bits
 COUNTS = "ratings"  # last column of movie_ranking.parquet or, without it, movie_embeddings.parquet
 STARS = ("mu", "rating_min", "rating_max")  # null where there is no star model
 WITH_RATINGS = ("mu", "sd", "relevance_threshold")  # null where the model does not look at ratings
@@ -496,10 +497,16 @@ def _write(
         (directory / file).unlink(missing_ok=True)  # of an earlier model
 
 
-def _lists(vectors: npt.NDArray[np.float32]) -> pa.Array:
-    """list<float32>[n] of float32[n, factors]."""
-    offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int64))
-    return pa.LargeListArray.from_arrays(offsets, pa.array(vectors.ravel())).cast(pa.list_(pa.float32()))
+def _lists(vectors: npt.NDArray[np.float32]) -> pa.ChunkedArray:
+    """list<float32>[n] of float32[n, factors], in chunks that offsets of 32 bits can address."""
+    factors, kind = vectors.shape[1], pa.list_(pa.float32())
+    rows = max(1, MOST_VALUES // factors)
+    chunks = []
+    for start in range(0, len(vectors), rows):
+        part = vectors[start : start + rows]
+        offsets = pa.array(np.arange(0, part.size + 1, factors, dtype=np.int32))
+        chunks.append(pa.ListArray.from_arrays(offsets, pa.array(part.ravel())))
+    return pa.chunked_array(chunks, kind)
 
 
 def read_model(directory: Path) -> PublishedModel:
@@ -711,10 +718,17 @@ def _read_columns(path: Path, *names: str, optional: str = "") -> list[pa.Array]
         raise DataError(f"{path}: no column {', '.join(sorted(missing))}: expected {', '.join(first)} and {last}")
     if not len(table):
         raise DataError(f"{path}: no rows: there is nothing to publish")
-    columns = [table[name].combine_chunks() for name in names]
+    columns = [_whole(table[name]) for name in names]
     if optional:
         columns.append(table[optional].combine_chunks() if optional in table.column_names else None)
     return columns
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """One array; vectors get offsets of 64 bits, since 32 end at 33 million vectors of 64 values."""
+    if pa.types.is_list(column.type) and column.type.value_type == pa.float32():
+        column = column.cast(pa.large_list(pa.float32()))
+    return column.combine_chunks()
 
 
 def _checked_ids(ids: pa.Array, path: Path, key: str) -> pa.Array:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -39,6 +40,7 @@ from mf.version import git_sha
 from mf.warm_start import EarlierModel
 
 ALONE = Nodes()
+MERGED = 16  # batches whose movie counts are added up at a time
 
 
 def train(
@@ -198,10 +200,19 @@ def _joined(parts: Sequence[Batches]) -> pa.Table:
 
 
 def _movie_counts(parts: Sequence[Batches]) -> MovieCounts:
-    # Encoded, 4 bytes per row: a chunk of a file may have more text than a plain column can hold.
-    found = [batch[MOVIE] for part in parts for batch in part.read(MOVIE)]
-    encoded = [x if pa.types.is_dictionary(x.type) else x.dictionary_encode() for x in found]
-    return MovieCounts.of(pa.chunked_array([chunk for column in encoded for chunk in column.chunks]))
+    found: list[pa.Table] = []
+    for batch in (batch for part in parts for batch in part.read(MOVIE)):
+        counts = MovieCounts.of(batch[MOVIE])
+        found.append(pa.table({"id": counts.ids, "ratings": counts.ratings.astype(np.int64)}))
+        if len(found) > MERGED:
+            found = [_summed(found)]
+    total = _summed(found)
+    return MovieCounts(total["id"].combine_chunks(), total["ratings"].to_numpy().astype(np.int32))
+
+
+def _summed(counts: list[pa.Table]) -> pa.Table:
+    total = pa.concat_tables(counts).group_by("id", use_threads=False).aggregate([("ratings", "sum")])
+    return total.select(["id", "ratings_sum"]).rename_columns(["id", "ratings"])
 
 
 def _check_ratings_differ(parts: Sequence[Batches]) -> None:

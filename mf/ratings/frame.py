@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from numbers import Real
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from mf.errors import DataError
 from mf.progress import Progress
-from mf.ratings.collect import Collector
+from mf.ratings.collect import MOST_TEXT, Collector
 from mf.ratings.config import NONE, IngestConfig, shown
 from mf.ratings.schema import MOVIE, RATED_AT, TIMESTAMP, USER
 from mf.ratings.values import check, reason
@@ -168,20 +168,56 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Without dictionary, view and extension types."""
     kind = column.type
     if isinstance(kind, pa.UuidType):
-        texts = [None if value is None else str(value) for value in column.to_pylist()]
-        return pa.chunked_array([pa.array(texts, pa.string())])
+        return _written(column, str)
     if isinstance(kind, pa.BaseExtensionType):
         return _plain(pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type))
     if pa.types.is_dictionary(kind):
-        parts = [_plain(pa.chunked_array([chunk.dictionary])).take(chunk.indices) for chunk in column.chunks]
-        return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
+        parts = [
+            values.take(indices)
+            for chunk in column.chunks
+            for values in [_plain(pa.chunked_array([chunk.dictionary]))]
+            for indices in _pieces(chunk.indices, _most_rows(values))
+        ]
+        kind = parts[0].type if parts else kind.value_type
+        return pa.chunked_array([chunk for part in parts for chunk in part.chunks], kind)
     if kind == pa.binary(16):
-        texts = [value and str(UUID(bytes=value)) for value in column.to_pylist()]
-        return pa.chunked_array([pa.array(texts, pa.string())])
-    is_text = pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_binary(kind)
-    if is_text or pa.types.is_null(kind):
+        return _written(column, lambda value: str(UUID(bytes=value)))
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_binary(kind):
+        return _texts(column)
+    return column.cast(pa.string()) if pa.types.is_null(kind) else column
+
+
+def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """As string, whose offsets have 32 bits: a chunk of more than 2 GiB becomes several."""
+    try:
         return column.cast(pa.string())
-    return column
+    except pa.ArrowInvalid:
+        rows = _most_rows(column)
+        # ``concat_arrays`` copies, so that the offsets of a piece begin at 0.
+        found = [pa.concat_arrays([piece]).cast(pa.string()) for c in column.chunks for piece in _pieces(c, rows)]
+        return pa.chunked_array(found, pa.string())
+
+
+def _written(column: pa.ChunkedArray, text: Callable[[Any], str]) -> pa.ChunkedArray:
+    """The text of each value."""
+    found = [
+        pa.array([None if value is None else text(value) for value in piece.to_pylist()], pa.string())
+        for chunk in column.chunks
+        for piece in _pieces(chunk, BATCH)
+    ]
+    return pa.chunked_array(found, pa.string())
+
+
+def _most_rows(texts: pa.ChunkedArray) -> int:
+    """Values that fit into one string array, whatever they are; of numbers any number."""
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type) or pa.types.is_binary(texts.type)):
+        return MOST_TEXT
+    return MOST_TEXT // max(1, pc.max(pc.binary_length(texts)).as_py() or 0)
+
+
+def _pieces(values: pa.Array, rows: int) -> list[pa.Array]:
+    """Slices of at most so many rows; at least one."""
+    return [values.slice(start, rows) for start in range(0, max(1, len(values)), rows)]
 
 
 def _id_cells(column: pa.ChunkedArray) -> pa.ChunkedArray:

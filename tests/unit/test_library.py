@@ -16,6 +16,7 @@ from scipy.sparse import csr_array
 
 import mf
 from mf.errors import ConfigError, DataError
+from mf.ratings import frame as frames
 from mf.sample import write_sample
 
 QUICK = {"factors": 4, "epochs": 3, "ranking_options": {"factors": 8}}
@@ -466,3 +467,18 @@ def test_clicks_give_lists_alone(kind: str, tmp_path: Path) -> None:
 def test_ratings_that_are_all_the_same_are_refused() -> None:
     with pytest.raises(DataError, match=r"^dict: found no other rating than 1, in 270 rows"):
         mf.fit({**small(), "rating": [1.0] * len(small()["rating"])})
+
+
+def test_text_whose_offsets_need_64_bits_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """polars and pandas have text of more than 2 GiB in one chunk; Arrow's string does not."""
+    far = 1 << 31
+    data = np.zeros(far + 8, np.uint8)  # of which the system gives only the pages that are written
+    data[far:] = np.frombuffer(b"ann.bob!", np.uint8)
+    offsets = np.array([0, far, far + 3, far + 4, far + 7], np.int64)
+    text = pa.LargeStringArray.from_buffers(4, pa.py_buffer(offsets), pa.py_buffer(data))
+    last = frames.cells(pa.chunked_array([text.slice(1)]), "user_id", "here")
+    assert (last.type, last.to_pylist()) == (pa.string(), ["ann", ".", "bob"])
+    monkeypatch.setattr(frames, "MOST_TEXT", 7)
+    coded = pa.array(["ann", "bo", "ann", None, "bo"]).dictionary_encode()
+    parts = frames.cells(pa.chunked_array([coded]), "user_id", "here")
+    assert [chunk.to_pylist() for chunk in parts.chunks] == [["ann", "bo"], ["ann", None], ["bo"]]

@@ -70,6 +70,17 @@ def test_a_model_directory_round_trips(tmp_path: Path, ids: str) -> None:
         assert torch.equal(loaded.module.state_dict()[name], value), name
 
 
+def test_vectors_beyond_offsets_of_32_bits_are_lists_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.arange(15, dtype=np.float32).reshape(5, 3)
+    monkeypatch.setattr(model_directory, "MOST_VALUES", 7)
+    column = model_directory._lists(vectors)
+    assert column.type == pa.list_(pa.float32())
+    assert [len(chunk) for chunk in column.chunks] == [2, 2, 1]
+    whole = model_directory._whole(column)
+    assert pa.types.is_large_list(whole.type)
+    assert np.array_equal(model_directory._checked_vectors(whole, Path("here"), 3), vectors)
+
+
 @pytest.mark.parametrize("ids", IDS)
 def test_a_ranking_model_round_trips_beside_the_star_model(tmp_path: Path, ids: str) -> None:
     model = trained(ids, ranking(ids))
