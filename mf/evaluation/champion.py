@@ -261,7 +261,7 @@ def _paired_ndcg(
     q, b_m = torch.tensor(theirs.vectors), torch.tensor(theirs.bias)
     left_out = _in_columns(rated, theirs.rows(lists.movies.ids), len(theirs))
     tops = lists.lists[chosen], top_k_by_product(torch.from_numpy(p), q, b_m, left_out, lists.k)
-    challenger, champion = (score(top, movies) for top, movies in zip(tops, (lists.movies, theirs), strict=True))
+    challenger, champion = score(tops[0], lists.movies), score(tops[1], theirs)
     draws = bootstrap_ratios(np.hstack([challenger, champion]), np.ones(len(chosen)), SAMPLES, seed)
     figures = {}
     for i, metric in enumerate(LIST_METRICS):
