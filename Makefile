@@ -37,6 +37,12 @@ unexport $(filter-out TZ,$(TEXTS)) FRESH WAIT CPU_ONLY PEERS \
    $(foreach name,TZ SUPABASE_URL,$(if $(filter command line,$(origin $(name))),$(name)))
 $(foreach secret,SUPABASE_KEY SUPABASE_DB_URL,$(if $(filter command line,$(origin $(secret))),$(error $(secret) on make's \
   command line can be read in the list of processes and stays in the shell's history: export it, or leave it out to be asked)))
+# A misspelled name would silently mean the sample. A make that calls this one hands over its own variables, too.
+TAKEN := $(TEXTS) SUPABASE_URL FRESH WAIT CPU_ONLY PEERS PYTHON VENV PY QUIET PIP INSTALLED RUN params source settings
+ENVIRONMENT := MF_% SUPABASE_% PIP_% LC_% HOME TMPDIR PATH SHELL LANG NO_COLOR NO_PROXY
+typed := $(foreach name,$(.VARIABLES),$(if $(findstring -,$(name)),,$(if $(filter command,$(origin $(name))),$(name))))
+$(foreach name,$(if $(filter 0,$(MAKELEVEL)),$(filter-out $(TAKEN) $(ENVIRONMENT),$(typed))),$(error unknown variable $(name), expected one of $(sort \
+  $(TEXTS) SUPABASE_URL FRESH WAIT CPU_ONLY PEERS PYTHON); a parameter of the pipeline goes into PARAMS="epochs=20"))
 # A run ends with the make that started it: the shell's parent.
 RUN = MF_MAKE_PID=$$PPID $(PY) -m pipelines
 flag = $(if $(value $(1)),$(2)="$$GIVEN_$(1)")

@@ -35,7 +35,8 @@ def export(
             run_id=twin if refitted else None,
             model=judged_model.uri if refitted else None,
         )
-        print(f"publishing the model of {model.path}", flush=True)
+        megabytes = sum(file.stat().st_size for file in Path(model.path).glob("*.parquet")) / 1e6
+        print(f"publishing the model of {model.path}, {megabytes:,.1f} MB of vectors", flush=True)
         published = find_target(supabase_url).export(Path(model.path), export_config(parameters), judged)
     print(published.summary())
     return published.run_id

@@ -90,7 +90,9 @@ def ingest(
             if earlier := EarlierModel.find(init_from, lambda: find_target(supabase_url)):
                 earlier.save(Path(initial_model.path))
                 initial_model.metadata["run_id"] = earlier.header.run_id
-        print(f"reading {config.ratings_csv or f'table {config.import_table}'}", flush=True)
+        file = Path(config.ratings_csv)
+        size = f", {file.stat().st_size / 1e6:,.1f} MB" if config.ratings_csv and file.is_file() else ""
+        print(f"reading {config.ratings_csv or f'table {config.import_table}'}{size}", flush=True)
         provenance, reused = ingest_once(config, Path(ratings.path), Path(rejects.path), url=supabase_url)
         if reused:
             print(f"{config.ratings_csv} is unchanged and not read again (FRESH=1 reads it)")

@@ -153,3 +153,18 @@ def test_a_key_on_makes_command_line_is_refused_and_not_shown(python: Path, name
     assert (done.returncode, done.stdout) == (2, "")
     assert f"*** {name} on make's command line can be read" in done.stderr
     assert "hunter2" not in done.stderr
+
+
+@pytest.mark.parametrize("given", ["RATING=r.csv", "ratings=r.csv", "epochs=3", "IMPORT_TABEL=r"])
+def test_an_unknown_variable_is_refused_since_it_would_silently_mean_the_sample(python: Path, given: str) -> None:
+    done = subprocess.run(
+        ["make", "run", f"PY={python}", "INSTALLED=", given],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    name = given.partition("=")[0]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"unknown variable {name}, expected one of BASE_IMAGE " in done.stderr
+    assert 'a parameter of the pipeline goes into PARAMS="epochs=20"' in done.stderr
