@@ -89,7 +89,7 @@ def test_a_run_that_cannot_be_restored_is_an_error_in_one_line_and_nothing_chang
         (["list", "third"], "list takes no run (see python -m mf runs --help)"),
         (["rollback", "--keep", "2"], "--keep is for prune, not for rollback (see python -m mf runs --help)"),
         (["prune", "--keep", "-1"], "keep: Input should be greater than or equal to 0 (given: -1)"),
-        (["publish"], "argument list|rollback|prune: invalid choice: 'publish' (choose from list, rollback, prune) (see"),
+        (["publish"], "argument list|rollback|prune: invalid choice: 'publish' (choose from list, rollback, prune)"),
         ([], "the following arguments are required: list|rollback|prune (see python -m mf runs --help)"),
     ],
 )

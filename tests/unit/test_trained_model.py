@@ -226,7 +226,7 @@ def spoilt(directory: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("model.json is gone", "No such file or directory"),
+        ("model.json is gone", "no model.json in it"),
         ("model.pt is gone", "No such file or directory"),
         ("user_embeddings.parquet is gone", "user_embeddings.parquet"),
         ("model.json is garbage", "decode byte"),
