@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from mf.ranking.fit import fit as fit_ranking
 from mf.ranks import Ranks
 from mf.solvers import EpochReport, RatingTensors, configure, fit
 
+Value = TypeVar("Value")
 USERS, MOVIES, RATINGS = 150, 90, 5000
 CPU = torch.device("cpu")
 SOLVERS: dict[str, dict[str, Any]] = {
@@ -28,9 +29,9 @@ LISTS = RankingConfig(factors=8, teacher_rank=70)
 
 
 class Counted(Ranks):
-    """Bytes sent by ``fit_ranking``: of rows of movies and users (``rows``), and of raters (``raters``).
+    """Bytes sent: of rows of movies and users (``rows``), and of raters (``raters``).
 
-    The others are float64 products of a few directions, and objects of a few bytes.
+    The others are float64 sums and products of a few directions, and objects of a few bytes.
     """
 
     rows = raters = objects = 0
@@ -44,6 +45,15 @@ class Counted(Ranks):
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         return self._counted(x, lambda: super(Counted, self).gather(x))
 
+    def turn(self, tables: Sequence[torch.Tensor], outgoing: slice, incoming: slice) -> None:
+        self._counted(tables[0], lambda: super(Counted, self).turn(tables, outgoing, incoming))
+
+    def sum_on(self, x: torch.Tensor, rank: int) -> None:
+        self._counted(x, lambda: super(Counted, self).sum_on(x, rank))
+
+    def take_from(self, x: torch.Tensor, rank: int) -> None:
+        self._counted(x, lambda: super(Counted, self).take_from(x, rank))
+
     def exchange(self, x: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         before = self.sent - self.objects
         found = super().exchange(x, lengths)
@@ -56,7 +66,7 @@ class Counted(Ranks):
         self.objects += self.sent - before
         return found
 
-    def _counted(self, x: torch.Tensor, send: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def _counted(self, x: torch.Tensor, send: Callable[[], Value]) -> Value:
         before = self.sent - self.objects
         found = send()
         if x.dtype == torch.float32:
@@ -110,11 +120,11 @@ def run(rank: int, world: int, folder: Path) -> None:
     parts = [share(data, rank, world, edges) for data in (train, validation)]
     found: dict[str, Any] = {}
     for solver, options in SOLVERS.items():
-        ranks, reports, sent = Ranks.joined(), [], []  # type: tuple[Ranks, list[EpochReport], list[int]]
+        ranks, reports, rows = Counted.joined(), [], []  # type: tuple[Counted, list[EpochReport], list[int]]
 
-        def note(report: EpochReport, ranks: Ranks = ranks, reports: Any = reports, sent: Any = sent) -> None:
+        def note(report: EpochReport, ranks: Counted = ranks, reports: Any = reports, rows: Any = rows) -> None:
             reports.append(report)
-            sent.append(ranks.sent)
+            rows.append(ranks.rows)
 
         file = CheckpointFile(folder / f"{solver}.checkpoint")
         resumed = file if file.path.exists() and world == 2 else None
@@ -122,7 +132,8 @@ def run(rank: int, world: int, folder: Path) -> None:
         found[solver] = {
             "model": {name: x for name, x in model.state_dict().items() if name.startswith(("user_", "movie_"))},
             "rmse": [r.validation_rmse for r in reports],
-            "sent": sent,
+            "rows": rows,
+            "rest": ranks.sent - ranks.rows,
         }
     taste.PANEL = 512  # so that every process solves for some movies
     counted = Counted.joined()
